@@ -1,0 +1,26 @@
+# Two commands: `make demo` and `make test`. Each sets up what it needs in .venv; the second time that takes no time.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: demo test setup doctor clean
+
+setup: $(READY)
+
+$(READY): setup.py pyproject.toml tools/make_venv.sh
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" bash tools/make_venv.sh
+
+demo: $(READY)
+	$(BIN)/python tools/demo_few_shot.py $(ARGS)
+
+# One thread a process: two processes share the two cores of the smallest machine that we support.
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
+
+doctor: $(READY)
+	$(BIN)/python -m dyn_d2.doctor
+
+clean:
+	rm -rf $(VENV) build *.egg-info

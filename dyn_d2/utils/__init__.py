@@ -1,0 +1,1 @@
+"""Leaf helpers; nothing in here imports detectron2."""

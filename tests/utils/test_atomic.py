@@ -1,0 +1,34 @@
+"""A file is whole or absent."""
+
+import json
+import os
+
+import pytest
+
+from dyn_d2.utils.atomic import atomic_write, write_json
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    target = tmp_path / "result.json"
+    write_json(target, {"ap": 1})
+    with pytest.raises(RuntimeError, match="power cut"), atomic_write(target) as file:
+        file.write('{"ap":')
+        raise RuntimeError("power cut")
+    assert json.loads(target.read_text()) == {"ap": 1}
+    assert os.listdir(tmp_path) == ["result.json"]
+
+
+def test_unwritable_value_leaves_nothing(tmp_path):
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "x.json", {"value": object()})
+    assert os.listdir(tmp_path) == []
+
+
+def test_makes_folders_and_ordinary_permissions(tmp_path):
+    target = tmp_path / "a" / "b.bin"
+    with atomic_write(target, "wb") as file:
+        file.write(b"\x00\x01")
+    plain = tmp_path / "plain"
+    plain.write_text("")
+    assert target.read_bytes() == b"\x00\x01"
+    assert target.stat().st_mode == plain.stat().st_mode
