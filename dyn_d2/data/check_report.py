@@ -1,0 +1,149 @@
+"""What a data check found: problems that name file, annotation and remedy, and how often each class occurs."""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+# Kind of problem -> what to do about it.
+REMEDIES = {
+    "bad_json": "write the file again; it has to be a COCO-style json object",
+    "bad_entry": "add or correct the field",
+    "bad_xml": "correct the file, or take its image out of the image set",
+    "duplicate_image": "give every image its own id and one entry",
+    "duplicate_annotation": "give every annotation its own id",
+    "duplicate_category": "give every category its own id and its own name",
+    "unknown_category": 'add the category to "categories", or correct the annotation\'s category_id',
+    "category_range": "use category ids 0 .. number of classes - 1 in data set dicts",
+    "unknown_image": "add the image, or remove the annotation",
+    "bad_box": 'give four numbers: "bbox": [x, y, width, height] in pixels',
+    "non_finite": "replace NaN and infinity by numbers, or remove the annotation",
+    "empty_box": "draw the box again or remove the annotation",
+    "outside": "move the box into the image: boxes are in pixels, and width and height must be those of the image",
+    "bad_mask": "give polygons of at least 3 points, or a run-length encoding of the image's size",
+    "missing_image": "copy the image to that place, or correct file_name or the image folder",
+    "unreadable_image": "replace the file by one that opens, or remove the image and its annotations",
+    "size_mismatch": "correct width and height (of the image after its EXIF rotation)",
+    "class_overlap": "list each class either as base or as novel",
+    "unknown_class": "use the names in the categories of the file",
+    "cannot_load": "correct what the message names",
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One defect.
+
+    Attributes:
+        kind: a key of ``REMEDIES``.
+        where: file, and image or annotation in it.
+        what: the defect, with the offending value.
+        image, annotation: ids in the file, None where the defect does not belong to one.
+    """
+
+    kind: str
+    where: str
+    what: str
+    image: Any = None
+    annotation: Any = None
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what} -> {REMEDIES[self.kind]}"
+
+
+@dataclass
+class Report:
+    """Result of the check of one data set.
+
+    Attributes:
+        counts: class name -> Counter with "objects", "crowd" and "images".
+        roles: class name -> "base" or "novel", where the data set has such classes.
+        notes: remarks that are no defects.
+    """
+
+    title: str
+    problems: list[Problem] = field(default_factory=list)
+    counts: dict[str, Counter] = field(default_factory=dict)
+    roles: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    images: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found."""
+        return not self.problems
+
+    def add(self, kind: str, where: str, what: str, image: Any = None, annotation: Any = None) -> None:
+        """Note a problem."""
+        self.problems.append(Problem(kind, where, what, image, annotation))
+
+    def count(self, names: Iterable[tuple[str, bool]]) -> None:
+        """Count the objects of one image, given as (class name, is a crowd)."""
+        seen = set()
+        for name, crowd in names:
+            counter = self.counts.setdefault(name, Counter())
+            counter["crowd" if crowd else "objects"] += 1
+            counter["images"] += name not in seen
+            seen.add(name)
+
+    def finish(self, classes: Iterable[str]) -> "Report":
+        """Add the classes that do not occur, and say so."""
+        self.counts = {name: self.counts.get(name, Counter()) for name in classes}
+        absent = [name for name, counter in self.counts.items() if not counter["objects"]]
+        if absent:
+            self.notes.append(f"{len(absent)} classes have no object: {', '.join(absent)}")
+        return self
+
+    def tolerate(self, kinds: Collection[str]) -> None:
+        """Turn problems of these kinds, which the data loader deals with, into a note."""
+        tolerated = [problem for problem in self.problems if problem.kind in kinds]
+        if tolerated:
+            self.problems = [problem for problem in self.problems if problem.kind not in kinds]
+            self.notes.append(f"{len(tolerated)} known defects are left out of training: {tolerated[0]} ...")
+
+    def table(self) -> str:
+        """Objects, images and crowds of each class."""
+        width = max([len("class"), *map(len, self.counts)])
+        rows = [f"{'class':<{width}}  {'objects':>8}  {'images':>8}  {'crowd':>6}  role"]
+        for name, counter in self.counts.items():
+            role = self.roles.get(name, "")
+            numbers = f"{counter['objects']:>8}  {counter['images']:>8}  {counter['crowd']:>6}"
+            rows.append(f"{name:<{width}}  {numbers}  {role}".rstrip())
+        return "\n".join(rows)
+
+    def text(self, per_kind: int = 20) -> str:
+        """The whole report; ``per_kind`` problems of each kind are written out, 0 means all."""
+        lines = [f"== {self.title}: {self.images} images, {sum(c['objects'] for c in self.counts.values())} objects"]
+        if self.counts:
+            lines.append(self.table())
+        lines += [f"note: {note}" for note in self.notes]
+        lines.append(summary(self.problems, per_kind))
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For json."""
+        return {
+            "title": self.title,
+            "ok": self.ok,
+            "images": self.images,
+            "counts": {name: dict(counter) for name, counter in self.counts.items()},
+            "notes": self.notes,
+            "problems": [{**asdict(problem), "fix": REMEDIES[problem.kind]} for problem in self.problems],
+        }
+
+
+def summary(problems: Collection[Problem], per_kind: int = 20) -> str:
+    """All problems, grouped by kind, with their number; at most ``per_kind`` of a kind are written out (0: all)."""
+    if not problems:
+        return "no problems found"
+    groups = defaultdict(list)
+    for problem in problems:
+        groups[problem.kind].append(problem)
+    lines = [f"{len(problems)} problems:"]
+    for kind, found in groups.items():
+        shown = found[: per_kind or None]
+        lines.append(f"  {kind} ({len(found)})")
+        lines += [f"    {problem}" for problem in shown]
+        if len(shown) < len(found):
+            lines.append(f"    ... and {len(found) - len(shown)} more")
+    return "\n".join(lines)

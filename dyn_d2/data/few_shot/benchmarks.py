@@ -1,0 +1,199 @@
+"""The few-shot benchmarks: which data sets they read and how their classes are divided. Schedules are elsewhere."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data.datasets import register_coco_instances
+
+from .sources import forget, json_categories, source_classes, source_files
+from .splits import (
+    COCO_NOVEL,
+    DIGIT_SCENES_NOVEL,
+    LVIS_V0_5_CLASSES,
+    VOC_NOVEL,
+    ClassSplit,
+    lvis_v0_5_rare,
+    split_classes,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FewShotBenchmark:
+    """What stays the same over stages, shots and seeds of a benchmark.
+
+    Attributes:
+        name: key of the registry and part of the names of derived data sets.
+        train_sets, test_sets: registered data sets that it reads.
+        evaluator_type: "coco", "lvis" or "pascal_voc".
+        novel: split number -> novel class names; all others are base. Empty for LVIS, which divides by frequency.
+        base: base classes where they are listed (custom data), else None.
+        shots: K of the published tables; other K work too.
+        at_most: take what there is where a class has fewer than K objects (LVIS), instead of refusing.
+        published: a data set that thousands have trained on. Its few boxes without area are left out with a line in
+            the log; in anyone's own data they are an error.
+    """
+
+    name: str
+    train_sets: tuple[str, ...]
+    test_sets: tuple[str, ...]
+    evaluator_type: str = "coco"
+    novel: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    base: tuple[str, ...] | None = None
+    shots: tuple[int, ...] = ()
+    at_most: bool = False
+    published: bool = True
+
+    def classes(self) -> tuple[str, ...]:
+        """All class names in detector order, those of the first training set.
+
+        Raises:
+            KeyError, FileNotFoundError, ValueError: the data set does not tell.
+        """
+        return source_classes(self.train_sets[0])
+
+    @property
+    def splits(self) -> tuple[int, ...]:
+        """Numbers of the splits."""
+        return tuple(self.novel) or (1,)
+
+    def split(self, number: int) -> ClassSplit:
+        """Base and novel classes.
+
+        Raises:
+            ValueError: no such split, or the data set lacks some of its classes.
+        """
+        if number not in self.splits:
+            known = ", ".join(map(str, self.splits))
+            raise ValueError(f"FEW_SHOT.SPLIT={number}: benchmark {self.name!r} has split {known}.")
+        classes = self.classes()
+        novel = self.novel[number] if self.novel else _rare_classes(classes, self.test_sets + self.train_sets)
+        return split_classes(classes, novel, self.base)
+
+
+BENCHMARKS: dict[str, FewShotBenchmark] = {}
+
+
+def register_benchmark(benchmark: FewShotBenchmark) -> None:
+    """Make ``benchmark`` available as FEW_SHOT.BENCHMARK.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if benchmark.name in BENCHMARKS or benchmark.name == "custom":
+        raise ValueError(f"There is a few-shot benchmark {benchmark.name!r} already.")
+    BENCHMARKS[benchmark.name] = benchmark
+
+
+register_benchmark(FewShotBenchmark(
+    name="voc",
+    train_sets=("voc_2007_trainval", "voc_2012_trainval"),
+    test_sets=("voc_2007_test",),
+    evaluator_type="pascal_voc",
+    novel=VOC_NOVEL,
+    shots=(1, 2, 3, 5, 10),
+))
+register_benchmark(FewShotBenchmark(
+    name="coco",
+    # All of train2014 and val2014 but the 5000 images that the tables are measured on.
+    train_sets=("coco_2014_train", "coco_2014_valminusminival"),
+    test_sets=("coco_2014_minival",),
+    novel=COCO_NOVEL,
+    shots=(1, 2, 3, 5, 10, 30),
+))
+register_benchmark(FewShotBenchmark(
+    name="lvis",
+    train_sets=("lvis_v0.5_train",),
+    test_sets=("lvis_v0.5_val",),
+    evaluator_type="lvis",
+    shots=(10,),
+    at_most=True,
+))
+register_benchmark(FewShotBenchmark(
+    name="digit_scenes",
+    train_sets=("digit_scenes_train",),
+    test_sets=("digit_scenes_val",),
+    novel=DIGIT_SCENES_NOVEL,
+    shots=(1, 2, 3, 5, 10),
+    published=False,
+))
+
+
+def get_benchmark(cfg: CfgNode) -> FewShotBenchmark:
+    """The benchmark that ``cfg.FEW_SHOT`` asks for, with TRAIN_SETS and TEST_SETS put in where they are given.
+
+    Raises:
+        ValueError: an unknown name or an incomplete FEW_SHOT.CUSTOM; the message lists what is missing.
+    """
+    few_shot = cfg.FEW_SHOT
+    if few_shot.BENCHMARK == "custom":
+        benchmark = _custom_benchmark(few_shot.CUSTOM)
+    elif few_shot.BENCHMARK in BENCHMARKS:
+        benchmark = BENCHMARKS[few_shot.BENCHMARK]
+    else:
+        known = ", ".join([*BENCHMARKS, "custom"])
+        raise ValueError(f"FEW_SHOT.BENCHMARK={few_shot.BENCHMARK!r} is unknown. Known: {known}.")
+    return replace(
+        benchmark,
+        train_sets=tuple(few_shot.TRAIN_SETS) or benchmark.train_sets,
+        test_sets=tuple(few_shot.TEST_SETS) or benchmark.test_sets,
+    )
+
+
+def _custom_benchmark(custom: CfgNode) -> FewShotBenchmark:
+    needed = ("NAME", "TRAIN_JSON", "TRAIN_IMAGES", "TEST_JSON", "TEST_IMAGES", "BASE_CLASSES", "NOVEL_CLASSES")
+    empty = [f"FEW_SHOT.CUSTOM.{key}" for key in needed if not custom[key]]
+    if empty:
+        raise ValueError(f"FEW_SHOT.BENCHMARK='custom' needs a value for {', '.join(empty)}.")
+    if custom.NAME in BENCHMARKS:
+        raise ValueError(f"FEW_SHOT.CUSTOM.NAME={custom.NAME!r} is the name of a benchmark: choose another one.")
+    missing = [
+        f"FEW_SHOT.CUSTOM.{key}={custom[key]!r}" for key in needed[1:5] if not Path(custom[key]).exists()
+    ]
+    if missing:
+        raise FileNotFoundError(f"Not found: {', '.join(missing)} (relative paths start at {Path.cwd()}).")
+    for part in ("train", "test"):
+        _register_json(
+            f"{custom.NAME}_{part}", custom[f"{part.upper()}_JSON"], custom[f"{part.upper()}_IMAGES"]
+        )
+    return FewShotBenchmark(
+        name=custom.NAME,
+        train_sets=(f"{custom.NAME}_train",),
+        test_sets=(f"{custom.NAME}_test",),
+        novel={1: tuple(custom.NOVEL_CLASSES)},
+        base=tuple(custom.BASE_CLASSES),
+        published=False,
+    )
+
+
+def _register_json(name: str, json_file: str, image_root: str) -> None:
+    """Register a COCO json under ``name``, in place of an earlier one of the same name."""
+    classes = [category["name"] for category in json_categories(json_file)]
+    forget(name)
+    register_coco_instances(name, {"thing_classes": classes}, json_file, image_root)
+
+
+def _rare_classes(classes: tuple[str, ...], sources: tuple[str, ...]) -> tuple[str, ...]:
+    """Rare classes by the ``frequency`` of the first json that is there, or else by the list of LVIS v0.5."""
+    listed = {classes[position] for position in lvis_v0_5_rare()} if len(classes) == LVIS_V0_5_CLASSES else None
+    for path in (path for name in sources for path in source_files(name)):
+        if path.suffix == ".json" and path.exists():
+            frequency = {category["id"]: category.get("frequency") for category in json_categories(path)}
+            break
+    else:
+        frequency = {}
+    if not frequency or None in frequency.values():
+        if listed is None:
+            raise ValueError(f"No json of {', '.join(sources)} states the frequency of its classes, as LVIS does.")
+        return tuple(name for name in classes if name in listed)
+    # LVIS numbers its categories from 1 without gaps, in the order of the detector's classes.
+    rare = {classes[number - 1] for number, value in frequency.items() if value == "r"}
+    if listed is not None and rare != listed:
+        logger.warning(
+            "%s: %d rare classes, but LVIS v0.5 has %d; the file's own division is used.", path, len(rare), len(listed)
+        )
+    return tuple(name for name in classes if name in rare)
