@@ -8,9 +8,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest  # noqa: E402
 
 import dyn_d2  # noqa: E402, F401  chooses the engine and registers everything
+from dyn_d2.engine_choice import describe_engine  # noqa: E402
 from dyn_d2.utils.seeds import seed_all  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     seed_all("tests")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``embedded`` are skipped where an installed Detectron2 runs."""
+    if describe_engine().startswith("engine: embedded"):
+        return
+    skip = pytest.mark.skip(reason="about the embedded engine; an installed Detectron2 runs")
+    for item in items:
+        if item.get_closest_marker("embedded"):
+            item.add_marker(skip)

@@ -1,0 +1,73 @@
+"""torch.nn modules and functions under Detectron2's names, with the few features that heads rely on."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ConvTranspose2d = nn.ConvTranspose2d
+BatchNorm2d = nn.BatchNorm2d
+Linear = nn.Linear
+interpolate = F.interpolate
+
+
+class Conv2d(nn.Conv2d):
+    """Convolution, then an optional normalisation layer, then an optional activation.
+
+    Args:
+        norm: module applied to the output (a sub-module named ``norm``).
+        activation: callable applied last.
+        args, kwargs: those of :class:`torch.nn.Conv2d`.
+    """
+
+    def __init__(self, *args, norm: nn.Module | None = None, activation: Callable | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.norm = norm
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.numel() == 0 and isinstance(self.norm, nn.SyncBatchNorm):
+            raise ValueError("SyncBatchNorm cannot train on an empty input; use norm 'naiveSyncBN_N' or 'GN' here.")
+        x = super().forward(x)
+        if self.norm is not None:
+            x = self.norm(x)
+        return x if self.activation is None else self.activation(x)
+
+
+def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """``torch.cat`` that returns a lone tensor itself instead of a copy."""
+    if not isinstance(tensors, (list, tuple)):
+        raise TypeError(f"cat takes a list or tuple of tensors, not {type(tensors).__name__}.")
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
+
+
+def empty_input_loss_func_wrapper(loss_func: Callable) -> Callable:
+    """Make the mean of a loss over no elements 0, still connected to its input, where torch gives NaN."""
+
+    @functools.wraps(loss_func)
+    def loss(input: Tensor, target: Tensor, *, reduction: str = "mean", **kwargs) -> Tensor:
+        if reduction == "mean" and target.numel() == 0:
+            return input.sum() * 0.0
+        return loss_func(input, target, reduction=reduction, **kwargs)
+
+    return loss
+
+
+cross_entropy = empty_input_loss_func_wrapper(F.cross_entropy)
+
+
+def nonzero_tuple(x: Tensor) -> tuple[Tensor, ...]:
+    """One index vector per dimension of ``x``."""
+    return x.nonzero(as_tuple=True)
+
+
+def shapes_to_tensor(x: Sequence[int], device: torch.device | None = None) -> Tensor:
+    """A list of sizes as an integer vector."""
+    return torch.as_tensor(x, device=device)
+
+
+def move_device_like(src: Tensor, dst: Tensor) -> Tensor:
+    """``src`` on the device of ``dst``."""
+    return src.to(dst.device)

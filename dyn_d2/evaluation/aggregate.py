@@ -1,0 +1,81 @@
+"""Means over seeds, with confidence intervals, from the records of single runs."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tabulate import tabulate
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean of ``count`` values and the half width of its 95 % confidence interval (NaN for one value)."""
+
+    mean: float
+    half_width: float
+    count: int
+
+    def __str__(self) -> str:
+        if math.isnan(self.mean):
+            return "-"
+        return f"{self.mean:.1f}" if math.isnan(self.half_width) else f"{self.mean:.1f} ± {self.half_width:.1f}"
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and 1.96 s / sqrt(n), with s the sample standard deviation (n - 1 in the denominator).
+
+    The formula of the multi-seed tables of TFA (thesis 7.3), whose n is 10 to 30; for few seeds it is optimistic.
+    """
+    if not values:
+        raise ValueError("There is nothing to average.")
+    mean = statistics.fmean(values)
+    half = 1.96 * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return Estimate(mean, half, len(values))
+
+
+def headline(record: Mapping[str, Any], task: str = "bbox") -> dict[str, float]:
+    """The metrics of ``task`` of the first test set, per-class values left out, null as NaN.
+
+    Raises:
+        ValueError: the record has no such task.
+    """
+    sets = list(record["metrics"].values())
+    if not sets or task not in sets[0]:
+        raise ValueError(f"The record holds no {task!r} results, only {sorted(sets[0]) if sets else 'nothing'}.")
+    return {k: math.nan if v is None else float(v) for k, v in sets[0][task].items() if "-" not in k}
+
+
+def aggregate(
+    results: Mapping[tuple, Mapping[int, Mapping[str, float]]], seeds: Sequence[int]
+) -> dict[tuple, dict[str, Estimate]]:
+    """Estimates of each metric of each cell over ``seeds``.
+
+    Args:
+        results: cell -> seed -> metric -> value.
+
+    Raises:
+        ValueError: a cell lacks one of the seeds; it names them, for a mean over other seeds is another number.
+    """
+    missing = {cell: [s for s in seeds if s not in by_seed] for cell, by_seed in results.items()}
+    missing = {cell: absent for cell, absent in missing.items() if absent}
+    if missing:
+        words = "; ".join(f"{'/'.join(map(str, cell))}: {absent}" for cell, absent in missing.items())
+        raise ValueError(f"Seeds are missing, nothing is averaged: {words}.")
+    return {
+        cell: {
+            metric: estimate([by_seed[s][metric] for s in seeds])
+            for metric in by_seed[seeds[0]]
+            if all(metric in by_seed[s] for s in seeds)
+        }
+        for cell, by_seed in results.items()
+    }
+
+
+def table(
+    rows: Sequence[tuple[Sequence[str], Mapping[str, Estimate]]], heads: Sequence[str], metrics: Sequence[str]
+) -> str:
+    """A markdown table: the names of each row, then its metrics; a metric that was not measured is "not predicted"."""
+    body = [[*names, *(str(values[m]) if m in values else "not predicted" for m in metrics)] for names, values in rows]
+    return tabulate(body, headers=[*heads, *metrics], tablefmt="pipe", disable_numparse=True)

@@ -1,0 +1,62 @@
+"""From a data set's metadata to its evaluator."""
+
+import os
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
+    COCOEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    LVISEvaluator,
+    PascalVOCDetectionEvaluator,
+    SemSegEvaluator,
+)
+
+from .few_shot import FewShotCOCOEvaluator, FewShotLVISEvaluator, FewShotVOCEvaluator
+
+# evaluator_type of the metadata -> for (cfg, data set, output folder, few-shot groups?) an evaluator
+_BUILDERS = {
+    "coco": lambda cfg, name, folder, groups: (FewShotCOCOEvaluator if groups else COCOEvaluator)(
+        name, output_dir=folder, max_dets_per_image=None
+    ),
+    "lvis": lambda cfg, name, folder, groups: (FewShotLVISEvaluator if groups else LVISEvaluator)(
+        name, output_dir=folder
+    ),
+    "pascal_voc": lambda cfg, name, folder, groups: (FewShotVOCEvaluator if groups else PascalVOCDetectionEvaluator)(
+        name
+    ),
+    "sem_seg": lambda cfg, name, folder, groups: SemSegEvaluator(name, distributed=True, output_dir=folder),
+    "cityscapes_instance": lambda cfg, name, folder, groups: CityscapesInstanceEvaluator(name),
+    "cityscapes_sem_seg": lambda cfg, name, folder, groups: CityscapesSemSegEvaluator(name),
+}
+# Detectron2 tags some sets with a type that needs two evaluators.
+_COMBINED = {"coco_panoptic_seg": ("sem_seg", "coco")}
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
+    """The evaluator that ``evaluator_type`` of the data set's metadata asks for.
+
+    Sets with ``base_classes`` in their metadata get base and novel AP as well.
+
+    Args:
+        output_folder: where predictions are written; OUTPUT_DIR/inference when None.
+
+    Raises:
+        ValueError: the metadata names no evaluator, or an unknown one.
+    """
+    folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+    metadata = MetadataCatalog.get(dataset_name)
+    kind = metadata.get("evaluator_type", None)
+    kinds = _COMBINED.get(kind, (kind,))
+    unknown = [k for k in kinds if k not in _BUILDERS]
+    if unknown:
+        raise ValueError(
+            f"{dataset_name} cannot be evaluated: its metadata has evaluator_type={kind!r}. "
+            f"Set MetadataCatalog.get({dataset_name!r}).evaluator_type to one of {', '.join(_BUILDERS)}."
+        )
+    groups = bool(metadata.get("base_classes", ()) or metadata.get("novel_classes", ()))
+    evaluators = [_BUILDERS[k](cfg, dataset_name, folder, groups) for k in kinds]
+    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)

@@ -1,0 +1,76 @@
+"""The record of an evaluation and the comparison of two."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+
+from dyn_d2.config import add_dyn_d2_config
+from dyn_d2.evaluation.results import compare, evaluation_record, read_results, weights_hash, write_results
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _record(seed=0, ap=30.0):
+    cfg = get_cfg()
+    add_dyn_d2_config(cfg)
+    cfg.DATASETS.TEST, cfg.DATASETS.TRAIN, cfg.SEED = ("a_test_set",), ("a_train_set",), seed
+    torch.manual_seed(seed)
+    return evaluation_record(cfg, torch.nn.Linear(2, 2), {"bbox": {"AP": ap, "nAP": float("nan")}}, iteration=7)
+
+
+def test_record_names_all_that_moves_a_number():
+    record = _record()
+    expected = {"batch", "learning_rate", "iterations", "weights_hash", "seed", "shots_hash", "versions", "protocol"}
+    assert expected <= record.keys()
+    assert {"dyn_d2", "detectron2", "torch", "engine"} <= record["versions"].keys()
+    assert record["metrics"] == {"a_test_set": {"bbox": {"AP": 30.0, "nAP": pytest.approx(float("nan"), nan_ok=True)}}}
+
+
+def test_round_trip_writes_plain_json(tmp_path):
+    record = _record(ap=np.float64(30))
+    write_results(tmp_path / "results.json", record)
+    back = read_results(tmp_path)
+    assert back["metrics"]["a_test_set"]["bbox"] == {"AP": 30.0, "nAP": None}
+    json.loads((tmp_path / "results.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+
+
+def test_hash_sees_each_weight_and_name_and_nothing_else():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
+    first = weights_hash(model)
+    assert weights_hash(model.train()) == first == weights_hash(model.eval())
+    model[1].running_mean[1] += 1e-6
+    assert weights_hash(model) != first
+    assert weights_hash(torch.nn.Sequential(torch.nn.Identity(), model[0])) != weights_hash(
+        torch.nn.Sequential(model[0])
+    )
+
+
+def test_compare_lists_differences_only():
+    names = [name for name, _, _ in compare(_record(0, 30.0), _record(1, 31.0))]
+    assert {"seed", "weights_hash", "metrics/a_test_set/bbox/AP"} <= set(names)
+    assert not {"batch", "learning_rate", "versions/torch", "time"} & set(names)
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "does not exist"), ("{", "not json"), ("{}", "no record")])
+def test_unreadable_records_are_named(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "results.json").write_text(content)
+    with pytest.raises((FileNotFoundError, ValueError), match=f"results.json.*{message}"):
+        read_results(tmp_path)
+
+
+def test_compare_command(tmp_path):
+    for name, record in (("a", _record(0, 30.0)), ("b", _record(1, 32.5))):
+        write_results(tmp_path / name / "results.json", record)
+    tool = [sys.executable, str(ROOT / "tools" / "compare_results.py")]
+    run = subprocess.run([*tool, tmp_path / "a", tmp_path / "b"], capture_output=True, text=True)
+    assert run.returncode == 1 and "+2.5" in run.stdout and "seed" in run.stdout, run.stderr
+    same = subprocess.run([*tool, tmp_path / "a", tmp_path / "a"], capture_output=True, text=True)
+    assert same.returncode == 0
+    assert subprocess.run([*tool, tmp_path / "a", tmp_path / "c"], capture_output=True).returncode == 2

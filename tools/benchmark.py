@@ -1,0 +1,156 @@
+#!/usr/bin/env python3
+"""Throughput of a config: data loading, training, inference; of both engines side by side where both are there.
+
+    python tools/benchmark.py --zoo COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml MODEL.DEVICE cpu
+    python tools/benchmark.py --config-file configs/TFA/digit_scenes.yaml
+
+Each engine runs in a process of its own, in turns (embedded, detectron2, detectron2, embedded, ...), so that a slow
+minute of the machine hits both. Printed are medians over the rounds, the ratio embedded / detectron2 of images per
+second (above 1: the embedded engine is faster) and the peak memory. The data set of the config has to be there.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+from tabulate import tabulate
+
+MEASURES = ("data loading", "training", "inference")
+
+
+def _build_cfg(args: argparse.Namespace):
+    from detectron2 import model_zoo
+
+    from dyn_d2.engine.setup import build_cfg
+
+    cfg = build_cfg(model_zoo.get_config_file(args.zoo) if args.zoo else args.config_file, args.opts)
+    cfg.MODEL.WEIGHTS = ""
+    cfg.SOLVER.IMS_PER_BATCH = args.batch
+    cfg.freeze()
+    return cfg
+
+
+def _timed(step, count: int, warm_up: int, device: str) -> float:
+    """Seconds of one call of ``step(i)``: the median of ``count`` calls after ``warm_up`` others."""
+    import torch
+
+    times = []
+    for i in range(warm_up + count):
+        start = time.perf_counter()
+        step(i)
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[warm_up:])
+
+
+def measure(args: argparse.Namespace) -> dict[str, float]:
+    """Images per second of each measure, and peak memory in MB, of the engine that this process runs."""
+    import torch
+
+    import dyn_d2  # noqa: F401  chooses the engine
+
+    # isort: split
+    from detectron2.data import build_detection_test_loader, build_detection_train_loader
+    from detectron2.modeling import build_model
+    from detectron2.solver import build_optimizer
+    from detectron2.utils.events import EventStorage
+
+    torch.manual_seed(0)
+    cfg = _build_cfg(args)
+    device = cfg.MODEL.DEVICE
+    loader = iter(build_detection_train_loader(cfg))
+    loading = _timed(lambda i: next(loader), args.iterations, 2, "cpu")
+    batches = list(islice(loader, 4))
+    tests = list(islice(iter(build_detection_test_loader(cfg, cfg.DATASETS.TEST[0])), 8))
+    model = build_model(cfg)
+    optimizer = build_optimizer(cfg, model)
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-6  # random weights: a real rate would diverge, and time is the same
+
+    def train(i: int) -> None:
+        losses = sum(model(batches[i % len(batches)]).values())
+        optimizer.zero_grad()
+        losses.backward()
+        optimizer.step()
+
+    with EventStorage():
+        training = _timed(train, args.iterations, 2, device)
+    model.eval()
+    with torch.no_grad():
+        inference = _timed(lambda i: model(tests[i % len(tests)]), args.iterations, 2, device)
+    if device.startswith("cuda"):
+        memory = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return {
+        "data loading": args.batch / loading,
+        "training": args.batch / training,
+        "inference": 1 / inference,
+        "memory": memory,
+    }
+
+
+def _detectron2_is_installed() -> bool:
+    code = "import dyn_d2"
+    env = {**os.environ, "DYN_D2_ENGINE": "detectron2"}
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True).returncode == 0
+
+
+def _run_worker(engine: str, argv: list[str]) -> dict[str, float]:
+    env = {**os.environ, "DYN_D2_ENGINE": engine}
+    run = subprocess.run([sys.executable, __file__, "--worker", *argv], env=env, capture_output=True, text=True)
+    if run.returncode:
+        raise SystemExit(f"the {engine} engine failed:\n{run.stderr[-3000:]}")
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", default="")
+    parser.add_argument("--zoo", default="", help="a name of Detectron2's model zoo instead of a file")
+    parser.add_argument("--batch", type=int, default=2, help="images of a training batch")
+    parser.add_argument("--iterations", type=int, default=10, help="timed calls of each measure and round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", default="", help="json file for the numbers")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that change the config")
+    args = parser.parse_args(argv)
+    if bool(args.config_file) == bool(args.zoo):
+        parser.error("give either --config-file or --zoo")
+    if args.worker:
+        print(json.dumps(measure(args)))
+        return 0
+
+    engines = ["embedded", "detectron2"] if _detectron2_is_installed() else ["embedded"]
+    runs: dict[str, list[dict[str, float]]] = {engine: [] for engine in engines}
+    for number in range(args.rounds):
+        for engine in engines if number % 2 == 0 else reversed(engines):
+            print(f"round {number + 1} of {args.rounds}: {engine}", file=sys.stderr, flush=True)
+            runs[engine].append(_run_worker(engine, argv))
+    medians = {engine: {key: statistics.median(r[key] for r in rs) for key in rs[0]} for engine, rs in runs.items()}
+    rows = []
+    for key in (*MEASURES, "memory"):
+        values = [medians[engine][key] for engine in engines]
+        ratio = f"{values[0] / values[1]:.2f}" if len(values) == 2 else "-"
+        rows.append([f"{key}, {'MB' if key == 'memory' else 'images/s'}", *(f"{v:.2f}" for v in values), ratio])
+    print(tabulate(rows, headers=["", *engines, "ratio"], disable_numparse=True))
+    if len(engines) == 1:
+        print("No other Detectron2 is installed here: there is nothing to compare with.")
+    if args.output:
+        from dyn_d2.utils.atomic import write_json
+
+        write_json(Path(args.output), {"arguments": argv, "medians": medians, "rounds": runs})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
