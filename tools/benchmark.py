@@ -26,9 +26,9 @@ MEASURES = ("data loading", "training", "inference")
 
 
 def _build_cfg(args: argparse.Namespace):
-    from detectron2 import model_zoo
-
     from dyn_d2.engine.setup import build_cfg
+
+    from detectron2 import model_zoo
 
     cfg = build_cfg(model_zoo.get_config_file(args.zoo) if args.zoo else args.config_file, args.opts)
     cfg.MODEL.WEIGHTS = ""
@@ -57,7 +57,6 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
 
     import dyn_d2  # noqa: F401  chooses the engine
 
-    # isort: split
     from detectron2.data import build_detection_test_loader, build_detection_train_loader
     from detectron2.modeling import build_model
     from detectron2.solver import build_optimizer

@@ -12,16 +12,17 @@ import logging
 import sys
 from pathlib import Path
 
-from detectron2.data import detection_utils as utils
-from detectron2.structures import Instances
-from detectron2.utils.logger import setup_logger
-from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 from tqdm import tqdm
 
 from dyn_d2.checkpoint import CheckpointError
 from dyn_d2.engine.predictor import Predictor
 from dyn_d2.utils.atomic import atomic_write, write_json
+
+from detectron2.data import detection_utils as utils
+from detectron2.structures import Instances
+from detectron2.utils.logger import setup_logger
+from detectron2.utils.visualizer import Visualizer
 
 logger = logging.getLogger("dyn_d2.demo")
 

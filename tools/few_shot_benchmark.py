@@ -14,8 +14,6 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from detectron2.utils.logger import setup_logger
-
 from dyn_d2.checkpoint import CheckpointError
 from dyn_d2.engine.few_shot import StageError
 from dyn_d2.engine.few_shot_benchmark import Cell, base_results, cells, run_cells
@@ -24,6 +22,8 @@ from dyn_d2.evaluation.aggregate import Estimate, aggregate, estimate, table
 from dyn_d2.evaluation.figures import draw_ap_against_shots
 from dyn_d2.evaluation.results import versions, write_results
 from dyn_d2.utils.atomic import atomic_write
+
+from detectron2.utils.logger import setup_logger
 
 METRICS = ("AP", "bAP", "nAP", "AP50", "bAP50", "nAP50", "AP75", "bAP75", "nAP75")
 

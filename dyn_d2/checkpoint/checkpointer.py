@@ -1,0 +1,290 @@
+"""Checkpoints: written whole or not at all, read without running code, and never half loaded in silence."""
+
+import os
+import pickle
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.data import MetadataCatalog
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+import dyn_d2
+from dyn_d2.utils import restricted_pickle
+from dyn_d2.utils.atomic import atomic_write
+
+METADATA = "dyn_d2"  # the entry of a checkpoint that describes it
+
+_REBUILD = (np._core.multiarray._reconstruct, np._core.multiarray.scalar)
+# What a file of numpy arrays needs besides tensors; numpy 1 wrote its functions under another module name.
+_ARRAY_PARTS = [
+    np.ndarray,
+    np.dtype,
+    *_REBUILD,
+    *((function, f"numpy.core.multiarray.{function.__name__}") for function in _REBUILD),
+    *(type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64", "uint8", "bool")),
+]
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read, or does not fit the model; the message names the remedy."""
+
+
+def describe(cfg) -> dict[str, Any]:
+    """The ``dyn_d2`` entry of the checkpoints that a run with ``cfg`` writes.
+
+    Class names come from the metadata of the first training set, in the order of the predictor's rows.
+    """
+    import torchvision
+    from detectron2 import __version__ as engine_version
+
+    names = list(cfg.DATASETS.TRAIN) or list(cfg.DATASETS.TEST)
+    metadata = MetadataCatalog.get(names[0]) if names else None
+    return {
+        "classes": list(metadata.get("thing_classes", [])) if metadata else [],
+        "base_classes": list(metadata.get("base_classes", [])) if metadata else [],
+        "novel_classes": list(metadata.get("novel_classes", [])) if metadata else [],
+        "stage": cfg.FEW_SHOT.STAGE if cfg.FEW_SHOT.BENCHMARK else "",
+        "classifier": cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER,
+        "few_shot": dict(metadata.get("few_shot", {})) if metadata else {},
+        "config": cfg.dump(),
+        "versions": {
+            "dyn_d2": dyn_d2.__version__,
+            "detectron2": engine_version,
+            "torch": str(torch.__version__),
+            "torchvision": str(torchvision.__version__),
+        },
+    }
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """Read a checkpoint file from disk or from an address that Detectron2's PathManager knows.
+
+    ``.pkl`` files go through the restricted unpickler, all others through ``torch.load(weights_only=True)``: neither
+    can run code.
+
+    Returns:
+        A dict with "model" (name -> tensor or array); files in Caffe2 or torchvision naming also have
+        "matching_heuristics": True, as Detectron2 has it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: the file is damaged, is no checkpoint, or holds more than numbers and text.
+    """
+    local = PathManager.get_local_path(path)
+    if not os.path.isfile(local):
+        raise FileNotFoundError(f"checkpoint {path} does not exist: check MODEL.WEIGHTS.")
+    if local.endswith(".pkl"):
+        return _arrange_pickle(_read_pickle(local), path)
+    data = _read_torch(local)
+    if local.endswith(".pyth") and "model_state" in data:  # pycls
+        model = {key: value for key, value in data["model_state"].items() if not key.endswith("num_batches_tracked")}
+        return {"model": model, "__author__": "pycls", "matching_heuristics": True}
+    return data if "model" in data else {"model": data}
+
+
+def _read_pickle(path: str) -> Any:
+    try:
+        with open(path, "rb") as file:
+            return restricted_pickle.load(file)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"checkpoint {path}: {error}") from error
+
+
+def _arrange_pickle(data: Any, path: str) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise CheckpointError(f"checkpoint {path} holds a {type(data).__name__}, not a dict of arrays.")
+    if "model" in data and "__author__" in data:
+        return data
+    blobs = data.get("blobs", data)
+    weights = {key: value for key, value in blobs.items() if not key.endswith("_momentum")}
+    return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _read_torch(path: str) -> dict[str, Any]:
+    try:
+        with torch.serialization.safe_globals(_ARRAY_PARTS):
+            data = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a different type for each way in which a file can be broken
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"checkpoint {path} was refused: {reason} It is damaged, or holds objects other than tensors, numbers and "
+            "text; if you trust its author, save its state_dict alone with torch.save."
+        ) from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"checkpoint {path} holds a {type(data).__name__}, not a dict of tensors.")
+    return data
+
+
+@dataclass
+class LoadReport:
+    """What a checkpoint gave to a model.
+
+    Attributes:
+        source: the file.
+        loaded: parameters and buffers taken from the file.
+        missing: those of the model that the file lacks.
+        mismatched: (name, shape in the file, shape in the model) of those that do not fit.
+        unused: what the file has and the model lacks.
+        metadata: the file's ``dyn_d2`` entry, empty for files of others.
+    """
+
+    source: str = ""
+    loaded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    mismatched: list[tuple[str, tuple, tuple]] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        return not self.missing and not self.mismatched
+
+    def reinitialised(self) -> list[str]:
+        """Names in the model that did not come from the file."""
+        return sorted([*self.missing, *(name for name, _, _ in self.mismatched)])
+
+    def table(self) -> str:
+        """A summary for the log: counts, and the re-initialised and unused ones by module."""
+        fresh = self.reinitialised()
+        lines = [f"weights from {self.source}: {len(self.loaded)} loaded, {len(fresh)} re-initialised, "
+                 f"{len(self.unused)} unused"]
+        lines += [f"  re-initialised (missing): {text}" for text in _by_module(self.missing)]
+        lines += [f"  re-initialised (shape): {name} is {old} in the file, {new} in the model"
+                  for name, old, new in self.mismatched]
+        lines += [f"  unused: {text}" for text in _by_module(self.unused)]
+        return "\n".join(lines)
+
+    def class_count_problem(self) -> str:
+        """One sentence if the predictor of the file has another number of classes than the model's, else ""."""
+        for name, old, new in self.mismatched:
+            if name.endswith("box_predictor.cls_score.weight") and old[1:] == new[1:]:
+                names = self.metadata.get("classes")
+                listed = f" ({', '.join(names[:30])}{', ...' if len(names) > 30 else ''})" if names else ""
+                return (
+                    f"{self.source} has a head for {old[0] - 1} classes{listed}, but MODEL.ROI_HEADS.NUM_CLASSES is "
+                    f"{new[0] - 1}: set that key to {old[0] - 1}, or fit the checkpoint with tools/surgery.py."
+                )
+        return ""
+
+    def check_complete(self) -> None:
+        """
+        Raises:
+            CheckpointError: the model is not wholly from the file; lists what is missing or of another shape.
+        """
+        if self.complete:
+            return
+        reasons = [self.class_count_problem()] if self.class_count_problem() else []
+        reasons += [f"shape {old} in the file, {new} in the model: {name}" for name, old, new in self.mismatched]
+        reasons += [f"missing in the file: {text}" for text in _by_module(self.missing)]
+        raise CheckpointError(
+            f"{self.source} does not hold the whole model, so its scores would mean nothing:\n  "
+            + "\n  ".join(reasons)
+            + "\nCheck MODEL.WEIGHTS and the config (TEST.ALLOW_PARTIAL_WEIGHTS True scores the model all the same)."
+        )
+
+
+def _by_module(names: list[str], shown: int = 20) -> list[str]:
+    """Parameter names folded into one line a module, at most ``shown`` lines."""
+    counts = Counter(name.rpartition(".")[0] or name for name in names)
+    leaves = {prefix: sorted(n.rpartition(".")[2] for n in names if (n.rpartition(".")[0] or n) == prefix)
+              for prefix in list(counts)[:shown]}
+    lines = [f"{prefix}.{{{', '.join(parts)}}}" if parts != [prefix] else prefix for prefix, parts in leaves.items()]
+    return lines + ([f"... and {len(counts) - shown} more modules"] if len(counts) > shown else [])
+
+
+class DynCheckpointer(DetectionCheckpointer):
+    """DetectionCheckpointer with atomic files, safe reading, self-describing checkpoints and a load report.
+
+    Attributes:
+        report: what the last ``load`` did; None before.
+    """
+
+    def __init__(
+        self, model: nn.Module, save_dir: str = "", *, metadata: dict[str, Any] | None = None, **others: Any
+    ) -> None:
+        """
+        Args:
+            model: the model to save and load.
+            save_dir: where checkpoints go.
+            metadata: the ``dyn_d2`` entry to write, see ``describe``.
+            others: ``save_to_disk`` and checkpointables, as in the parent.
+        """
+        super().__init__(model, save_dir, **others)
+        self._metadata = metadata
+        self.report: LoadReport | None = None
+
+    def save(self, name: str, **extra: Any) -> None:
+        """Write ``save_dir/name.pth`` and tag it as the last one; each file is replaced in one step."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict(), **{k: v.state_dict() for k, v in self.checkpointables.items()}}
+        if self._metadata is not None:
+            data[METADATA] = self._metadata
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info(f"Saving checkpoint to {path}")
+        with atomic_write(path, "wb") as file:
+            torch.save({**data, **extra}, file)
+        self.tag_last_checkpoint(os.path.basename(path))
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        with atomic_write(os.path.join(self.save_dir, "last_checkpoint")) as file:
+            file.write(last_filename_basename)
+
+    def load(self, path: str, checkpointables: list[str] | None = None, *, strict: bool = False) -> dict[str, Any]:
+        """Load model and checkpointables as the parent does, and log what was loaded and what was not.
+
+        Args:
+            path: file or address; "" loads nothing.
+            checkpointables: which of them to load; None for all.
+            strict: every parameter of the model must come from the file.
+
+        Returns:
+            What else the file holds.
+
+        Raises:
+            CheckpointError: unreadable, or incomplete under ``strict``; the model is then not to be used.
+            FileNotFoundError: no such file.
+        """
+        self.report = LoadReport(source=path or "nothing")
+        if not path:
+            self.report.missing = sorted(self.model.state_dict())
+            if strict:
+                raise CheckpointError("no weights to evaluate: set MODEL.WEIGHTS to a checkpoint.")
+        elif not PathManager.exists(path.partition("?")[0]) and "://" not in path:
+            raise FileNotFoundError(f"checkpoint {path} does not exist: check MODEL.WEIGHTS.")
+        rest = super().load(path, checkpointables=checkpointables)
+        if strict:
+            self.report.check_complete()
+        return rest
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        data = read_checkpoint(filename)
+        if "matching_heuristics=True" in self.report.source.partition("?")[2]:
+            data["matching_heuristics"] = True
+        return data
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        self.report.metadata = checkpoint.get(METADATA) or {}
+        result = super()._load_model(checkpoint)
+        wrong = {name for name, _, _ in result.incorrect_shapes}
+        tensors = self.model.state_dict(keep_vars=True)
+        absent = {name for name in result.missing_keys if name not in wrong and name in tensors}
+        self.report.loaded = sorted(tensors.keys() - wrong - absent)
+        # A module that is used twice has two names for one tensor: either of them in the file is enough.
+        filled = {id(tensors[name]) for name in self.report.loaded}
+        # num_batches_tracked: a counter that only cumulative batch norm reads; old checkpoints lack it.
+        self.report.missing = sorted(
+            name for name in absent if id(tensors[name]) not in filled and not name.endswith("num_batches_tracked")
+        )
+        self.report.mismatched = sorted(result.incorrect_shapes)
+        self.report.unused = sorted(result.unexpected_keys)
+        return result
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        log = self.logger.info if self.report.complete else self.logger.warning
+        log(self.report.table())

@@ -1,0 +1,237 @@
+"""Training data by position: what iteration i sees depends on the seed and i only.
+
+Detectron2's loaders draw from generators whose state is lost when a run is killed. Here the order of the samples and
+the random numbers of each sample's augmentation are functions of (SEED, position), so that a resumed run goes on with
+exactly the batches that an unbroken one would have seen, whatever the number of workers, and without loading the
+images before them. Batches are formed for all processes together and then divided, so that n processes see the same
+images in an iteration as one does.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import DatasetMapper, get_detection_dataset_dicts
+from detectron2.data.common import DatasetFromList
+from detectron2.data.samplers import RepeatFactorTrainingSampler
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dyn_d2.utils.seeds import derive_seed
+
+REPLACEMENTS = 10  # other samples to try where a mapper declines one
+
+
+@contextmanager
+def isolated_random(*seed: int | str) -> Iterator[None]:
+    """Inside the block all generators are seeded with ``seed``; after it they go on as if nothing had been drawn."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    number = derive_seed(*seed)
+    random.seed(number)
+    np.random.seed(number % 2**32)
+    torch.default_generator.manual_seed(number)  # torch.manual_seed would also reset the GPU's generator for good
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+@dataclass(frozen=True)
+class SampleOrder:
+    """The endless sequence of sample numbers, epoch after epoch.
+
+    Attributes:
+        size: samples in the data set.
+        seed: of the shuffling.
+        repeats: how often each sample occurs in an epoch; the fraction is rounded up or down at random in each epoch
+            (repeat-factor sampling, LVIS). None: once.
+        subset: use only this part of the samples, a fixed random choice; 1.0 for all.
+    """
+
+    size: int
+    seed: int
+    repeats: torch.Tensor | None = None
+    subset: float = 1.0
+
+    def epoch(self, number: int) -> list[int]:
+        """Sample numbers of one epoch in their order."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", number))
+        if self.repeats is not None:
+            counts = (self.repeats + torch.rand(self.size, generator=generator)).floor().long()
+            samples = torch.repeat_interleave(torch.arange(self.size), counts)
+        else:
+            chooser = torch.Generator().manual_seed(derive_seed(self.seed, "subset"))
+            samples = torch.randperm(self.size, generator=chooser)[: max(1, round(self.size * self.subset))]
+        return samples[torch.randperm(len(samples), generator=generator)].tolist()
+
+    def __iter__(self) -> Iterator[int]:
+        number = 0
+        while True:
+            yield from self.epoch(number)
+            number += 1
+
+
+class BatchesByPosition(Sampler[list[tuple[int, int]]]):
+    """Endless batches of (position, sample number) for this process.
+
+    Samples of one group (wide or tall images) are batched together, the rest waits for its next fellows. A data set
+    smaller than the batch is gone through several times for a batch.
+
+    Attributes:
+        start: the iteration to begin with; set it before iterating.
+    """
+
+    def __init__(
+        self, order: SampleOrder, batch: int, *, groups: Sequence[int] | None = None, rank: int = 0, world: int = 1
+    ) -> None:
+        """
+        Args:
+            order: the samples.
+            batch: images in an iteration, all processes together.
+            groups: group number of each sample; None for one group.
+            rank, world: this process and how many there are.
+        """
+        if batch % world:
+            raise ValueError(f"SOLVER.IMS_PER_BATCH {batch} has to be a multiple of the {world} processes.")
+        self.order, self.batch, self.groups = order, batch, groups
+        self.share = slice(rank * batch // world, (rank + 1) * batch // world)
+        self.start = 0
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        waiting: dict[int, list[tuple[int, int]]] = {}
+        made = 0
+        for position, sample in enumerate(self.order):
+            group = waiting.setdefault(self.groups[sample] if self.groups is not None else 0, [])
+            group.append((position, sample))
+            if len(group) < self.batch:
+                continue
+            if made >= self.start:
+                yield group[self.share]
+            group.clear()
+            made += 1
+
+
+class MappedByPosition(Dataset):
+    """Maps a data set dict to model input, with random numbers that depend on seed and position only."""
+
+    def __init__(self, records: Any, mapper: Callable[[dict], dict | None], seed: int) -> None:
+        self._records, self._mapper, self._seed = records, mapper, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        position, sample = key
+        with isolated_random(self._seed, "sample", position):
+            for _ in range(REPLACEMENTS):
+                mapped = self._mapper(self._records[sample])
+                if mapped is not None:
+                    return mapped
+                sample = random.randrange(len(self._records))
+        raise RuntimeError(f"the mapper declined {REPLACEMENTS} samples in a row, the last one being number {sample}.")
+
+
+class ResumableLoader:
+    """Endless batches (lists of dicts) for training; set ``start_iter`` before iterating to begin there.
+
+    Attributes:
+        instances: annotated objects of each class number in the data set, crowds not counted.
+    """
+
+    def __init__(
+        self, dataset: Dataset, batches: BatchesByPosition, num_workers: int = 0, instances: Counter | None = None
+    ) -> None:
+        self.dataset, self._batches, self._num_workers = dataset, batches, num_workers
+        self.instances = instances or Counter()
+
+    @property
+    def start_iter(self) -> int:
+        return self._batches.start
+
+    @start_iter.setter
+    def start_iter(self, iteration: int) -> None:
+        self._batches.start = iteration
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        # The loader draws a seed for its workers; that draw must not shift the numbers of the training step.
+        with isolated_random("loader"):
+            batches = iter(
+                DataLoader(
+                    self.dataset, batch_sampler=self._batches, num_workers=self._num_workers, collate_fn=_as_list
+                )
+            )
+        yield from batches
+
+
+def _as_list(batch: list[dict]) -> list[dict]:
+    return batch
+
+
+def aspect_groups(records: Sequence[dict]) -> list[int]:
+    """1 for images that are wider than tall, else 0, from the data set dicts alone.
+
+    Raises:
+        ValueError: a record lacks its size.
+    """
+    for record in records:
+        if "width" not in record or "height" not in record:
+            raise ValueError(
+                f"{record.get('file_name', 'a record')} has no width and height, which grouping by aspect ratio needs: "
+                "add them to the data set, or set DATALOADER.ASPECT_RATIO_GROUPING False."
+            )
+    return [int(record["width"] > record["height"]) for record in records]
+
+
+def _sample_order(cfg, records: list[dict], seed: int) -> SampleOrder:
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    if name == "TrainingSampler":
+        return SampleOrder(len(records), seed)
+    if name == "RandomSubsetTrainingSampler":
+        return SampleOrder(len(records), seed, subset=cfg.DATALOADER.RANDOM_SUBSET_RATIO)
+    if name == "RepeatFactorTrainingSampler":
+        options = {"sqrt": cfg.DATALOADER.REPEAT_SQRT} if "REPEAT_SQRT" in cfg.DATALOADER else {}
+        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+            records, cfg.DATALOADER.REPEAT_THRESHOLD, **options
+        )
+        return SampleOrder(len(records), seed, repeats=factors)
+    raise ValueError(
+        f"DATALOADER.SAMPLER_TRAIN is {name!r}: use TrainingSampler, RepeatFactorTrainingSampler or "
+        "RandomSubsetTrainingSampler."
+    )
+
+
+def build_resumable_train_loader(cfg, mapper: Callable[[dict], dict | None] | None = None) -> ResumableLoader:
+    """The training loader of ``cfg``: Detectron2's ``build_detection_train_loader``, but by position.
+
+    Args:
+        cfg: DATASETS.TRAIN, DATALOADER.*, SOLVER.IMS_PER_BATCH, SEED (must be set) are read.
+        mapper: data set dict -> model input; default ``DatasetMapper(cfg, is_train=True)``. It may return None to
+            decline a sample, another one is then drawn.
+    """
+    if cfg.SEED < 0:
+        raise ValueError("SEED has to be set (>= 0) for data by position; dyn_d2.engine.setup draws one if it is not.")
+    if cfg.MODEL.LOAD_PROPOSALS or cfg.MODEL.KEYPOINT_ON:
+        raise ValueError("dyn_d2 trains neither on precomputed proposals (MODEL.LOAD_PROPOSALS) nor on keypoints.")
+    records = get_detection_dataset_dicts(
+        list(cfg.DATASETS.TRAIN), filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    )
+    batches = BatchesByPosition(
+        _sample_order(cfg, records, cfg.SEED),
+        cfg.SOLVER.IMS_PER_BATCH,
+        groups=aspect_groups(records) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
+        rank=comm.get_rank(),
+        world=comm.get_world_size(),
+    )
+    mapper = mapper or DatasetMapper(cfg, is_train=True)
+    mapped = MappedByPosition(DatasetFromList(records, copy=False), mapper, cfg.SEED)
+    instances = Counter(
+        annotation["category_id"]
+        for record in records
+        for annotation in record.get("annotations", ())
+        if not annotation.get("iscrowd", 0)
+    )
+    return ResumableLoader(mapped, batches, cfg.DATALOADER.NUM_WORKERS, instances)

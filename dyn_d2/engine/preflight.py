@@ -1,0 +1,216 @@
+"""Checks before the first step: whatever would spoil hours of training or its evaluation is said in seconds, and all
+problems at once."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from itertools import islice
+
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+from dyn_d2.checkpoint import LoadReport
+
+from .trainer import DynTrainer
+
+logger = logging.getLogger(__name__)
+
+FEW_SHOT_STAGES = ("novel", "finetune")
+DRY_RUN_IMAGES = 2
+
+
+class PreflightError(RuntimeError):
+    """Training would not give what was asked for; the message lists every reason found."""
+
+
+def _raise(problems: list[str], when: str) -> None:
+    if problems:
+        raise PreflightError(f"{len(problems)} problem(s) before {when}:\n  - " + "\n  - ".join(problems))
+
+
+def check_files(cfg) -> None:
+    """Everything that training will open exists.
+
+    Raises:
+        PreflightError: lists the data sets' missing json files and folders, and a missing MODEL.WEIGHTS.
+    """
+    problems = []
+    for name in dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]):
+        problems += _missing_files(name)
+    weights = cfg.MODEL.WEIGHTS
+    if weights and "://" not in weights and not PathManager.isfile(weights.partition("?")[0]):
+        problems.append(f"MODEL.WEIGHTS {weights} does not exist{_how_to_make(cfg)}.")
+    _raise(problems, "training")
+
+
+def _missing_files(name: str) -> Iterator[str]:
+    metadata = MetadataCatalog.get(name)
+    root = os.environ.get("DETECTRON2_DATASETS")
+    where = f"DETECTRON2_DATASETS is {root}" if root else "DETECTRON2_DATASETS is not set, so ./datasets is searched"
+    for key in ("json_file", "image_root", "panoptic_root", "sem_seg_root", "dirname"):
+        path = metadata.get(key)
+        if path and "://" not in path and not os.path.exists(path):
+            yield f"data set {name}: {path} does not exist ({where})."
+    for source in metadata.get("sources", []):  # a few-shot set is cut from these
+        if source != name:
+            yield from _missing_files(source)
+
+
+def _how_to_make(cfg) -> str:
+    if cfg.FEW_SHOT.BENCHMARK and cfg.FEW_SHOT.STAGE in FEW_SHOT_STAGES:
+        return ": tools/surgery.py makes it from a base model, tools/few_shot_train.py does all stages"
+    return ""
+
+
+def check_trainer(trainer: DynTrainer) -> None:
+    """Model, checkpoint, data and evaluation fit each other; call it after ``resume_or_load``.
+
+    Raises:
+        PreflightError: lists the problems.
+    """
+    cfg, model, report = trainer.cfg, trainer.checkpointer.model, trainer.checkpointer.report
+    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+    classes = list(metadata.get("thing_classes", []))
+    problems = _head_problems(cfg, model, classes)
+    problems += _frozen_problems(cfg, model, report)
+    if cfg.FEW_SHOT.BENCHMARK:
+        problems += _stage_problems(cfg, report, classes)
+        problems += _instance_problems(cfg, trainer, classes, list(metadata.get("novel_classes", [])))
+    problems += _evaluation_problems(trainer)
+    _raise(problems, "the first step")
+    counts = ", ".join(f"{name} {trainer.data_loader.instances[i]}" for i, name in enumerate(classes[:40]))
+    if counts:
+        logger.info(f"training instances: {counts}{', ...' if len(classes) > 40 else ''}")
+    logger.info(
+        f"batch {cfg.SOLVER.IMS_PER_BATCH}, rate {cfg.SOLVER.BASE_LR:g}, {cfg.SOLVER.MAX_ITER} iterations, seed "
+        f"{cfg.SEED}, pre-flight passed"
+    )
+
+
+def head_classes(model: nn.Module) -> int | None:
+    """Classes that the model's head predicts, background not counted; None for models without such a head."""
+    heads = getattr(model, "roi_heads", None)
+    if heads is not None and hasattr(heads, "box_predictor"):
+        return heads.box_predictor.cls_score.out_features - 1
+    return getattr(model, "num_classes", None)
+
+
+def _head_problems(cfg, model: nn.Module, classes: list[str]) -> list[str]:
+    rows = head_classes(model)
+    problems = []
+    if rows is not None and classes and rows != len(classes):
+        problems.append(
+            f"the head predicts {rows} classes, data set {cfg.DATASETS.TRAIN[0]} has {len(classes)}: set "
+            f"MODEL.ROI_HEADS.NUM_CLASSES (RetinaNet: MODEL.RETINANET.NUM_CLASSES) to {len(classes)}."
+        )
+    for name in [*cfg.DATASETS.TRAIN[1:], *cfg.DATASETS.TEST]:
+        others = list(MetadataCatalog.get(name).get("thing_classes", []))
+        if others and others != classes:
+            differ = sorted(set(others) ^ set(classes))
+            what = f"differ in {', '.join(differ[:10])}" if differ else "have another order"
+            problems.append(f"the classes of {name} and {cfg.DATASETS.TRAIN[0]} {what}.")
+    return problems
+
+
+def _frozen_problems(cfg, model: nn.Module, report: LoadReport) -> list[str]:
+    loaded = set(report.loaded)
+    random = [name for name, p in model.named_parameters() if not p.requires_grad and name not in loaded]
+    if not random:
+        return []
+    remedy = "set MODEL.BACKBONE.FREEZE_AT 0" if not cfg.MODEL.FREEZE else "check MODEL.WEIGHTS and MODEL.FREEZE"
+    return [
+        f"{len(random)} frozen parameters did not come from MODEL.WEIGHTS ({report.source}) and would stay random: "
+        f"{', '.join(random[:5])}{', ...' if len(random) > 5 else ''}; {remedy}."
+    ]
+
+
+def _stage_problems(cfg, report: LoadReport, classes: list[str]) -> list[str]:
+    if cfg.FEW_SHOT.STAGE not in FEW_SHOT_STAGES:
+        return []
+    problems = []
+    if report.class_count_problem():
+        problems.append(report.class_count_problem())
+    others = [name for name in report.reinitialised() if ".box_predictor." not in name]
+    if others:
+        problems.append(f"not in {report.source}: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}.")
+    named = report.metadata.get("classes")
+    if named and named != classes and len(named) == len(classes):
+        problems.append(
+            f"the rows of {report.source} are for {', '.join(named[:30])}, the data set's classes are "
+            f"{', '.join(classes[:30])}: fit the checkpoint with tools/surgery.py."
+        )
+    head = report.metadata.get("classifier")
+    if head and head != cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER:
+        problems.append(
+            f"the head of {report.source} is {head}, MODEL.ROI_BOX_HEAD.CLASSIFIER is "
+            f"{cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER}: fit the checkpoint with tools/surgery.py."
+        )
+    return problems
+
+
+def _instance_problems(cfg, trainer: DynTrainer, classes: list[str], novel: list[str]) -> list[str]:
+    if cfg.FEW_SHOT.STAGE == "base":
+        return []
+    instances = trainer.data_loader.instances
+    absent = [name for i, name in enumerate(classes) if name in novel and instances[i] == 0]
+    return [f"no training instance of the novel classes {', '.join(absent)}."] if absent else []
+
+
+def _evaluation_problems(trainer: DynTrainer) -> list[str]:
+    """What goes wrong when two images are evaluated by the real evaluators."""
+    problems = []
+    for name in trainer.cfg.DATASETS.TEST:
+        try:
+            _dry_run(trainer, name)
+        except Exception as error:  # evaluators fail in many ways; each of them would come after hours of training
+            logger.debug("evaluation dry run failed", exc_info=True)
+            problems.append(f"evaluation of {name} fails on {DRY_RUN_IMAGES} images: {type(error).__name__}: {error}")
+    return problems
+
+
+def _dry_run(trainer: DynTrainer, name: str) -> None:
+    model = trainer.checkpointer.model
+    loader = trainer.build_test_loader(trainer.cfg, name)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), _any_score(model), _quiet():
+        evaluator = trainer.build_evaluator(trainer.cfg, name, folder)
+        evaluator.reset()
+        training, _ = model.training, model.eval()
+        try:
+            for inputs in islice(loader, DRY_RUN_IMAGES):
+                evaluator.process(inputs, model(inputs))
+        finally:
+            model.train(training)
+        results = evaluator.evaluate()
+    if comm.is_main_process() and not isinstance(results, dict):
+        raise TypeError(f"the evaluator returned {type(results).__name__}, not a dict of results")
+
+
+@contextmanager
+def _any_score(model: nn.Module) -> Iterator[None]:
+    """An untrained model rarely reaches the score threshold; without it there is something to evaluate."""
+    owners = [module for module in model.modules() if hasattr(module, "test_score_thresh")]
+    before = [owner.test_score_thresh for owner in owners]
+    for owner in owners:
+        owner.test_score_thresh = 0.0
+    try:
+        yield
+    finally:
+        for owner, threshold in zip(owners, before, strict=True):
+            owner.test_score_thresh = threshold
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Evaluation tables of two images would look like results."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with open(os.devnull, "w") as nothing, redirect_stdout(nothing):
+            yield
+    finally:
+        logging.disable(disabled)

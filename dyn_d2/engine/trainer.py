@@ -1,0 +1,196 @@
+"""DynTrainer: Detectron2's DefaultTrainer with freezing, safe checkpoints and exact resume."""
+
+import json
+import logging
+import os
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
+from detectron2.evaluation import DatasetEvaluator, verify_results
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage, has_event_storage
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dyn_d2.checkpoint import CheckpointError, DynCheckpointer, describe
+from dyn_d2.data.resumable import ResumableLoader, build_resumable_train_loader
+from dyn_d2.modeling.freeze import VerifyFrozen, freeze
+from dyn_d2.utils.seeds import seed_all
+
+from .hooks import DivergenceError, LossGuard, StepSeeds
+
+logger = logging.getLogger(__name__)
+
+
+class DynTrainer(DefaultTrainer):
+    """Trains what ``cfg`` describes; use it as DefaultTrainer.
+
+    The state of a run is (weights, optimizer, schedule, iteration): data and random numbers follow from SEED and the
+    iteration, so that a killed run that resumes gives the numbers of an unbroken one. ``cfg.SEED`` must be set.
+    """
+
+    def __init__(self, cfg) -> None:
+        # Not DefaultTrainer's: it cannot wrap a CPU model for several processes, and has its own checkpointer.
+        TrainerBase.__init__(self)
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        seed_all(cfg.SEED, "model")
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        wrapped = distribute(model, cfg.SOLVER.FIND_UNUSED_PARAMETERS)
+        trainer = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = trainer(wrapped, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = DynCheckpointer(
+            model, cfg.OUTPUT_DIR, metadata=describe(cfg), trainer=weakref.proxy(self)
+        )
+        self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
+        self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_model(cls, cfg) -> nn.Module:
+        """The model of ``cfg`` with the parts of MODEL.FREEZE frozen."""
+        model = super().build_model(cfg)
+        frozen = freeze(model, cfg.MODEL.FREEZE)
+        if frozen:
+            sizes = dict((name, parameter.numel()) for name, parameter in model.named_parameters())
+            total, still = sum(sizes.values()), sum(sizes[name] for name in frozen)
+            logger.info(f"frozen: {list(cfg.MODEL.FREEZE)}, {len(frozen)} tensors, {still:,} of {total:,} parameters")
+        return model
+
+    @classmethod
+    def build_train_loader(cls, cfg) -> ResumableLoader:
+        return build_resumable_train_loader(cfg)
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
+        """The evaluator that the data set's ``evaluator_type`` asks for; files go to ``output_folder``, by default
+        OUTPUT_DIR/inference."""
+        from dyn_d2.evaluation import build_evaluator
+
+        return build_evaluator(cfg, dataset_name, output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"))
+
+    @classmethod
+    def test(cls, cfg, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> dict[str, Any]:
+        """Evaluate as the parent does, and write OUTPUT_DIR/results.json beside it."""
+        from dyn_d2.evaluation.results import RESULTS_FILE, evaluation_record, write_results
+
+        results = super().test(cfg, model, evaluators)
+        if comm.is_main_process() and cfg.DATASETS.TEST:
+            record = evaluation_record(cfg, getattr(model, "module", model), results, _iterations_done(cfg))
+            write_results(os.path.join(cfg.OUTPUT_DIR, RESULTS_FILE), record)
+        return results
+
+    def build_hooks(self) -> list[HookBase | None]:
+        cfg = self.cfg
+        self._guard = LossGuard(self.model, _batch_hint(cfg))
+        own = [StepSeeds(cfg.SEED), self._guard]
+        if cfg.MODEL.FREEZE:
+            own.append(VerifyFrozen(self.checkpointer.model))
+        return own + super().build_hooks()
+
+    def run_step(self) -> None:
+        try:
+            super().run_step()
+        except DivergenceError:
+            raise
+        except FloatingPointError as error:  # the engine's own checks, e.g. of the proposals
+            raise self._guard.explain(str(error).rstrip(".")) from error
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Go on from the last checkpoint of OUTPUT_DIR, or start from MODEL.WEIGHTS; the log says which.
+
+        Raises:
+            CheckpointError: ``resume`` without a checkpoint, or with one of another few-shot stage.
+            FileNotFoundError: MODEL.WEIGHTS does not exist.
+        """
+        weights, folder = self.cfg.MODEL.WEIGHTS, self.cfg.OUTPUT_DIR
+        if not resume:
+            self.checkpointer.load(weights, checkpointables=[])
+            if comm.is_main_process():  # a kill before the first checkpoint must not resume what was here before
+                Path(folder, "last_checkpoint").unlink(missing_ok=True)
+                drop_metrics_from(os.path.join(folder, "metrics.json"), 0)
+            logger.info(f"FRESH from {weights or 'random weights'}: iteration 0 of {self.max_iter}")
+            return
+        if not self.checkpointer.has_checkpoint():
+            raise CheckpointError(
+                f"--resume was given, but OUTPUT_DIR {folder} holds no checkpoint: "
+                "leave --resume out to start from MODEL.WEIGHTS, or correct OUTPUT_DIR."
+            )
+        path = self.checkpointer.get_checkpoint_file()
+        self.checkpointer.load(path)
+        self.checkpointer.report.check_complete()
+        stage = self.checkpointer.report.metadata.get("stage", "")
+        if self.cfg.FEW_SHOT.BENCHMARK and stage != self.cfg.FEW_SHOT.STAGE:
+            raise CheckpointError(
+                f"--resume: {path} is of stage {stage or '(none)'}, FEW_SHOT.STAGE is {self.cfg.FEW_SHOT.STAGE}: "
+                "give each stage its own OUTPUT_DIR, and the checkpoint before it as MODEL.WEIGHTS."
+            )
+        self.start_iter = self.iter + 1
+        self.data_loader.start_iter = self.start_iter
+        if comm.is_main_process():
+            drop_metrics_from(os.path.join(folder, "metrics.json"), self.start_iter)
+        logger.info(f"RESUME iter {self.start_iter} from {path} (MODEL.WEIGHTS {weights or '(none)'} ignored)")
+
+
+def evaluate(cfg) -> dict[str, Any]:
+    """Results of MODEL.WEIGHTS on DATASETS.TEST.
+
+    Raises:
+        CheckpointError: the weights do not fill the whole model (unless TEST.ALLOW_PARTIAL_WEIGHTS).
+    """
+    model = DynTrainer.build_model(cfg)
+    DynCheckpointer(model).load(cfg.MODEL.WEIGHTS, strict=not cfg.TEST.ALLOW_PARTIAL_WEIGHTS)
+    results = DynTrainer.test(cfg, distribute(model))
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+def _iterations_done(cfg) -> int | None:
+    """Iterations that the model under training has seen; None outside of training."""
+    return min(get_event_storage().iter + 1, cfg.SOLVER.MAX_ITER) if has_event_storage() else None
+
+
+def _batch_hint(cfg) -> str:
+    reference = cfg.SOLVER.REFERENCE_BATCH
+    if reference in (0, cfg.SOLVER.IMS_PER_BATCH):
+        return ""
+    return f" The rate was chosen for a batch of {reference}, this run has {cfg.SOLVER.IMS_PER_BATCH}."
+
+
+def distribute(model: nn.Module, find_unused_parameters: bool = False) -> nn.Module:
+    """``model`` wrapped for several processes, on GPU or CPU; itself where there is only one.
+
+    Models that skip parts of themselves (attribute ``skips_parameters``) have DDP look for unused parameters.
+    """
+    if comm.get_world_size() == 1:
+        return model
+    on_gpu = next(model.parameters()).is_cuda
+    return DistributedDataParallel(
+        model,
+        device_ids=[torch.cuda.current_device()] if on_gpu else None,
+        broadcast_buffers=False,
+        find_unused_parameters=find_unused_parameters or getattr(model, "skips_parameters", False),
+    )
+
+
+def drop_metrics_from(path: str, iteration: int) -> None:
+    """Cut a metrics.json at the first row of ``iteration`` or later, or at a line that a kill has cut off: the resumed
+    run logs those iterations again. The file is shortened in place, since its writer has it open."""
+    if not os.path.isfile(path):
+        return
+    keep = 0
+    with open(path, "rb") as file:
+        for line in file:
+            try:
+                row: dict[str, Any] = json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith(b"\n") or row.get("iteration", -1) >= iteration:
+                break
+            keep += len(line)
+    os.truncate(path, keep)

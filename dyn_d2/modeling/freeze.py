@@ -1,0 +1,102 @@
+"""Frozen means frozen: named parts of a model whose parameters and buffers do not change in training."""
+
+import hashlib
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from types import MethodType
+
+import torch
+from detectron2.engine import HookBase
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+_MARK = "dyn_d2_frozen"  # attribute of the modules that MODEL.FREEZE named
+
+
+def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
+    """Takes the place of ``train`` on a frozen layer: ``model.train()`` reaches it and changes nothing."""
+    return nn.Module.train(module, False)
+
+
+def _matched_modules(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
+    named = {name: module for name, module in model.named_modules() if name}
+    found = []
+    for pattern in patterns:
+        hits = [module for name, module in named.items() if fnmatchcase(name, pattern)]
+        if not hits:
+            shown = [name for name in named if name.count(".") <= 2]
+            raise ValueError(
+                f"MODEL.FREEZE names {pattern!r}, which no module matches. The modules are: {', '.join(shown)}."
+            )
+        found += hits
+    return found
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Freeze the parts of ``model`` that ``patterns`` name, with all that lies under them.
+
+    Their parameters get no gradient. Their leaf layers (batch norm, dropout) stay in evaluation mode also after
+    ``model.train()``, so that running statistics do not move; composite modules keep their mode, because a frozen
+    RPN still has to make training proposals and losses.
+
+    Args:
+        patterns: module paths such as "backbone" or "roi_heads.box_head"; "*" matches any characters.
+
+    Returns:
+        The names of the parameters that were frozen.
+
+    Raises:
+        ValueError: a pattern matches no module, or nothing is left to train.
+    """
+    frozen: set[int] = set()
+    for part in _matched_modules(model, patterns):
+        frozen.update(map(id, part.parameters()))
+        setattr(part, _MARK, True)
+        part.requires_grad_(False)
+        for layer in part.modules():
+            if isinstance(layer, _NormBase) or next(layer.children(), None) is None:
+                layer.train = MethodType(_stay_in_eval, layer)
+                layer.eval()
+    if patterns and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"MODEL.FREEZE {list(patterns)} leaves nothing to train.")
+    return [name for name, parameter in model.named_parameters() if id(parameter) in frozen]
+
+
+def frozen_fingerprint(model: nn.Module) -> dict[str, str]:
+    """A hash, by name, of all that training must not change: every parameter without gradient, and every buffer of the
+    parts that ``freeze`` was given."""
+    tensors = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    for prefix, module in model.named_modules():
+        if getattr(module, _MARK, False):
+            tensors.update(module.named_buffers(prefix=prefix))
+    return {name: _digest(tensor) for name, tensor in sorted(tensors.items())}
+
+
+def _digest(tensor: Tensor) -> str:
+    values = tensor.detach().cpu().contiguous()
+    described = f"{values.dtype}{tuple(values.shape)}".encode()
+    return hashlib.sha256(described + values.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+class VerifyFrozen(HookBase):
+    """Compares the fingerprint of the frozen parts before and after training.
+
+    Raises:
+        RuntimeError: in ``after_train`` of a run that reached its end, naming what changed.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def before_train(self) -> None:
+        self._before = frozen_fingerprint(self._model)
+
+    def after_train(self) -> None:
+        if self.trainer.iter < self.trainer.max_iter:  # the run failed: its own error is the one to show
+            return
+        after = frozen_fingerprint(self._model)
+        names = self._before.keys() | after.keys()
+        changed = sorted(name for name in names if self._before.get(name) != after.get(name))
+        if changed:
+            shown = ", ".join(changed[:20])
+            raise RuntimeError(f"training changed {len(changed)} frozen parameters or buffers: {shown}.")

@@ -1,0 +1,72 @@
+"""The chain base -> surgery -> novel -> surgery -> fine-tuning, and what is skipped when."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_detection import tiny_opts, write_boxes
+
+from dyn_d2.engine import few_shot
+from dyn_d2.engine.few_shot import StageError, plan, train_few_shot
+from dyn_d2.engine.setup import build_cfg
+from dyn_d2.engine.trainer import DynTrainer
+
+
+@pytest.fixture
+def opts(tmp_path) -> list[str]:
+    return tiny_opts(write_boxes(tmp_path / "data"), tmp_path / "out", FEW_SHOT__METHOD="tfa_cos", FEW_SHOT__SHOTS=2)
+
+
+def test_the_base_model_is_shared_by_shots_seeds_and_methods(opts) -> None:
+    first = plan("", opts)
+    for more in (["FEW_SHOT.SHOTS", "1"], ["FEW_SHOT.SEED", "3"], ["FEW_SHOT.METHOD", "ft_full"],
+                 ["FEW_SHOT.FINETUNE.MAX_ITER", "9"], ["DATALOADER.NUM_WORKERS", "2"]):
+        other = plan("", [*opts, *more])
+        assert other[0].folder == first[0].folder and other[0].fingerprint() == first[0].fingerprint()
+    assert plan("", [*opts, "FEW_SHOT.SHOTS", "1"])[-1].folder != first[-1].folder
+    changed = plan("", [*opts, "MODEL.RPN.NMS_THRESH", "0.6"])
+    assert all(a.fingerprint() != b.fingerprint() for a, b in zip(first, changed, strict=True))
+    assert [stage.name for stage in plan("", [*opts, "FEW_SHOT.INIT", "novel"])] == ["base", "novel", "finetune"]
+
+
+def test_chain_is_run_once_and_stages_keep_what_is_frozen(opts, monkeypatch) -> None:
+    commands = []
+
+    def train_here(command: list[str]) -> int:
+        """train_net.py without its process."""
+        commands.append(command)
+        trainer = DynTrainer(build_cfg("", command[command.index("OUTPUT_DIR") :]))
+        trainer.cfg.DATASETS.TEST = ()
+        trainer.resume_or_load(resume="--resume" in command)
+        trainer.train()
+        return 0
+
+    monkeypatch.setattr(few_shot, "run_process", train_here)
+    opts = [*opts, "SOLVER.MAX_ITER", "2", "FEW_SHOT.INIT", "novel"]
+    last = train_few_shot("", opts)
+    assert len(commands) == 3 and all("--resume" not in command for command in commands)
+    models = [torch.load(stage.weights, weights_only=True) for stage in plan("", opts)]
+    features = [name for name in models[0]["model"] if not name.startswith("roi_heads.box_predictor")]
+    assert all(torch.equal(models[0]["model"][name], model["model"][name]) for model in models for name in features)
+    assert [len(model["dyn_d2"]["classes"]) for model in models] == [3, 1, 4]
+    assert [model["dyn_d2"]["stage"] for model in models] == ["base", "novel", "finetune"]
+    start = torch.load(last.folder / "initial.pth", weights_only=True)
+    rows = "roi_heads.box_predictor.cls_score.weight"
+    assert torch.equal(start["model"][rows][3], models[1]["model"][rows][0])
+
+    train_few_shot("", opts)
+    assert len(commands) == 3
+    train_few_shot("", [*opts, "FEW_SHOT.INIT", "random"])
+    assert len(commands) == 4 and "finetune" in commands[-1]
+    with pytest.raises(StageError, match="another config"):
+        train_few_shot("", [*opts, "MODEL.RPN.NMS_THRESH", "0.6"])
+    (last.folder / few_shot.DONE).unlink()  # killed after the last checkpoint
+    train_few_shot("", opts)
+    assert len(commands) == 5 and "--resume" in commands[-1]
+
+
+def test_failed_stage_is_named(opts, monkeypatch) -> None:
+    monkeypatch.setattr(few_shot, "run_process", lambda command: 3)
+    with pytest.raises(StageError, match="stage base ended with status 3"):
+        train_few_shot("", opts)
+    assert not list(Path(opts[1]).rglob(few_shot.DONE))

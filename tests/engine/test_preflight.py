@@ -1,0 +1,115 @@
+"""What would spoil a run is said before the first step, all at once; a diverging loss is explained."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_detection import tiny_opts, write_boxes
+
+from dyn_d2.checkpoint import CheckpointError
+from dyn_d2.checkpoint.surgery import Source, operate, save
+from dyn_d2.engine.hooks import DivergenceError
+from dyn_d2.engine.preflight import PreflightError, check_files, check_trainer
+from dyn_d2.engine.setup import build_cfg
+from dyn_d2.engine.trainer import DynTrainer, evaluate
+
+FINETUNE = ["FEW_SHOT.STAGE", "finetune", "FEW_SHOT.METHOD", "tfa_cos", "FEW_SHOT.SHOTS", "1"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> tuple[list[str], Path]:
+    """Options of a tiny benchmark, and an (untrained) base checkpoint for it."""
+    folder = tmp_path_factory.mktemp("preflight")
+    opts = tiny_opts(write_boxes(folder / "data"), folder / "base")
+    trainer = DynTrainer(build_cfg("", opts))
+    trainer.iter = 0
+    trainer.checkpointer.save("model_final")
+    return opts, folder / "base" / "model_final.pth"
+
+
+def loaded(opts: list[str], weights: Path | str) -> DynTrainer:
+    trainer = DynTrainer(build_cfg("", [*opts, "MODEL.WEIGHTS", str(weights)]))
+    trainer.resume_or_load(resume=False)
+    return trainer
+
+
+def test_base_stage_passes(base) -> None:
+    opts, _ = base
+    cfg = build_cfg("", opts)
+    check_files(cfg)
+    trainer = loaded(opts, "")
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    check_trainer(trainer)
+    assert trainer.model.training
+    assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
+    assert trainer.model.roi_heads.box_predictor.test_score_thresh == cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
+    assert not (Path(cfg.OUTPUT_DIR) / "inference").exists()
+
+
+def test_fine_tuning_after_surgery_passes_and_without_fails(base, tmp_path) -> None:
+    opts, weights = base
+    source = Source.read(str(weights))
+    assert source.classes == ["red", "green", "blue"]
+    save(operate(source, ["red", "green", "blue", "yellow"], ["yellow"], classifier="cosine"), str(tmp_path / "i.pth"))
+    check_trainer(loaded([*opts, *FINETUNE], tmp_path / "i.pth"))
+    with pytest.raises(PreflightError, match="3 classes.*NUM_CLASSES is 4.*tools/surgery.py") as caught:
+        check_trainer(loaded([*opts, *FINETUNE], weights))
+    assert "head of" in str(caught.value) and "2 problem(s)" in str(caught.value)
+
+
+def test_frozen_but_never_loaded(base) -> None:
+    with pytest.raises(PreflightError, match="frozen parameters did not come from MODEL.WEIGHTS.*backbone"):
+        check_trainer(loaded([*base[0], *FINETUNE], ""))
+    with pytest.raises(PreflightError, match="FREEZE_AT 0"):
+        check_trainer(loaded([*base[0], "MODEL.BACKBONE.FREEZE_AT", "2"], ""))
+
+
+def test_all_problems_at_once(base, monkeypatch) -> None:
+    trainer = loaded([*base[0], *FINETUNE], "")
+    trainer.data_loader.instances.pop(3)
+    monkeypatch.setattr(DynTrainer, "build_evaluator", classmethod(lambda *_: 1 / 0))
+    with pytest.raises(PreflightError) as caught:
+        check_trainer(trainer)
+    for part in ("no training instance of the novel classes yellow", "ZeroDivisionError", "frozen parameters"):
+        assert part in str(caught.value)
+
+
+def test_missing_files_are_listed(base, tmp_path) -> None:
+    opts, _ = base
+    cfg = build_cfg("", [*opts, "MODEL.WEIGHTS", str(tmp_path / "none.pth")])
+    cfg.DATASETS.TEST = ("coco_2017_val",)
+    with pytest.raises(PreflightError) as caught:
+        check_files(cfg)
+    for part in ("none.pth", "coco_2017_val", "DETECTRON2_DATASETS"):
+        assert part in str(caught.value)
+
+
+def test_evaluation_needs_the_whole_model(base) -> None:
+    opts, weights = base
+    with pytest.raises(CheckpointError, match=r"3 classes \(red, green, blue\).*NUM_CLASSES is 4"):
+        evaluate(build_cfg("", [*opts, *FINETUNE, "FEW_SHOT.METHOD", "", "MODEL.WEIGHTS", str(weights)]))
+    cfg = build_cfg("", [*opts, "MODEL.WEIGHTS", str(weights)])
+    results = evaluate(cfg)
+    record = json.loads((Path(cfg.OUTPUT_DIR) / "results.json").read_text())
+    assert "AP" in results["bbox"] and record["iteration_evaluated"] is None
+
+
+def test_nan_loss_names_images_rate_and_term(base) -> None:
+    trainer = loaded([*base[0], "SOLVER.PREFLIGHT", "False"], "")
+    trainer.cfg.DATASETS.TEST = ()
+    with torch.no_grad():
+        trainer.model.roi_heads.box_predictor.cls_score.bias[0] = float("nan")
+    before = trainer.model.roi_heads.box_predictor.bbox_pred.weight.clone()
+    with pytest.raises(DivergenceError, match=r"iteration 0: loss_cls is nan. Learning rate: .*images/00\d.png"):
+        trainer.train()
+    assert torch.equal(before, trainer.model.roi_heads.box_predictor.bbox_pred.weight)
+
+
+def test_nan_before_the_losses_names_images_too(base) -> None:
+    trainer = loaded([*base[0], "SOLVER.PREFLIGHT", "False"], "")
+    trainer.cfg.DATASETS.TEST = ()
+    with torch.no_grad():
+        trainer.model.proposal_generator.rpn_head.objectness_logits.bias[:] = float("nan")
+    with pytest.raises(DivergenceError, match=r"iteration 0: .*images/00\d.png"):
+        trainer.train()

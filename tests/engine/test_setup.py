@@ -1,0 +1,126 @@
+"""From keys to a config: methods, schedules, scaling to the batch, and clear errors."""
+
+from pathlib import Path
+
+import pytest
+from tiny_detection import tiny_opts, write_boxes
+
+from dyn_d2.engine.schedules import stage_schedule
+from dyn_d2.engine.setup import build_cfg, feature_parts, read_cfg, scale_to_batch
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "TFA"
+COMMON = ["SOLVER.STEPS", "(12000, 16000)", "SOLVER.MAX_ITER", "18000", "SOLVER.WARMUP_ITERS", "100",
+          "SOLVER.BASE_LR", "0.02", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.REFERENCE_BATCH", "16"]
+
+
+def test_batch_16_to_2() -> None:
+    cfg = read_cfg("", COMMON)
+    scale_to_batch(cfg)
+    solver = cfg.SOLVER
+    assert (solver.BASE_LR, solver.STEPS, solver.MAX_ITER, solver.WARMUP_ITERS) == (
+        0.0025, (96000, 128000), 144000, 800
+    )
+    saved = solver.MAX_ITER
+    scale_to_batch(cfg)  # a saved config is not scaled again
+    assert solver.MAX_ITER == saved
+
+
+def test_keys_of_the_command_line_win() -> None:
+    cfg = read_cfg("", COMMON)
+    scale_to_batch(cfg, ["SOLVER.BASE_LR"])
+    assert cfg.SOLVER.BASE_LR == 0.02 and cfg.SOLVER.MAX_ITER == 144000
+
+
+@pytest.mark.parametrize("off", [["SOLVER.AUTO_SCALE", "False"], ["SOLVER.REFERENCE_BATCH", "0"]])
+def test_scaling_can_be_switched_off(off: list[str]) -> None:
+    cfg = read_cfg("", [*COMMON, *off])
+    scale_to_batch(cfg)
+    assert cfg.SOLVER.BASE_LR == 0.02 and cfg.SOLVER.MAX_ITER == 18000
+
+
+def test_unknown_key_names_the_nearest() -> None:
+    with pytest.raises(KeyError, match="SOLVER.BASE_LR"):
+        read_cfg("", ["SOLVER.BASE_RL", "1"])
+    with pytest.raises(FileNotFoundError, match="none.yaml"):
+        read_cfg("none.yaml")
+
+
+@pytest.mark.parametrize(
+    "bad", [("METHOD", "tfa"), ("SCHEDULE", "long"), ("STAGE", "second"), ("BENCHMARK", "imagenet")]
+)
+def test_unknown_values_are_named(tmp_path, bad: tuple[str, str]) -> None:
+    opts = tiny_opts(write_boxes(tmp_path / "data", 2), tmp_path / "out")
+    with pytest.raises(ValueError, match=bad[1]):
+        build_cfg("", [*opts, f"FEW_SHOT.{bad[0]}", bad[1]])
+
+
+@pytest.mark.parametrize(
+    "method, classifier, frozen",
+    [("ft_full", "linear", False), ("ft", "linear", False), ("tfa_fc", "linear", True), ("tfa_cos", "cosine", True)],
+)
+def test_methods(tmp_path, method: str, classifier: str, frozen: bool) -> None:
+    opts = tiny_opts(write_boxes(tmp_path / "data"), tmp_path / "out", FEW_SHOT__METHOD=method)
+    tuned = build_cfg("", [*opts, "FEW_SHOT.STAGE", "finetune", "FEW_SHOT.SHOTS", "1"])
+    assert tuned.MODEL.ROI_BOX_HEAD.CLASSIFIER == classifier
+    assert tuned.MODEL.FREEZE == (["backbone", "proposal_generator", "roi_heads.box_head"] if frozen else [])
+    assert tuned.MODEL.ROI_HEADS.NUM_CLASSES == 4
+    base = build_cfg("", opts)
+    assert base.MODEL.ROI_BOX_HEAD.CLASSIFIER == "linear" and base.MODEL.FREEZE == []
+    assert base.MODEL.ROI_HEADS.NUM_CLASSES == 3
+    own = build_cfg("", [*opts, "FEW_SHOT.STAGE", "finetune", "FEW_SHOT.SHOTS", "1", "MODEL.FREEZE", "['backbone']"])
+    assert own.MODEL.FREEZE == ["backbone"]
+
+
+def test_features_of_c4_and_mask_models() -> None:
+    cfg = read_cfg("", ["MODEL.MASK_ON", "True", "MODEL.ROI_MASK_HEAD.NUM_CONV", "0"])
+    cfg.MODEL.ROI_HEADS.NAME = "DynRes5ROIHeads"
+    assert feature_parts(cfg)[2:] == ["roi_heads.res5", "roi_heads.mask_head.deconv"]
+    cfg.MODEL.ROI_MASK_HEAD.NUM_CONV, cfg.MODEL.ROI_HEADS.NAME = 4, "DynROIHeads"
+    assert feature_parts(cfg)[2:] == [
+        "roi_heads.box_head", "roi_heads.mask_head.mask_fcn*", "roi_heads.mask_head.deconv"
+    ]
+
+
+def thesis(name: str, **keys) -> dict:
+    cfg = read_cfg(str(CONFIGS / f"{name}.yaml"))
+    for key, value in keys.items():
+        cfg.FEW_SHOT[key] = value
+    cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER = "linear" if cfg.FEW_SHOT.METHOD == "tfa_fc" else "cosine"
+    cfg.MODEL.FREEZE = ["backbone"]
+    return stage_schedule(cfg)
+
+
+@pytest.mark.parametrize(
+    "name, keys, expected",
+    [
+        ("voc", {}, (0.02, (12000, 16000), 18000, 100)),
+        ("coco", {"STAGE": "base"}, (0.02, (85000, 100000), 110000, 1000)),
+        ("voc", {"STAGE": "finetune", "SHOTS": 1}, (0.001, (3000,), 4000, 0)),
+        ("voc", {"STAGE": "finetune", "SHOTS": 10, "METHOD": "tfa_fc"}, (0.001, (35000,), 40000, 0)),
+        ("voc", {"STAGE": "finetune", "SHOTS": 5, "SPLIT": 2}, (0.005, (17500,), 20000, 0)),
+        ("voc", {"STAGE": "finetune", "SHOTS": 5, "SPLIT": 2, "SEED": 4}, (0.001, (17500,), 20000, 0)),
+        ("coco", {"STAGE": "novel", "SHOTS": 30}, (0.01, (10000,), 6000, 0)),
+        ("coco", {"STAGE": "finetune", "SHOTS": 30}, (0.001, (216000,), 240000, 10)),
+        ("lvis", {"STAGE": "finetune"}, (0.001, (15000,), 20000, 0)),
+        ("lvis", {"STAGE": "finetune", "METHOD": "tfa_fc"}, (0.001, (1000,), 2000, 0)),
+    ],
+)
+def test_schedules_of_the_thesis(name: str, keys: dict, expected: tuple) -> None:
+    got = thesis(name, **keys)
+    assert (got["BASE_LR"], got["STEPS"], got["MAX_ITER"], got["WARMUP_ITERS"]) == expected
+
+
+def test_unpublished_schedule_says_what_there_is() -> None:
+    with pytest.raises(ValueError, match=r"voc, stage finetune, 4 shots \(there: \[1, 2, 3, 5, 10\]"):
+        thesis("voc", STAGE="finetune", SHOTS=4)
+    with pytest.raises(ValueError, match="nothing is published for benchmark 'digit_scenes'"):
+        thesis("voc", BENCHMARK="digit_scenes")
+
+
+def test_stage_keys_of_the_yaml() -> None:
+    cfg = read_cfg(str(CONFIGS / "custom.yaml"), ["FEW_SHOT.STAGE", "finetune"])
+    assert stage_schedule(cfg) == {"BASE_LR": 0.001, "MAX_ITER": 4000, "STEPS": (3500,), "WARMUP_ITERS": 10}
+    cfg.FEW_SHOT.METHOD = "ft"
+    assert stage_schedule(cfg)["MAX_ITER"] == 400 and stage_schedule(cfg)["STEPS"] == (350,)
+    cfg.FEW_SHOT.STAGE = "base"
+    assert stage_schedule(cfg) == {}

@@ -1,0 +1,60 @@
+#!/usr/bin/env python
+"""Fit a base checkpoint to the classes of the next few-shot stage, by class name.
+
+    tools/surgery.py --config-file configs/TFA/voc.yaml --base output/base/model_final.pth \
+        --output output/initial.pth FEW_SHOT.STAGE finetune FEW_SHOT.METHOD tfa_cos
+
+The config names the classes and the head of the next stage. ``--novel`` takes the novel rows from a model of the novel
+stage instead of N(0, 0.01). Checkpoints that do not name their classes (published ones) need ``--base-classes`` or
+``--novel-classes``: names in row order, separated by commas, or a text file with a name in each line.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from dyn_d2.checkpoint import CheckpointError
+from dyn_d2.checkpoint.surgery import Source, operate, save
+from dyn_d2.engine.setup import build_cfg
+
+
+def read_names(text: str) -> list[str]:
+    """Class names from a file with a name in each line, or from a list with commas."""
+    lines = Path(text).read_text(encoding="utf-8").splitlines() if Path(text).is_file() else text.split(",")
+    return [line.strip() for line in lines if line.strip()]
+
+
+def main(args: argparse.Namespace) -> None:
+    """Read, operate, write."""
+    from detectron2.data import MetadataCatalog
+
+    cfg = build_cfg(args.config_file, args.opts)
+    if not cfg.FEW_SHOT.BENCHMARK:
+        raise CheckpointError("FEW_SHOT.BENCHMARK is empty: the config has to name the classes of the next stage.")
+    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+    checkpoint = operate(
+        Source.read(args.base, read_names(args.base_classes)),
+        metadata.thing_classes,
+        metadata.novel_classes,
+        novel=Source.read(args.novel, read_names(args.novel_classes)) if args.novel else None,
+        classifier=cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER,
+        seed=args.seed if args.seed is not None else cfg.FEW_SHOT.SEED,
+    )
+    save(checkpoint, args.output)
+    print(f"{args.output}: {len(metadata.thing_classes)} classes, {len(metadata.novel_classes)} of them novel")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", default="", metavar="FILE", help="config of the next stage")
+    parser.add_argument("--base", required=True, metavar="FILE", help="checkpoint of the base model")
+    parser.add_argument("--novel", default="", metavar="FILE", help="checkpoint of the novel stage")
+    parser.add_argument("--output", required=True, metavar="FILE", help="where the result goes")
+    parser.add_argument("--base-classes", default="", metavar="NAMES", help="names, if the base checkpoint has none")
+    parser.add_argument("--novel-classes", default="", metavar="NAMES", help="names, if the novel checkpoint has none")
+    parser.add_argument("--seed", type=int, default=None, help="of random rows, default FEW_SHOT.SEED")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the config")
+    try:
+        main(parser.parse_args())
+    except (CheckpointError, FileNotFoundError) as error:
+        sys.exit(f"surgery: {error}")
