@@ -1,0 +1,121 @@
+"""The embedded engine computes what a real Detectron2 computes: same parameters, outputs, losses and gradients.
+
+Each engine runs in processes of its own, since both are named ``detectron2``; see model_parity_worker.py.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dyn_d2.engine_choice import EMBEDDED_PATH
+
+HERE = Path(__file__).parent
+WORKER = HERE / "model_parity_worker.py"
+MODELS = ["faster_rcnn_fpn", "faster_rcnn_c4", "mask_rcnn_fpn", "retinanet", "semantic_fpn"]
+ENGINES = ["detectron2", "embedded"]
+
+
+def _environment(engine: str) -> dict[str, str]:
+    """The environment of a process that imports this checkout and runs ``engine``."""
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    paths = [path for path in paths if Path(path).resolve() != EMBEDDED_PATH]
+    root = str(HERE.parents[1])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([root, *paths]), "DYN_D2_ENGINE": engine}
+
+
+def _python(engine: str, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-W", "ignore", *arguments]
+    return subprocess.run(command, env=_environment(engine), capture_output=True, text=True, check=False)
+
+
+def _run(engine: str, *arguments: str) -> None:
+    done = _python(engine, str(WORKER), *arguments)
+    assert done.returncode == 0, f"the worker of the {engine} engine failed:\n{done.stderr[-4000:]}"
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> dict[str, Path]:
+    """Folder of results of each engine, each with the checkpoints of the other loaded."""
+    if _python("detectron2", "-c", "import detectron2._C").returncode != 0:
+        pytest.skip("no real Detectron2 can be imported here: nothing to compare the embedded engine with")
+    folders = {engine: tmp_path_factory.mktemp(engine) for engine in ENGINES}
+    _run("detectron2", str(folders["detectron2"]))
+    _run("embedded", str(folders["embedded"]), "--load", str(folders["detectron2"]))
+    _run("detectron2", str(folders["detectron2"]), "--load", str(folders["embedded"]))
+    return folders
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def pair(request, results) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """What the real and what the embedded engine computed for one model."""
+    name = f"{request.param}.npz"
+    return tuple(dict(np.load(results[engine] / name)) for engine in ENGINES)
+
+
+def _part(computed: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {key: value for key, value in computed.items() if key.startswith(f"{prefix}/")}
+
+
+def _assert_close(pair, prefix: str, atol: float = 1e-4, rtol: float = 0.0) -> None:
+    real, embedded = (_part(computed, prefix) for computed in pair)
+    assert real.keys() == embedded.keys() and real
+    for key, value in real.items():
+        np.testing.assert_allclose(embedded[key], value, atol=atol, rtol=rtol, err_msg=key)
+
+
+def test_both_engines_ran(pair) -> None:
+    real, embedded = (Path(str(computed["engine"])) for computed in pair)
+    assert embedded.is_relative_to(EMBEDDED_PATH) and not real.is_relative_to(EMBEDDED_PATH)
+
+
+def test_parameters_have_the_same_names_shapes_and_order(pair) -> None:
+    # The order matters too: optimizers store their state by position.
+    real, embedded = pair
+    assert real["keys"].tolist() == embedded["keys"].tolist()
+    assert real["trained"].tolist() == embedded["trained"].tolist()
+
+
+def test_one_seed_gives_the_same_initial_weights(pair) -> None:
+    _assert_close(pair, "initial", atol=1e-6)
+
+
+def test_outputs_agree(pair) -> None:
+    # The rtol is that of float32: a box coordinate of 640 has no digit at 1e-5.
+    _assert_close(pair, "output", rtol=1e-6)
+    if _part(pair[0], "raw"):
+        _assert_close(pair, "raw", rtol=1e-6)
+
+
+def test_outputs_are_worth_comparing(pair) -> None:
+    """Saturated scores or a single detection would agree whatever the engines do."""
+    for key, value in _part(pair[0], "output").items():
+        if key.endswith("scores"):
+            assert len(np.unique(value[value < 0.9999])) > 10, key
+        if key.endswith("pred_masks"):
+            assert 0.01 < value.mean() < 0.99, key
+
+
+def test_losses_agree(pair) -> None:
+    _assert_close(pair, "loss", rtol=1e-5)
+
+
+def test_gradients_agree(pair) -> None:
+    _assert_close(pair, "gradient", atol=1e-7, rtol=1e-3)
+
+
+def test_logged_scalars_agree(pair) -> None:
+    if not _part(pair[0], "scalar"):
+        pytest.skip("this model logs nothing in its forward pass")
+    _assert_close(pair, "scalar", atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_checkpoint_of_the_other_engine_loads(results, engine: str, name: str) -> None:
+    report = json.loads((results[engine] / f"{name}_loaded.json").read_text())
+    assert report == {"missing": [], "unexpected": [], "different": []}
