@@ -29,6 +29,7 @@ setup(
         "cityscapesscripts>=2.2",
         "pillow>=10",
         "scipy>=1.11",
+        "shapely>=2",  # polygons of cropped masks
         "scikit-learn>=1.4",
         "matplotlib>=3.8",
         "tensorboard>=2.14",

@@ -1,0 +1,190 @@
+"""Cityscapes, fine annotations: instances from polygons or id maps, and semantic label maps."""
+
+import functools
+import json
+import logging
+import multiprocessing
+import os
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.structures import BoxMode
+from detectron2.utils.comm import get_world_size
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+
+from ..paths import require
+
+__all__ = ["load_cityscapes_instances", "load_cityscapes_semantic"]
+
+logger = logging.getLogger(__name__)
+
+_IMAGE_SUFFIX = "leftImg8bit.png"
+
+
+def _get_cityscapes_files(image_dir: str, gt_dir: str) -> list[tuple[str, str]]:
+    """(image, annotation prefix) of each image; the prefix ends before "instanceIds.png" and the like."""
+    files = []
+    for city in PathManager.ls(require(image_dir, "Cityscapes image folder")):
+        for name in PathManager.ls(os.path.join(image_dir, city)):
+            if not name.endswith(_IMAGE_SUFFIX):
+                raise ValueError(f"{image_dir}{city}/{name} is not named like a Cityscapes image, *_{_IMAGE_SUFFIX}.")
+            prefix = os.path.join(gt_dir, city, name.removesuffix(_IMAGE_SUFFIX) + "gtFine_")
+            files.append((os.path.join(image_dir, city, name), prefix))
+    if not files:
+        raise FileNotFoundError(f"No images found in {image_dir}!")
+    require(files[0][1] + "polygons.json", "Cityscapes annotation file")
+    return files
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    with PathManager.open(path, "r") as file:
+        return json.load(file)
+
+
+def load_cityscapes_instances(
+    image_dir: str, gt_dir: str, from_json: bool = True, to_polygons: bool = True
+) -> list[dict]:
+    """Read the instance annotations.
+
+    Args:
+        image_dir: e.g. ".../leftImg8bit/train".
+        gt_dir: e.g. ".../gtFine/train".
+        from_json: from the polygons (needs shapely) rather than from the instance id maps.
+        to_polygons: polygons rather than RLE; from id maps this needs OpenCV.
+
+    Returns:
+        Records with annotations of the eight thing classes, in order of their ids; groups are crowds.
+    """
+    from cityscapesscripts.helpers.labels import labels
+
+    if from_json and not to_polygons:
+        raise ValueError("Cityscapes' json files hold polygons: to_polygons=False needs from_json=False.")
+    files = _get_cityscapes_files(image_dir, gt_dir)
+    read = functools.partial(_read_instances, from_json=from_json, to_polygons=to_polygons)
+    if len(files) < 100:
+        records = [read(f) for f in files]
+    else:
+        # The geometry of one image takes tenths of a second.
+        with multiprocessing.Pool(max(multiprocessing.cpu_count() // get_world_size() // 2, 4)) as pool:
+            records = pool.map(read, files)
+    logger.info(f"Loaded {len(records)} images from {image_dir}")
+    things = [label.id for label in labels if label.hasInstances and not label.ignoreInEval]
+    for record in records:
+        for annotation in record["annotations"]:
+            annotation["category_id"] = things.index(annotation["category_id"])
+    return records
+
+
+def _read_instances(file: tuple[str, str], from_json: bool, to_polygons: bool) -> dict[str, Any]:
+    image_file, prefix = file
+    if from_json:
+        content = _read_json(prefix + "polygons.json")
+        height, width = content["imgHeight"], content["imgWidth"]
+        annotations = _from_polygons(content["objects"])
+    else:
+        with PathManager.open(prefix + "instanceIds.png", "rb") as f:
+            ids = np.asarray(Image.open(f))
+        height, width = ids.shape
+        annotations = _from_id_map(ids, to_polygons)
+    return {
+        "file_name": image_file,
+        "image_id": os.path.basename(image_file),
+        "height": height,
+        "width": width,
+        "annotations": annotations,
+    }
+
+
+def _from_polygons(objects: list[dict]) -> list[dict]:
+    """Instances from the annotators' polygons, which lie in layers: a later object covers the earlier ones."""
+    from cityscapesscripts.helpers.labels import name2label
+    from shapely.geometry import Polygon
+
+    covered = Polygon()
+    annotations = []
+    for obj in reversed(objects):
+        name = obj["label"]
+        label = name2label.get(name) or name2label[name.removesuffix("group")]
+        if "deleted" in obj or label.id < 0:
+            continue
+        # Vertices are pixel indices, 0.5 goes to their centres; the official rasteriser fills every pixel that the
+        # outline touches, hence the margin of half a pixel.
+        shape = Polygon(np.asarray(obj["polygon"], dtype=np.float32) + 0.5).buffer(0.5, quad_segs=4)
+        visible = shape.difference(covered)
+        if label.hasInstances and not label.ignoreInEval:
+            if visible.is_empty:
+                continue
+            parts = getattr(visible, "geoms", [visible])
+            annotations.append(
+                {
+                    "iscrowd": name.endswith("group"),
+                    "category_id": label.id,
+                    # Outer borders only: polygons of this format have no holes.
+                    "segmentation": [np.asarray(part.exterior.coords).ravel().tolist() for part in parts],
+                    "bbox": visible.bounds,
+                    "bbox_mode": BoxMode.XYXY_ABS,
+                }
+            )
+        covered = covered.union(shape)
+    return annotations
+
+
+def _from_id_map(ids: np.ndarray, to_polygons: bool) -> list[dict]:
+    """Instances from a map of 1000 * label id + number; a bare label id is a group, ids below 24 are stuff."""
+    from cityscapesscripts.helpers.labels import id2label
+
+    annotations = []
+    for instance in np.unique(ids[ids >= 24]):
+        label = id2label[int(instance if instance < 1000 else instance // 1000)]
+        mask = np.asfortranarray(ids == instance, dtype=np.uint8)
+        rows, columns = np.nonzero(mask)
+        box = (columns.min(), rows.min(), columns.max(), rows.max())
+        if not label.hasInstances or label.ignoreInEval or box[2] <= box[0] or box[3] <= box[1]:
+            continue
+        segmentation = _outline(mask) if to_polygons else mask_util.encode(mask)
+        if segmentation:
+            annotations.append(
+                {
+                    "iscrowd": bool(instance < 1000),
+                    "category_id": label.id,
+                    "bbox": box,
+                    "bbox_mode": BoxMode.XYXY_ABS,
+                    "segmentation": segmentation,
+                }
+            )
+    return annotations
+
+
+def _outline(mask: np.ndarray) -> list[list[int]]:
+    import cv2
+
+    contours = cv2.findContours(mask.copy(), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[-2]
+    return [contour.ravel().tolist() for contour in contours if len(contour) >= 3]
+
+
+def load_cityscapes_semantic(image_dir: str, gt_dir: str) -> list[dict]:
+    """Pair the images with their label maps of training ids (0 to 18, 255 ignored).
+
+    Raises:
+        FileNotFoundError: the maps have not been made; cityscapesscripts makes them.
+    """
+    gt_dir = PathManager.get_local_path(gt_dir)
+    records = []
+    for image_file, prefix in _get_cityscapes_files(image_dir, gt_dir):
+        content = _read_json(prefix + "polygons.json")
+        records.append(
+            {
+                "file_name": image_file,
+                "sem_seg_file_name": prefix + "labelTrainIds.png",
+                "height": content["imgHeight"],
+                "width": content["imgWidth"],
+            }
+        )
+    if not PathManager.isfile(records[0]["sem_seg_file_name"]):
+        raise FileNotFoundError(
+            f"{records[0]['sem_seg_file_name']} is missing: make the maps of training ids with "
+            "cityscapesscripts/preparation/createTrainIdLabelImgs.py"
+        )
+    return records
