@@ -13,7 +13,7 @@ from pathlib import Path
 import dyn_d2  # noqa: F401  chooses the engine
 
 # isort: split
-from dyn_d2.data.digit_scenes import DigitScenesSpec, SceneOptions, generate_digit_scenes
+from dyn_d2.data.digit_scenes import DigitScenesSpec, SceneOptions, describe, generate_digit_scenes
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -36,6 +36,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--digit-size", type=float, default=scene.digit_size, help="height of a digit / shorter side", **ranges
     )
     parser.add_argument("--overwrite", action="store_true", help="replace DigitScenes of other parameters")
+    parser.add_argument("--statistics", action="store_true", help="then count what the folder holds")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args(arguments)
 
@@ -57,6 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     state = "wrote" if written else "found, complete:"
     print(f"{state} {options.root} ({options.num_train} train and {options.num_val} val images)")
+    if options.statistics:
+        print(describe(options.root))
     return 0
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -30,11 +29,13 @@ from dyn_d2.data.digit_scenes import (
     register_digit_scenes,
     render,
     render_scene,
-    statistics,
+    split_statistics,
 )
 from dyn_d2.data.digit_scenes import generate as generate_module
 from dyn_d2.data.digit_scenes.polygons import mask_to_polygons
 from dyn_d2.data.digit_scenes.scene import MAX_ANGLE, MIN_VISIBLE, digit_pool
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 SPEC = DigitScenesSpec(num_train=12, num_val=6)
 ROOT = Path(__file__).parents[2]
@@ -281,7 +282,7 @@ def test_missing_data_name_the_command(tmp_path: Path, registered: str) -> None:
 
 def test_statistics(folder: Path) -> None:
     for split, count in (("train", 12), ("val", 6)):
-        found = statistics(folder, split)
+        found = split_statistics(folder, split)
         scenes = [render_scene(split, index) for index in range(count)]
         assert found["images"] == count and found["instances"] == sum(len(scene.classes) for scene in scenes)
         assert sum(found["instances per class"].values()) == found["instances"]

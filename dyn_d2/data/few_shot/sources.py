@@ -54,9 +54,10 @@ def require_source(name: str) -> None:
     missing = [str(path) for path in source_files(name) if not path.exists()]
     if missing:
         root = os.environ.get(ROOT_VARIABLE, "datasets")
+        command = MetadataCatalog.get(name).get("prepare_command")
         raise FileNotFoundError(
             f"Data set {name!r}: {', '.join(missing)} not found. Set {ROOT_VARIABLE} (now {root!r}) to the folder that "
-            "holds the data sets; datasets/README.md shows the layout."
+            "holds the data sets; " + (f"`{command}` makes it." if command else "datasets/README.md shows the layout.")
         )
 
 

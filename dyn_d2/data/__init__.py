@@ -1,0 +1,3 @@
+"""Data sets of dyn_d2; importing this package registers them."""
+
+from . import digit_scenes  # noqa: F401  only registration
