@@ -1,7 +1,7 @@
 """Rate and iterations of the thesis (7.3) and the published configs, for 16 images a batch.
 
-Source of each number: facts/tfa.md, section (b). Split 2 of VOC was published with rate 0.005 for the first sample of
-shots (seed 0); everything else uses the 0.001 that the thesis states.
+Source of each number: the configs and scripts published with the paper (docs/tfa.md). Split 2 of VOC was published
+with rate 0.005 for the first sample of shots (seed 0); everything else uses the 0.001 that the thesis states.
 """
 
 from typing import NamedTuple
