@@ -7,6 +7,7 @@
 Each engine runs in a process of its own, in turns (embedded, detectron2, detectron2, embedded, ...), so that a slow
 minute of the machine hits both. Printed are medians over the rounds, the ratio embedded / detectron2 of images per
 second (above 1: the embedded engine is faster) and the peak memory. The data set of the config has to be there.
+Weights are random unless MODEL.WEIGHTS is given; a random model detects little, which makes its inference faster.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from itertools import islice
 from pathlib import Path
@@ -25,16 +27,33 @@ from tabulate import tabulate
 MEASURES = ("data loading", "training", "inference")
 
 
-def _build_cfg(args: argparse.Namespace):
+def _build_cfg(args: argparse.Namespace, folder: str):
+    import torch
+
     from dyn_d2.engine.setup import build_cfg
 
     from detectron2 import model_zoo
 
-    cfg = build_cfg(model_zoo.get_config_file(args.zoo) if args.zoo else args.config_file, args.opts)
-    cfg.MODEL.WEIGHTS = ""
+    cfg = build_cfg(
+        model_zoo.get_config_file(args.zoo) if args.zoo else args.config_file, ["OUTPUT_DIR", folder, *args.opts]
+    )
+    if "MODEL.WEIGHTS" not in args.opts:
+        cfg.MODEL.WEIGHTS = ""
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
     cfg.SOLVER.IMS_PER_BATCH = args.batch
     cfg.freeze()
     return cfg
+
+
+def _loading_time(loader, count: int, warm_up: int) -> float:
+    """Mean seconds of a batch: worker processes deliver in bursts, so that a median would flatter them."""
+    for _ in range(warm_up):
+        next(loader)
+    start = time.perf_counter()
+    for _ in range(count):
+        next(loader)
+    return (time.perf_counter() - start) / count
 
 
 def _timed(step, count: int, warm_up: int, device: str) -> float:
@@ -51,28 +70,34 @@ def _timed(step, count: int, warm_up: int, device: str) -> float:
     return statistics.median(times[warm_up:])
 
 
-def measure(args: argparse.Namespace) -> dict[str, float]:
-    """Images per second of each measure, and peak memory in MB, of the engine that this process runs."""
+def measure(args: argparse.Namespace, folder: str) -> dict[str, float]:
+    """Images per second of each measure, and peak memory in MB, of the engine that this process runs.
+
+    Args:
+        folder: for the files that few-shot data sets derive.
+    """
     import torch
 
     import dyn_d2  # noqa: F401  chooses the engine
+    from dyn_d2.engine.trainer import DynTrainer
 
+    from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.data import build_detection_test_loader, build_detection_train_loader
-    from detectron2.modeling import build_model
     from detectron2.solver import build_optimizer
     from detectron2.utils.events import EventStorage
 
     torch.manual_seed(0)
-    cfg = _build_cfg(args)
+    cfg = _build_cfg(args, folder)
     device = cfg.MODEL.DEVICE
     loader = iter(build_detection_train_loader(cfg))
-    loading = _timed(lambda i: next(loader), args.iterations, 2, "cpu")
+    loading = _loading_time(loader, args.iterations, 2 + 2 * cfg.DATALOADER.NUM_WORKERS)
     batches = list(islice(loader, 4))
     tests = list(islice(iter(build_detection_test_loader(cfg, cfg.DATASETS.TEST[0])), 8))
-    model = build_model(cfg)
+    model = DynTrainer.build_model(cfg)  # with the parts of MODEL.FREEZE frozen
+    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     optimizer = build_optimizer(cfg, model)
     for group in optimizer.param_groups:
-        group["lr"] = 1e-6  # random weights: a real rate would diverge, and time is the same
+        group["lr"] = 1e-6  # with random weights a real rate would diverge; the time is the same
 
     def train(i: int) -> None:
         losses = sum(model(batches[i % len(batches)]).values())
@@ -119,17 +144,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=2, help="images of a training batch")
     parser.add_argument("--iterations", type=int, default=10, help="timed calls of each measure and round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--engine", choices=("embedded", "detectron2"), help="measure only this one")
     parser.add_argument("--output", default="", help="json file for the numbers")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that change the config")
     args = parser.parse_args(argv)
     if bool(args.config_file) == bool(args.zoo):
         parser.error("give either --config-file or --zoo")
+    if min(args.rounds, args.iterations, args.batch) < 1:
+        parser.error("--rounds, --iterations and --batch have to be at least 1")
     if args.worker:
-        print(json.dumps(measure(args)))
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps(measure(args, folder)))
         return 0
 
-    engines = ["embedded", "detectron2"] if _detectron2_is_installed() else ["embedded"]
+    engines = [args.engine] if args.engine else ["embedded", *["detectron2"] * _detectron2_is_installed()]
     runs: dict[str, list[dict[str, float]]] = {engine: [] for engine in engines}
     for number in range(args.rounds):
         for engine in engines if number % 2 == 0 else reversed(engines):
@@ -142,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
         ratio = f"{values[0] / values[1]:.2f}" if len(values) == 2 else "-"
         rows.append([f"{key}, {'MB' if key == 'memory' else 'images/s'}", *(f"{v:.2f}" for v in values), ratio])
     print(tabulate(rows, headers=["", *engines, "ratio"], disable_numparse=True))
-    if len(engines) == 1:
+    if len(engines) == 1 and not args.engine:
         print("No other Detectron2 is installed here: there is nothing to compare with.")
     if args.output:
         from dyn_d2.utils.atomic import write_json

@@ -17,6 +17,7 @@ from dyn_d2.data.check import Report, check_coco_json, check_config, check_datas
 from dyn_d2.data.few_shot.sources import read_json
 from dyn_d2.engine.setup import build_cfg
 from dyn_d2.utils.atomic import write_json
+from dyn_d2.utils.errors import run_tool
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -73,4 +74,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

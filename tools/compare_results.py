@@ -12,6 +12,7 @@ import sys
 from tabulate import tabulate
 
 from dyn_d2.evaluation.results import compare, read_results
+from dyn_d2.utils.errors import run_tool
 
 
 def _row(name: str, first, second) -> list:
@@ -44,4 +45,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -9,20 +9,19 @@ ones are shown with their scores.
 
 import argparse
 import logging
-import sys
+from collections import Counter
 from pathlib import Path
 
-from PIL import Image
-from tqdm import tqdm
+import numpy as np
 
-from dyn_d2.checkpoint import CheckpointError
 from dyn_d2.engine.predictor import Predictor
+from dyn_d2.evaluation.boxes_on_image import picture
 from dyn_d2.utils.atomic import atomic_write, write_json
+from dyn_d2.utils.errors import UserError, run_tool
 
 from detectron2.data import detection_utils as utils
 from detectron2.structures import Instances
 from detectron2.utils.logger import setup_logger
-from detectron2.utils.visualizer import Visualizer
 
 logger = logging.getLogger("dyn_d2.demo")
 
@@ -33,7 +32,12 @@ def _shown(found: Instances, threshold: float, top: int) -> tuple[Instances, str
         return above, f"{len(above)} with score >= {threshold:g}"
     if not len(found):
         return found, "nothing found"
-    return found[:top], f"nothing reaches {threshold:g}; the best {min(top, len(found))} are shown"
+    best = found[:top]
+    return best, f"nothing reaches {threshold:g}; the best {len(best)} are shown"
+
+
+def _labels(found: Instances, classes: list[str]) -> list[str]:
+    return [f"{classes[c]} {s:.2f}" for c, s in zip(found.pred_classes.tolist(), found.scores.tolist(), strict=True)]
 
 
 def _as_json(found: Instances, classes: list[str]) -> list[dict]:
@@ -45,29 +49,47 @@ def _as_json(found: Instances, classes: list[str]) -> list[dict]:
     ]
 
 
-def run(predictor: Predictor, images: list[str], output: Path, threshold: float, top: int) -> dict[str, list[dict]]:
-    """Detect in each image, draw into ``output`` and return the detections by file name."""
-    found_by_file = {}
-    for file in tqdm(images, desc="images", unit="image"):
-        image = utils.read_image(file, "RGB")
+def _picture_names(images: list[str]) -> list[str]:
+    """File names of the pictures; images of the same name in different folders get a number."""
+    seen: Counter[str] = Counter()
+    names = []
+    for file in images:
+        stem = Path(file).stem
+        names.append(f"{stem}_{seen[stem]}.png" if seen[stem] else f"{stem}.png")
+        seen[stem] += 1
+    return names
+
+
+def run(predictor: Predictor, images: list[str], output: Path, threshold: float, top: int) -> list[str]:
+    """Detect in each image, write pictures and detections.json into ``output``; returns the unreadable images."""
+    found_by_file: dict[str, list[dict]] = {}
+    unreadable = []
+    for number, (file, name) in enumerate(zip(images, _picture_names(images), strict=True), 1):
+        try:
+            image = utils.read_image(file, "RGB")
+        except (OSError, ValueError) as error:
+            logger.error("%s cannot be read: %s", file, error)
+            unreadable.append(file)
+            continue
         found = predictor(image)
         shown, words = _shown(found, threshold, top)
-        logger.info("%s: %s", file, words)
-        scale = max(1.0, 480 / max(image.shape[:2]))
-        picture = Visualizer(image, predictor.metadata, scale=scale).draw_instance_predictions(shown).get_image()
-        with atomic_write(output / f"{Path(file).stem}.png", "wb") as handle:
-            Image.fromarray(picture).save(handle, format="png")
+        labels = _labels(shown, predictor.classes)
+        logger.info("%d/%d %s: %s: %s", number, len(images), file, words, ", ".join(labels[:10]) or "-")
+        masks = np.asarray(shown.pred_masks) if shown.has("pred_masks") else None
+        figure = picture(image, shown.pred_boxes.tensor.numpy(), labels, shown.pred_classes.tolist(), masks=masks)
+        with atomic_write(output / name, "wb") as handle:
+            figure.savefig(handle, format="png")
         found_by_file[file] = _as_json(found, predictor.classes)
     write_json(output / "detections.json", found_by_file)
-    return found_by_file
+    return unreadable
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="+")
+    parser.add_argument("images", nargs="+", help="image files")
     parser.add_argument("--weights", required=True, help="a checkpoint")
     parser.add_argument("--config-file", default="", help="only for checkpoints that dyn_d2 did not write")
-    parser.add_argument("--output", default="output/demo", help="folder for the pictures and detections.json")
+    parser.add_argument("--output", default="output/detections", help="folder for the pictures and detections.json")
     parser.add_argument("--threshold", type=float, default=0.5, help="least score that is drawn")
     parser.add_argument("--top", type=int, default=5, help="how many to draw where none reaches the threshold")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs that change the config")
@@ -75,17 +97,14 @@ def main(argv: list[str] | None = None) -> int:
     setup_logger(name="dyn_d2")
     missing = [file for file in args.images if not Path(file).is_file()]
     if missing:
-        print(f"no such image: {', '.join(missing)}", file=sys.stderr)
-        return 2
-    try:
-        predictor = Predictor.load(args.weights, args.config_file, args.opts)
-    except (FileNotFoundError, CheckpointError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    run(predictor, args.images, Path(args.output), args.threshold, args.top)
+        raise FileNotFoundError(f"no such image: {', '.join(missing)}")
+    predictor = Predictor.load(args.weights, args.config_file, args.opts)
+    unreadable = run(predictor, args.images, Path(args.output), args.threshold, args.top)
     print(f"pictures and detections.json are in {args.output}")
+    if unreadable:
+        raise UserError(f"{len(unreadable)} of {len(args.images)} images are unreadable: {', '.join(unreadable)}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

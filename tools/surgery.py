@@ -10,12 +10,12 @@ stage instead of N(0, 0.01). Checkpoints that do not name their classes (publish
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from dyn_d2.checkpoint import CheckpointError
 from dyn_d2.checkpoint.surgery import Source, operate, save
 from dyn_d2.engine.setup import build_cfg
+from dyn_d2.utils.errors import run_tool
 
 
 def read_names(text: str) -> list[str]:
@@ -24,10 +24,11 @@ def read_names(text: str) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def main(args: argparse.Namespace) -> None:
+def main() -> None:
     """Read, operate, write."""
     from detectron2.data import MetadataCatalog
 
+    args = parse_args()
     cfg = build_cfg(args.config_file, args.opts)
     if not cfg.FEW_SHOT.BENCHMARK:
         raise CheckpointError("FEW_SHOT.BENCHMARK is empty: the config has to name the classes of the next stage.")
@@ -44,7 +45,8 @@ def main(args: argparse.Namespace) -> None:
     print(f"{args.output}: {len(metadata.thing_classes)} classes, {len(metadata.novel_classes)} of them novel")
 
 
-if __name__ == "__main__":
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", default="", metavar="FILE", help="config of the next stage")
     parser.add_argument("--base", required=True, metavar="FILE", help="checkpoint of the base model")
@@ -54,7 +56,8 @@ if __name__ == "__main__":
     parser.add_argument("--novel-classes", default="", metavar="NAMES", help="names, if the novel checkpoint has none")
     parser.add_argument("--seed", type=int, default=None, help="of random rows, default FEW_SHOT.SEED")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the config")
-    try:
-        main(parser.parse_args())
-    except (CheckpointError, FileNotFoundError) as error:
-        sys.exit(f"surgery: {error}")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run_tool(main)

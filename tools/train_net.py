@@ -14,18 +14,20 @@ from dyn_d2.engine.launch import parse_args, run
 from dyn_d2.engine.preflight import check_files, check_trainer
 from dyn_d2.engine.setup import setup
 from dyn_d2.engine.trainer import DynTrainer, evaluate
+from dyn_d2.utils.errors import wrong_input
 
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
     """One process of the job. Returns the results of the last evaluation on the main process."""
-    cfg = setup(args)
-    check_files(cfg)
-    if args.eval_only:
-        return evaluate(cfg)
-    trainer = DynTrainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    if cfg.SOLVER.PREFLIGHT and not args.resume:
-        check_trainer(trainer)
+    with wrong_input():
+        cfg = setup(args)
+        check_files(cfg)
+        if args.eval_only:
+            return evaluate(cfg)
+        trainer = DynTrainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        if cfg.SOLVER.PREFLIGHT and not args.resume:
+            check_trainer(trainer)
     return trainer.train()
 
 

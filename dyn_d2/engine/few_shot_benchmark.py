@@ -1,23 +1,39 @@
-"""Many cells (method, split, shots, seed) of the few-shot procedure, in parallel, each finished one only once."""
+"""Many cells (method, split, shots, seed) of the few-shot procedure: each stage is trained once, then a table."""
 
 import logging
+import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from dyn_d2.evaluation.aggregate import headline
-from dyn_d2.evaluation.results import read_results
+from dyn_d2.evaluation.aggregate import Estimate, aggregate, estimate, headline, table
+from dyn_d2.evaluation.figures import draw_ap_against_shots
+from dyn_d2.evaluation.results import read_results, versions, write_results
+from dyn_d2.utils.atomic import atomic_write
 
 from .few_shot import Stage, plan, run_stage
 from .setup import METHODS
 
 logger = logging.getLogger(__name__)
+
+# As the rows of Tables 7.1 to 7.6 are called.
+METHOD_NAMES = {
+    "joint_shots": "FRCN+joint",
+    "ft": "FRCN+ft",
+    "ft_full": "FRCN+ft-full",
+    "tfa_fc": "TFA w/ fc",
+    "tfa_cos": "TFA w/ cos",
+    "joint": "all data",
+}
+METRICS = ("AP", "bAP", "nAP", "AP50", "bAP50", "nAP50")
 
 
 @dataclass(frozen=True)
@@ -39,74 +55,235 @@ def cells(methods: Sequence[str], splits: Sequence[int], shots: Sequence[int], s
     """All combinations; seeds vary slowest, so that every row of the table has its first number early.
 
     Raises:
-        ValueError: an unknown method.
+        ValueError: an unknown method, or nothing of one kind.
     """
     unknown = sorted(set(methods) - METHODS.keys())
     if unknown:
         raise ValueError(f"unknown method {', '.join(unknown)}: use {', '.join(METHODS)}.")
-    return [Cell(m, s, k, seed) for seed, s, m, k in product(seeds, splits, methods, shots)]
+    for what, values in (("method", methods), ("split", splits), ("number of shots", shots), ("seed", seeds)):
+        if not values:
+            raise ValueError(f"not a single {what} is given.")
+    return list(dict.fromkeys(Cell(m, s, k, seed) for seed, s, m, k in product(seeds, splits, methods, shots)))
+
+
+def numbers(text: str) -> list[int]:
+    """ "0-2,5" -> [0, 1, 2, 5].
+
+    Raises:
+        ValueError: not such a list, or a range that runs backwards.
+    """
+    found: dict[int, None] = {}
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        several = range(int(first), int(last or first) + 1)
+        if not several:
+            raise ValueError(f"{part} is an empty range.")
+        found |= dict.fromkeys(several)
+    return list(found)
+
+
+# ------------------------------------------------------------------------------------------------------------- running
+
+
+def plan_cells(config_file: str, opts: Iterable[str], wanted: Sequence[Cell]) -> dict[Cell, list[Stage]]:
+    """The stages of each cell; see ``few_shot.plan`` for the arguments and errors."""
+    opts = list(opts)
+    # Each stage says what it derives when it trains; here it would be pages.
+    package = logging.getLogger("dyn_d2")
+    level = package.level
+    package.setLevel(logging.ERROR)
+    try:
+        return {cell: plan(config_file, [*opts, *cell.opts()]) for cell in wanted}
+    finally:
+        package.setLevel(level)
+
+
+def pending(plans: Mapping[Cell, Sequence[Stage]]) -> list[list[tuple[Stage, Cell]]]:
+    """What is not trained yet, each folder once: first all base models, then what starts from them, and so on.
+
+    Raises:
+        StageError: a folder holds the result of another config.
+    """
+    levels = []
+    for position in range(max(len(stages) for stages in plans.values())):
+        level: dict[Path, tuple[Stage, Cell]] = {}
+        for cell, stages in plans.items():
+            if position < len(stages) and stages[position].folder not in level and not stages[position].finished():
+                level[stages[position].folder] = (stages[position], cell)
+        levels.append(list(level.values()))
+    return [level for level in levels if level]
+
+
+def run_cells(
+    config_file: str,
+    opts: Iterable[str],
+    plans: Mapping[Cell, Sequence[Stage]],
+    jobs: int = 1,
+    launcher: Iterable[str] = (),
+    on_start: Callable[[Stage], None] | None = None,
+) -> None:
+    """Train what is not trained yet.
+
+    Args:
+        config_file, opts: those that the plans were made from.
+        jobs: training processes at a time.
+        launcher: options of train_net.py such as ``--num-gpus 2``.
+        on_start: called before each training; by default a line of the log counts them and estimates the time.
+
+    Raises:
+        StageError: a training failed; what is finished stays finished.
+    """
+    opts, launcher, levels = list(opts), list(launcher), pending(plans)
+    total = sum(len(level) for level in levels)
+    logger.info(f"{len(plans)} cells: {total} trainings to do" if total else f"all {len(plans)} cells are done")
+    progress = _Progress(total)
+    on_start = on_start or progress.start
+    stopped = threading.Event()
+
+    def run(stage: Stage, cell: Cell) -> None:
+        if stopped.is_set():
+            return
+        try:
+            on_start(stage)
+            run_stage(stage, config_file, [*opts, *cell.opts()], launcher)
+            progress.finished += 1
+        except BaseException:
+            stopped.set()  # by the thread itself: nothing else may start before the others hear of it
+            raise
+
+    for level in levels:
+        at_a_time = min(jobs, len(level))
+        with _threads_for(at_a_time), ThreadPoolExecutor(at_a_time) as pool:
+            runs = [pool.submit(run, *item) for item in level]
+            try:
+                for future in runs:
+                    future.result()
+            except BaseException:  # an interruption reaches this thread only
+                stopped.set()
+                raise
+
+
+class _Progress:
+    """One line for each training that starts: its number, the time passed, and what the rest will take."""
+
+    def __init__(self, total: int) -> None:
+        self.finished = 0
+        self._total, self._started, self._begin = total, 0, time.monotonic()
+
+    def start(self, stage: Stage) -> None:
+        minutes = (time.monotonic() - self._begin) / 60
+        self._started += 1
+        rest = ""
+        if self.finished:
+            rest = f", about {minutes / self.finished * (self._total - self.finished):.0f} min left"
+        logger.info(f"training {self._started} of {self._total}: {stage.folder.name} ({minutes:.1f} min passed{rest})")
 
 
 @contextmanager
 def _threads_for(jobs: int) -> Iterator[None]:
     """Child processes share the cores evenly unless the user has set OMP_NUM_THREADS."""
-    if "OMP_NUM_THREADS" in os.environ:
+    if "OMP_NUM_THREADS" in os.environ or jobs == 1:
         yield
         return
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ["OMP_NUM_THREADS"] = str(max(1, cores // jobs))
     try:
         yield
     finally:
         del os.environ["OMP_NUM_THREADS"]
 
 
-def run_cells(
-    config_file: str, opts: Iterable[str], wanted: Sequence[Cell], jobs: int = 1, launcher: Iterable[str] = ()
-) -> dict[Cell, dict[str, Any]]:
-    """Train what is not trained yet, stage by stage so that shared base models come first.
+# ------------------------------------------------------------------------------------------------------------- results
 
-    Args:
-        config_file, opts: as for train_net.py.
-        jobs: training processes at a time.
 
-    Returns:
-        cell -> metrics of its fine-tuned model.
-
-    Raises:
-        StageError: a training failed; what is finished stays finished.
-    """
-    opts, launcher = list(opts), list(launcher)
-    plans = {cell: plan(config_file, [*opts, *cell.opts()]) for cell in wanted}
-    for position in range(max(len(stages) for stages in plans.values())):
-        # Cells share stages: run each folder once.
-        todo: dict[str, tuple[Stage, list[str]]] = {}
-        for cell, stages in plans.items():
-            if position < len(stages) and not stages[position].finished():
-                todo.setdefault(str(stages[position].folder), (stages[position], [*opts, *cell.opts()]))
-        if todo:
-            _run_all(config_file, list(todo.values()), min(jobs, len(todo)), launcher)
+def cell_results(plans: Mapping[Cell, Sequence[Stage]]) -> dict[Cell, dict[str, float]]:
+    """Metrics of the fine-tuned models, which have to be trained already."""
     return {cell: headline(read_results(stages[-1].folder)) for cell, stages in plans.items()}
 
 
-def base_results(config_file: str, opts: Iterable[str], split: int) -> dict[str, float]:
-    """Metrics of the base model of ``split`` on its own classes; it has to be trained already."""
-    base = plan(config_file, [*opts, "FEW_SHOT.SPLIT", str(split)])[0]
-    return headline(read_results(base.folder))
+def base_results(plans: Mapping[Cell, Sequence[Stage]]) -> dict[tuple[int, str], dict[str, float]]:
+    """(split, name of the row) -> metrics of the base models on their own classes, one for all seeds and shots.
+
+    Their mean over all classes that they know is no mean over the classes of the fine-tuned models, so only the base
+    metrics are kept.
+    """
+    found: dict[tuple[int, str], dict[str, float]] = {}
+    for cell, (base, *_) in plans.items():
+        if base.name != "base":  # a method of one stage
+            continue
+        name = "base only" + " (cosine)" * (base.cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER == "cosine")
+        if (cell.split, name) not in found:
+            metrics = headline(read_results(base.folder))
+            found[cell.split, name] = {key: value for key, value in metrics.items() if key.startswith("b")}
+    return found
 
 
-def _run_all(config_file: str, todo: list[tuple[Stage, list[str]]], jobs: int, launcher: list[str]) -> None:
-    name = todo[0][0].name
-    with _threads_for(jobs), ThreadPoolExecutor(jobs) as pool, tqdm(total=len(todo), desc=name, unit="run") as bar:
+def summarise(
+    output: Path, plans: Mapping[Cell, Sequence[Stage]], seeds: Sequence[int], metrics: Sequence[str] = METRICS
+) -> str:
+    """Write benchmark.json, benchmark.md and a figure a split (nAP against K); returns the table.
 
-        def run(stage: Stage, own_opts: list[str]) -> None:
-            run_stage(stage, config_file, own_opts, launcher)
-            bar.update()
+    Raises:
+        ValueError: a cell lacks one of the seeds.
+    """
+    results = cell_results(plans)
+    by_cell: dict[tuple[int, str, int], dict[int, dict[str, float]]] = defaultdict(dict)
+    for cell, found in results.items():
+        by_cell[cell.split, cell.method, cell.shots][cell.seed] = found
+    means = aggregate(by_cell, seeds)
+    rows = [
+        ((str(split), name, "-"), {metric: estimate([value]) for metric, value in found.items()})
+        for (split, name), found in base_results(plans).items()
+    ]
+    rows += [
+        ((str(split), METHOD_NAMES[method], str(shots)), values) for (split, method, shots), values in means.items()
+    ]
+    order = ["base only", "base only (cosine)", *METHOD_NAMES.values()]
+    rows.sort(key=lambda row: (int(row[0][0]), order.index(row[0][1]), int(row[0][2].replace("-", "0"))))
+    for split in {cell.split for cell in plans}:
+        curves = nap_curves(means, split)
+        if curves:
+            draw_ap_against_shots(curves, output / f"nAP_split{split}.png")
+    text = table(rows, ("split", "method", "K"), metrics)
+    record = {
+        "seeds": list(seeds),
+        "interval": "1.96 s / sqrt(n)",
+        "cells": {"/".join(names): _as_json(values) for names, values in rows},
+        "single": {f"{c.split}/{c.method}/{c.shots}/seed{c.seed}": found for c, found in results.items()},
+        "versions": versions(),
+    }
+    write_results(output / "benchmark.json", record)
+    with atomic_write(output / "benchmark.md") as file:
+        file.write(f"{caption(seeds)}\n\n{text}\n")
+    return text
 
-        runs = [pool.submit(run, *item) for item in todo]
-        try:
-            for future in runs:
-                future.result()
-        except BaseException:
-            for future in runs:
-                future.cancel()
-            raise
+
+def caption(seeds: Sequence[int]) -> str:
+    """What the numbers of the table are."""
+    if len(seeds) == 1:
+        return f"AP in percent, 1 seed ({seeds[0]}), so there is no interval."
+    return f"AP in percent, mean ± 95 % confidence interval over {len(seeds)} seeds ({', '.join(map(str, seeds))})."
+
+
+def nap_curves(
+    means: Mapping[tuple[int, str, int], Mapping[str, Estimate]], split: int
+) -> dict[str, dict[int, tuple[float, float]]]:
+    """Method name -> K -> (mean nAP, half width of its interval), in the order of the table; what has no nAP left out.
+
+    Args:
+        means: (split, method, K) -> metric -> estimate.
+    """
+    curves: dict[str, dict[int, tuple[float, float]]] = {}
+    for method, name in METHOD_NAMES.items():
+        points = {
+            shots: (values["nAP"].mean, values["nAP"].half_width)
+            for (s, m, shots), values in sorted(means.items())
+            if (s, m) == (split, method) and "nAP" in values and not math.isnan(values["nAP"].mean)
+        }
+        if points:
+            curves[name] = points
+    return curves
+
+
+def _as_json(values: Mapping[str, Estimate]) -> dict[str, dict[str, Any]]:
+    return {name: {"mean": e.mean, "half_width_95": e.half_width, "seeds": e.count} for name, e in values.items()}

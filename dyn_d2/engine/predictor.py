@@ -2,20 +2,23 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
-from detectron2.config import CfgNode, get_cfg
-from detectron2.data import Metadata
-from detectron2.data import transforms as T
-from detectron2.modeling import build_model
-from detectron2.structures import Instances
 from torch import nn
 
 from dyn_d2.checkpoint import CheckpointError, DynCheckpointer, read_checkpoint
 from dyn_d2.config import add_dyn_d2_config
 
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+
+from .preflight import any_score, head_classes
 from .setup import read_cfg
 
 
@@ -27,7 +30,6 @@ class Predictor:
 
     Attributes:
         classes: names in the order of the predictor's rows.
-        metadata: the same for Detectron2's Visualizer.
     """
 
     cfg: CfgNode
@@ -36,7 +38,7 @@ class Predictor:
 
     @classmethod
     def load(cls, weights: str, config_file: str = "", opts: Iterable[str] = ()) -> "Predictor":
-        """Build the model that ``weights`` holds.
+        """Build the model that ``weights`` holds, on the CPU where its device is not there.
 
         Args:
             weights: a checkpoint. One that dyn_d2 wrote brings its config and class names.
@@ -44,16 +46,15 @@ class Predictor:
             opts: ``KEY VALUE ...`` that change the config.
 
         Raises:
-            FileNotFoundError, CheckpointError: no such file; unreadable; without a config and none is given; or it
-                does not hold the whole model.
+            FileNotFoundError: no such file.
+            CheckpointError: unreadable; without a config and none is given; or it does not hold the whole model.
+            KeyError: ``opts`` or the config have keys that do not exist.
         """
         described = read_checkpoint(weights).get("dyn_d2") or {}
         if config_file:
             cfg = read_cfg(config_file, opts)
         elif "config" in described:
-            cfg = get_cfg()
-            add_dyn_d2_config(cfg)
-            cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(described["config"])))
+            cfg = _own_config(weights, described)
             cfg.merge_from_list(list(opts))
         else:
             raise CheckpointError(
@@ -62,19 +63,24 @@ class Predictor:
         cfg.MODEL.WEIGHTS = weights
         if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
             cfg.MODEL.DEVICE = "cpu"
+        names = list(described.get("classes", ()))
+        if config_file and names:  # a plain yaml counts COCO's classes
+            cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = len(names)
         cfg.freeze()
         model = build_model(cfg).eval()
         DynCheckpointer(model).load(weights, checkpointables=[], strict=True)
-        names = list(described.get("classes", ())) or [f"class {i}" for i in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)]
-        return cls(cfg, model, names)
-
-    @property
-    def metadata(self) -> Metadata:
-        return Metadata(name="from the checkpoint", thing_classes=self.classes)
+        rows = head_classes(model)
+        if rows is None:
+            raise CheckpointError(f"{weights} holds a {cfg.MODEL.META_ARCHITECTURE}, which detects no classes.")
+        if names and len(names) != rows:
+            raise CheckpointError(f"{weights} names {len(names)} classes, but its head has {rows}: {', '.join(names)}.")
+        return cls(cfg, model, names or _names_from_catalog(cfg, rows) or [f"class {i}" for i in range(rows)])
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> Instances:
         """Detections in one image.
+
+        Where nothing reaches the score that the config asks for, those below it are returned.
 
         Args:
             image: (H, W, 3) uint8, RGB.
@@ -87,5 +93,29 @@ class Predictor:
         resize = T.ResizeShortestEdge([self.cfg.INPUT.MIN_SIZE_TEST] * 2, self.cfg.INPUT.MAX_SIZE_TEST)
         resized = resize.get_transform(ordered).apply_image(np.ascontiguousarray(ordered))
         tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1), dtype=np.float32))
-        output = self.model([{"image": tensor, "height": height, "width": width}])[0]["instances"].to("cpu")
-        return output[output.scores.argsort(descending=True)]
+        inputs = [{"image": tensor, "height": height, "width": width}]
+        found = self.model(inputs)[0]["instances"]
+        if not len(found):
+            with any_score(self.model):
+                found = self.model(inputs)[0]["instances"]
+        found = found.to("cpu")
+        return found[found.scores.argsort(descending=True)]
+
+
+def _names_from_catalog(cfg: CfgNode, rows: int) -> list[str]:
+    """Class names of the config's training set, such as COCO's for a model of the zoo; empty if they do not fit."""
+    known = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", ()) if cfg.DATASETS.TRAIN else ()
+    return list(known) if len(known) == rows else []
+
+
+def _own_config(weights: str, described: dict[str, Any]) -> CfgNode:
+    cfg = get_cfg()
+    add_dyn_d2_config(cfg)
+    try:
+        cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(described["config"])))
+    except (KeyError, ValueError, AttributeError, AssertionError, TypeError, yaml.YAMLError) as error:
+        raise CheckpointError(
+            f"the config that {weights} carries cannot be used here ({error}); it was written by dyn_d2 "
+            f"{described.get('versions', {}).get('dyn_d2', '(unknown)')}. Give a yaml for it (--config-file)."
+        ) from error
+    return cfg

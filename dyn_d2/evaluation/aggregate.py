@@ -1,11 +1,11 @@
 """Means over seeds, with confidence intervals, from the records of single runs."""
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tabulate import tabulate
 
 
@@ -24,15 +24,14 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and 1.96 s / sqrt(n), with s the sample standard deviation (n - 1 in the denominator).
+    """Mean and 1.96 s / sqrt(n), with s the sample standard deviation (n - 1 in the denominator); NaN if a value is.
 
     The formula of the multi-seed tables of TFA (thesis 7.3), whose n is 10 to 30; for few seeds it is optimistic.
     """
     if not values:
         raise ValueError("There is nothing to average.")
-    mean = statistics.fmean(values)
-    half = 1.96 * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return Estimate(mean, half, len(values))
+    half = 1.96 * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return Estimate(float(np.mean(values)), half, len(values))
 
 
 def headline(record: Mapping[str, Any], task: str = "bbox") -> dict[str, float]:
@@ -57,7 +56,10 @@ def aggregate(
 
     Raises:
         ValueError: a cell lacks one of the seeds; it names them, for a mean over other seeds is another number.
+            Or no seed is given.
     """
+    if not seeds:
+        raise ValueError("There is no seed to average over.")
     missing = {cell: [s for s in seeds if s not in by_seed] for cell, by_seed in results.items()}
     missing = {cell: absent for cell, absent in missing.items() if absent}
     if missing:

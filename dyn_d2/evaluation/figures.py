@@ -10,14 +10,17 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import torch
-from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.data import detection_utils as utils
-from detectron2.structures import Boxes, BoxMode, Instances
-from detectron2.utils.visualizer import Visualizer
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from dyn_d2.utils.atomic import atomic_write
+
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data import detection_utils as utils
+from detectron2.structures import BoxMode
+
+from .boxes_on_image import class_colour, draw_objects
 
 BASE_COLOUR, NOVEL_COLOUR = "#4477aa", "#cc3311"
 
@@ -25,110 +28,176 @@ BASE_COLOUR, NOVEL_COLOUR = "#4477aa", "#cc3311"
 def _save(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     with atomic_write(path, "wb") as file:
-        figure.savefig(file, format=path.suffix[1:], dpi=110, bbox_inches="tight")
+        figure.savefig(file, format=path.suffix[1:], dpi=130, bbox_inches="tight")
     return path
 
 
-def _instances(
-    detections: Sequence[Mapping[str, Any]], size: tuple[int, int], to_class: Mapping[int, int]
-) -> Instances:
-    """COCO results of one image -> Instances of image ``size`` (H, W)."""
-    instances = Instances(size)
-    boxes = np.array([d["bbox"] for d in detections], dtype=np.float64).reshape(-1, 4)
-    instances.pred_boxes = Boxes(torch.as_tensor(BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)))
-    instances.scores = torch.tensor([d["score"] for d in detections])
-    instances.pred_classes = torch.tensor([to_class[d["category_id"]] for d in detections], dtype=torch.int64)
-    if detections and all("segmentation" in d for d in detections):
-        from pycocotools import mask as coco_mask
+def _read_detections(results_file: str | Path) -> list[dict[str, Any]]:
+    if not Path(results_file).is_file():
+        raise FileNotFoundError(f"{results_file} does not exist: evaluate the model first, COCO's evaluator writes it.")
+    return json.loads(Path(results_file).read_text(encoding="utf-8"))
 
-        instances.pred_masks = torch.as_tensor(np.stack([coco_mask.decode(d["segmentation"]) for d in detections]))
-    return instances
+
+# ------------------------------------------------------------------------------------- predictions beside ground truth
 
 
 def draw_predictions(
     dataset: str, results_file: str | Path, path: str | Path, images: int = 6, threshold: float = 0.5
 ) -> Path:
-    """A grid of validation images, ground truth on the left and detections on the right of each pair.
+    """A grid of test images, each with its ground truth on the left and the detections on the right.
+
+    Base and novel classes differ in colour; where the data set has no such division, all classes do.
 
     Args:
         dataset: a registered test set.
         results_file: what COCOEvaluator wrote about it (``coco_instances_results.json``).
         images: how many, spread evenly over the set.
         threshold: detections below this score are not drawn; where none reaches it, the best one is.
+
+    Raises:
+        FileNotFoundError: ``results_file`` does not exist.
     """
     metadata = MetadataCatalog.get(dataset)
-    dicts = DatasetCatalog.get(dataset)
     detections = defaultdict(list)
-    for detection in json.loads(Path(results_file).read_text()):
+    for detection in _read_detections(results_file):
         detections[detection["image_id"]].append(detection)
-    to_class = dict(getattr(metadata, "thing_dataset_id_to_contiguous_id", {})) or {
-        i: i for i in range(len(metadata.thing_classes))
-    }
+    dicts = DatasetCatalog.get(dataset)
     chosen = [dicts[i] for i in np.unique(np.linspace(0, len(dicts) - 1, images).astype(int))]
-    columns = 2 if len(chosen) > 3 else 1
-    rows = -(-len(chosen) // columns)
-    figure = Figure(figsize=(6.4 * columns, 3.3 * rows))
-    axes = figure.subplots(rows, 2 * columns, squeeze=False).ravel()
-    for axis in axes:
-        axis.axis("off")
-    for position, record in enumerate(chosen):
-        image = utils.read_image(record["file_name"], "RGB")
-        scale = max(1.0, 480 / max(image.shape[:2]))
-        ranked = sorted(detections[record["image_id"]], key=lambda d: -d["score"])
-        shown = [d for d in ranked if d["score"] >= threshold] or ranked[:1]
-        predicted = _instances(shown, image.shape[:2], to_class)
-        truth = Visualizer(image, metadata, scale=scale).draw_dataset_dict(record)
-        drawn = Visualizer(image, metadata, scale=scale).draw_instance_predictions(predicted)
-        for axis, picture, title in zip(
-            axes[2 * position :], (truth, drawn), ("ground truth", f"predicted (score ≥ {threshold:g})"), strict=False
-        ):
-            axis.imshow(picture.get_image())
-            axis.set_title(title, fontsize=8)
+    cells = _pair_axes(figure := Figure(), len(chosen), float(np.mean([r["width"] / r["height"] for r in chosen])))
+    for axes, record in zip(cells, chosen, strict=True):
+        _draw_pair(axes, record, detections[record["image_id"]], metadata, threshold)
+    if set(metadata.get("novel_classes", ())) & set(metadata.thing_classes):
+        handles = [Patch(color=BASE_COLOUR, label="base class"), Patch(color=NOVEL_COLOUR, label="novel class")]
+        figure.legend(handles=handles, loc="upper center", ncols=2, frameon=False, fontsize=9)
     return _save(figure, path)
 
 
-def _coco_precision(json_file: str, results_file: str | Path) -> tuple[np.ndarray, list[int]]:
-    """(T, R, K) precision of boxes over all areas with 100 detections an image, and the category ids of K."""
+def _pair_axes(figure: Figure, pairs: int, aspect: float) -> list[tuple[Axes, Axes]]:
+    """Places for pairs of images of about width / height = ``aspect``, two pairs in a row where there are many."""
+    columns = 2 if pairs > 3 else 1
+    rows = -(-pairs // columns)
+    height = 2.6
+    width = height * min(max(aspect, 0.5), 2.0)
+    ratios = [1, 1, 0.15, 1, 1][: 3 * columns - 1]
+    size = 1.06 * width * sum(ratios), 1.12 * height * rows + 0.5
+    figure.set_size_inches(size)
+    grid = figure.add_gridspec(
+        rows, len(ratios), width_ratios=ratios, left=0.01, right=0.99, bottom=0.01, top=1 - 0.65 / size[1],
+        wspace=0.04, hspace=0.12,
+    )  # fmt: skip
+    places = [(row, column) for row in range(rows) for column in (0, 3)[:columns]][:pairs]
+    return [(figure.add_subplot(grid[r, c]), figure.add_subplot(grid[r, c + 1])) for r, c in places]
+
+
+def _draw_pair(
+    axes: Sequence[Axes], record: dict, detections: list[dict], metadata: Metadata, threshold: float
+) -> None:
+    image = utils.read_image(record["file_name"], "RGB")
+    size = image.shape[:2]
+    ranked = sorted(detections, key=lambda d: -d["score"])
+    shown = [d for d in ranked if d["score"] >= threshold] or ranked[:1]
+    with_masks = bool(shown) and all("segmentation" in d for d in shown)
+    truth = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in truth]
+    classes = [a["category_id"] for a in truth]
+    names = metadata.thing_classes
+    draw_objects(
+        axes[0], image, np.array(boxes), [names[c] for c in classes], _colours(classes, metadata),
+        _decode([a["segmentation"] for a in truth], size) if with_masks else None,
+    )  # fmt: skip
+    axes[0].set_title("ground truth", fontsize=8)
+
+    to_class = metadata.get("thing_dataset_id_to_contiguous_id", None)
+    boxes = [BoxMode.convert(d["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS) for d in shown]
+    classes = [to_class[d["category_id"]] if to_class else d["category_id"] for d in shown]
+    labels = [f"{names[c]} {d['score']:.2f}" for c, d in zip(classes, shown, strict=True)]
+    draw_objects(
+        axes[1], image, np.array(boxes), labels, _colours(classes, metadata),
+        _decode([d["segmentation"] for d in shown], size) if with_masks else None,
+    )  # fmt: skip
+    title = f"predicted, score ≥ {threshold:g}"
+    if not ranked:
+        title = "predicted: nothing"
+    elif ranked[0]["score"] < threshold:
+        title = f"predicted: nothing ≥ {threshold:g}, the best one is shown"
+    axes[1].set_title(title, fontsize=8)
+
+
+def _colours(classes: Sequence[int], metadata: Metadata) -> list[str]:
+    novel = set(metadata.get("novel_classes", ()))
+    if not novel:
+        return [class_colour(c) for c in classes]
+    return [NOVEL_COLOUR if metadata.thing_classes[c] in novel else BASE_COLOUR for c in classes]
+
+
+def _decode(segmentations: Sequence[Any], size: tuple[int, int]) -> np.ndarray:
+    """(N, H, W) masks of COCO polygons or run lengths."""
+    from pycocotools import mask as coco_mask
+
+    def runs(value: Any) -> Any:
+        if isinstance(value, list):
+            return coco_mask.merge(coco_mask.frPyObjects(value, *size))
+        return coco_mask.frPyObjects(value, *size) if isinstance(value["counts"], list) else value
+
+    return np.array([coco_mask.decode(runs(value)) for value in segmentations], dtype=bool).reshape(-1, *size)
+
+
+# --------------------------------------------------------------------------------------------------- precision, recall
+
+
+def precision_recall_curves(dataset: str, results_file: str | Path) -> dict[str, np.ndarray]:
+    """COCO's precision of boxes at IoU 0.5 by class name, at recall 0, 0.01 ... 1 (all areas, 100 detections an image).
+
+    Classes without ground truth are left out.
+
+    Raises:
+        ValueError: there is no detection at all, no ground truth, or the data set has no COCO json.
+    """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
+    if not _read_detections(results_file):
+        raise ValueError(f"{results_file} holds no detection: there is no precision-recall curve to draw.")
+    metadata = MetadataCatalog.get(dataset)
+    if not metadata.get("json_file", None):
+        raise ValueError(f"{dataset} has no COCO json (metadata json_file): its precision-recall curve is not drawn.")
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints a page
-        truth = COCO(json_file)
+        truth = COCO(metadata.json_file)
         run = COCOeval(truth, truth.loadRes(str(results_file)), "bbox")
         run.evaluate()
         run.accumulate()
-    return run.eval["precision"][..., 0, -1], run.params.catIds
+    precision = run.eval["precision"][0, :, :, 0, -1]  # (recall, class)
+    to_class = metadata.get("thing_dataset_id_to_contiguous_id", None) or {i: i for i in run.params.catIds}
+    curves = {
+        metadata.thing_classes[to_class[category]]: precision[:, k]
+        for k, category in enumerate(run.params.catIds)
+        if category in to_class and (precision[:, k] > -1).all()
+    }
+    if not curves:
+        raise ValueError(f"{metadata.json_file} holds no object: there is no precision-recall curve to draw.")
+    return curves
 
 
 def draw_precision_recall(dataset: str, results_file: str | Path, path: str | Path) -> Path:
     """Precision against recall at IoU 0.5 for each class, base and novel in two panels, with each group's mean in bold.
 
     Raises:
-        ValueError: there is no detection at all, so that there is no curve.
+        ValueError: from ``precision_recall_curves``.
     """
-    metadata = MetadataCatalog.get(dataset)
-    if not json.loads(Path(results_file).read_text()):
-        raise ValueError(f"{results_file} holds no detection: there is no precision-recall curve to draw.")
-    precision, categories = _coco_precision(metadata.json_file, results_file)
-    to_class = metadata.thing_dataset_id_to_contiguous_id
-    curves = {
-        metadata.thing_classes[to_class[category]]: precision[0, :, k]
-        for k, category in enumerate(categories)
-        if (precision[0, :, k] > -1).all()
-    }
-    groups = _groups(metadata, curves)
+    curves = precision_recall_curves(dataset, results_file)
+    groups = _groups(MetadataCatalog.get(dataset), curves)
     figure = Figure(figsize=(5.4 * len(groups), 4.6))
-    recall = np.linspace(0, 1, precision.shape[1])
     for axis, (title, names) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
         colours = matplotlib.colormaps["tab10" if len(names) <= 10 else "viridis"].resampled(max(len(names), 10))
-        for k, name in enumerate(names):
+        for k, name in enumerate(sorted(names, key=lambda n: -curves[n].mean())):
             label = f"{name} {100 * curves[name].mean():.1f}" if len(names) <= 12 else None
-            axis.plot(recall, curves[name], color=colours(k), linewidth=1, label=label)
+            axis.plot(np.linspace(0, 1, len(curves[name])), curves[name], color=colours(k), linewidth=1.2, label=label)
         mean = np.mean([curves[name] for name in names], axis=0)
+        recall = np.linspace(0, 1, len(mean))
         axis.plot(recall, mean, color="black", linewidth=2.5, label=f"mean {100 * mean.mean():.1f}")
-        axis.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision", title=f"{title}: AP50 by class")
+        axis.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision", title=f"{title}: AP50 (%) in legend")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7, loc="lower left")
+        axis.legend(fontsize=7, loc="best", framealpha=0.7)
     return _save(figure, path)
 
 
@@ -140,26 +209,52 @@ def _groups(metadata: Metadata, names: Mapping[str, Any]) -> dict[str, list[str]
     return {title: members for title, members in groups.items() if members} or {"all classes": list(names)}
 
 
+# ------------------------------------------------------------------------------------------------------------ AP, shots
+
+
 def draw_ap_against_shots(
     curves: Mapping[str, Mapping[int, tuple[float, float]]], path: str | Path, metric: str = "nAP"
 ) -> Path:
-    """One line a method: mean of ``metric`` against K, with its 95 % confidence interval as a band.
+    """Mean of ``metric`` against K: a line a method, with its 95 % confidence interval; a bar a method for a single K.
 
     Args:
         curves: method -> K -> (mean, half width of the interval, NaN for one seed).
+
+    Raises:
+        ValueError: there is not a single value.
     """
+    all_shots = sorted({k for points in curves.values() for k in points})
+    if not all_shots:
+        raise ValueError(f"There is no {metric} to draw.")
     figure = Figure(figsize=(6, 4.2))
     axis = figure.subplots()
-    all_shots = sorted({k for points in curves.values() for k in points})
-    for method, points in curves.items():
-        shots = sorted(points)
-        places = [all_shots.index(k) for k in shots]
-        mean = np.array([points[k][0] for k in shots])
-        half = np.nan_to_num([points[k][1] for k in shots])
-        (line,) = axis.plot(places, mean, marker="o", label=method)
-        axis.fill_between(places, mean - half, mean + half, color=line.get_color(), alpha=0.2, linewidth=0)
-    axis.set_xticks(range(len(all_shots)), [str(k) for k in all_shots])
-    axis.set(xlabel="K, annotated objects a class", ylabel=f"{metric} (%)", ylim=(0, None))
-    axis.grid(alpha=0.3)
-    axis.legend()
+    if len(all_shots) == 1:
+        _draw_bars(axis, {method: points[all_shots[0]] for method, points in curves.items() if points})
+        axis.set(title=f"K = {all_shots[0]} annotated object{'s' * (all_shots[0] > 1)} a class")
+    else:
+        _draw_lines(axis, curves, all_shots)
+        axis.set(xlabel="K, annotated objects a class")
+        axis.legend()
+    axis.set(ylabel=f"{metric} (%)")
+    axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.3, axis="y")
     return _save(figure, path)
+
+
+def _draw_bars(axis: Axes, values: Mapping[str, tuple[float, float]]) -> None:
+    axis.set_axisbelow(True)
+    for place, (mean, half) in enumerate(values.values()):
+        axis.bar(place, mean, width=0.6, color=f"C{place}", yerr=None if np.isnan(half) else half, capsize=4)
+        axis.annotate(f"{mean:.1f}", (place, mean), (8, 3), textcoords="offset points", fontsize=9)
+    axis.set_xticks(range(len(values)), list(values))
+
+
+def _draw_lines(axis: Axes, curves: Mapping[str, Mapping[int, tuple[float, float]]], all_shots: list[int]) -> None:
+    for number, (method, points) in enumerate(curves.items()):
+        shots = sorted(points)
+        places = np.array([all_shots.index(k) for k in shots])
+        mean, half = np.array([points[k] for k in shots]).T
+        # A little apart, so that the intervals of different methods can be told from each other.
+        places = places + 0.04 * (number - (len(curves) - 1) / 2)
+        axis.errorbar(places, mean, yerr=np.nan_to_num(half), marker="o", capsize=3, label=method)
+    axis.set_xticks(range(len(all_shots)), [str(k) for k in all_shots])

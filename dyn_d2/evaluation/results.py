@@ -9,16 +9,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import detectron2
 import torch
 import torchvision
-from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from torch import nn
 
 import dyn_d2
+from dyn_d2.data.few_shot import ShotSet
 from dyn_d2.engine_choice import describe_engine
 from dyn_d2.utils.atomic import write_json
+
+import detectron2
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 
 RESULTS_FILE = "results.json"
 
@@ -58,6 +60,12 @@ def versions() -> dict[str, str]:
     }
 
 
+def _shots_hash(cfg: CfgNode) -> str | None:
+    """Hash of the K-shot list that the run was trained on; None where there is none, or it was not kept here."""
+    path = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("shots_file", None) if cfg.DATASETS.TRAIN else None
+    return ShotSet.load(path).hash if path and Path(path).is_file() else None
+
+
 def _device_name(device: str) -> str:
     on_gpu = device.startswith("cuda") and torch.cuda.is_available()
     return torch.cuda.get_device_name() if on_gpu else f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
@@ -81,9 +89,7 @@ def evaluation_record(
         "unit": "percent, 0 to 100",
         "protocol": cfg.FEW_SHOT.PROTOCOL if cfg.FEW_SHOT.BENCHMARK else None,
         "few_shot": dict(few_shot) if few_shot else None,
-        "shots_hash": MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("shots_hash", None)
-        if cfg.DATASETS.TRAIN
-        else None,
+        "shots_hash": _shots_hash(cfg),
         "train_sets": list(cfg.DATASETS.TRAIN),
         "batch": cfg.SOLVER.IMS_PER_BATCH,
         "learning_rate": cfg.SOLVER.BASE_LR,

@@ -9,9 +9,6 @@ import uuid
 import numpy as np
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
-from detectron2.structures import Boxes, BoxMode, Instances
 from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
@@ -19,6 +16,10 @@ from pycocotools.cocoeval import COCOeval
 
 from dyn_d2.config import add_dyn_d2_config
 from dyn_d2.evaluation import build_evaluator, group_metrics
+
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.structures import Boxes, BoxMode, Instances
 
 CLASSES = ["ant", "bee", "cat", "dog", "elk"]
 NOVEL = ["bee", "elk"]

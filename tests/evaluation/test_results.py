@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
 
 from dyn_d2.config import add_dyn_d2_config
 from dyn_d2.evaluation.results import compare, evaluation_record, read_results, weights_hash, write_results
+
+from detectron2.config import get_cfg
 
 ROOT = Path(__file__).resolve().parents[2]
 
