@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Make DigitScenes, the small data set that the demo, the tests and the tables of dyn_d2 use.
 
-    datasets/prepare_digit_scenes.py                     # $DETECTRON2_DATASETS/digit_scenes, 1000 + 200 images
-    datasets/prepare_digit_scenes.py --num-train 4000 --seed 1 --root /data/more_digits
+datasets/prepare_digit_scenes.py                     # $DETECTRON2_DATASETS/digit_scenes, 1000 + 200 images
+datasets/prepare_digit_scenes.py --num-train 4000 --seed 1 --root /data/more_digits
 """
 
 import argparse

@@ -39,6 +39,8 @@ def _add_few_shot_keys(cfg: CN) -> None:
     cfg.FEW_SHOT.SCHEDULE = ""
     # SOLVER keys of the fine-tuning stage, so that one yaml serves all stages; 0, [] and -1 mean as in SOLVER.
     cfg.FEW_SHOT.FINETUNE = CN({"BASE_LR": 0.0, "MAX_ITER": 0, "STEPS": [], "WARMUP_ITERS": -1})
+    # The same for the base stage, for a command line that changes its length and not that of the stages after it.
+    cfg.FEW_SHOT.BASE = CN({"BASE_LR": 0.0, "MAX_ITER": 0, "STEPS": [], "WARMUP_ITERS": -1})
     # The same for the novel-only stage.
     cfg.FEW_SHOT.NOVEL = CN({"BASE_LR": 0.0, "MAX_ITER": 0, "STEPS": [], "WARMUP_ITERS": -1})
     # Which division into base and novel classes, from 1.

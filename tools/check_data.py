@@ -44,9 +44,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def run_checks(options: argparse.Namespace) -> list[Report]:
     """Do what the command line asks for."""
     if options.json:
-        return [check_coco_json(
-            options.json, options.images, read_images=not options.no_read, base=options.base, novel=options.novel
-        )]
+        return [
+            check_coco_json(
+                options.json, options.images, read_images=not options.no_read, base=options.base, novel=options.novel
+            )
+        ]
     if options.dataset:
         return check_dataset(options.dataset, not options.no_read)
     return check_config(build_cfg(options.config_file, options.opts), not options.no_read)

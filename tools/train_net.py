@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """Train or evaluate what a config describes.
 
-    tools/train_net.py --config-file configs/TFA/digit_scenes.yaml OUTPUT_DIR output/base
-    tools/train_net.py --config-file ... --resume                   go on after a kill
-    tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/base/model_final.pth
-    torchrun --nproc-per-node 2 tools/train_net.py --config-file ...
+tools/train_net.py --config-file configs/TFA/digit_scenes.yaml OUTPUT_DIR output/base
+tools/train_net.py --config-file ... --resume                   go on after a kill
+tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/base/model_final.pth
+torchrun --nproc-per-node 2 tools/train_net.py --config-file ...
 """
 
 import argparse

@@ -5,17 +5,20 @@ import pickle
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.data import MetadataCatalog
-from detectron2.utils.file_io import PathManager
 from torch import nn
 
 import dyn_d2
 from dyn_d2.utils import restricted_pickle
 from dyn_d2.utils.atomic import atomic_write
+from dyn_d2.utils.errors import UserError
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.data import MetadataCatalog
+from detectron2.utils.file_io import PathManager
 
 METADATA = "dyn_d2"  # the entry of a checkpoint that describes it
 
@@ -30,7 +33,7 @@ _ARRAY_PARTS = [
 ]
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
     """A checkpoint cannot be read, or does not fit the model; the message names the remedy."""
 
 
@@ -40,6 +43,7 @@ def describe(cfg) -> dict[str, Any]:
     Class names come from the metadata of the first training set, in the order of the predictor's rows.
     """
     import torchvision
+
     from detectron2 import __version__ as engine_version
 
     names = list(cfg.DATASETS.TRAIN) or list(cfg.DATASETS.TEST)
@@ -50,7 +54,7 @@ def describe(cfg) -> dict[str, Any]:
         "novel_classes": list(metadata.get("novel_classes", [])) if metadata else [],
         "stage": cfg.FEW_SHOT.STAGE if cfg.FEW_SHOT.BENCHMARK else "",
         "classifier": cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER,
-        "few_shot": dict(metadata.get("few_shot", {})) if metadata else {},
+        "few_shot": {**metadata.get("few_shot", {}), "shots_hash": metadata.get("shots_hash")} if metadata else {},
         "config": cfg.dump(),
         "versions": {
             "dyn_d2": dyn_d2.__version__,
@@ -151,11 +155,15 @@ class LoadReport:
     def table(self) -> str:
         """A summary for the log: counts, and the re-initialised and unused ones by module."""
         fresh = self.reinitialised()
-        lines = [f"weights from {self.source}: {len(self.loaded)} loaded, {len(fresh)} re-initialised, "
-                 f"{len(self.unused)} unused"]
+        lines = [
+            f"weights from {self.source}: {len(self.loaded)} loaded, {len(fresh)} re-initialised, "
+            f"{len(self.unused)} unused"
+        ]
         lines += [f"  re-initialised (missing): {text}" for text in _by_module(self.missing)]
-        lines += [f"  re-initialised (shape): {name} is {old} in the file, {new} in the model"
-                  for name, old, new in self.mismatched]
+        lines += [
+            f"  re-initialised (shape): {name} is {old} in the file, {new} in the model"
+            for name, old, new in self.mismatched
+        ]
         lines += [f"  unused: {text}" for text in _by_module(self.unused)]
         return "\n".join(lines)
 
@@ -191,8 +199,10 @@ class LoadReport:
 def _by_module(names: list[str], shown: int = 20) -> list[str]:
     """Parameter names folded into one line a module, at most ``shown`` lines."""
     counts = Counter(name.rpartition(".")[0] or name for name in names)
-    leaves = {prefix: sorted(n.rpartition(".")[2] for n in names if (n.rpartition(".")[0] or n) == prefix)
-              for prefix in list(counts)[:shown]}
+    leaves = {
+        prefix: sorted(n.rpartition(".")[2] for n in names if (n.rpartition(".")[0] or n) == prefix)
+        for prefix in list(counts)[:shown]
+    }
     lines = [f"{prefix}.{{{', '.join(parts)}}}" if parts != [prefix] else prefix for prefix, parts in leaves.items()]
     return lines + ([f"... and {len(counts) - shown} more modules"] if len(counts) > shown else [])
 
@@ -219,7 +229,10 @@ class DynCheckpointer(DetectionCheckpointer):
         self.report: LoadReport | None = None
 
     def save(self, name: str, **extra: Any) -> None:
-        """Write ``save_dir/name.pth`` and tag it as the last one; each file is replaced in one step."""
+        """Write ``save_dir/name.pth`` and tag it as the last one; each file is replaced in one step.
+
+        A run that is killed between the two goes on from the checkpoint before, or starts afresh where there is none.
+        """
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict(), **{k: v.state_dict() for k, v in self.checkpointables.items()}}
@@ -255,9 +268,14 @@ class DynCheckpointer(DetectionCheckpointer):
             self.report.missing = sorted(self.model.state_dict())
             if strict:
                 raise CheckpointError("no weights to evaluate: set MODEL.WEIGHTS to a checkpoint.")
-        elif not PathManager.exists(path.partition("?")[0]) and "://" not in path:
+        elif "://" not in path and not PathManager.exists(path.partition("?")[0]):
             raise FileNotFoundError(f"checkpoint {path} does not exist: check MODEL.WEIGHTS.")
-        rest = super().load(path, checkpointables=checkpointables)
+        try:
+            rest = super().load(path, checkpointables=checkpointables)
+        except URLError as error:
+            raise CheckpointError(
+                f"checkpoint {path} cannot be downloaded ({error.reason}): fetch it elsewhere and give its local path."
+            ) from error
         if strict:
             self.report.check_complete()
         return rest

@@ -22,8 +22,15 @@ from .check_report import Problem, Report, summary
 from .few_shot.sources import read_json, read_voc_record, require_source, voc_image_ids
 
 __all__ = [
-    "Problem", "Report", "check_coco_json", "check_config", "check_dataset", "check_dataset_dicts", "check_voc",
-    "clean_json", "summary",
+    "Problem",
+    "Report",
+    "check_coco_json",
+    "check_config",
+    "check_dataset",
+    "check_dataset_dicts",
+    "check_voc",
+    "clean_json",
+    "summary",
 ]
 
 # Rounding puts many published boxes a fraction of a pixel over the edge.
@@ -133,7 +140,7 @@ def _check_annotations(report: Report, annotations: list[dict], images: dict, na
             report.add("unknown_image", where, f"its image {image_id!r} is not usable or not listed", image_id, number)
             continue
         image = images[image_id]
-        where += f' (image {image_id!r}, {image.get("file_name") or image.get("coco_url")})'
+        where += f" (image {image_id!r}, {image.get('file_name') or image.get('coco_url')})"
         category = annotation.get("category_id")
         if not _is_integer(category) or category not in names:
             report.add("unknown_category", where, f"category_id {category!r} is not listed", image_id, number)
@@ -147,9 +154,7 @@ def _check_annotations(report: Report, annotations: list[dict], images: dict, na
         report.count(image_objects)
 
 
-def _check_roles(
-    report: Report, where: str, base: Sequence[str], novel: Sequence[str], known: Sequence[str]
-) -> None:
+def _check_roles(report: Report, where: str, base: Sequence[str], novel: Sequence[str], known: Sequence[str]) -> None:
     for name in sorted(set(base) & set(novel)):
         report.add("class_overlap", where, f"{name!r} is both a base and a novel class")
     for name in [name for name in (*base, *novel) if name not in known]:
@@ -234,14 +239,18 @@ def check_records(dicts: Sequence[dict[str, Any]], metadata: Metadata, read_imag
         for image_id in [i for i, times in ids.items() if times > 1 and i is not None]:
             report.add("duplicate_image", f"{metadata.name}, image {image_id!r}", "its id occurs twice", image_id)
     if read_images:
-        files = {r["file_name"]: (r["file_name"], r.get("image_id"), r.get("width"), r.get("height"))
-                 for r in dicts if "file_name" in r}
+        files = {
+            r["file_name"]: (r["file_name"], r.get("image_id"), r.get("width"), r.get("height"))
+            for r in dicts
+            if "file_name" in r
+        }
         report.problems += check_image_files(list(files.values()), read_images=True)
     return report.finish(classes)
 
 
 def check_image_files(files: Sequence[ImageFile], read_images: bool) -> list[Problem]:
     """Look whether images are there and, with ``read_images``, whether they open and have the size that is noted."""
+
     def look(file: ImageFile) -> Problem | None:
         path, image_id, width, height = file
         if not Path(path).is_file():
@@ -305,9 +314,13 @@ def clean_json(content: dict[str, Any], problems: Iterable[Problem]) -> dict[str
     images = {problem.image for problem in problems if problem.annotation is None and problem.image is not None}
     kept = [image for image in content["images"] if image["id"] not in images]
     ids = {image["id"] for image in kept}
-    return {**content, "images": kept, "annotations": [
-        a for a in content["annotations"] if a.get("id") not in annotations | {None} and a.get("image_id") in ids
-    ]}
+    return {
+        **content,
+        "images": kept,
+        "annotations": [
+            a for a in content["annotations"] if a.get("id") not in annotations | {None} and a.get("image_id") in ids
+        ],
+    }
 
 
 # ------------------------------------------------------------------------------------------------------ single values

@@ -16,13 +16,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import DatasetMapper, get_detection_dataset_dicts
-from detectron2.data.common import DatasetFromList
-from detectron2.data.samplers import RepeatFactorTrainingSampler
-from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dyn_d2.utils.errors import UserError
 from dyn_d2.utils.seeds import derive_seed
+
+from detectron2.data import DatasetMapper, get_detection_dataset_dicts
+from detectron2.data.common import DatasetFromList
+from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.data.samplers import RepeatFactorTrainingSampler
+from detectron2.utils import comm
 
 REPLACEMENTS = 10  # other samples to try where a mapper declines one
 
@@ -118,20 +121,36 @@ class BatchesByPosition(Sampler[list[tuple[int, int]]]):
             made += 1
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """Takes the place of a sample whose image cannot be used; workers cannot raise errors with a readable message."""
+
+    file: str
+    reason: str
+
+
 class MappedByPosition(Dataset):
-    """Maps a data set dict to model input, with random numbers that depend on seed and position only."""
+    """Maps a data set dict to model input, with random numbers that depend on seed and position only.
+
+    Attributes:
+        records: the data set dicts.
+    """
 
     def __init__(self, records: Any, mapper: Callable[[dict], dict | None], seed: int) -> None:
-        self._records, self._mapper, self._seed = records, mapper, seed
+        self.records, self._mapper, self._seed = records, mapper, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> dict:
+    def __getitem__(self, key: tuple[int, int]) -> dict | Unreadable:
         position, sample = key
         with isolated_random(self._seed, "sample", position):
             for _ in range(REPLACEMENTS):
-                mapped = self._mapper(self._records[sample])
+                record = self.records[sample]
+                try:
+                    mapped = self._mapper(record)
+                except (OSError, SyntaxError, SizeMismatchError) as error:  # SyntaxError: PIL, of broken PNG files
+                    return Unreadable(str(record.get("file_name", f"sample {sample}")), str(error))
                 if mapped is not None:
                     return mapped
-                sample = random.randrange(len(self._records))
+                sample = random.randrange(len(self.records))
         raise RuntimeError(f"the mapper declined {REPLACEMENTS} samples in a row, the last one being number {sample}.")
 
 
@@ -139,7 +158,11 @@ class ResumableLoader:
     """Endless batches (lists of dicts) for training; set ``start_iter`` before iterating to begin there.
 
     Attributes:
+        dataset: what batches are made of.
         instances: annotated objects of each class number in the data set, crowds not counted.
+
+    Raises:
+        UserError: while iterating, at an image that cannot be read.
     """
 
     def __init__(
@@ -164,7 +187,15 @@ class ResumableLoader:
                     self.dataset, batch_sampler=self._batches, num_workers=self._num_workers, collate_fn=_as_list
                 )
             )
-        yield from batches
+        for batch in batches:
+            broken = [item for item in batch if isinstance(item, Unreadable)]
+            if broken:
+                raise UserError(
+                    f"{len(broken)} of the {len(batch)} images of this batch cannot be used: "
+                    + "; ".join(f"{item.file} ({item.reason})" for item in broken)
+                    + ". tools/check_data.py finds all such images, and its --clean leaves them out."
+                )
+            yield batch
 
 
 def _as_list(batch: list[dict]) -> list[dict]:
@@ -214,6 +245,8 @@ def build_resumable_train_loader(cfg, mapper: Callable[[dict], dict | None] | No
     """
     if cfg.SEED < 0:
         raise ValueError("SEED has to be set (>= 0) for data by position; dyn_d2.engine.setup draws one if it is not.")
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError("DATASETS.TRAIN is empty: name a registered data set, or set FEW_SHOT.BENCHMARK.")
     if cfg.MODEL.LOAD_PROPOSALS or cfg.MODEL.KEYPOINT_ON:
         raise ValueError("dyn_d2 trains neither on precomputed proposals (MODEL.LOAD_PROPOSALS) nor on keypoints.")
     records = get_detection_dataset_dicts(

@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 
 from dyn_d2.checkpoint.surgery import Source, operate, save
 from dyn_d2.utils.atomic import write_json
+from dyn_d2.utils.errors import UserError
 
-from .setup import build_cfg, flatten
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from .setup import ONE_STAGE, build_cfg, flatten, read_cfg
 
 logger = logging.getLogger(__name__)
 
@@ -31,14 +33,33 @@ DONE = "done.json"
 FINAL = "model_final.pth"
 
 # Keys that do not change what a stage learns.
-_NEUTRAL = ("OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "TEST", "VIS_PERIOD",
-            "SOLVER.CHECKPOINT_PERIOD", "SOLVER.PREFLIGHT", "SOLVER.FIND_UNUSED_PARAMETERS")
+_NEUTRAL = (
+    "OUTPUT_DIR",
+    "MODEL.WEIGHTS",
+    "MODEL.DEVICE",
+    "DATALOADER.NUM_WORKERS",
+    "TEST",
+    "VIS_PERIOD",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.PREFLIGHT",
+    "SOLVER.FIND_UNUSED_PARAMETERS",
+)
 # Keys of later stages, which a stage on all data does not depend on.
-_LATER = ("FEW_SHOT.SHOTS", "FEW_SHOT.SHOTS_UNIT", "FEW_SHOT.SEED", "FEW_SHOT.INIT", "FEW_SHOT.METHOD",
-          "FEW_SHOT.SHOTS_DIR", "FEW_SHOT.GROUP_BY_IMAGE", "FEW_SHOT.PROTOCOL", "FEW_SHOT.FINETUNE", "FEW_SHOT.NOVEL")
+_LATER = (
+    "FEW_SHOT.SHOTS",
+    "FEW_SHOT.SHOTS_UNIT",
+    "FEW_SHOT.SEED",
+    "FEW_SHOT.INIT",
+    "FEW_SHOT.METHOD",
+    "FEW_SHOT.SHOTS_DIR",
+    "FEW_SHOT.GROUP_BY_IMAGE",
+    "FEW_SHOT.PROTOCOL",
+    "FEW_SHOT.FINETUNE",
+    "FEW_SHOT.NOVEL",
+)
 
 
-class StageError(RuntimeError):
+class StageError(UserError):
     """A stage failed, or its folder holds the result of another config."""
 
 
@@ -100,6 +121,8 @@ def stage_folder(cfg: CfgNode, stage: str) -> str:
         cosine = "_cosine" if cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER == "cosine" else ""
         return f"{stage}{cosine}_{split}"
     shots = f"{few.SHOTS}shot" + ("_images" if few.SHOTS_UNIT == "image" else "") + f"_seed{few.SEED}"
+    if stage == "joint_shots":
+        return f"{stage}_{split}_{shots}"
     if stage == "finetune":
         kind = few.METHOD or "finetune"
         suffix = ("_novelinit" if few.INIT == "novel" else "") + ("_fsod" if few.PROTOCOL == "fsod" else "")
@@ -108,7 +131,10 @@ def stage_folder(cfg: CfgNode, stage: str) -> str:
 
 
 def plan(config_file: str, opts: Iterable[str]) -> list[Stage]:
-    """The stages, in order, that lead to the fine-tuned model of a config.
+    """The stages, in order, that lead to the final model of a config.
+
+    FEW_SHOT.METHOD "joint" (all data of all classes) and "joint_shots" (all data of the base classes, K shots of the
+    novel ones) have a single one.
 
     Raises:
         ValueError: FEW_SHOT.BENCHMARK is not set, or FEW_SHOT.INIT is unknown.
@@ -123,6 +149,9 @@ def plan(config_file: str, opts: Iterable[str]) -> list[Stage]:
             raise ValueError(f"FEW_SHOT.INIT is {cfg.FEW_SHOT.INIT!r}: use 'random' or 'novel'.")
         return Stage(name, Path(cfg.OUTPUT_DIR) / stage_folder(cfg, name), cfg, parents)
 
+    method = read_cfg(config_file, opts).FEW_SHOT.METHOD
+    if method in ONE_STAGE:
+        return [stage(method, [])]
     base = stage("base", [])
     novel = [stage("novel", [base])] if base.cfg.FEW_SHOT.INIT == "novel" else []
     return [base, *novel, stage("finetune", [base, *novel])]
@@ -173,6 +202,11 @@ def run_stage(stage: Stage, config_file: str, opts: Iterable[str], launcher: Ite
     command += ["--config-file", config_file] if config_file else []
     command += [*opts, *map(str, derived)]
     logger.info(f"stage {stage.name}: {'going on' if resume else 'starting'} in {stage.folder}\n  {' '.join(command)}")
+    if not TRAIN_NET.is_file():
+        raise StageError(
+            f"{TRAIN_NET} does not exist: training in stages needs a checkout of dyn_d2 (pip install -e FOLDER), not "
+            "the package alone."
+        )
     status = run_process(command)
     if status != 0:
         raise StageError(

@@ -4,13 +4,15 @@ import math
 from typing import Any
 
 import torch
+
+from dyn_d2.utils.errors import UserError
+from dyn_d2.utils.seeds import seed_all
+
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-from dyn_d2.utils.seeds import seed_all
 
-
-class DivergenceError(FloatingPointError):
+class DivergenceError(UserError, FloatingPointError):
     """The loss is NaN or infinite; the message names the images, the rate and the first bad term."""
 
 
@@ -71,3 +73,24 @@ class LossGuard(HookBase):
             number = float(value.detach().sum())
             if not math.isfinite(number):
                 raise self.explain(f"{name} is {number}")
+
+
+class LossAverages(HookBase):
+    """Keeps with the checkpoint the running averages that a model holds outside of its state_dict: RetinaNet's and
+    FCOS's ``loss_normalizer``, without which the losses after a resume would differ.
+
+    Several processes average over their own images; all of them go on from the value of process 0.
+    """
+
+    ATTRIBUTE = "loss_normalizer"
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._model = model
+
+    def state_dict(self) -> dict[str, float]:
+        owners = {name: module for name, module in self._model.named_modules() if self.ATTRIBUTE in vars(module)}
+        return {name: float(getattr(module, self.ATTRIBUTE)) for name, module in owners.items()}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        for name, value in state.items():
+            setattr(self._model.get_submodule(name), self.ATTRIBUTE, value)

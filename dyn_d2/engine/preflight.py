@@ -9,12 +9,15 @@ from contextlib import contextmanager, redirect_stdout
 from itertools import islice
 
 import torch
-from detectron2.data import MetadataCatalog
-from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from dyn_d2.checkpoint import LoadReport
+from dyn_d2.data.check import check_image_files, check_records, summary
+from dyn_d2.utils.errors import UserError
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 
 from .trainer import DynTrainer
 
@@ -22,9 +25,10 @@ logger = logging.getLogger(__name__)
 
 FEW_SHOT_STAGES = ("novel", "finetune")
 DRY_RUN_IMAGES = 2
+READ_IMAGES = 1000  # of larger data sets the images are only looked for, not opened
 
 
-class PreflightError(RuntimeError):
+class PreflightError(UserError):
     """Training would not give what was asked for; the message lists every reason found."""
 
 
@@ -81,6 +85,7 @@ def check_trainer(trainer: DynTrainer) -> None:
     if cfg.FEW_SHOT.BENCHMARK:
         problems += _stage_problems(cfg, report, classes)
         problems += _instance_problems(cfg, trainer, classes, list(metadata.get("novel_classes", [])))
+    problems += _data_problems(trainer)
     problems += _evaluation_problems(trainer)
     _raise(problems, "the first step")
     counts = ", ".join(f"{name} {trainer.data_loader.instances[i]}" for i, name in enumerate(classes[:40]))
@@ -161,6 +166,26 @@ def _instance_problems(cfg, trainer: DynTrainer, classes: list[str], novel: list
     return [f"no training instance of the novel classes {', '.join(absent)}."] if absent else []
 
 
+def _data_problems(trainer: DynTrainer) -> list[str]:
+    """Defects of the annotations and images that this run uses; one process looks for all of them."""
+    if not comm.is_main_process():
+        return []
+    cfg = trainer.cfg
+    sets = {cfg.DATASETS.TRAIN[0]: list(trainer.data_loader.dataset.records)}
+    sets |= {name: DatasetCatalog.get(name) for name in cfg.DATASETS.TEST}
+    problems = []
+    for name, records in sets.items():
+        metadata = MetadataCatalog.get(name)
+        report = check_records([record for record in records if "annotations" in record], metadata)
+        files = {r["file_name"]: (r["file_name"], r.get("image_id"), r.get("width"), r.get("height")) for r in records}
+        report.problems += check_image_files(list(files.values()), read_images=len(files) <= READ_IMAGES)
+        # Data sets that few-shot code did not make are Detectron2's business, which drops empty boxes.
+        report.tolerate(metadata.get("tolerated_defects", ["empty_box"]))
+        if not report.ok:
+            problems.append(f"data set {name} has {summary(report.problems, per_kind=5)}")
+    return problems
+
+
 def _evaluation_problems(trainer: DynTrainer) -> list[str]:
     """What goes wrong when two images are evaluated by the real evaluators."""
     problems = []
@@ -176,7 +201,7 @@ def _evaluation_problems(trainer: DynTrainer) -> list[str]:
 def _dry_run(trainer: DynTrainer, name: str) -> None:
     model = trainer.checkpointer.model
     loader = trainer.build_test_loader(trainer.cfg, name)
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), _any_score(model), _quiet():
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), any_score(model), _quiet():
         evaluator = trainer.build_evaluator(trainer.cfg, name, folder)
         evaluator.reset()
         training, _ = model.training, model.eval()
@@ -191,7 +216,7 @@ def _dry_run(trainer: DynTrainer, name: str) -> None:
 
 
 @contextmanager
-def _any_score(model: nn.Module) -> Iterator[None]:
+def any_score(model: nn.Module) -> Iterator[None]:
     """An untrained model rarely reaches the score threshold; without it there is something to evaluate."""
     owners = [module for module in model.modules() if hasattr(module, "test_score_thresh")]
     before = [owner.test_score_thresh for owner in owners]

@@ -53,7 +53,7 @@ def thesis_schedule(cfg) -> Schedule:
             f"FEW_SHOT.SCHEDULE thesis: nothing is published for benchmark {few.BENCHMARK!r}, only for {sorted(BASE)}: "
             "set SOLVER and FEW_SHOT.FINETUNE keys."
         )
-    if few.STAGE in ("base", "joint"):
+    if few.STAGE in ("base", "joint", "joint_shots"):
         return BASE[few.BENCHMARK]
     if few.BENCHMARK == "lvis":
         return _lvis(cfg)
@@ -113,7 +113,7 @@ def stage_schedule(cfg) -> dict[str, float | int | tuple[int, ...]]:
     if few.SCHEDULE == "thesis":
         keys = thesis_schedule(cfg)._asdict()
     else:
-        own = {"finetune": few.FINETUNE, "novel": few.NOVEL}.get(few.STAGE, {})
+        own = {"base": few.BASE, "finetune": few.FINETUNE, "novel": few.NOVEL}.get(few.STAGE, {})
         keys = {key: tuple(value) if key == "STEPS" else value for key, value in own.items() if _is_set(key, value)}
     if few.METHOD == "ft" and few.STAGE == "finetune":
         full = {"MAX_ITER": cfg.SOLVER.MAX_ITER, "STEPS": cfg.SOLVER.STEPS, **keys}

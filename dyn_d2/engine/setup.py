@@ -8,15 +8,18 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
-from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import default_setup
-from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
 from dyn_d2.config import add_dyn_d2_config
 from dyn_d2.engine_choice import describe_engine
 from dyn_d2.utils.atomic import atomic_write
+from dyn_d2.utils.errors import UserError
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from .schedules import stage_schedule
 
@@ -29,16 +32,33 @@ METHODS = {
     "ft_full": (False, "linear"),
     "tfa_fc": (True, "linear"),
     "tfa_cos": (True, "cosine"),
+    "joint": (False, "linear"),
+    "joint_shots": (False, "linear"),
 }
+ONE_STAGE = ("joint", "joint_shots")  # methods that are a single training, named as its FEW_SHOT.STAGE
 COSINE_BASE = ("lvis",)  # benchmarks whose base model for tfa_cos is published with a cosine head as well
 
 # Keys that may differ between the config of an output directory and a run that goes on there.
-_FREE_KEYS = ("OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.DEVICE", "TEST", "VIS_PERIOD", "DATALOADER.NUM_WORKERS", "VERSION",
-              "DATASETS.TEST", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.PREFLIGHT", "SOLVER.MAX_ITER", "SOLVER.STEPS",
-              "CUDNN_BENCHMARK", "SOLVER.FIND_UNUSED_PARAMETERS", "SEED")
+_FREE_KEYS = (
+    "OUTPUT_DIR",
+    "MODEL.WEIGHTS",
+    "MODEL.DEVICE",
+    "TEST",
+    "VIS_PERIOD",
+    "DATALOADER.NUM_WORKERS",
+    "VERSION",
+    "DATASETS.TEST",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.PREFLIGHT",
+    "SOLVER.MAX_ITER",
+    "SOLVER.STEPS",
+    "CUDNN_BENCHMARK",
+    "SOLVER.FIND_UNUSED_PARAMETERS",
+    "SEED",
+)
 
 
-class OutputDirError(RuntimeError):
+class OutputDirError(UserError):
     """OUTPUT_DIR holds a run with another config or stage."""
 
 
@@ -54,7 +74,10 @@ def read_cfg(config_file: str = "", opts: Iterable[str] = ()) -> CfgNode:
     if config_file:
         if not os.path.isfile(config_file):
             raise FileNotFoundError(f"--config-file {config_file} does not exist.")
-        _merge(cfg, lambda: cfg.merge_from_file(config_file, allow_unsafe=False))
+        try:
+            _merge(cfg, lambda: cfg.merge_from_file(config_file, allow_unsafe=False))
+        except yaml.YAMLError as error:
+            raise ValueError(f"--config-file {config_file} is no valid yaml: {error}") from error
     _merge(cfg, lambda: cfg.merge_from_list(list(opts)))
     return cfg
 
@@ -79,6 +102,10 @@ def derive(cfg: CfgNode, given: Iterable[str] = ()) -> None:
             _set(cfg, f"SOLVER.{key}", value, given, "stage " + cfg.FEW_SHOT.STAGE)
     apply_few_shot(cfg)
     scale_to_batch(cfg, given)
+    # A step at the very end changes nothing, but fvcore's schedules refuse it; rounding makes such steps too.
+    before_the_end = tuple(step for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER)
+    if len(before_the_end) < len(cfg.SOLVER.STEPS):
+        _set(cfg, "SOLVER.STEPS", before_the_end, set(), f"training ends at {cfg.SOLVER.MAX_ITER}")
 
 
 def build_cfg(config_file: str = "", opts: Iterable[str] = ()) -> CfgNode:
@@ -94,7 +121,7 @@ def _merge(cfg: CfgNode, merge: Callable[[], None]) -> None:
         merge()
     except (KeyError, AssertionError) as error:
         text = str(error).strip("'\"")
-        if "Non-existent" not in text or "mean" in text:  # an engine that names the nearest key itself
+        if "Non-existent" not in text or "nearest" in text:  # an engine that names the nearest key itself
             raise
         unknown = text.rpartition(" ")[2]
         near = difflib.get_close_matches(unknown, list(flatten(cfg)), 1)
@@ -199,13 +226,17 @@ def check_output_dir(cfg: CfgNode, resume: bool) -> None:
     changed = differing_keys(_read_yaml(saved), cfg)
     if changed:
         raise OutputDirError(
-            f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run with another config:\n  " + "\n  ".join(changed[:20])
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run with another config:\n  "
+            + "\n  ".join(changed[:20])
             + ("\n  ..." if len(changed) > 20 else "")
-            + "\nChoose another OUTPUT_DIR" + (", or give the old values to resume." if resume else ".")
+            + "\nChoose another OUTPUT_DIR"
+            + (", or give the old values to resume." if resume else ".")
         )
     if not resume:
-        logger.warning(f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run with this config; starting afresh replaces it "
-                       "(--resume would go on from its last checkpoint)")
+        logger.warning(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run with this config; starting afresh replaces it "
+            "(--resume would go on from its last checkpoint)"
+        )
 
 
 def _choose_seed(cfg: CfgNode, resume: bool) -> None:
@@ -221,18 +252,31 @@ def _choose_seed(cfg: CfgNode, resume: bool) -> None:
         logger.info(f"SEED: {cfg.SEED} (drawn at random; set SEED to repeat this run)")
 
 
+def _check_device(cfg: CfgNode) -> None:
+    if torch.cuda.is_available():
+        return
+    if cfg.MODEL.DEVICE.startswith("cuda"):
+        raise ValueError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but torch finds no GPU here: add MODEL.DEVICE cpu to the command, or "
+            "see what python -m dyn_d2.doctor says if there should be one."
+        )
+    if cfg.SOLVER.AMP.ENABLED:
+        raise ValueError("SOLVER.AMP.ENABLED needs a GPU, and torch finds none here: set it to False.")
+
+
 def setup(args: argparse.Namespace) -> CfgNode:
     """The frozen config of a command line (Detectron2's ``default_argument_parser``), with logging and seeds set up
     and the config written to OUTPUT_DIR.
 
     Raises:
-        KeyError, ValueError: from ``build_cfg``.
+        KeyError, ValueError: from ``build_cfg``, or MODEL.DEVICE is not there.
         OutputDirError: OUTPUT_DIR belongs to another run.
     """
     cfg = read_cfg(args.config_file, args.opts)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="dyn_d2")
     logger.info(describe_engine())
     derive(cfg, args.opts[::2])
+    _check_device(cfg)
     resume, evaluate = getattr(args, "resume", False), getattr(args, "eval_only", False)
     _choose_seed(cfg, resume)
     if not evaluate:

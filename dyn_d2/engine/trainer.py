@@ -3,26 +3,41 @@
 import json
 import logging
 import os
+import warnings
 import weakref
 from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
-from detectron2.evaluation import DatasetEvaluator, verify_results
-from detectron2.utils import comm
-from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dyn_d2.checkpoint import CheckpointError, DynCheckpointer, describe
 from dyn_d2.data.resumable import ResumableLoader, build_resumable_train_loader
 from dyn_d2.modeling.freeze import VerifyFrozen, freeze
+from dyn_d2.utils.atomic import remove_leftovers
+from dyn_d2.utils.errors import UserError
 from dyn_d2.utils.seeds import seed_all
 
-from .hooks import DivergenceError, LossGuard, StepSeeds
+from detectron2.data import MetadataCatalog
+from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
+from detectron2.evaluation import DatasetEvaluator, verify_results
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage, has_event_storage
+
+from .hooks import DivergenceError, LossAverages, LossGuard, StepSeeds
 
 logger = logging.getLogger(__name__)
+
+
+class _WithoutTraceback(logging.Filter):
+    """The loop logs every error with its traceback; a UserError is told where the process ends, and needs none."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], UserError))
+
+
+logging.getLogger(TrainerBase.__module__).addFilter(_WithoutTraceback())
 
 
 class DynTrainer(DefaultTrainer):
@@ -30,6 +45,10 @@ class DynTrainer(DefaultTrainer):
 
     The state of a run is (weights, optimizer, schedule, iteration): data and random numbers follow from SEED and the
     iteration, so that a killed run that resumes gives the numbers of an unbroken one. ``cfg.SEED`` must be set.
+
+    Several processes share the batch of one, so that rate and schedule stay as they are, and give its numbers but for
+    three things: each pads its own images to one size, has its own batch statistics (norms "BN"; "FrozenBN", "GN" and
+    "SyncBN" do not differ), and draws by itself which anchors and regions enter the losses.
     """
 
     def __init__(self, cfg) -> None:
@@ -44,9 +63,7 @@ class DynTrainer(DefaultTrainer):
         trainer = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = trainer(wrapped, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = DynCheckpointer(
-            model, cfg.OUTPUT_DIR, metadata=describe(cfg), trainer=weakref.proxy(self)
-        )
+        self.checkpointer = DynCheckpointer(model, cfg.OUTPUT_DIR, metadata=describe(cfg), trainer=weakref.proxy(self))
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
         self.register_hooks(self.build_hooks())
 
@@ -87,7 +104,7 @@ class DynTrainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase | None]:
         cfg = self.cfg
         self._guard = LossGuard(self.model, _batch_hint(cfg))
-        own = [StepSeeds(cfg.SEED), self._guard]
+        own = [StepSeeds(cfg.SEED), self._guard, LossAverages(self.checkpointer.model)]
         if cfg.MODEL.FREEZE:
             own.append(VerifyFrozen(self.checkpointer.model))
         return own + super().build_hooks()
@@ -108,6 +125,8 @@ class DynTrainer(DefaultTrainer):
             FileNotFoundError: MODEL.WEIGHTS does not exist.
         """
         weights, folder = self.cfg.MODEL.WEIGHTS, self.cfg.OUTPUT_DIR
+        if comm.is_main_process():
+            remove_leftovers(folder)
         if not resume:
             self.checkpointer.load(weights, checkpointables=[])
             if comm.is_main_process():  # a kill before the first checkpoint must not resume what was here before
@@ -143,7 +162,11 @@ def evaluate(cfg) -> dict[str, Any]:
         CheckpointError: the weights do not fill the whole model (unless TEST.ALLOW_PARTIAL_WEIGHTS).
     """
     model = DynTrainer.build_model(cfg)
-    DynCheckpointer(model).load(cfg.MODEL.WEIGHTS, strict=not cfg.TEST.ALLOW_PARTIAL_WEIGHTS)
+    checkpointer = DynCheckpointer(model)
+    checkpointer.load(cfg.MODEL.WEIGHTS, strict=not cfg.TEST.ALLOW_PARTIAL_WEIGHTS)
+    shots_hash = checkpointer.report.metadata.get("few_shot", {}).get("shots_hash")
+    if shots_hash and cfg.DATASETS.TRAIN:  # the objects that these weights have seen; they are not drawn again here
+        MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).set(shots_hash=shots_hash)
     results = DynTrainer.test(cfg, distribute(model))
     if comm.is_main_process():
         verify_results(cfg, results)
@@ -170,12 +193,15 @@ def distribute(model: nn.Module, find_unused_parameters: bool = False) -> nn.Mod
     if comm.get_world_size() == 1:
         return model
     on_gpu = next(model.parameters()).is_cuda
-    return DistributedDataParallel(
-        model,
-        device_ids=[torch.cuda.current_device()] if on_gpu else None,
-        broadcast_buffers=False,
-        find_unused_parameters=find_unused_parameters or getattr(model, "skips_parameters", False),
-    )
+    with warnings.catch_warnings():
+        # torch 2.15 calls broadcast_buffers old, torch 2.6 does not know the new name.
+        warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
+        return DistributedDataParallel(
+            model,
+            device_ids=[torch.cuda.current_device()] if on_gpu else None,
+            broadcast_buffers=False,
+            find_unused_parameters=find_unused_parameters or getattr(model, "skips_parameters", False),
+        )
 
 
 def drop_metrics_from(path: str, iteration: int) -> None:

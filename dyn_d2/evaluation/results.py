@@ -14,7 +14,6 @@ import torchvision
 from torch import nn
 
 import dyn_d2
-from dyn_d2.data.few_shot import ShotSet
 from dyn_d2.engine_choice import describe_engine
 from dyn_d2.utils.atomic import write_json
 
@@ -61,9 +60,8 @@ def versions() -> dict[str, str]:
 
 
 def _shots_hash(cfg: CfgNode) -> str | None:
-    """Hash of the K-shot list that the run was trained on; None where there is none, or it was not kept here."""
-    path = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("shots_file", None) if cfg.DATASETS.TRAIN else None
-    return ShotSet.load(path).hash if path and Path(path).is_file() else None
+    """Hash of the K-shot set that was drawn for training, or that the checkpoint under evaluation names."""
+    return MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("shots_hash", None) if cfg.DATASETS.TRAIN else None
 
 
 def _device_name(device: str) -> str:

@@ -6,9 +6,10 @@ from fnmatch import fnmatchcase
 from types import MethodType
 
 import torch
-from detectron2.engine import HookBase
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+
+from detectron2.engine import HookBase
 
 _MARK = "dyn_d2_frozen"  # attribute of the modules that MODEL.FREEZE named
 

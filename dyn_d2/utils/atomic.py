@@ -35,6 +35,12 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
         raise
 
 
+def remove_leftovers(folder: str | os.PathLike) -> None:
+    """Delete the temporary files that killed processes have left in ``folder``; nobody else may be writing there."""
+    for path in Path(folder).glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def write_json(path: str | os.PathLike, value: Any, indent: int | None = 1) -> None:
     """Write ``value`` as json, atomically."""
     with atomic_write(path) as file:

@@ -65,7 +65,8 @@ def test_report_names_what_is_missing_unused_and_of_another_shape(tmp_path) -> N
     assert report.missing == ["neck.bias", "neck.weight"]
     assert report.unused == ["extra.bias", "extra.weight"]
     assert [name for name, _, _ in report.mismatched] == [
-        "roi_heads.box_predictor.cls_score.bias", "roi_heads.box_predictor.cls_score.weight"
+        "roi_heads.box_predictor.cls_score.bias",
+        "roi_heads.box_predictor.cls_score.weight",
     ]
     assert report.loaded == ["backbone.bias", "backbone.weight"]
     assert "2 loaded, 4 re-initialised, 2 unused" in report.table()
@@ -87,6 +88,12 @@ def test_a_module_used_twice_counts_once(tmp_path) -> None:
     twice = Net()
     twice.again = twice.backbone
     DynCheckpointer(twice).load(str(tmp_path / "m.pth"), strict=True)
+
+
+def test_address_that_cannot_be_reached_is_named(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    with pytest.raises((CheckpointError, OSError), match="localhost:1/x.pth"):
+        DynCheckpointer(nn.Linear(2, 2)).load("http://localhost:1/x.pth")
 
 
 def test_missing_file_names_the_key(tmp_path) -> None:

@@ -15,13 +15,18 @@ def source(
     classes: list[str], head: str = "linear", agnostic: bool = False, masks: bool = False, offset: int = 0
 ) -> Source:
     """A model in which every row's values say which class it is for."""
+
     def rows(count: int, *rest: int) -> torch.Tensor:
         numbers = torch.arange(count, dtype=torch.float32) + offset
         return numbers.view(-1, *[1] * len(rest)).expand(count, *rest).clone()
 
     boxes = 4 if agnostic else 4 * len(classes)
-    model = {"backbone.weight": torch.randn(3), BOX + "cls_score.weight": rows(len(classes) + 1, 5),
-             BOX + "bbox_pred.weight": rows(boxes, 5), BOX + "bbox_pred.bias": rows(boxes)}
+    model = {
+        "backbone.weight": torch.randn(3),
+        BOX + "cls_score.weight": rows(len(classes) + 1, 5),
+        BOX + "bbox_pred.weight": rows(boxes, 5),
+        BOX + "bbox_pred.bias": rows(boxes),
+    }
     if head == "linear":
         model[BOX + "cls_score.bias"] = rows(len(classes) + 1)
     if masks:
@@ -36,8 +41,14 @@ def test_rows_follow_names_whatever_the_order(order: tuple[str, ...]) -> None:
     model = result["model"]
     for name in BASE:
         old, new = BASE.index(name), order.index(name)
-        for key, rows in ((BOX + "cls_score.weight", 1), (BOX + "cls_score.bias", 1), (BOX + "bbox_pred.weight", 4),
-                          (BOX + "bbox_pred.bias", 4), (MASK + "weight", 1), (MASK + "bias", 1)):
+        for key, rows in (
+            (BOX + "cls_score.weight", 1),
+            (BOX + "cls_score.bias", 1),
+            (BOX + "bbox_pred.weight", 4),
+            (BOX + "bbox_pred.bias", 4),
+            (MASK + "weight", 1),
+            (MASK + "bias", 1),
+        ):
             moved, original = model[key][new * rows :][:rows], base.model[key][old * rows :][:rows]
             assert torch.equal(moved, original)
     assert torch.equal(model[BOX + "cls_score.weight"][-1], base.model[BOX + "cls_score.weight"][-1])

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from detectron2.config import CfgNode, get_cfg
-from detectron2.data.datasets import register_pascal_voc
 from few_shot_files import coco_content, write_image, write_voc
 
 from dyn_d2.config import add_dyn_d2_config
 from dyn_d2.data.few_shot.sources import forget
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data.datasets import register_pascal_voc
 
 
 @pytest.fixture

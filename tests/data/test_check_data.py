@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances, register_pascal_voc
-from detectron2.structures import BoxMode
 from few_shot_files import HEIGHT, WIDTH, coco_content, write_image, write_voc
 
 from dyn_d2.data.check import check_coco_json, check_config, check_dataset, check_dataset_dicts, check_voc, clean_json
 from dyn_d2.data.check_report import REMEDIES
 from dyn_d2.data.few_shot import apply_few_shot
 from dyn_d2.data.few_shot.sources import forget
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances, register_pascal_voc
+from detectron2.structures import BoxMode
 
 
 def good() -> dict[str, Any]:

@@ -7,18 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
-from detectron2.data.datasets import register_coco_instances
-from detectron2.data.datasets.lvis import register_lvis_instances
-from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
-from detectron2.structures import Boxes, BoxMode, Instances
 from few_shot_files import coco_content
 
 from dyn_d2.data.few_shot import NotEnoughShots, ShotSet, apply_few_shot, shots_path
 from dyn_d2.data.few_shot.prepare import main as prepare_main
 from dyn_d2.data.few_shot.register import restrict_json
 from dyn_d2.data.few_shot.sources import forget, load_source
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.datasets import register_coco_instances
+from detectron2.data.datasets.lvis import register_lvis_instances
+from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
+from detectron2.structures import Boxes, BoxMode, Instances
 
 
 def training_set(cfg: CfgNode) -> tuple[list[dict], list[str]]:

@@ -4,12 +4,13 @@ import json
 import random
 
 import pytest
-from detectron2.structures import BoxMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dyn_d2.data.few_shot import NotEnoughShots, ShotSet, collect_candidates, sample_shots
 from dyn_d2.data.few_shot.sampling import Candidate, ObjectId
+
+from detectron2.structures import BoxMode
 
 fast = settings(max_examples=40, deadline=None)
 

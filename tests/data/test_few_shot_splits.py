@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from dyn_d2.data.few_shot import BENCHMARKS, FewShotBenchmark, get_benchmark, register_benchmark, split_classes
 from dyn_d2.data.few_shot.sources import forget
 from dyn_d2.data.few_shot.splits import lvis_v0_5_rare
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 
 def lvis_without_files() -> FewShotBenchmark:

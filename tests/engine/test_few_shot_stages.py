@@ -19,14 +19,36 @@ def opts(tmp_path) -> list[str]:
 
 def test_the_base_model_is_shared_by_shots_seeds_and_methods(opts) -> None:
     first = plan("", opts)
-    for more in (["FEW_SHOT.SHOTS", "1"], ["FEW_SHOT.SEED", "3"], ["FEW_SHOT.METHOD", "ft_full"],
-                 ["FEW_SHOT.FINETUNE.MAX_ITER", "9"], ["DATALOADER.NUM_WORKERS", "2"]):
+    for more in (
+        ["FEW_SHOT.SHOTS", "1"],
+        ["FEW_SHOT.SEED", "3"],
+        ["FEW_SHOT.METHOD", "ft_full"],
+        ["FEW_SHOT.FINETUNE.MAX_ITER", "9"],
+        ["DATALOADER.NUM_WORKERS", "2"],
+    ):
         other = plan("", [*opts, *more])
         assert other[0].folder == first[0].folder and other[0].fingerprint() == first[0].fingerprint()
     assert plan("", [*opts, "FEW_SHOT.SHOTS", "1"])[-1].folder != first[-1].folder
     changed = plan("", [*opts, "MODEL.RPN.NMS_THRESH", "0.6"])
     assert all(a.fingerprint() != b.fingerprint() for a, b in zip(first, changed, strict=True))
     assert [stage.name for stage in plan("", [*opts, "FEW_SHOT.INIT", "novel"])] == ["base", "novel", "finetune"]
+
+
+def test_methods_of_one_stage(opts) -> None:
+    (joint,), (shots,) = (plan("", [*opts, "FEW_SHOT.METHOD", name]) for name in ("joint", "joint_shots"))
+    assert joint.name == "joint" and joint.folder.name == "joint_split1" and not joint.parents
+    assert shots.name == "joint_shots" and shots.folder.name == "joint_shots_split1_2shot_seed0" and not shots.parents
+    assert shots.cfg.MODEL.ROI_HEADS.NUM_CLASSES == 4 and "joint_shots_2shot" in shots.cfg.DATASETS.TRAIN[0]
+    for key, value, same in (("FEW_SHOT.SEED", 1, False), ("FEW_SHOT.SHOTS", 1, False), ("TEST.EVAL_PERIOD", 9, True)):
+        again = [plan("", [*opts, key, str(value), "FEW_SHOT.METHOD", name])[0] for name in ("joint", "joint_shots")]
+        assert again[0].fingerprint() == joint.fingerprint()
+        assert (again[1].fingerprint() == shots.fingerprint()) is same
+
+
+def test_without_a_checkout_the_stages_say_so(opts, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(few_shot, "TRAIN_NET", tmp_path / "tools" / "train_net.py")
+    with pytest.raises(StageError, match="checkout of dyn_d2"):
+        train_few_shot("", opts)
 
 
 def test_chain_is_run_once_and_stages_keep_what_is_frozen(opts, monkeypatch) -> None:

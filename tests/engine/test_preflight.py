@@ -14,6 +14,8 @@ from dyn_d2.engine.preflight import PreflightError, check_files, check_trainer
 from dyn_d2.engine.setup import build_cfg
 from dyn_d2.engine.trainer import DynTrainer, evaluate
 
+from detectron2.data import MetadataCatalog
+
 FINETUNE = ["FEW_SHOT.STAGE", "finetune", "FEW_SHOT.METHOD", "tfa_cos", "FEW_SHOT.SHOTS", "1"]
 
 
@@ -73,6 +75,13 @@ def test_all_problems_at_once(base, monkeypatch) -> None:
         check_trainer(trainer)
     for part in ("no training instance of the novel classes yellow", "ZeroDivisionError", "frozen parameters"):
         assert part in str(caught.value)
+
+
+def test_evaluation_that_would_fail_after_training_fails_before(base) -> None:
+    trainer = loaded(base[0], "")
+    MetadataCatalog.get(trainer.cfg.DATASETS.TEST[0]).thing_dataset_id_to_contiguous_id.popitem()
+    with pytest.raises(PreflightError, match="evaluation of custom_test_split1_base fails on 2 images"):
+        check_trainer(trainer)
 
 
 def test_missing_files_are_listed(base, tmp_path) -> None:

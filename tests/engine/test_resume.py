@@ -1,29 +1,19 @@
 """A run that is killed and resumes gives the numbers of an unbroken one; RESUME and FRESH are said and checked."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_detection import tiny_opts, write_boxes
+from tool_runs import ROOT, TIMEOUT, start, train_net_here
 
 from dyn_d2.checkpoint import CheckpointError
 from dyn_d2.engine.setup import OutputDirError, build_cfg, check_output_dir
 from dyn_d2.engine.trainer import DynTrainer, drop_metrics_from
 
-ROOT = Path(__file__).parents[2]
 TRAIN_NET = ROOT / "tools" / "train_net.py"
-
-
-def start(opts: list[str], log: Path, *flags: str) -> subprocess.Popen:
-    command = [sys.executable, str(TRAIN_NET), *flags, *opts]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
-    with open(log, "w") as file:
-        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
 
 
 def final(folder: Path) -> tuple[dict, dict]:
@@ -31,25 +21,25 @@ def final(folder: Path) -> tuple[dict, dict]:
     return checkpoint["model"], checkpoint["trainer"]["_trainer"]["optimizer"]
 
 
-def test_killed_run_resumes_to_the_same_numbers(tmp_path) -> None:
+def test_killed_run_resumes_to_the_same_numbers(tmp_path, monkeypatch) -> None:
     data = write_boxes(tmp_path / "data")
 
     def opts(name: str, **more) -> list[str]:
         return tiny_opts(data, tmp_path / name, SOLVER__MAX_ITER=8, SOLVER__PREFLIGHT=False, **more)
 
-    unbroken = start(opts("unbroken"), tmp_path / "unbroken.txt")
-    killed = start(opts("killed"), tmp_path / "killed.txt")
+    killed_log, log = tmp_path / "killed.txt", tmp_path / "resumed.txt"
+    killed = start(killed_log, TRAIN_NET, *opts("killed"))
     tag = tmp_path / "killed" / "last_checkpoint"
     while not tag.exists() and killed.poll() is None:
         time.sleep(0.005)
     killed.kill()  # kill -9: no handler runs
-    assert killed.wait() == -9, (tmp_path / "killed.txt").read_text()[-2000:]
-    assert unbroken.wait() == 0, (tmp_path / "unbroken.txt").read_text()[-2000:]
+    assert killed.wait(TIMEOUT) == -9, killed_log.read_text()[-2000:]
+    assert "FRESH from random weights: iteration 0 of 8" in killed_log.read_text()
     assert not (tmp_path / "killed" / "model_final.pth").exists()
     # Another number of workers: neither it nor the images that were loaded ahead may matter.
-    resumed = start(opts("killed", DATALOADER__NUM_WORKERS=2), tmp_path / "resumed.txt", "--resume")
-    log = tmp_path / "resumed.txt"
-    assert resumed.wait() == 0, log.read_text()[-2000:]
+    resumed = start(log, TRAIN_NET, "--resume", *opts("killed", DATALOADER__NUM_WORKERS=2))
+    train_net_here(monkeypatch, *opts("unbroken"))
+    assert resumed.wait(TIMEOUT) == 0, log.read_text()[-2000:]
     assert "RESUME iter" in log.read_text() and "ignored)" in log.read_text()
 
     (model, optimizer), (model2, optimizer2) = final(tmp_path / "unbroken"), final(tmp_path / "killed")
@@ -60,6 +50,22 @@ def test_killed_run_resumes_to_the_same_numbers(tmp_path) -> None:
     results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("unbroken", "killed")]
     assert results[0]["metrics"] == results[1]["metrics"]
     assert results[0]["weights_hash"] == results[1]["weights_hash"]
+
+
+def test_running_average_of_retinanet_survives_a_resume(tmp_path, monkeypatch) -> None:
+    out = tmp_path / "out"
+    opts = tiny_opts(
+        write_boxes(tmp_path / "data", 4), out, MODEL__META_ARCHITECTURE="RetinaNet", MODEL__RETINANET__NUM_CONVS=1,
+        MODEL__RETINANET__IN_FEATURES=["p3", "p4", "p5", "p6"], SOLVER__PREFLIGHT=False,
+    )  # fmt: skip
+    train_net_here(monkeypatch, *opts)
+    whole = torch.load(out / "model_final.pth", weights_only=True)
+    average = whole["trainer"]["hooks"]["LossAverages"][""]
+    (out / "last_checkpoint").write_text("model_0000001.pth")  # as if killed after it
+    train_net_here(monkeypatch, "--resume", *opts)
+    resumed = torch.load(out / "model_final.pth", weights_only=True)
+    assert resumed["trainer"]["hooks"]["LossAverages"][""] == average and 0 < average < 100
+    assert all(torch.equal(whole["model"][name], resumed["model"][name]) for name in whole["model"])
 
 
 def run_briefly(opts: list[str]) -> DynTrainer:
@@ -78,13 +84,27 @@ def test_output_directory_of_another_run(tmp_path, caplog) -> None:
         DynTrainer(build_cfg("", opts)).resume_or_load(resume=True)
     run_briefly(opts)
     check_output_dir(build_cfg("", [*opts, "SOLVER.MAX_ITER", "9", "MODEL.WEIGHTS", "x"]), resume=True)
-    for more, named in ((["SOLVER.IMS_PER_BATCH", "4"], "SOLVER.IMS_PER_BATCH: 2 -> 4"),
-                        (["FEW_SHOT.STAGE", "finetune"], "FEW_SHOT.STAGE: base -> finetune")):
+    for more, named in (
+        (["SOLVER.IMS_PER_BATCH", "4"], "SOLVER.IMS_PER_BATCH: 2 -> 4"),
+        (["FEW_SHOT.STAGE", "finetune"], "FEW_SHOT.STAGE: base -> finetune"),
+    ):
         for resume in (True, False):
             with pytest.raises(OutputDirError, match=named):
                 check_output_dir(build_cfg("", [*opts, *more]), resume)
-    finetune = DynTrainer(build_cfg("", [*opts, "FEW_SHOT.STAGE", "joint", "FEW_SHOT.CUSTOM.BASE_CLASSES",
-                                         "['red', 'green']", "FEW_SHOT.CUSTOM.NOVEL_CLASSES", "['blue']"]))
+    finetune = DynTrainer(
+        build_cfg(
+            "",
+            [
+                *opts,
+                "FEW_SHOT.STAGE",
+                "joint",
+                "FEW_SHOT.CUSTOM.BASE_CLASSES",
+                "['red', 'green']",
+                "FEW_SHOT.CUSTOM.NOVEL_CLASSES",
+                "['blue']",
+            ],
+        )
+    )
     with pytest.raises(CheckpointError, match="stage base, FEW_SHOT.STAGE is joint"):
         finetune.resume_or_load(resume=True)
 

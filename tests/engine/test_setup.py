@@ -9,8 +9,20 @@ from dyn_d2.engine.schedules import stage_schedule
 from dyn_d2.engine.setup import build_cfg, feature_parts, read_cfg, scale_to_batch
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "TFA"
-COMMON = ["SOLVER.STEPS", "(12000, 16000)", "SOLVER.MAX_ITER", "18000", "SOLVER.WARMUP_ITERS", "100",
-          "SOLVER.BASE_LR", "0.02", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.REFERENCE_BATCH", "16"]
+COMMON = [
+    "SOLVER.STEPS",
+    "(12000, 16000)",
+    "SOLVER.MAX_ITER",
+    "18000",
+    "SOLVER.WARMUP_ITERS",
+    "100",
+    "SOLVER.BASE_LR",
+    "0.02",
+    "SOLVER.IMS_PER_BATCH",
+    "2",
+    "SOLVER.REFERENCE_BATCH",
+    "16",
+]
 
 
 def test_batch_16_to_2() -> None:
@@ -18,7 +30,10 @@ def test_batch_16_to_2() -> None:
     scale_to_batch(cfg)
     solver = cfg.SOLVER
     assert (solver.BASE_LR, solver.STEPS, solver.MAX_ITER, solver.WARMUP_ITERS) == (
-        0.0025, (96000, 128000), 144000, 800
+        0.0025,
+        (96000, 128000),
+        144000,
+        800,
     )
     saved = solver.MAX_ITER
     scale_to_batch(cfg)  # a saved config is not scaled again
@@ -29,6 +44,11 @@ def test_keys_of_the_command_line_win() -> None:
     cfg = read_cfg("", COMMON)
     scale_to_batch(cfg, ["SOLVER.BASE_LR"])
     assert cfg.SOLVER.BASE_LR == 0.02 and cfg.SOLVER.MAX_ITER == 144000
+
+
+def test_steps_at_or_behind_the_end_are_left_out() -> None:
+    cfg = build_cfg("", [*COMMON, "SOLVER.AUTO_SCALE", "False", "SOLVER.MAX_ITER", "16000"])
+    assert cfg.SOLVER.STEPS == (12000,)
 
 
 @pytest.mark.parametrize("off", [["SOLVER.AUTO_SCALE", "False"], ["SOLVER.REFERENCE_BATCH", "0"]])
@@ -77,7 +97,9 @@ def test_features_of_c4_and_mask_models() -> None:
     assert feature_parts(cfg)[2:] == ["roi_heads.res5", "roi_heads.mask_head.deconv"]
     cfg.MODEL.ROI_MASK_HEAD.NUM_CONV, cfg.MODEL.ROI_HEADS.NAME = 4, "DynROIHeads"
     assert feature_parts(cfg)[2:] == [
-        "roi_heads.box_head", "roi_heads.mask_head.mask_fcn*", "roi_heads.mask_head.deconv"
+        "roi_heads.box_head",
+        "roi_heads.mask_head.mask_fcn*",
+        "roi_heads.mask_head.deconv",
     ]
 
 

@@ -32,8 +32,14 @@ def train(model: nn.Module, steps: int = 5) -> None:
 def test_five_steps_leave_frozen_parameters_and_buffers_alone() -> None:
     model = Net()
     names = freeze(model, ["backbone", "head.fc1"])
-    assert set(names) == {"backbone.0.weight", "backbone.0.bias", "backbone.1.weight", "backbone.1.bias",
-                          "head.fc1.weight", "head.fc1.bias"}
+    assert set(names) == {
+        "backbone.0.weight",
+        "backbone.0.bias",
+        "backbone.1.weight",
+        "backbone.1.bias",
+        "head.fc1.weight",
+        "head.fc1.bias",
+    }
     before, trained = frozen_fingerprint(model), model.head["out"].weight.clone()
     statistics = model.head["norm"].running_mean.clone()
     train(model)

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from dyn_d2.utils.atomic import atomic_write, write_json
+from dyn_d2.utils.atomic import atomic_write, remove_leftovers, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -16,6 +16,14 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
         raise RuntimeError("power cut")
     assert json.loads(target.read_text()) == {"ap": 1}
     assert os.listdir(tmp_path) == ["result.json"]
+
+
+def test_what_killed_processes_left_is_removed(tmp_path):
+    for name in (".model.pth.abc.tmp", "model.pth", ".hidden", "notes.tmp"):
+        (tmp_path / name).write_text("")
+    remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path / "none")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "model.pth", "notes.tmp"]
 
 
 def test_unwritable_value_leaves_nothing(tmp_path):

@@ -10,8 +10,16 @@ from .scene import CLASS_NAMES, IGNORE, SEMANTIC_CLASSES, SceneOptions, render_s
 from .statistics import describe, split_statistics
 
 __all__ = [
-    "CLASS_NAMES", "DigitScenesSpec", "IGNORE", "SEMANTIC_CLASSES", "SceneOptions", "describe",
-    "generate_digit_scenes", "register_digit_scenes", "render_scene", "split_statistics",
+    "CLASS_NAMES",
+    "DigitScenesSpec",
+    "IGNORE",
+    "SEMANTIC_CLASSES",
+    "SceneOptions",
+    "describe",
+    "generate_digit_scenes",
+    "register_digit_scenes",
+    "render_scene",
+    "split_statistics",
 ]
 
 register_digit_scenes()

@@ -167,13 +167,15 @@ def scene_annotations(scene: Scene) -> list[dict[str, Any]]:
     for digit, source, visible, mask in zip(scene.classes, scene.sources, scene.visible, scene.masks, strict=True):
         rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
         left, top = int(columns[0]), int(rows[0])
-        records.append({
-            "category_id": digit + 1,
-            "bbox": [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top],
-            "area": int(mask.sum()),
-            "iscrowd": 0,
-            "segmentation": mask_to_polygons(mask),
-            "source": source,  # position in sklearn.datasets.load_digits()
-            "visible": round(visible, 3),  # part of the digit's ink that is seen
-        })
+        records.append(
+            {
+                "category_id": digit + 1,
+                "bbox": [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top],
+                "area": int(mask.sum()),
+                "iscrowd": 0,
+                "segmentation": mask_to_polygons(mask),
+                "source": source,  # position in sklearn.datasets.load_digits()
+                "visible": round(visible, 3),  # part of the digit's ink that is seen
+            }
+        )
     return records

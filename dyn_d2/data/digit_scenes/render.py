@@ -25,7 +25,11 @@ _LETTERS = (
 
 
 def digit_alphas(
-    digit: np.ndarray, height: float, thresholds: tuple[float, ...], angle: float = 0.0, shear: float = 0.0,
+    digit: np.ndarray,
+    height: float,
+    thresholds: tuple[float, ...],
+    angle: float = 0.0,
+    shear: float = 0.0,
     stretch: float = 1.0,
 ) -> list[np.ndarray]:
     """Draw an 8 x 8 digit as a pen stroke.

@@ -183,8 +183,13 @@ class _Canvas:
         return tuple(window), tuple(part)
 
     def paint(
-        self, alpha: np.ndarray, place: tuple[int, int], rng: np.random.Generator,
-        filling: np.ndarray | None = None, digit: int | None = None, source: int = -1,
+        self,
+        alpha: np.ndarray,
+        place: tuple[int, int],
+        rng: np.random.Generator,
+        filling: np.ndarray | None = None,
+        digit: int | None = None,
+        source: int = -1,
     ) -> None:
         """Lay a shape over the scene; without ``digit`` it is clutter. ``filling`` gets a second colour."""
         window, part = self._overlap(alpha.shape, place)

@@ -6,6 +6,17 @@ from .sampling import NotEnoughShots, ShotSet, collect_candidates, sample_shots,
 from .splits import ClassSplit, split_classes
 
 __all__ = [
-    "BENCHMARKS", "ClassSplit", "FewShotBenchmark", "FewShotTask", "NotEnoughShots", "ShotSet", "apply_few_shot",
-    "collect_candidates", "get_benchmark", "register_benchmark", "sample_shots", "shots_path", "split_classes",
+    "BENCHMARKS",
+    "ClassSplit",
+    "FewShotBenchmark",
+    "FewShotTask",
+    "NotEnoughShots",
+    "ShotSet",
+    "apply_few_shot",
+    "collect_candidates",
+    "get_benchmark",
+    "register_benchmark",
+    "sample_shots",
+    "shots_path",
+    "split_classes",
 ]

@@ -89,38 +89,46 @@ def register_benchmark(benchmark: FewShotBenchmark) -> None:
     BENCHMARKS[benchmark.name] = benchmark
 
 
-register_benchmark(FewShotBenchmark(
-    name="voc",
-    train_sets=("voc_2007_trainval", "voc_2012_trainval"),
-    test_sets=("voc_2007_test",),
-    evaluator_type="pascal_voc",
-    novel=VOC_NOVEL,
-    shots=(1, 2, 3, 5, 10),
-))
-register_benchmark(FewShotBenchmark(
-    name="coco",
-    # All of train2014 and val2014 but the 5000 images that the tables are measured on.
-    train_sets=("coco_2014_train", "coco_2014_valminusminival"),
-    test_sets=("coco_2014_minival",),
-    novel=COCO_NOVEL,
-    shots=(1, 2, 3, 5, 10, 30),
-))
-register_benchmark(FewShotBenchmark(
-    name="lvis",
-    train_sets=("lvis_v0.5_train",),
-    test_sets=("lvis_v0.5_val",),
-    evaluator_type="lvis",
-    shots=(10,),
-    at_most=True,
-))
-register_benchmark(FewShotBenchmark(
-    name="digit_scenes",
-    train_sets=("digit_scenes_train",),
-    test_sets=("digit_scenes_val",),
-    novel=DIGIT_SCENES_NOVEL,
-    shots=(1, 2, 3, 5, 10),
-    published=False,
-))
+register_benchmark(
+    FewShotBenchmark(
+        name="voc",
+        train_sets=("voc_2007_trainval", "voc_2012_trainval"),
+        test_sets=("voc_2007_test",),
+        evaluator_type="pascal_voc",
+        novel=VOC_NOVEL,
+        shots=(1, 2, 3, 5, 10),
+    )
+)
+register_benchmark(
+    FewShotBenchmark(
+        name="coco",
+        # All of train2014 and val2014 but the 5000 images that the tables are measured on.
+        train_sets=("coco_2014_train", "coco_2014_valminusminival"),
+        test_sets=("coco_2014_minival",),
+        novel=COCO_NOVEL,
+        shots=(1, 2, 3, 5, 10, 30),
+    )
+)
+register_benchmark(
+    FewShotBenchmark(
+        name="lvis",
+        train_sets=("lvis_v0.5_train",),
+        test_sets=("lvis_v0.5_val",),
+        evaluator_type="lvis",
+        shots=(10,),
+        at_most=True,
+    )
+)
+register_benchmark(
+    FewShotBenchmark(
+        name="digit_scenes",
+        train_sets=("digit_scenes_train",),
+        test_sets=("digit_scenes_val",),
+        novel=DIGIT_SCENES_NOVEL,
+        shots=(1, 2, 3, 5, 10),
+        published=False,
+    )
+)
 
 
 def get_benchmark(cfg: CfgNode) -> FewShotBenchmark:
@@ -151,15 +159,11 @@ def _custom_benchmark(custom: CfgNode) -> FewShotBenchmark:
         raise ValueError(f"FEW_SHOT.BENCHMARK='custom' needs a value for {', '.join(empty)}.")
     if custom.NAME in BENCHMARKS:
         raise ValueError(f"FEW_SHOT.CUSTOM.NAME={custom.NAME!r} is the name of a benchmark: choose another one.")
-    missing = [
-        f"FEW_SHOT.CUSTOM.{key}={custom[key]!r}" for key in needed[1:5] if not Path(custom[key]).exists()
-    ]
+    missing = [f"FEW_SHOT.CUSTOM.{key}={custom[key]!r}" for key in needed[1:5] if not Path(custom[key]).exists()]
     if missing:
         raise FileNotFoundError(f"Not found: {', '.join(missing)} (relative paths start at {Path.cwd()}).")
     for part in ("train", "test"):
-        _register_json(
-            f"{custom.NAME}_{part}", custom[f"{part.upper()}_JSON"], custom[f"{part.upper()}_IMAGES"]
-        )
+        _register_json(f"{custom.NAME}_{part}", custom[f"{part.upper()}_JSON"], custom[f"{part.upper()}_IMAGES"])
     return FewShotBenchmark(
         name=custom.NAME,
         train_sets=(f"{custom.NAME}_train",),

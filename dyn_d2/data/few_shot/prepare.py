@@ -86,8 +86,13 @@ def main(benchmark_name: str, arguments: list[str] | None = None) -> int:
         parser.error("published lists count instances: leave out --unit")
     try:
         files = prepare_shots(
-            benchmark_name, options.out, shots=options.shots, seeds=options.seeds, unit=options.unit,
-            published=options.published, train_sets=options.train_sets,
+            benchmark_name,
+            options.out,
+            shots=options.shots,
+            seeds=options.seeds,
+            unit=options.unit,
+            published=options.published,
+            train_sets=options.train_sets,
         )
     except (FileNotFoundError, ValueError, KeyError) as error:
         parser.exit(2, f"{parser.prog}: {error.args[0] if isinstance(error, KeyError) else error}\n")

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dyn_d2.utils.atomic import write_json
+
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
-
-from dyn_d2.utils.atomic import write_json
 
 from .benchmarks import FewShotBenchmark, get_benchmark
 from .published import find_published, read_published
@@ -149,19 +149,31 @@ def apply_few_shot(cfg: CfgNode) -> None:
     if not cfg.FEW_SHOT.BENCHMARK:
         return
     task = FewShotTask.from_config(cfg)
-    _register(task.train_name, lambda: load_training_records(task), {
-        **task.metadata(),
-        "sources": list(task.benchmark.train_sets),
-        **({"shots_file": str(task.shots_file)} if task.shot_classes else {}),
-    })
+    _register(
+        task.train_name,
+        lambda: load_training_records(task),
+        {
+            **task.metadata(),
+            "sources": list(task.benchmark.train_sets),
+            **({"shots_file": str(task.shots_file)} if task.shot_classes else {}),
+        },
+    )
     tests = tuple(_register_test(task, source) for source in task.benchmark.test_sets)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (task.train_name,), tests
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = len(task.classes)
     logger.info(
         "Few-shot %s, split %d (%d base + %d novel classes), stage %s, protocol %s: DATASETS.TRAIN=%s, "
         "DATASETS.TEST=%s, NUM_CLASSES=%d (%s)%s",
-        task.benchmark.name, task.split_number, len(task.split.base), len(task.split.novel), task.stage, task.protocol,
-        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, len(task.classes), task.which,
+        task.benchmark.name,
+        task.split_number,
+        len(task.split.base),
+        len(task.split.novel),
+        task.stage,
+        task.protocol,
+        cfg.DATASETS.TRAIN,
+        cfg.DATASETS.TEST,
+        len(task.classes),
+        task.which,
         f", {task.shots} {task.unit}s per class, seed {task.seed}" if task.shot_classes else "",
     )
     if task.shot_classes and task.benchmark.shots and task.shots not in task.benchmark.shots:
@@ -194,6 +206,8 @@ def load_training_records(task: FewShotTask) -> list[Record]:
     shots = find_shots(task, sources) if task.shot_classes else None
     if shots is not None and comm.is_main_process():
         shots.save(task.shots_file)
+    if shots is not None:
+        MetadataCatalog.get(task.train_name).set(shots_hash=shots.hash)
     drawn = {i for ids in shots.objects.values() for i in ids} if shots else set()
     limited = set(task.shot_classes)
     all_classes = task.benchmark.classes()
@@ -240,7 +254,9 @@ def load_sources(benchmark: FewShotBenchmark) -> dict[str, list[Record]]:
 
 def _without_known_defects(name: str, records: list[Record]) -> list[Record]:
     empty = [
-        annotation["id"] for record in records for annotation in record["annotations"]
+        annotation["id"]
+        for record in records
+        for annotation in record["annotations"]
         if is_single(annotation) and not has_area(annotation)
     ]
     if not empty:
@@ -263,7 +279,11 @@ def find_shots(task: FewShotTask, sources: dict[str, list[Record]]) -> ShotSet:
     wanted = {name: candidates[name] for name in task.shot_classes}
     if not task.shots_dir:
         return sample_shots(
-            wanted, benchmark=task.benchmark.name, seed=task.seed, shots=task.shots, unit=task.unit,
+            wanted,
+            benchmark=task.benchmark.name,
+            seed=task.seed,
+            shots=task.shots,
+            unit=task.unit,
             at_most=task.benchmark.at_most,
         )
     folder = Path(task.shots_dir)
@@ -321,10 +341,14 @@ def load_test_records(task: FewShotTask, source: str) -> list[Record]:
         raise ValueError(f"Data set {source!r} lacks the classes {', '.join(missing)}.")
     number = {classes.index(name): position for position, name in enumerate(task.classes)}
     return [
-        {**record, "annotations": [
-            {**annotation, "category_id": number[annotation["category_id"]]}
-            for annotation in record["annotations"] if annotation["category_id"] in number
-        ]}
+        {
+            **record,
+            "annotations": [
+                {**annotation, "category_id": number[annotation["category_id"]]}
+                for annotation in record["annotations"]
+                if annotation["category_id"] in number
+            ],
+        }
         for record in load_source(source)
     ]
 
@@ -374,6 +398,7 @@ def restrict_json(content: dict[str, Any], category_ids: set[int]) -> dict[str, 
 
     Annotations without the "area" and "iscrowd" that COCO's evaluation reads get those of their box.
     """
+
     def complete(annotation: dict[str, Any]) -> dict[str, Any]:
         area = annotation["bbox"][2] * annotation["bbox"][3]
         return {"area": area, "iscrowd": 0, **annotation}
@@ -381,7 +406,8 @@ def restrict_json(content: dict[str, Any], category_ids: set[int]) -> dict[str, 
     def image(value: dict[str, Any]) -> dict[str, Any]:
         lists = {
             key: [i for i in value[key] if i in category_ids]
-            for key in ("neg_category_ids", "not_exhaustive_category_ids") if key in value
+            for key in ("neg_category_ids", "not_exhaustive_category_ids")
+            if key in value
         }
         return {**value, **lists}
 

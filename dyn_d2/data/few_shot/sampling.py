@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from detectron2.structures import BoxMode
 
 from dyn_d2.utils.atomic import write_json
+
+from detectron2.structures import BoxMode
 
 from .sources import read_json
 
@@ -110,7 +111,7 @@ class ShotSet:
         """
         value = read_json(path)
         if value.get("format") != FORMAT:
-            raise ValueError(f"{path} is not a K-shot set of dyn_d2 (its \"format\" is not {FORMAT!r}).")
+            raise ValueError(f'{path} is not a K-shot set of dyn_d2 (its "format" is not {FORMAT!r}).')
         try:
             objects = {name: tuple(ObjectId(*i) for i in ids) for name, ids in value["objects"].items()}
             shots = cls(value["benchmark"], value["seed"], value["shots"], value["unit"], objects, value["origin"])

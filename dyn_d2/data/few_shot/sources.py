@@ -178,13 +178,15 @@ def read_voc_record(dirname: str, image_id: str, classes: tuple[str, ...]) -> di
             if name not in classes:
                 raise ValueError(f"object {position} has the unknown class {name!r}")
             x0, y0, x1, y1 = (float(_text(item, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
-            annotations.append({
-                "id": f"{image_id}:{position}",
-                "category_id": classes.index(name),
-                "bbox": [x0 - 1.0, y0 - 1.0, x1, y1],
-                "bbox_mode": BoxMode.XYXY_ABS,
-                "difficult": int(item.findtext("difficult", "0")),
-            })
+            annotations.append(
+                {
+                    "id": f"{image_id}:{position}",
+                    "category_id": classes.index(name),
+                    "bbox": [x0 - 1.0, y0 - 1.0, x1, y1],
+                    "bbox_mode": BoxMode.XYXY_ABS,
+                    "difficult": int(item.findtext("difficult", "0")),
+                }
+            )
     except (ET.ParseError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
     return {**record, "annotations": annotations}

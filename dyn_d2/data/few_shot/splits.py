@@ -15,8 +15,26 @@ VOC_NOVEL = {
 # The 20 classes that COCO shares with VOC.
 COCO_NOVEL = {
     1: (
-        "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "boat", "bird", "cat",
-        "dog", "horse", "sheep", "cow", "bottle", "chair", "couch", "potted plant", "dining table", "tv",
+        "person",
+        "bicycle",
+        "car",
+        "motorcycle",
+        "airplane",
+        "bus",
+        "train",
+        "boat",
+        "bird",
+        "cat",
+        "dog",
+        "horse",
+        "sheep",
+        "cow",
+        "bottle",
+        "chair",
+        "couch",
+        "potted plant",
+        "dining table",
+        "tv",
     )
 }
 

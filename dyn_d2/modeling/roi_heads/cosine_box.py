@@ -6,13 +6,14 @@ Shape shorthand: R sampled or proposed boxes, d width of the box feature, C fore
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.roi_heads import Res5ROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 EPSILON = 1e-5
 

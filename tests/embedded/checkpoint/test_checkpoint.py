@@ -6,15 +6,15 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from detectron2.checkpoint import DetectionCheckpointer, PeriodicCheckpointer
-from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts, convert_c2_detectron_names
-from detectron2.checkpoint.catalog import ModelCatalog
-from detectron2.config import get_cfg
-from detectron2.layers import ShapeSpec
-from detectron2.modeling.backbone import build_resnet_backbone
 from torch import nn
 
 from dyn_d2.engine_choice import describe_engine
+
+from detectron2.checkpoint import DetectionCheckpointer, PeriodicCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts, convert_c2_detectron_names
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone import build_resnet_backbone
 
 embedded_only = pytest.mark.skipif("embedded" not in describe_engine(), reason="only the embedded engine promises it")
 
@@ -262,13 +262,6 @@ def test_wrong_shapes_are_skipped(tmp_path):
     before = model[0].weight.detach().clone()
     DetectionCheckpointer(model).load(str(tmp_path / "x.pth"))
     assert torch.equal(model[0].weight, before) and (model[1].bias == 5).all()
-
-
-def test_catalog():
-    assert ModelCatalog.get("ImageNetPretrained/MSRA/R-50").endswith("detectron/ImageNetPretrained/MSRA/R-50.pkl")
-    assert "generalized_rcnn" in ModelCatalog.get("Caffe2Detectron/COCO/35857345/e2e_faster_rcnn_R-50-FPN_1x")
-    with pytest.raises(RuntimeError, match="nobody"):
-        ModelCatalog.get("nobody/knows")
 
 
 def _parallel_worker(rank, folder):

@@ -1,11 +1,12 @@
 """Configs: defaults, merging, messages, and building from a config."""
 
-import detectron2.config as config_module
 import pytest
 import yaml
-from detectron2.config import CfgNode, configurable, get_cfg, global_cfg, set_global_cfg
 
 from dyn_d2.engine_choice import describe_engine
+
+import detectron2.config as config_module
+from detectron2.config import CfgNode, configurable, get_cfg, global_cfg, set_global_cfg
 
 embedded_only = pytest.mark.skipif("embedded" not in describe_engine(), reason="a message of the embedded engine")
 

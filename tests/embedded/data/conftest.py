@@ -4,6 +4,7 @@ import json
 
 import pytest
 from data_files import write_image
+
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 

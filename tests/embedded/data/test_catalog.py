@@ -1,4 +1,5 @@
 import pytest
+
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 
@@ -57,6 +58,6 @@ def test_builtin_data_sets() -> None:
     assert city.evaluator_type == "cityscapes_sem_seg"
     voc = MetadataCatalog.get("voc_2007_test")
     assert len(voc.thing_classes) == 20 and (voc.year, voc.split, voc.evaluator_type) == (2007, "test", "pascal_voc")
-    for name in ("coco_2014_valminusminival", "lvis_v1_val", "lvis_v0.5_train_cocofied", "voc_2012_trainval"):
+    for name in ("coco_2014_valminusminival", "lvis_v1_val", "voc_2012_trainval"):
         assert name in DatasetCatalog
     assert MetadataCatalog.get("lvis_v0.5_train").evaluator_type == "lvis"

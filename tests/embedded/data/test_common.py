@@ -1,10 +1,11 @@
 import pickle
 
 import pytest
+from torch.utils.data import DataLoader, IterableDataset
+
 from detectron2.data import DatasetFromList, MapDataset, ToIterableDataset
 from detectron2.data.common import AspectRatioGroupedDataset
 from detectron2.data.samplers import InferenceSampler, TrainingSampler
-from torch.utils.data import DataLoader, IterableDataset
 
 
 class Counting(IterableDataset):

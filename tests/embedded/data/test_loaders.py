@@ -8,6 +8,9 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch.utils.data import IterableDataset
+
 from detectron2.data import (
     DatasetCatalog,
     DatasetMapper,
@@ -16,7 +19,6 @@ from detectron2.data import (
     build_detection_test_loader,
     build_detection_train_loader,
     get_detection_dataset_dicts,
-    load_proposals_into_dataset,
     print_instances_class_histogram,
 )
 from detectron2.data import detection_utils as utils
@@ -24,9 +26,6 @@ from detectron2.data import transforms as T
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.samplers import InferenceSampler
-from detectron2.structures import BoxMode
-from PIL import Image
-from torch.utils.data import IterableDataset
 
 
 @pytest.fixture
@@ -202,39 +201,13 @@ def test_missing_images_are_found_before_training(coco, tmp_path, monkeypatch) -
 
 
 @pytest.mark.embedded
-def test_keypoint_filter_is_ignored_with_a_sentence(toy, caplog) -> None:
-    with caplog.at_level("WARNING"):
-        assert len(get_detection_dataset_dicts("toy_train", min_keypoints=3)) == 4
-    assert "no keypoints" in caplog.text
-
-
-# ---------------------------------------------------------------------------------------------------------- proposals
-def test_proposals_come_sorted_and_by_image(tmp_path) -> None:
-    content = {
-        "indexes": ["8", "5"],
-        "boxes": [np.zeros((2, 4)), np.arange(12.0).reshape(3, 4)],
-        "scores": [np.zeros(2), np.array([0.1, 0.9, 0.5])],
-    }
-    path = tmp_path / "proposals.pkl"
-    path.write_bytes(pickle.dumps(content))
-    (record,) = load_proposals_into_dataset([{"image_id": 5}], str(path))
-    assert record["proposal_objectness_logits"].tolist() == [0.9, 0.5, 0.1]
-    assert record["proposal_boxes"][:, 0].tolist() == [4, 8, 0] and record["proposal_bbox_mode"] == BoxMode.XYXY_ABS
-    with pytest.raises(KeyError, match="7"):
-        load_proposals_into_dataset([{"image_id": 7}], str(path))
-
-
-@pytest.mark.embedded
-def test_proposals_that_would_run_code_are_refused(tmp_path) -> None:
-    class Evil:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "made"), "w"))
-
-    path = tmp_path / "evil.pkl"
-    path.write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(pickle.UnpicklingError, match="refused"):
-        load_proposals_into_dataset([{"image_id": 1}], str(path))
-    assert not (tmp_path / "made").exists()
+def test_what_is_left_out_says_so(toy) -> None:
+    for request in ({"min_keypoints": 3}, {"proposal_files": ["boxes.pkl"]}):
+        with pytest.raises(NotImplementedError, match="leaves out keypoints and precomputed proposals"):
+            get_detection_dataset_dicts("toy_train", **request)
+    toy.MODEL.LOAD_PROPOSALS = True
+    with pytest.raises(NotImplementedError, match="LOAD_PROPOSALS.*leaves out"):
+        build_detection_test_loader(toy, "toy_train")
 
 
 # ------------------------------------------------------------------------------------------------------------ loaders
@@ -326,17 +299,6 @@ def test_test_loader_reads_all_in_order(toy, workers: int) -> None:
     assert len(loader) == 4
     assert [[x["image_id"] for x in batch] for batch in loader] == [[97], [98], [99], [100]]
     assert len(build_detection_test_loader(toy, ["toy_train"], batch_size=3)) == 2
-
-
-def test_test_loader_with_proposals(toy, tmp_path) -> None:
-    ids = [97, 98, 99, 100]
-    content = {"ids": ids, "boxes": [np.array([[0.0, 0, 9, 9]])] * 4, "objectness_logits": [np.ones(1)] * 4}
-    path = tmp_path / "proposals.pkl"
-    path.write_bytes(pickle.dumps(content))
-    toy.MODEL.LOAD_PROPOSALS = True
-    toy.DATASETS.PROPOSAL_FILES_TEST = (str(path),)
-    for (x,) in build_detection_test_loader(toy, "toy_train"):
-        assert len(x["proposals"]) == 1 and x["proposals"].image_size == tuple(x["image"].shape[1:])
 
 
 def test_images_without_annotations_train_when_kept(toy, coco) -> None:

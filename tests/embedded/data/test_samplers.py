@@ -2,6 +2,7 @@ from itertools import islice
 
 import pytest
 import torch
+
 from detectron2.data.samplers import (
     InferenceSampler,
     RandomSubsetTrainingSampler,

@@ -4,11 +4,12 @@ import itertools
 
 import pytest
 import torch
+from torch import nn
+
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import BestCheckpointer, EvalHook, HookBase, LRScheduler, PeriodicCheckpointer, SimpleTrainer
 from detectron2.engine.hooks import CallbackHook, IterationTimer, PeriodicWriter
 from detectron2.utils.events import EventWriter, get_event_storage
-from torch import nn
 
 
 class _Squares(nn.Module):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
 

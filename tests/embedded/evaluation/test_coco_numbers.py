@@ -11,12 +11,12 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator
-from detectron2.structures import Boxes, Instances
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from small_dataset import CATEGORY_IDS, CLASSES, SmallDataset, detections, perfect, run
+
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
 
 METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
 EMBEDDED = importlib.util.find_spec("detectron2.evaluation.instance_evaluation") is not None
@@ -165,20 +165,3 @@ def test_masks_that_were_not_predicted_are_an_error(dataset: SmallDataset) -> No
         output["instances"].remove("pred_masks")
     with pytest.raises(ValueError, match="segm"):
         run(evaluator(dataset, tasks=("segm",)), dataset.inputs, dataset.outputs)
-
-
-def proposals(boxes: list) -> Instances:
-    found = Instances((90, 120), proposal_boxes=Boxes(boxes))
-    found.objectness_logits = torch.arange(len(boxes), 0, -1.0)
-    return found
-
-
-def test_recall_of_proposals(dataset: SmallDataset) -> None:
-    truth = {i: perfect(dataset, i).pred_boxes.tensor.tolist() for i in dataset.image_ids}
-    every = [{"proposals": proposals([*boxes, *boxes, [0.0, 0.0, 3.0, 3.0]])} for boxes in truth.values()]
-    assert run(evaluator(dataset), dataset.inputs, every)["box_proposals"]["AR@100"] == pytest.approx(100)
-    first = [{"proposals": proposals(boxes[:1])} for boxes in truth.values()]
-    found = run(evaluator(dataset), dataset.inputs, first)["box_proposals"]
-    share = len(truth) / sum(len(boxes) for boxes in truth.values())
-    # What one proposal covers besides its own object does not count: a proposal serves one object.
-    assert found["AR@100"] == found["AR@1000"] == pytest.approx(100 * share, abs=1e-3)

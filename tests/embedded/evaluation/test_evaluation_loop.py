@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import torch
 import two_processes
+from small_dataset import SmallDataset, run
+from torch import nn
+
 from detectron2.config import get_cfg
 from detectron2.evaluation import (
     COCOEvaluator,
@@ -19,8 +22,6 @@ from detectron2.evaluation import (
     verify_results,
 )
 from detectron2.evaluation.testing import flatten_results_dict
-from small_dataset import SmallDataset, run
-from torch import nn
 
 
 class Sum(DatasetEvaluator):

@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from small_dataset import CATEGORY_IDS, SmallDataset, detections, perfect, run
+
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
@@ -17,8 +20,6 @@ from detectron2.evaluation import (
     SemSegEvaluator,
 )
 from detectron2.evaluation.pascal_voc_evaluation import voc_ap, voc_eval
-from PIL import Image
-from small_dataset import CATEGORY_IDS, SmallDataset, detections, perfect, run
 
 EMBEDDED = importlib.util.find_spec("detectron2.evaluation.old_numpy") is not None
 embedded_only = pytest.mark.skipif(not EMBEDDED, reason="Detectron2's evaluator fails on numpy 2 or on this input")

@@ -9,9 +9,10 @@ import dyn_d2  # noqa: F401  chooses the engine
 
 def evaluate_half(rank: int, folder: str, ready: object) -> None:
     """Evaluate every second image of the small data set; process 0 puts the results into the queue."""
+    from small_dataset import SmallDataset, run
+
     from detectron2.evaluation import COCOEvaluator
     from detectron2.utils import comm
-    from small_dataset import SmallDataset, run
 
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     own = Path(folder) / str(rank)

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
+
 from detectron2.layers import paste_masks_in_image
 from detectron2.structures import Boxes
-from torch.nn import functional as F
 
 
 def reference(masks: torch.Tensor, boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:

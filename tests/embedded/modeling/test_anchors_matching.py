@@ -4,13 +4,14 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator, build_anchor_generator
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.sampling import subsample_labels
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 BAD_INPUT = (ValueError, AssertionError, IndexError)
 

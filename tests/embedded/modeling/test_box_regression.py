@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from detectron2.modeling.box_regression import Box2BoxTransform, Box2BoxTransformLinear, _dense_box_regression_loss
-from detectron2.structures import Boxes
 from torchvision.ops import generalized_box_iou
+
+from detectron2.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
+from detectron2.structures import Boxes
 
 
 def random_boxes(n: int, lowest_side: float = 4) -> torch.Tensor:
@@ -17,15 +18,12 @@ def random_boxes(n: int, lowest_side: float = 4) -> torch.Tensor:
 TRANSFORMS = [
     Box2BoxTransform((1.0, 1.0, 1.0, 1.0)),
     Box2BoxTransform(weights=(10.0, 8.0, 5.0, 4.0)),
-    Box2BoxTransformLinear(),
-    Box2BoxTransformLinear(normalize_by_size=False),
 ]
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_deltas_lead_back_to_the_target(transform):
     source = random_boxes(20)
-    # The linear transform is defined for targets that contain the centre of their source.
     centre = (source[:, :2] + source[:, 2:]) / 2
     target = torch.cat([centre - 1 - torch.rand(20, 2) * 30, centre + 1 + torch.rand(20, 2) * 30], dim=1)
     torch.testing.assert_close(transform.apply_deltas(transform.get_deltas(source, target), source), target)
@@ -52,11 +50,6 @@ def test_growth_is_clamped_and_half_precision_widened():
     grown = Box2BoxTransform((1.0, 1.0, 1.0, 1.0)).apply_deltas(torch.tensor([[0.0, 0.0, 1e4, 1e4]]).half(), box)
     assert grown.dtype == torch.float32
     torch.testing.assert_close(grown[:, 2:] - grown[:, :2], torch.full((1, 2), 1000.0))
-
-
-def test_linear_deltas_never_invert_a_box():
-    boxes = Box2BoxTransformLinear().apply_deltas(torch.randn(30, 4), random_boxes(30))
-    assert (boxes[:, 2:] >= boxes[:, :2]).all()
 
 
 def test_sources_without_width_are_refused():

@@ -4,13 +4,14 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
+
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_rcnn_inference
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
-from torch.nn import functional as F
 
 SIZE = (60, 80)
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -108,30 +109,6 @@ def test_sigmoid_loss_is_a_binary_problem_for_each_class():
             p = 1 / (1 + math.exp(-logits[i, k]))
             expected -= math.log(p if labels[i] == k else 1 - p)
     assert layers.sigmoid_cross_entropy_loss(logits, labels).item() == pytest.approx(expected / 4, rel=1e-5)
-
-
-def test_federated_loss_trains_present_and_sampled_classes():
-    weights = torch.tensor([1.0, 0.0, 5.0, 1.0, 0.0, 2.0])
-    layers = predictor(
-        6,
-        use_fed_loss=True,
-        use_sigmoid_ce=True,
-        fed_loss_num_classes=3,
-        get_fed_loss_cls_weights=lambda: weights,
-    )
-    assert torch.equal(layers.state_dict()["fed_loss_cls_weights"], weights)
-    labels = torch.tensor([1, 1, 6, 6])
-    for _ in range(20):
-        chosen = layers.get_fed_loss_classes(labels, 4, 6, weights)
-        assert {1, 6} < set(chosen.tolist()) <= {0, 1, 2, 3, 5, 6} and len(chosen.unique()) == 4
-    assert layers.get_fed_loss_classes(labels, 2, 6, weights).tolist() == [1, 6]
-    logits = torch.randn(4, 7, requires_grad=True)
-    layers.sigmoid_cross_entropy_loss(logits, labels).backward()
-    assert set(logits.grad.abs().sum(dim=0).nonzero()[:, 0].tolist()) - {1} < {0, 2, 3, 5}
-    with pytest.raises((ValueError, AssertionError)):
-        predictor(use_fed_loss=True)
-    with pytest.raises((ValueError, AssertionError)):
-        predictor(use_fed_loss=True, use_sigmoid_ce=True, get_fed_loss_cls_weights=lambda: weights)
 
 
 def test_logged_statistics():

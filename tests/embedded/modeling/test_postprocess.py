@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
+
 from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
 from detectron2.structures import Boxes, Instances
-from torch.nn import functional as F
 
 
 def found(*boxes):

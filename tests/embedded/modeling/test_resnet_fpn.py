@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
+
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import FPN, Backbone, ResNet, build_backbone, make_stage
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
-from torch import nn
-from torch.nn import functional as F
 
 BAD_INPUT = (ValueError, AssertionError, NotImplementedError, KeyError)
 

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torchvision.ops import batched_nms, sigmoid_focal_loss
+
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
@@ -9,7 +11,6 @@ from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
-from torchvision.ops import batched_nms, sigmoid_focal_loss
 
 CLASSES = 3
 
@@ -186,7 +187,7 @@ def test_parts_that_the_engine_leaves_out_say_so(key, value):
     cfg = get_cfg()
     cfg.MODEL.DEVICE = "cpu"
     cfg.merge_from_list([key, value])
-    with pytest.raises(NotImplementedError, match="leaves .* out"):
+    with pytest.raises(NotImplementedError, match="leaves out"):
         build_model(cfg)
 
 

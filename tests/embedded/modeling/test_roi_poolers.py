@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from torchvision.ops import roi_align, roi_pool
+
 from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels, convert_boxes_to_pooler_format
 from detectron2.structures import Boxes
-from torchvision.ops import roi_align, roi_pool
 
 SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
 

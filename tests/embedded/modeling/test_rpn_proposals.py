@@ -2,14 +2,15 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
+from torchvision.ops import nms
+
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.proposal_generator import RPN, StandardRPNHead, build_proposal_generator
 from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals, find_top_rpn_proposals
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
-from torch.nn import functional as F
-from torchvision.ops import nms
 
 SIZES = [(64, 96), (60, 80)]
 
@@ -184,7 +185,10 @@ def test_training_without_annotations_is_refused():
         rpn(images, features)
 
 
-def test_precomputed_proposals_need_no_generator():
+@pytest.mark.embedded
+@pytest.mark.parametrize("name", ["PrecomputedProposals", "RRPN"])
+def test_what_is_left_out_says_so(name):
     cfg = get_cfg()
-    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "PrecomputedProposals"
-    assert build_proposal_generator(cfg, {}) is None
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = name
+    with pytest.raises(NotImplementedError, match=f"{name}.*leaves out"):
+        build_proposal_generator(cfg, {})

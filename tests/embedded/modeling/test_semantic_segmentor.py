@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+from torch import nn
+
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY, build_model
 from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
-from torch import nn
 
 SHAPES = {"p3": ShapeSpec(channels=4, stride=8), "p2": ShapeSpec(channels=4, stride=4)}
 

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from torch import nn
+
 from detectron2.config import get_cfg
 from detectron2.solver import build_lr_scheduler, build_optimizer, get_default_optimizer_params
-from torch import nn
 
 
 class _Model(nn.Module):

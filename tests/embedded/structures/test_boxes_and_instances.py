@@ -6,6 +6,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from detectron2.structures import (
     Boxes,
     BoxMode,
@@ -13,11 +16,8 @@ from detectron2.structures import (
     Instances,
     pairwise_ioa,
     pairwise_iou,
-    pairwise_point_box_distance,
 )
 from detectron2.structures.boxes import matched_pairwise_iou, pairwise_intersection
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def some_boxes(count: int) -> Boxes:
@@ -61,11 +61,6 @@ def test_overlap_of_empty_boxes_has_a_gradient() -> None:
     leaf = torch.empty(0, 4, requires_grad=True)
     pairwise_iou(Boxes(leaf), some_boxes(3)).sum().backward()
     assert leaf.grad.shape == (0, 4)
-
-
-def test_point_distances_are_positive_inside() -> None:
-    distance = pairwise_point_box_distance(torch.tensor([[5.0, 6.0]]), Boxes([[1, 2, 9, 20], [6, 2, 9, 20]]))
-    assert distance.tolist() == [[[4, 4, 4, 14], [-1, 4, 4, 14]]]
 
 
 def test_boxes_methods() -> None:

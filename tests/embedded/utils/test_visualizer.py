@@ -4,9 +4,10 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import torch
+
 from detectron2.data import Metadata
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
-from detectron2.utils.colormap import colormap, random_color, random_colors
+from detectron2.utils.colormap import colormap, random_color
 from detectron2.utils.visualizer import ColorMode, GenericMask, Visualizer
 
 H, W = 60, 80
@@ -125,8 +126,7 @@ def test_generic_mask_forms_agree():
     by_array, by_polygon = GenericMask(square, H, W), GenericMask([[20, 10, 50, 10, 50, 30, 20, 30]], H, W)
     assert np.array_equal(by_array.mask, by_polygon.mask) and by_array.area() == by_polygon.area() == 600
     assert np.allclose(by_array.bbox(), [20, 10, 50, 30], atol=1.5)
-    assert not by_array.has_holes and not by_polygon.has_holes
-    assert GenericMask(ring(), H, W).has_holes and len(GenericMask(ring(), H, W).polygons) == 2
+    assert len(GenericMask(ring(), H, W).polygons) == 2
     assert GenericMask(np.zeros((H, W), np.uint8), H, W).polygons == []
     with pytest.raises((ValueError, AssertionError)):
         GenericMask(np.zeros((3, 4), np.uint8), H, W)
@@ -143,11 +143,9 @@ def test_drawing_does_not_touch_the_global_randomness_of_torch_and_saves(tmp_pat
 
 def test_primitives():
     visualizer = Visualizer(grey_image())
-    visualizer.draw_circle((10, 10), "b")
-    visualizer.draw_line([20, 40], [50, 50], "r", linewidth=2)
     visualizer.draw_text("hello", (60, 20), color="w")
     drawn = changed(visualizer.get_output().get_image())
-    assert drawn[10, 10] and drawn[50, 30] and drawn[20:30, 60:].any()
+    assert drawn[20:30, 60:].any()
 
 
 def test_colours():
@@ -155,4 +153,4 @@ def test_colours():
     assert colors.shape[1] == 3 and len(np.unique(colors, axis=0)) > 50
     assert 0 <= colors.min() <= colors.max() <= 1
     assert np.allclose(colormap(rgb=False, maximum=255), colors[:, ::-1] * 255)
-    assert random_color(rgb=True, maximum=1).shape == (3,) and len(random_colors(5)) == 5
+    assert random_color(rgb=True, maximum=1).shape == (3,)

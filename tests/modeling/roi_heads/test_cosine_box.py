@@ -4,6 +4,11 @@ import math
 
 import pytest
 import torch
+
+from dyn_d2 import add_dyn_d2_config
+from dyn_d2.modeling.roi_heads import CosineOutputLayers
+from dyn_d2.modeling.roi_heads.cosine_box import EPSILON, cosine_scores
+
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
@@ -11,10 +16,6 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-
-from dyn_d2 import add_dyn_d2_config
-from dyn_d2.modeling.roi_heads import CosineOutputLayers
-from dyn_d2.modeling.roi_heads.cosine_box import EPSILON, cosine_scores
 
 
 def predictor(**arguments) -> CosineOutputLayers:
@@ -73,7 +74,9 @@ def test_forward_changes_no_state() -> None:
 
 def test_parameters() -> None:
     assert {n: tuple(p.shape) for n, p in predictor().named_parameters()} == {
-        "cls_score.weight": (4, 6), "bbox_pred.weight": (12, 6), "bbox_pred.bias": (12,)
+        "cls_score.weight": (4, 6),
+        "bbox_pred.weight": (12, 6),
+        "bbox_pred.bias": (12,),
     }
     learned = dict(predictor(cosine_scale=15.0, cosine_scale_learnable=True).named_parameters())
     assert learned["scale"].item() == 15.0
@@ -89,8 +92,14 @@ def test_learned_scale_gets_gradient() -> None:
 def test_empty_batch_with_backward() -> None:
     layers = predictor()
     x = torch.zeros(0, 6, requires_grad=True)
-    proposals = [Instances((10, 10), proposal_boxes=Boxes(torch.zeros(0, 4)), gt_boxes=Boxes(torch.zeros(0, 4)),
-                           gt_classes=torch.zeros(0, dtype=torch.long))]
+    proposals = [
+        Instances(
+            (10, 10),
+            proposal_boxes=Boxes(torch.zeros(0, 4)),
+            gt_boxes=Boxes(torch.zeros(0, 4)),
+            gt_classes=torch.zeros(0, dtype=torch.long),
+        )
+    ]
     with EventStorage():
         losses = layers.losses(layers(x), proposals)
     sum(losses.values()).backward()

@@ -7,13 +7,6 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-__all__ = [
-    "align_and_update_state_dicts",
-    "convert_basic_c2_names",
-    "convert_c2_detectron_names",
-    "convert_torchvision_names",
-]
-
 logger = logging.getLogger(__name__)
 
 _Rules = tuple[tuple[str, str], ...]

@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager, atomic_open
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .c2_model_loading import align_and_update_state_dicts, convert_torchvision_names
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager, atomic_open
 
-__all__ = ["DetectionCheckpointer"]
+from .c2_model_loading import align_and_update_state_dicts, convert_torchvision_names
 
 # Beside tensors: numbers and arrays of numpy, such as a best metric. None of them runs code of the file.
 _NUMPY_TYPES = [
@@ -41,7 +40,9 @@ class DetectionCheckpointer(Checkpointer):
         """``save_to_disk``: by default only the main process writes."""
         self._is_parallel = isinstance(model, DistributedDataParallel)
         super().__init__(
-            model, save_dir, save_to_disk=comm.is_main_process() if save_to_disk is None else save_to_disk,
+            model,
+            save_dir,
+            save_to_disk=comm.is_main_process() if save_to_disk is None else save_to_disk,
             **checkpointables,
         )
         self.path_manager = PathManager
@@ -129,9 +130,6 @@ class DetectionCheckpointer(Checkpointer):
         loaded = self._torch_load(filename)
         if not isinstance(loaded, dict):
             raise ValueError(f"'{filename}' is no checkpoint: it holds a {type(loaded).__name__}, not a dictionary.")
-        if filename.endswith(".pyth") and "model_state" in loaded:  # pycls
-            weights = {k: v for k, v in loaded["model_state"].items() if not k.endswith("num_batches_tracked")}
-            return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
         if "model" in loaded:
             return loaded
         if "layer1.0.conv1.weight" in loaded and "layer1.0.conv1.weight" not in self.model.state_dict():

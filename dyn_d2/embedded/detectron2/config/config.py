@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator
 from difflib import SequenceMatcher
 from typing import Any
 
-from detectron2.utils.file_io import PathManager
 from fvcore.common.config import CfgNode as _CfgNode
 
-__all__ = ["CfgNode", "configurable", "get_cfg", "global_cfg", "set_global_cfg"]
+from detectron2.utils.file_io import PathManager
 
 
 class _UnknownKey(KeyError):

@@ -7,8 +7,6 @@ with a function ``add_PROJECT_config(cfg)``. ``*_TRAIN`` and ``*_TEST`` mark val
 
 from .config import CfgNode
 
-__all__: list[str] = []
-
 # How boxes are cut out of feature maps; the same in all heads.
 _POOLER = {
     "POOLER_RESOLUTION": 14,  # cells along each side of the cut-out
@@ -17,29 +15,36 @@ _POOLER = {
 }
 
 _MODEL = {
-    "META_ARCHITECTURE": "GeneralizedRCNN", "DEVICE": "cuda",
+    "META_ARCHITECTURE": "GeneralizedRCNN",
+    "DEVICE": "cuda",
     "WEIGHTS": "",  # path or address of the checkpoint to start from; "" starts from scratch
     "PIXEL_MEAN": [103.530, 116.280, 123.675],  # in the order of INPUT.FORMAT; its length is the number of channels
     "PIXEL_STD": [1.0, 1.0, 1.0],  # 1: the MSRA weights have the scale in their first layer
-    "MASK_ON": False, "KEYPOINT_ON": False,
+    "MASK_ON": False,
+    "KEYPOINT_ON": False,
     "LOAD_PROPOSALS": False,  # read proposals from DATASETS.PROPOSAL_FILES_*
     "BACKBONE": {
         "NAME": "build_resnet_backbone",
         "FREEZE_AT": 2,  # stages that do not learn, counted with the stem as 1; 0: none
     },
     "RESNETS": {
-        "DEPTH": 50, "OUT_FEATURES": ["res4"],
+        "DEPTH": 50,
+        "OUT_FEATURES": ["res4"],
         "NUM_GROUPS": 1,  # with WIDTH_PER_GROUP: ResNeXt
-        "WIDTH_PER_GROUP": 64, "NORM": "FrozenBN",
+        "WIDTH_PER_GROUP": 64,
+        "NORM": "FrozenBN",
         "STRIDE_IN_1X1": True,  # MSRA's weights have the stride there; torchvision's and ResNeXt's in the 3x3
         "RES5_DILATION": 1,  # 2 keeps the resolution of res4 in res5
         "RES2_OUT_CHANNELS": 256,  # 64 for depth 18 and 34
         "STEM_OUT_CHANNELS": 64,
         "DEFORM_ON_PER_STAGE": [False] * 4,  # res2 to res5
-        "DEFORM_MODULATED": False, "DEFORM_NUM_GROUPS": 1,
+        "DEFORM_MODULATED": False,
+        "DEFORM_NUM_GROUPS": 1,
     },
     "FPN": {
-        "IN_FEATURES": [], "OUT_CHANNELS": 256, "NORM": "",
+        "IN_FEATURES": [],
+        "OUT_CHANNELS": 256,
+        "NORM": "",
         "FUSE_TYPE": "sum",  # or "avg"
     },
     "ANCHOR_GENERATOR": {
@@ -54,7 +59,8 @@ _MODEL = {
         "MIN_SIZE": 0,  # pixels; smaller proposals are dropped
     },
     "RPN": {
-        "HEAD_NAME": "StandardRPNHead", "IN_FEATURES": ["res4"],
+        "HEAD_NAME": "StandardRPNHead",
+        "IN_FEATURES": ["res4"],
         "CONV_DIMS": [-1],  # hidden convs of the head; -1: as many channels as come in
         "BOUNDARY_THRESH": -1,  # pixels that training anchors may reach out of the image; -1: any
         "IOU_THRESHOLDS": [0.3, 0.7],  # borders between the labels below
@@ -69,29 +75,39 @@ _MODEL = {
         "PRE_NMS_TOPK_TRAIN": 12000,  # per feature map
         "PRE_NMS_TOPK_TEST": 6000,
         "POST_NMS_TOPK_TRAIN": 2000,  # per image, over all feature maps
-        "POST_NMS_TOPK_TEST": 1000, "NMS_THRESH": 0.7,
+        "POST_NMS_TOPK_TEST": 1000,
+        "NMS_THRESH": 0.7,
     },
     "ROI_HEADS": {
         "NAME": "Res5ROIHeads",
         "NUM_CLASSES": 80,  # without background
-        "IN_FEATURES": ["res4"], "IOU_THRESHOLDS": [0.5], "IOU_LABELS": [0, 1],
+        "IN_FEATURES": ["res4"],
+        "IOU_THRESHOLDS": [0.5],
+        "IOU_LABELS": [0, 1],
         "BATCH_SIZE_PER_IMAGE": 512,  # boxes that count in the loss
         "POSITIVE_FRACTION": 0.25,
         "PROPOSAL_APPEND_GT": True,  # true boxes join the proposals in training
-        "SCORE_THRESH_TEST": 0.05, "NMS_THRESH_TEST": 0.5,
+        "SCORE_THRESH_TEST": 0.05,
+        "NMS_THRESH_TEST": 0.5,
     },
     "ROI_BOX_HEAD": {
         "NAME": "",  # FastRCNNConvFCHead for StandardROIHeads
         **_POOLER,
-        "NUM_CONV": 0, "CONV_DIM": 256, "NUM_FC": 0, "FC_DIM": 1024, "NORM": "",
+        "NUM_CONV": 0,
+        "CONV_DIM": 256,
+        "NUM_FC": 0,
+        "FC_DIM": 1024,
+        "NORM": "",
         "CLS_AGNOSTIC_BBOX_REG": False,  # one box for all classes
         "BBOX_REG_LOSS_TYPE": "smooth_l1",  # smooth_l1, giou, diou, ciou
-        "BBOX_REG_LOSS_WEIGHT": 1.0, "BBOX_REG_WEIGHTS": (10.0, 10.0, 5.0, 5.0),
+        "BBOX_REG_LOSS_WEIGHT": 1.0,
+        "BBOX_REG_WEIGHTS": (10.0, 10.0, 5.0, 5.0),
         "SMOOTH_L1_BETA": 0.0,
         "TRAIN_ON_PRED_BOXES": False,  # the mask head trains on the box head's output
         "USE_SIGMOID_CE": False,  # independent classes, as in federated data sets
         "USE_FED_LOSS": False,  # needs USE_SIGMOID_CE
-        "FED_LOSS_FREQ_WEIGHT_POWER": 0.5, "FED_LOSS_NUM_CLASSES": 50,
+        "FED_LOSS_FREQ_WEIGHT_POWER": 0.5,
+        "FED_LOSS_NUM_CLASSES": 50,
     },
     "ROI_BOX_CASCADE_HEAD": {
         "BBOX_REG_WEIGHTS": ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0)),
@@ -100,38 +116,55 @@ _MODEL = {
     "ROI_MASK_HEAD": {
         "NAME": "MaskRCNNConvUpsampleHead",
         **_POOLER,
-        "NUM_CONV": 0, "CONV_DIM": 256, "NORM": "", "CLS_AGNOSTIC_MASK": False,
+        "NUM_CONV": 0,
+        "CONV_DIM": 256,
+        "NORM": "",
+        "CLS_AGNOSTIC_MASK": False,
     },
     "ROI_KEYPOINT_HEAD": {
         "NAME": "KRCNNConvDeconvUpsampleHead",
         **_POOLER,
-        "CONV_DIMS": (512,) * 8, "NUM_KEYPOINTS": 17, "MIN_KEYPOINTS_PER_IMAGE": 1,
-        "NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS": True, "LOSS_WEIGHT": 1.0,
+        "CONV_DIMS": (512,) * 8,
+        "NUM_KEYPOINTS": 17,
+        "MIN_KEYPOINTS_PER_IMAGE": 1,
+        "NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS": True,
+        "LOSS_WEIGHT": 1.0,
     },
     "SEM_SEG_HEAD": {
-        "NAME": "SemSegFPNHead", "IN_FEATURES": ["p2", "p3", "p4", "p5"],
+        "NAME": "SemSegFPNHead",
+        "IN_FEATURES": ["p2", "p3", "p4", "p5"],
         "IGNORE_VALUE": 255,  # pixels with this label do not count
         "NUM_CLASSES": 54,  # 53 stuff classes of COCO and one for all things
         "CONVS_DIM": 128,
         "COMMON_STRIDE": 4,  # pixels per cell of the output
-        "NORM": "GN", "LOSS_WEIGHT": 1.0,
+        "NORM": "GN",
+        "LOSS_WEIGHT": 1.0,
     },
     "PANOPTIC_FPN": {
         "INSTANCE_LOSS_WEIGHT": 1.0,
         "COMBINE": {
-            "ENABLED": True, "OVERLAP_THRESH": 0.5, "STUFF_AREA_LIMIT": 4096,
+            "ENABLED": True,
+            "OVERLAP_THRESH": 0.5,
+            "STUFF_AREA_LIMIT": 4096,
             "INSTANCES_CONFIDENCE_THRESH": 0.5,
         },
     },
     "RETINANET": {
-        "NUM_CLASSES": 80, "IN_FEATURES": ["p3", "p4", "p5", "p6", "p7"], "NUM_CONVS": 4,
-        "NORM": "", "IOU_THRESHOLDS": [0.4, 0.5], "IOU_LABELS": [0, -1, 1],
+        "NUM_CLASSES": 80,
+        "IN_FEATURES": ["p3", "p4", "p5", "p6", "p7"],
+        "NUM_CONVS": 4,
+        "NORM": "",
+        "IOU_THRESHOLDS": [0.4, 0.5],
+        "IOU_LABELS": [0, -1, 1],
         "PRIOR_PROB": 0.01,  # score of every class at the start
         "SCORE_THRESH_TEST": 0.05,
         "TOPK_CANDIDATES_TEST": 1000,  # per feature map, before NMS
-        "NMS_THRESH_TEST": 0.5, "BBOX_REG_WEIGHTS": (1.0, 1.0, 1.0, 1.0),
+        "NMS_THRESH_TEST": 0.5,
+        "BBOX_REG_WEIGHTS": (1.0, 1.0, 1.0, 1.0),
         "BBOX_REG_LOSS_TYPE": "smooth_l1",  # smooth_l1, giou, diou, ciou
-        "SMOOTH_L1_LOSS_BETA": 0.1, "FOCAL_LOSS_GAMMA": 2.0, "FOCAL_LOSS_ALPHA": 0.25,
+        "SMOOTH_L1_LOSS_BETA": 0.1,
+        "FOCAL_LOSS_GAMMA": 2.0,
+        "FOCAL_LOSS_ALPHA": 0.25,
     },
 }
 
@@ -155,7 +188,8 @@ _DATASETS = {
     "TRAIN": (),  # registered names
     "TEST": (),
     "PROPOSAL_FILES_TRAIN": (),  # one per data set, for MODEL.LOAD_PROPOSALS
-    "PROPOSAL_FILES_TEST": (), "PRECOMPUTED_PROPOSAL_TOPK_TRAIN": 2000,
+    "PROPOSAL_FILES_TEST": (),
+    "PRECOMPUTED_PROPOSAL_TOPK_TRAIN": 2000,
     "PRECOMPUTED_PROPOSAL_TOPK_TEST": 1000,
 }
 
@@ -170,7 +204,8 @@ _DATALOADER = {
 
 _SOLVER = {
     "IMS_PER_BATCH": 16,  # over all processes
-    "MAX_ITER": 40000, "BASE_LR": 0.001,
+    "MAX_ITER": 40000,
+    "BASE_LR": 0.001,
     "BASE_LR_END": 0.0,  # of WarmupCosineLR
     "LR_SCHEDULER_NAME": "WarmupMultiStepLR",  # WarmupMultiStepLR, WarmupCosineLR, WarmupStepWithFixedGammaLR
     "STEPS": (30000,),  # iterations at which the rate is multiplied by GAMMA
@@ -180,14 +215,17 @@ _SOLVER = {
     "WARMUP_METHOD": "linear",  # or "constant"
     "WARMUP_ITERS": 1000,
     "WARMUP_FACTOR": 0.001,  # of BASE_LR, at iteration 0
-    "MOMENTUM": 0.9, "NESTEROV": False, "WEIGHT_DECAY": 0.0001,
+    "MOMENTUM": 0.9,
+    "NESTEROV": False,
+    "WEIGHT_DECAY": 0.0001,
     "WEIGHT_DECAY_NORM": 0.0,  # of normalisation layers
     "WEIGHT_DECAY_BIAS": None,  # None: WEIGHT_DECAY
     "BIAS_LR_FACTOR": 1.0,
     "CLIP_GRADIENTS": {
         "ENABLED": False,
         "CLIP_TYPE": "value",  # value, norm (each parameter by itself)
-        "CLIP_VALUE": 1.0, "NORM_TYPE": 2.0,
+        "CLIP_VALUE": 1.0,
+        "NORM_TYPE": 2.0,
     },
     "AMP": {"ENABLED": False},  # mixed precision
     "CHECKPOINT_PERIOD": 5000,  # iterations
@@ -197,10 +235,13 @@ _SOLVER = {
 _TEST = {
     "EVAL_PERIOD": 0,  # iterations; 0: only at the end
     "EXPECTED_RESULTS": [],  # [data set, task, metric, value, tolerance] each, checked after testing
-    "DETECTIONS_PER_IMAGE": 100, "KEYPOINT_OKS_SIGMAS": [],
+    "DETECTIONS_PER_IMAGE": 100,
+    "KEYPOINT_OKS_SIGMAS": [],
     "AUG": {
-        "ENABLED": False, "MIN_SIZES": (400, 500, 600, 700, 800, 900, 1000, 1100, 1200),
-        "MAX_SIZE": 4000, "FLIP": True,
+        "ENABLED": False,
+        "MIN_SIZES": (400, 500, 600, 700, 800, 900, 1000, 1100, 1200),
+        "MAX_SIZE": 4000,
+        "FLIP": True,
     },
     "PRECISE_BN": {"ENABLED": False, "NUM_ITER": 200},
 }
@@ -208,8 +249,13 @@ _TEST = {
 _C = CfgNode(
     {
         "VERSION": 2,  # of the key tree
-        "MODEL": _MODEL, "INPUT": _INPUT, "DATASETS": _DATASETS, "DATALOADER": _DATALOADER,
-        "SOLVER": _SOLVER, "TEST": _TEST, "OUTPUT_DIR": "./output",
+        "MODEL": _MODEL,
+        "INPUT": _INPUT,
+        "DATASETS": _DATASETS,
+        "DATALOADER": _DATALOADER,
+        "SOLVER": _SOLVER,
+        "TEST": _TEST,
+        "OUTPUT_DIR": "./output",
         "SEED": -1,  # negative: a new one for each run
         "CUDNN_BENCHMARK": False,  # only pays off where image sizes hardly vary
         "FLOAT32_PRECISION": "",  # highest, high, medium ("": leave it to torch)

@@ -1,16 +1,14 @@
-# ruff: noqa: F401
-from . import transforms  # isort: skip  the other modules use it
+# ruff: noqa: F401, I001
+"""Data sets, and the way from their records to batches."""
 
-from .build import (
-    build_batch_data_loader,
-    build_detection_test_loader,
-    build_detection_train_loader,
-    get_detection_dataset_dicts,
-    load_proposals_into_dataset,
-    print_instances_class_histogram,
-)
+from detectron2.left_out import refusal_of
+
+from . import transforms
+from .build import build_batch_data_loader, build_detection_test_loader, build_detection_train_loader
+from .build import get_detection_dataset_dicts, print_instances_class_histogram
 from .catalog import DatasetCatalog, Metadata, MetadataCatalog
 from .common import DatasetFromList, MapDataset, ToIterableDataset
 from .dataset_mapper import DatasetMapper
+from . import datasets, samplers  # importing `datasets` registers the built-in ones
 
-from . import datasets, samplers  # isort: skip  importing `datasets` registers the built-in ones
+__getattr__ = refusal_of(__name__)

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.utils.data as torchdata
-from detectron2.config import configurable
-from detectron2.structures import BoxMode
-from detectron2.utils.comm import get_world_size
-from detectron2.utils.env import seed_all_rng
-from detectron2.utils.file_io import PathManager
-from detectron2.utils.logger import log_first_n
 from tabulate import tabulate
 from termcolor import colored
+
+from detectron2.config import configurable
+from detectron2.left_out import left_out
+from detectron2.utils.comm import get_world_size
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import log_first_n
 
 from .catalog import DatasetCatalog, MetadataCatalog
 from .common import AspectRatioGroupedDataset, DatasetFromList, MapDataset, ToIterableDataset
@@ -33,39 +33,6 @@ def filter_images_with_only_crowd_annotations(dataset_dicts: list[dict]) -> list
     kept = [record for record in dataset_dicts if any(not ann.get("iscrowd", 0) for ann in record["annotations"])]
     logger.info(f"Removed {len(dataset_dicts) - len(kept)} images with no usable annotations. {len(kept)} images left.")
     return kept
-
-
-def load_proposals_into_dataset(dataset_dicts: list[dict], proposal_file: str) -> list[dict]:
-    """Add precomputed proposals to the records, in descending order of score.
-
-    Args:
-        dataset_dicts: records with "image_id"; changed in place.
-        proposal_file: a pickled dict with "ids" (N image ids), "boxes" (N arrays (R, 4)), "objectness_logits"
-            (N arrays (R,)) and optionally "bbox_mode" (default XYXY_ABS); Detectron's "indexes" and "scores" also do.
-            Read without running any code that the file may contain.
-
-    Raises:
-        KeyError: the file has no proposals for one of the images.
-    """
-    from dyn_d2.utils.restricted_pickle import load
-
-    logger.info(f"Loading proposals from: {proposal_file}")
-    with PathManager.open(proposal_file, "rb") as file:
-        proposals = load(file)
-    ids = proposals["ids"] if "ids" in proposals else proposals["indexes"]
-    logits = proposals["objectness_logits"] if "objectness_logits" in proposals else proposals["scores"]
-    mode = BoxMode(proposals.get("bbox_mode", BoxMode.XYXY_ABS))
-    # Ids are numbers in some files and text in others.
-    position = {str(image_id): i for i, image_id in enumerate(ids)}
-    for record in dataset_dicts:
-        i = position.get(str(record["image_id"]))
-        if i is None:
-            raise KeyError(f"{proposal_file} has no proposals for image {record['image_id']}.")
-        order = logits[i].argsort()[::-1]
-        record["proposal_boxes"] = proposals["boxes"][i][order]
-        record["proposal_objectness_logits"] = logits[i][order]
-        record["proposal_bbox_mode"] = mode
-    return dataset_dicts
 
 
 def print_instances_class_histogram(dataset_dicts: list[dict], class_names: list[str]) -> None:
@@ -127,8 +94,7 @@ def get_detection_dataset_dicts(
     Args:
         names: registered names.
         filter_empty: leave out images without annotations, or with crowds only.
-        min_keypoints: ignored; keypoints are not part of this engine.
-        proposal_files: one file per data set, see :func:`load_proposals_into_dataset`.
+        min_keypoints, proposal_files: have to be 0 and empty; keypoints and precomputed proposals are left out.
         check_consistency: check that all have the same classes, and log their distribution.
 
     Returns:
@@ -139,6 +105,8 @@ def get_detection_dataset_dicts(
         ValueError: nothing is left, or class lists differ.
         FileNotFoundError: the images are not where the metadata say.
     """
+    if min_keypoints or proposal_files:
+        raise left_out("min_keypoints, proposal_files", "keypoints and precomputed proposals")
     names = [names] if isinstance(names, str) else list(names)
     if not names:
         raise ValueError("No data set is given: fill DATASETS.TRAIN / DATASETS.TEST.")
@@ -149,17 +117,10 @@ def get_detection_dataset_dicts(
         if not dicts:
             raise ValueError(f"Dataset '{name}' is empty!")
         _check_images_exist(name, dicts)
-    if proposal_files is not None:
-        if len(proposal_files) != len(names):
-            raise ValueError(f"{len(proposal_files)} proposal files are given for {len(names)} data sets: {names}.")
-        loaded = [load_proposals_into_dataset(d, file) for d, file in zip(loaded, proposal_files, strict=True)]
-
     dataset_dicts = list(itertools.chain.from_iterable(loaded))
     has_instances = "annotations" in dataset_dicts[0]
     if filter_empty and has_instances:
         dataset_dicts = filter_images_with_only_crowd_annotations(dataset_dicts)
-    if min_keypoints > 0:
-        logger.warning("The embedded engine has no keypoints: images are not filtered by their number of keypoints.")
     if check_consistency and has_instances:
         try:
             check_metadata_consistency("thing_classes", names)
@@ -255,7 +216,6 @@ def _train_loader_from_config(
         dataset = get_detection_dataset_dicts(
             cfg.DATASETS.TRAIN,
             filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
         )
     return {
         "dataset": dataset,
@@ -305,12 +265,8 @@ def build_detection_train_loader(
 
 def _test_loader_from_config(cfg: Any, dataset_name: str | list[str], mapper: Callable | None = None) -> dict[str, Any]:
     names = [dataset_name] if isinstance(dataset_name, str) else list(dataset_name)
-    files = dict(zip(cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST, strict=False))
-    dataset = get_detection_dataset_dicts(
-        names, filter_empty=False, proposal_files=[files[n] for n in names] if cfg.MODEL.LOAD_PROPOSALS else None
-    )
     return {
-        "dataset": dataset,
+        "dataset": get_detection_dataset_dicts(names, filter_empty=False),
         "mapper": DatasetMapper(cfg, False) if mapper is None else mapper,
         "num_workers": cfg.DATALOADER.NUM_WORKERS,
     }

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-__all__ = ["DatasetCatalog", "MetadataCatalog", "Metadata"]
-
 
 class _Catalog(UserDict):
     def list(self) -> list[str]:

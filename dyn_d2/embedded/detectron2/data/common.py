@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.utils.serialize import PicklableWrapper
 from torch.utils import data
 from torch.utils.data import Sampler
 
-__all__ = ["MapDataset", "DatasetFromList", "AspectRatioGroupedDataset", "ToIterableDataset"]
+from detectron2.utils.serialize import PicklableWrapper
 
 logger = logging.getLogger(__name__)
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from detectron2.config import configurable
+from detectron2.left_out import left_out
 
 from . import detection_utils as utils
 from . import transforms as T
-
-__all__ = ["DatasetMapper"]
 
 
 class DatasetMapper:
@@ -21,10 +21,8 @@ class DatasetMapper:
         augmentations: augmentations or transforms, applied in this order.
         image_format: see :func:`detection_utils.read_image`.
         use_instance_mask: whether to keep "segmentation".
-        use_keypoint: has to be False; keypoints are not part of this engine.
+        use_keypoint, keypoint_hflip_indices, precomputed_proposal_topk: left out; have to be False and None.
         instance_mask_format: "polygon" or "bitmask".
-        keypoint_hflip_indices: unused, like ``use_keypoint``.
-        precomputed_proposal_topk: keep that many proposals of the record; None ignores proposals.
         recompute_boxes: replace boxes by the extent of the transformed masks, tighter after a crop.
     """
 
@@ -42,18 +40,13 @@ class DatasetMapper:
         precomputed_proposal_topk: int | None = None,
         recompute_boxes: bool = False,
     ):
-        if use_keypoint:
-            raise NotImplementedError("The embedded engine has no keypoints: set MODEL.KEYPOINT_ON to False.")
+        if use_keypoint or precomputed_proposal_topk is not None:
+            raise left_out("MODEL.KEYPOINT_ON, MODEL.LOAD_PROPOSALS", "keypoints and precomputed proposals")
         if recompute_boxes and not use_instance_mask:
             raise ValueError("DatasetMapper: recompute_boxes takes the boxes from masks: it needs use_instance_mask.")
-        self.is_train = is_train
+        self.is_train, self.image_format = is_train, image_format
         self.augmentations = T.AugmentationList(augmentations)
-        self.image_format = image_format
-        self.use_instance_mask = use_instance_mask
-        self.use_keypoint = use_keypoint
-        self.instance_mask_format = instance_mask_format
-        self.keypoint_hflip_indices = keypoint_hflip_indices
-        self.proposal_topk = precomputed_proposal_topk
+        self.use_instance_mask, self.instance_mask_format = use_instance_mask, instance_mask_format
         self.recompute_boxes = recompute_boxes
         logging.getLogger(__name__).info(
             f"[DatasetMapper] Augmentations used in {'training' if is_train else 'inference'}: {augmentations}"
@@ -65,19 +58,16 @@ class DatasetMapper:
         crops = cfg.INPUT.CROP.ENABLED and is_train
         if crops:
             augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
-        arguments = {
+        return {
             "is_train": is_train,
             "augmentations": augmentations,
             "image_format": cfg.INPUT.FORMAT,
             "use_instance_mask": cfg.MODEL.MASK_ON,
             "instance_mask_format": cfg.INPUT.MASK_FORMAT,
             "use_keypoint": cfg.MODEL.KEYPOINT_ON,
+            "precomputed_proposal_topk": 0 if cfg.MODEL.LOAD_PROPOSALS else None,
             "recompute_boxes": cfg.MODEL.MASK_ON and crops,
         }
-        if cfg.MODEL.LOAD_PROPOSALS:
-            split = "TRAIN" if is_train else "TEST"
-            arguments["precomputed_proposal_topk"] = cfg.DATASETS[f"PRECOMPUTED_PROPOSAL_TOPK_{split}"]
-        return arguments
 
     def _transform_annotations(self, dataset_dict: dict, transforms: T.Transform, image_shape: tuple[int, int]) -> None:
         """Replace "annotations" by "instances", without crowds and what the augmentation left empty."""
@@ -121,9 +111,6 @@ class DatasetMapper:
         dataset_dict["image"] = torch.as_tensor(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
         if sem_seg is not None:
             dataset_dict["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype(np.int64))
-        if self.proposal_topk is not None:
-            utils.transform_proposals(dataset_dict, image_shape, transforms, proposal_topk=self.proposal_topk)
-
         if not self.is_train:
             dataset_dict.pop("annotations", None)
         elif "annotations" in dataset_dict:

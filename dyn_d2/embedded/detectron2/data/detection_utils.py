@@ -5,9 +5,11 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
+from PIL import Image, ImageOps
+
+from detectron2.left_out import left_out
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks, polygons_to_bitmask
 from detectron2.utils.file_io import PathManager
-from PIL import Image, ImageOps
 
 from . import transforms as T
 from .catalog import MetadataCatalog
@@ -20,24 +22,18 @@ class SizeMismatchError(ValueError):
 
 _EXIF_ORIENTATION = 0x0112
 
-# ITU-R BT.601: one row per output channel.
-_RGB_TO_YUV = np.array([[0.299, 0.587, 0.114], [-0.14713, -0.28886, 0.436], [0.615, -0.51499, -0.10001]])
-_YUV_TO_RGB = np.array([[1.0, 0.0, 1.13983], [1.0, -0.39465, -0.58060], [1.0, 2.03211, 0.0]])
-
 
 def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
-    """An array (H, W, C) in ``format``: "BGR", "YUV-BT.601" (float, Y in [0, 1]) or a PIL mode; None keeps the mode."""
+    """An array (H, W, C) in ``format``: "BGR" or a PIL mode such as "RGB"; None keeps the mode."""
     if format is None:
         return np.asarray(image)
-    mode = "RGB" if format in ("BGR", "YUV-BT.601") else format
+    mode = "RGB" if format == "BGR" else format
     if image.mode != mode:
         image = image.convert(mode)
     if format == "BGR":
         # PIL swaps the channels while it copies: contiguous, unlike a reversed view, which every later step pays for.
         return np.frombuffer(image.tobytes("raw", "BGR"), np.uint8).reshape(image.height, image.width, 3)
     array = np.asarray(image)
-    if format == "YUV-BT.601":
-        return np.dot(array / 255.0, _RGB_TO_YUV.T)
     return array[:, :, None] if format == "L" else array
 
 
@@ -47,8 +43,6 @@ def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.nd
         image = image.cpu().numpy()
     if format == "BGR":
         return image[:, :, [2, 1, 0]]
-    if format == "YUV-BT.601":
-        return np.dot(image, _YUV_TO_RGB.T) * 255.0
     pixels = image.astype(np.uint8).tobytes()
     return np.asarray(Image.frombytes(format or "RGB", image.shape[1::-1], pixels).convert("RGB"))
 
@@ -69,7 +63,7 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
         format: see :func:`convert_PIL_to_numpy`.
 
     Returns:
-        (H, W, C), uint8 in [0, 255] except for "YUV-BT.601"; read-only.
+        (H, W, C), uint8 in [0, 255]; read-only.
 
     Raises:
         FileNotFoundError: no such file.
@@ -102,31 +96,6 @@ def check_image_size(dataset_dict: dict, image: np.ndarray) -> None:
         )
 
 
-def transform_proposals(
-    dataset_dict: dict,
-    image_shape: tuple[int, int],
-    transforms: T.Transform,
-    *,
-    proposal_topk: int,
-    min_box_size: float = 0,
-) -> None:
-    """Replace "proposal_boxes", "proposal_bbox_mode" and "proposal_objectness_logits" by "proposals".
-
-    The new value is an Instances of size ``image_shape`` (h, w) with ``proposal_boxes`` and ``objectness_logits``: the
-    first ``proposal_topk`` whose edges exceed ``min_box_size`` after transforming and clipping. In place.
-    """
-    if "proposal_boxes" not in dataset_dict:
-        return
-    mode = dataset_dict.pop("proposal_bbox_mode")
-    boxes = Boxes(transforms.apply_box(BoxMode.convert(dataset_dict.pop("proposal_boxes"), mode, BoxMode.XYXY_ABS)))
-    logits = torch.as_tensor(dataset_dict.pop("proposal_objectness_logits").astype("float32"))
-    boxes.clip(image_shape)
-    keep = boxes.nonempty(threshold=min_box_size)
-    dataset_dict["proposals"] = Instances(
-        image_shape, proposal_boxes=boxes[keep][:proposal_topk], objectness_logits=logits[keep][:proposal_topk]
-    )
-
-
 def get_bbox(annotation: dict) -> Any:
     """The box of an annotation as x0 y0 x1 y1 in pixels."""
     return BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
@@ -154,7 +123,7 @@ def transform_instance_annotations(
     if isinstance(transforms, tuple | list):
         transforms = T.TransformList(transforms)
     if "keypoints" in annotation:
-        raise NotImplementedError("The embedded engine has no keypoints: remove 'keypoints' from the annotations.")
+        raise left_out("'keypoints' of an annotation", "keypoints")
     height, width = image_size
     box = transforms.apply_box(np.array([get_bbox(annotation)]))[0]
     annotation["bbox"] = np.minimum(box.clip(min=0), [width, height, width, height])
@@ -258,35 +227,6 @@ def filter_empty_instances(
     return (kept, keep) if return_mask else kept
 
 
-def get_fed_loss_cls_weights(dataset_names: str | list[str], freq_weight_power: float = 1.0) -> torch.Tensor:
-    """Number of images of each class, to the given power, in class order (federated loss); needs class_image_count."""
-    names = [dataset_names] if isinstance(dataset_names, str) else dataset_names
-    check_metadata_consistency("class_image_count", names)
-    counts = sorted(MetadataCatalog.get(names[0]).class_image_count, key=lambda c: c["id"])
-    return torch.tensor([c["image_count"] for c in counts]).float() ** freq_weight_power
-
-
-def gen_crop_transform_with_instance(
-    crop_size: tuple[int, int], image_size: tuple[int, int], instance: dict
-) -> T.CropTransform:
-    """A random window of ``crop_size`` (h, w) that contains the centre of ``instance``'s box.
-
-    Raises:
-        ValueError: the centre is outside the image, or the window is larger than it.
-    """
-    crop, size = np.asarray(crop_size, dtype=np.int32), np.asarray(image_size, dtype=np.int32)
-    x0, y0, x1, y1 = get_bbox(instance)
-    centre = np.array([(y0 + y1) * 0.5, (x0 + x1) * 0.5])
-    if (centre > size).any() or (crop > size).any():
-        raise ValueError(
-            f"Box {instance['bbox']} and a crop of {tuple(crop_size)} do not fit an image of size {tuple(image_size)}."
-        )
-    first = np.maximum(np.floor(centre).astype(np.int32) - crop, 0)
-    last = np.minimum(size - crop, np.ceil(centre).astype(np.int32))
-    top, left = (np.random.randint(low, high + 1) for low, high in zip(first, last, strict=True))
-    return T.CropTransform(left, top, crop_size[1], crop_size[0])
-
-
 def check_metadata_consistency(key: str, dataset_names: list[str]) -> None:
     """Check that data sets used together agree in one metadata attribute.
 
@@ -316,6 +256,3 @@ def build_augmentation(cfg: Any, is_train: bool) -> list[T.Augmentation]:
         horizontal = inputs.RANDOM_FLIP == "horizontal"
         augmentations.append(T.RandomFlip(horizontal=horizontal, vertical=not horizontal))
     return augmentations
-
-
-build_transform_gen = build_augmentation

@@ -11,6 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fvcore.nn.precise_bn import get_bn_modules
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
@@ -24,21 +28,9 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
-from fvcore.nn.precise_bn import get_bn_modules
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from . import hooks
 from .train_loop import AMPTrainer, SimpleTrainer, TrainerBase
-
-__all__ = [
-    "DefaultPredictor",
-    "DefaultTrainer",
-    "create_ddp_model",
-    "default_argument_parser",
-    "default_setup",
-    "default_writers",
-]
 
 
 def create_ddp_model(model: nn.Module, *, fp16_compression: bool = False, **kwargs) -> nn.Module:
@@ -119,11 +111,8 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
 def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventWriter]:
     """Writers to the console (with the time left), ``metrics.json`` and TensorBoard."""
     PathManager.mkdirs(output_dir)
-    return [
-        CommonMetricPrinter(max_iter),
-        JSONWriter(os.path.join(output_dir, "metrics.json")),
-        TensorboardXWriter(output_dir),
-    ]
+    metrics = os.path.join(output_dir, "metrics.json")
+    return [CommonMetricPrinter(max_iter), JSONWriter(metrics), TensorboardXWriter(output_dir)]
 
 
 class DefaultPredictor:

@@ -5,13 +5,8 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from pathlib import Path
 
 import torch
-from detectron2.evaluation.testing import flatten_results_dict
-from detectron2.solver import LRMultiplier
-from detectron2.utils import comm
-from detectron2.utils.events import EventStorage, EventWriter
 from fvcore.common.checkpoint import Checkpointer
 from fvcore.common.checkpoint import PeriodicCheckpointer as _PeriodicCheckpointer
 from fvcore.common.param_scheduler import ParamScheduler
@@ -19,20 +14,12 @@ from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler as _TorchScheduler
 
-from .train_loop import HookBase
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.solver import LRMultiplier
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage, EventWriter
 
-__all__ = [
-    "BestCheckpointer",
-    "CallbackHook",
-    "EvalHook",
-    "IterationTimer",
-    "LRScheduler",
-    "PeriodicCheckpointer",
-    "PeriodicWriter",
-    "PreciseBN",
-    "TorchMemoryStats",
-    "TorchProfiler",
-]
+from .train_loop import HookBase
 
 
 def _due(period: int, iteration: int) -> bool:
@@ -50,29 +37,26 @@ class CallbackHook(HookBase):
         before_step: Callable | None = None,
         after_step: Callable | None = None,
     ):
-        self._calls = {
-            "before_train": before_train,
-            "after_train": after_train,
-            "before_step": before_step,
-            "after_step": after_step,
-        }
-
-    def _call(self, moment: str) -> None:
-        if self._calls[moment] is not None:
-            self._calls[moment](self.trainer)
+        self._before_train, self._after_train = before_train, after_train
+        self._before_step, self._after_step = before_step, after_step
 
     def before_train(self) -> None:
-        self._call("before_train")
+        if self._before_train:
+            self._before_train(self.trainer)
 
     def after_train(self) -> None:
-        self._call("after_train")
-        self._calls = dict.fromkeys(self._calls)  # closures often hold the trainer: let go of it
+        if self._after_train:
+            self._after_train(self.trainer)
+        # Closures often hold the trainer: let go of it.
+        self._before_train = self._after_train = self._before_step = self._after_step = None
 
     def before_step(self) -> None:
-        self._call("before_step")
+        if self._before_step:
+            self._before_step(self.trainer)
 
     def after_step(self) -> None:
-        self._call("after_step")
+        if self._after_step:
+            self._after_step(self.trainer)
 
 
 class IterationTimer(HookBase):
@@ -200,9 +184,7 @@ class LRScheduler(HookBase):
     """
 
     def __init__(
-        self,
-        optimizer: torch.optim.Optimizer | None = None,
-        scheduler: _TorchScheduler | ParamScheduler | None = None,
+        self, optimizer: torch.optim.Optimizer | None = None, scheduler: _TorchScheduler | ParamScheduler | None = None
     ):
         self._optimizer, self._scheduler = optimizer, scheduler
 
@@ -238,45 +220,6 @@ class LRScheduler(HookBase):
     def load_state_dict(self, state_dict: dict) -> None:
         if isinstance(self.scheduler, _TorchScheduler):
             self.scheduler.load_state_dict(state_dict)
-
-
-class TorchProfiler(HookBase):
-    """Profiles the steps for which ``enable_predicate(trainer)`` is true, with torch.profiler.
-
-    Args:
-        output_dir: traces go to ``output_dir/log`` (TensorBoard) or ``output_dir/profiler_iterN.json``.
-        activities: as in torch.profiler.profile.
-        save_tensorboard: which of the two.
-    """
-
-    def __init__(
-        self,
-        enable_predicate: Callable,
-        output_dir: str,
-        *,
-        activities: list | None = None,
-        save_tensorboard: bool = True,
-    ):
-        self._enabled, self._output_dir = enable_predicate, Path(output_dir)
-        self._activities, self._save_tensorboard = activities, save_tensorboard
-        self._profiler = None
-
-    def before_step(self) -> None:
-        if self._enabled(self.trainer):
-            handler = None
-            if self._save_tensorboard:
-                name = f"profiler-tensorboard-iter{self.trainer.iter}"
-                handler = torch.profiler.tensorboard_trace_handler(str(self._output_dir / "log" / name))
-            self._profiler = torch.profiler.profile(activities=self._activities, on_trace_ready=handler)
-            self._profiler.__enter__()
-
-    def after_step(self) -> None:
-        if self._profiler is not None:
-            self._profiler.__exit__(None, None, None)
-            if not self._save_tensorboard:
-                self._output_dir.mkdir(parents=True, exist_ok=True)
-                self._profiler.export_chrome_trace(str(self._output_dir / f"profiler_iter{self.trainer.iter}.json"))
-            self._profiler = None
 
 
 class EvalHook(HookBase):
@@ -343,20 +286,3 @@ class PreciseBN(HookBase):
         logging.getLogger(__name__).info("Computing precise BatchNorm statistics over %d batches", self._num_iter)
         with EventStorage():  # what the model stores meanwhile is no part of the training's record
             update_bn_stats(self._model, self._batches, self._num_iter)
-
-
-class TorchMemoryStats(HookBase):
-    """Logs CUDA memory every ``period`` iterations, at most ``max_runs`` times."""
-
-    def __init__(self, period: int = 20, max_runs: int = 10):
-        self._period, self._left = period, max_runs
-
-    def after_step(self) -> None:
-        last = self.trainer.iter == self.trainer.max_iter - 1
-        if self._left <= 0 or not torch.cuda.is_available() or not (_due(self._period, self.trainer.iter) or last):
-            return
-        self._left -= 1
-        names = ("max_memory_reserved", "memory_reserved", "max_memory_allocated", "memory_allocated")
-        stats = ", ".join(f"{name} {getattr(torch.cuda, name)() / 2**20:.0f} MB" for name in names)
-        logging.getLogger(__name__).info("iteration %d: %s", self.trainer.iter, stats)
-        torch.cuda.reset_peak_memory_stats()

@@ -8,9 +8,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from detectron2.utils import comm
 
-__all__ = ["DEFAULT_TIMEOUT", "launch"]
+from detectron2.utils import comm
 
 DEFAULT_TIMEOUT = timedelta(minutes=30)
 

@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from detectron2.utils import comm
-from detectron2.utils.events import EventStorage, get_event_storage
 from torch import nn
 
-__all__ = ["AMPTrainer", "HookBase", "SimpleTrainer", "TrainerBase"]
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage, get_event_storage
 
 
 class HookBase:
@@ -79,9 +78,8 @@ class TrainerBase:
             try:
                 self.before_train()
                 while self.iter < max_iter:
-                    self.before_step()
-                    self.run_step()
-                    self.after_step()
+                    for part in (self.before_step, self.run_step, self.after_step):
+                        part()
                     self.iter += 1
             except Exception:
                 logger.exception("Training stopped at iteration %d:", self.iter)
@@ -154,12 +152,9 @@ class SimpleTrainer(TrainerBase):
     ):
         super().__init__()
         model.train()
-        self.model = model
-        self.data_loader = data_loader
-        self.optimizer = optimizer
-        self.gather_metric_period = gather_metric_period
+        self.model, self.data_loader, self.optimizer = model, data_loader, optimizer
+        self.gather_metric_period, self.async_write_metrics = gather_metric_period, async_write_metrics
         self.zero_grad_before_forward = zero_grad_before_forward
-        self.async_write_metrics = async_write_metrics
         self._data_loader_iter_obj = None
         # One thread, so that metrics are stored in the order of the steps.
         self.concurrent_executor = ThreadPoolExecutor(max_workers=1)
@@ -179,9 +174,9 @@ class SimpleTrainer(TrainerBase):
     def run_step(self) -> None:
         if not self.model.training:
             raise RuntimeError("The model is in eval mode in the middle of training: something called model.eval().")
-        start = time.perf_counter()
+        asked = time.perf_counter()
         data = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
+        data_time = time.perf_counter() - asked
         if self.zero_grad_before_forward:
             self.optimizer.zero_grad()
         losses, total = self._forward(data)

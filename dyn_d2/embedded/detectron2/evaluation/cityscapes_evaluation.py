@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
+
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
-from PIL import Image
 
 from .evaluator import DatasetEvaluator
 from .old_numpy import old_numpy_in

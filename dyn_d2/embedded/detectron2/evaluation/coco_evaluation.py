@@ -1,37 +1,31 @@
 """Detection and instance segmentation in COCO's metrics."""
 
 import io
-import json
 import logging
 import os
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from itertools import chain
 
 import numpy as np
-from detectron2.config import CfgNode
-from detectron2.utils.file_io import PathManager
-from detectron2.utils.logger import create_small_table
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .instance_evaluation import (
-    InstanceEvaluator,
-    instances_to_coco_json,
-    log_classes_without_ground_truth,
-    per_class_table,
-)
+from detectron2.config import CfgNode
+from detectron2.left_out import left_out
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import create_small_table
 
-__all__ = ["COCOEvaluator", "COCOevalMaxDets", "instances_to_coco_json"]
+from .instance_evaluation import InstanceEvaluator, log_classes_without_ground_truth, per_class_table
+from .instance_evaluation import instances_to_coco_json as instances_to_coco_json
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 class COCOEvaluator(InstanceEvaluator):
-    """AP of boxes and masks, and recall of proposals, of any data set with COCO-like annotations.
+    """AP of boxes and masks, of any data set with COCO-like annotations.
 
     Numbers are 0 to 100; NaN where there is nothing to compute them from. Results are
-    {"bbox": {"AP", "AP50", "AP75", "APs", "APm", "APl", "AP-<class>"...}, "segm": ..., "box_proposals": ...}.
+    {"bbox": {"AP", "AP50", "AP75", "APs", "APm", "APl", "AP-<class>"...}, "segm": ...}.
 
     Args:
         dataset_name: its metadata has "json_file" (COCO format), or its records are converted to such a file.
@@ -41,6 +35,8 @@ class COCOEvaluator(InstanceEvaluator):
         kpt_oks_sigmas: keypoints are left out; has to be empty.
         allow_cached_coco: reuse a converted file of an earlier run.
     """
+
+    _results_file = "coco_instances_results.json"
 
     def __init__(
         self,
@@ -56,7 +52,7 @@ class COCOEvaluator(InstanceEvaluator):
     ):
         super().__init__(dataset_name, tasks, distributed, output_dir)
         if kpt_oks_sigmas:
-            raise NotImplementedError("kpt_oks_sigmas: the embedded engine leaves out keypoints.")
+            raise left_out("kpt_oks_sigmas", "keypoints")
         self._max_dets_per_image = [1, 10, 100 if max_dets_per_image is None else max_dets_per_image]
         if not hasattr(self._metadata, "json_file"):
             self._convert(dataset_name, allow_cached_coco)
@@ -80,15 +76,7 @@ class COCOEvaluator(InstanceEvaluator):
         """Results by task, on the images ``img_ids`` (all by default)."""
         return super().evaluate(img_ids=img_ids)
 
-    def _annotations_of(self, image_id: int) -> list[dict]:
-        return self._coco_api.loadAnns(self._coco_api.getAnnIds(imgIds=image_id))
-
-    def _tasks_from_predictions(self, predictions: list[dict]) -> list[str]:
-        """ "bbox", and "segm" where COCO-format predictions have masks."""
-        return ["bbox", "segm"] if any("segmentation" in p for p in predictions) else ["bbox"]
-
     def _to_dataset_ids(self, results: list[dict]) -> None:
-        """Replace, in place, the model's class numbers by the ids of the json file."""
         if not hasattr(self._metadata, "thing_dataset_id_to_contiguous_id"):
             return
         dataset_ids = {v: k for k, v in self._metadata.thing_dataset_id_to_contiguous_id.items()}
@@ -102,25 +90,11 @@ class COCOEvaluator(InstanceEvaluator):
                 )
             result["category_id"] = dataset_ids[result["category_id"]]
 
-    def _eval_predictions(self, predictions: list[dict], img_ids: list[int] | None = None) -> None:
-        """Judge the detections; write the numbers of each task into ``self._results``."""
-        results = list(chain.from_iterable(p["instances"] for p in predictions))
-        tasks = self._tasks or self._tasks_from_predictions(results)
-        self._to_dataset_ids(results)
-        if self._output_dir:
-            with self._output_file("coco_instances_results.json", "w") as f:
-                json.dump(results, f)
-        if not self._do_evaluation:
-            self._logger.info("The data set has no annotations: predictions are not evaluated.")
-            return
-        for task in sorted(tasks):
-            coco_eval = None
-            if results:
-                coco_eval = _evaluate_predictions_on_coco(
-                    self._coco_api, results, task, img_ids=img_ids, max_dets_per_image=self._max_dets_per_image
-                )
-            class_names = self._metadata.get("thing_classes")
-            self._results[task] = self._derive_coco_results(coco_eval, task, class_names=class_names)
+    def _judge(self, results: list[dict], task: str, img_ids: list[int] | None = None) -> dict[str, float]:
+        found = None
+        if results:
+            found = _evaluate_predictions_on_coco(self._coco_api, results, task, self._max_dets_per_image, img_ids)
+        return self._derive_coco_results(found, task, class_names=self._metadata.get("thing_classes"))
 
     def _derive_coco_results(
         self, coco_eval: COCOeval | None, iou_type: str, class_names: list[str] | None = None
@@ -162,36 +136,25 @@ def per_class_ap(coco_eval: COCOeval, class_names: list[str]) -> dict[str, float
 
 
 def _evaluate_predictions_on_coco(
-    coco_gt: COCO,
-    coco_results: list[dict],
-    iou_type: str,
-    kpt_oks_sigmas: Sequence[float] | None = None,
-    cocoeval_fn: type[COCOeval] = COCOeval,
-    img_ids: list[int] | None = None,
-    max_dets_per_image: list[int] | None = None,
+    coco_gt: COCO, coco_results: list[dict], iou_type: str, max_dets: list[int], img_ids: list[int] | None = None
 ) -> COCOeval:
     """Run pycocotools on results in COCO format and return its summarised evaluation.
 
     Args:
-        max_dets_per_image: three limits; AP is computed at the last.
+        max_dets: three limits of detections per image; AP is computed at the last.
 
     Raises:
         ValueError: masks are asked for, but a result has none.
     """
-    if iou_type not in ("bbox", "segm") or kpt_oks_sigmas:
-        raise NotImplementedError(f"iou_type {iou_type!r}: the embedded engine leaves out keypoints.")
     key = "bbox" if iou_type == "bbox" else "segmentation"
     if any(key not in result for result in coco_results):
         raise ValueError(f"Task {iou_type!r} cannot be evaluated: the predictions have no {key!r}.")
     # Copies, because loadRes adds entries. With a box, pycocotools would take the box's area as the mask's size.
     dropped = "bbox" if iou_type == "segm" else None
     results = [{k: v for k, v in result.items() if k != dropped} for result in coco_results]
-    limits = list(max_dets_per_image or (1, 10, 100))
-    if limits[-1] != 100:
-        cocoeval_fn = COCOevalMaxDets
     with redirect_stdout(io.StringIO()) as printed:
-        coco_eval = cocoeval_fn(coco_gt, coco_gt.loadRes(results), iou_type)
-        coco_eval.params.maxDets = limits
+        coco_eval = COCOevalMaxDets(coco_gt, coco_gt.loadRes(results), iou_type)
+        coco_eval.params.maxDets = max_dets
         if img_ids is not None:
             coco_eval.params.imgIds = img_ids
         coco_eval.evaluate()
@@ -202,7 +165,7 @@ def _evaluate_predictions_on_coco(
 
 
 class COCOevalMaxDets(COCOeval):
-    """pycocotools' evaluation, whose summary takes AP at the last of ``maxDets`` and not always at 100."""
+    """pycocotools' evaluation, whose summary takes AP at the last of ``maxDets`` and not only at 100."""
 
     def summarize(self) -> None:
         """Fill ``stats``: AP, AP50, AP75, APs, APm, APl, AR at the three limits, ARs, ARm, ARl; -1 where undefined."""

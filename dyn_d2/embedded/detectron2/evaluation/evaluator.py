@@ -9,9 +9,10 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch import nn
+
 from detectron2.utils.comm import get_world_size, is_main_process
 from detectron2.utils.logger import log_every_n_seconds
-from torch import nn
 
 # The first batches pay for caches and memory pools; times start after them.
 WARMUP_BATCHES = 5

@@ -1,8 +1,8 @@
-"""What the COCO and LVIS evaluators share: collecting predictions, files, proposals, tables."""
+"""What the COCO and LVIS evaluators share: collecting predictions, files, tables."""
 
 import copy
+import json
 import logging
-import pickle
 from abc import abstractmethod
 from collections import OrderedDict
 from itertools import chain, zip_longest
@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
+from tabulate import tabulate
+
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.left_out import left_out
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
 from detectron2.utils.file_io import atomic_open
-from detectron2.utils.logger import create_small_table
-from tabulate import tabulate
 
-from .box_proposals import proposal_recall
 from .evaluator import DatasetEvaluator
 
 
@@ -30,7 +30,7 @@ def instances_to_coco_json(instances: Instances, img_id: int) -> list[dict]:
         instances: on the CPU, with pred_boxes, scores, pred_classes and maybe pred_masks, (N, H, W) bool.
     """
     if instances.has("pred_keypoints"):
-        raise NotImplementedError("The embedded engine leaves out keypoints; install Detectron2 to evaluate them.")
+        raise left_out("pred_keypoints", "keypoints")
     boxes = BoxMode.convert(instances.pred_boxes.tensor.numpy(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
     columns = zip(boxes, instances.scores.tolist(), instances.pred_classes.tolist(), strict=True)
     results = [{"image_id": img_id, "category_id": cls, "bbox": box, "score": score} for box, score, cls in columns]
@@ -60,13 +60,15 @@ def log_classes_without_ground_truth(logger: logging.Logger, per_class: dict[str
 
 
 class InstanceEvaluator(DatasetEvaluator):
-    """Base of evaluators of detections and proposals; a subclass judges the detections.
+    """Base of evaluators of detections; a subclass judges them. (Proposals without detections are not evaluated.)
 
     Args:
         tasks: "bbox", "segm"; None finds out from the predictions.
         distributed: gather the predictions of all processes in the main one.
         output_dir: where to write what was predicted, and the results in the API's format; None writes nothing.
     """
+
+    _results_file: str
 
     def __init__(
         self,
@@ -95,17 +97,12 @@ class InstanceEvaluator(DatasetEvaluator):
 
         Args:
             inputs: dicts with "image_id".
-            outputs: dicts with "instances", "proposals" or both.
+            outputs: dicts with "instances".
         """
         for given, output in zip(inputs, outputs, strict=True):
-            prediction = {"image_id": given["image_id"]}
             if "instances" in output:
-                instances = output["instances"].to(self._cpu_device)
-                prediction["instances"] = instances_to_coco_json(instances, given["image_id"])
-            if "proposals" in output:
-                prediction["proposals"] = output["proposals"].to(self._cpu_device)
-            if len(prediction) > 1:
-                self._predictions.append(prediction)
+                instances = instances_to_coco_json(output["instances"].to(self._cpu_device), given["image_id"])
+                self._predictions.append({"image_id": given["image_id"], "instances": instances})
 
     def evaluate(self, **kwargs) -> dict:
         """Results by task; {} in all but the main process and where nothing was predicted."""
@@ -116,49 +113,37 @@ class InstanceEvaluator(DatasetEvaluator):
             if not comm.is_main_process():
                 return {}
         if not predictions:
-            self._logger.warning(f"{type(self).__name__} received no predictions.")
+            self._logger.warning(f"{type(self).__name__} received no detections.")
             return {}
         if self._output_dir:
             with self._output_file("instances_predictions.pth") as f:
                 torch.save(predictions, f)
         self._results: dict = OrderedDict()
-        if "proposals" in predictions[0]:
-            self._eval_box_proposals(predictions)
-        if "instances" in predictions[0]:
-            self._eval_predictions(predictions, **kwargs)
+        self._eval_predictions(predictions, **kwargs)
         return copy.deepcopy(self._results)
 
-    @abstractmethod
-    def _eval_predictions(self, predictions: list[dict]) -> None:
+    def _eval_predictions(self, predictions: list[dict], **kwargs) -> None:
         """Judge the detections; write the numbers of each task into ``self._results``."""
+        results = list(chain.from_iterable(p["instances"] for p in predictions))
+        tasks = self._tasks or (("bbox", "segm") if any("segmentation" in r for r in results) else ("bbox",))
+        self._to_dataset_ids(results)
+        if self._output_dir:
+            with self._output_file(self._results_file, "w") as f:
+                json.dump(results, f)
+        if not self._do_evaluation:
+            self._logger.info("The data set has no annotations: predictions are not evaluated.")
+            return
+        for task in sorted(tasks):
+            self._results[task] = self._judge(results, task, **kwargs)
 
     @abstractmethod
-    def _annotations_of(self, image_id: int) -> list[dict]:
-        """Ground truth of one image."""
+    def _to_dataset_ids(self, results: list[dict]) -> None:
+        """Replace, in place, the model's class numbers by the ids of the json file."""
+
+    @abstractmethod
+    def _judge(self, results: list[dict], task: str) -> dict[str, float]:
+        """The numbers of one task from results in the API's format."""
 
     def _output_file(self, name: str, mode: str = "wb"):
         Path(self._output_dir).mkdir(parents=True, exist_ok=True)
         return atomic_open(Path(self._output_dir) / name, mode)
-
-    def _eval_box_proposals(self, predictions: list[dict]) -> None:
-        """Average recall of 100 and 1000 proposals, for objects of all sizes and of each."""
-        if self._output_dir:
-            proposals = [p["proposals"] for p in predictions]
-            saved = {
-                "boxes": [p.proposal_boxes.tensor.numpy() for p in proposals],
-                "objectness_logits": [p.objectness_logits.numpy() for p in proposals],
-                "ids": [p["image_id"] for p in predictions],
-                "bbox_mode": BoxMode.XYXY_ABS.value,
-            }
-            with self._output_file("box_proposals.pkl") as f:
-                pickle.dump(saved, f)
-        if not self._do_evaluation:
-            self._logger.info("The data set has no annotations: proposals are not evaluated.")
-            return
-        recalls = {}
-        for limit in (100, 1000):
-            for area, suffix in (("all", ""), ("small", "s"), ("medium", "m"), ("large", "l")):
-                stats = proposal_recall(predictions, self._annotations_of, area=area, limit=limit)
-                recalls[f"AR{suffix}@{limit}"] = float(stats["ar"]) * 100
-        self._logger.info("Proposal metrics: \n" + create_small_table(recalls))
-        self._results["box_proposals"] = recalls

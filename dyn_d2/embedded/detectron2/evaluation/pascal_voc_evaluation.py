@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
@@ -165,12 +166,7 @@ def voc_ap(rec: np.ndarray, prec: np.ndarray, use_07_metric: bool = False) -> fl
 
 
 def voc_eval(
-    detpath: str,
-    annopath: str,
-    imagesetfile: str,
-    classname: str,
-    ovthresh: float = 0.5,
-    use_07_metric: bool = False,
+    detpath: str, annopath: str, imagesetfile: str, classname: str, ovthresh: float = 0.5, use_07_metric: bool = False
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Recall, precision and AP (0 to 1) of one class, from files.
 

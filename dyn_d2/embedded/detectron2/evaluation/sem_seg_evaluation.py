@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
+from PIL import Image
+
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager, atomic_open
-from PIL import Image
 
 from .evaluator import DatasetEvaluator
 

@@ -3,27 +3,15 @@
 from collections.abc import Callable
 
 import torch
-from detectron2.utils import comm
 from fvcore.nn.distributed import differentiable_all_reduce
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .wrappers import BatchNorm2d
+from detectron2.utils import comm
 
 
 def _per_channel(vector: Tensor) -> Tensor:
     return vector.reshape(1, -1, 1, 1)
-
-
-def _replace_modules(module: nn.Module, kinds: tuple[type, ...], make: Callable[[nn.Module], nn.Module]) -> nn.Module:
-    """Replace, in place, every descendant of one of ``kinds``; a root of these kinds is returned as a new module."""
-    if isinstance(module, kinds):
-        return make(module)
-    for name, child in module.named_children():
-        replacement = _replace_modules(child, kinds, make)
-        if replacement is not child:
-            module.add_module(name, replacement)
-    return module
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -71,33 +59,19 @@ class FrozenBatchNorm2d(nn.Module):
         Returns:
             ``module`` itself, or its replacement where it is a normalisation layer.
         """
-
-        def freeze(norm: nn.Module) -> nn.Module:
-            frozen = cls(norm.num_features, norm.eps).to(norm.running_mean.device)
-            if norm.affine:
-                frozen.weight = norm.weight.detach().clone()
-                frozen.bias = norm.bias.detach().clone()
-            frozen.running_mean, frozen.running_var = norm.running_mean, norm.running_var
-            frozen.num_batches_tracked = norm.num_batches_tracked
-            return frozen.train(norm.training)
-
-        return _replace_modules(module, (nn.BatchNorm2d, nn.SyncBatchNorm), freeze)
-
-    @classmethod
-    def convert_frozenbatchnorm2d_to_batchnorm2d(cls, module: nn.Module) -> nn.Module:
-        """The way back: frozen layers become trainable BatchNorm2d with the same numbers."""
-
-        def thaw(frozen: "FrozenBatchNorm2d") -> nn.Module:
-            norm = nn.BatchNorm2d(frozen.num_features, frozen.eps, device=frozen.weight.device)
-            with torch.no_grad():
-                for name in ("weight", "bias", "running_mean", "running_var"):
-                    getattr(norm, name).copy_(getattr(frozen, name))
-            return norm.train(frozen.training)
-
-        return _replace_modules(module, (FrozenBatchNorm2d,), thaw)
+        if not isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+            for name, child in module.named_children():
+                setattr(module, name, cls.convert_frozen_batchnorm(child))
+            return module
+        frozen = cls(module.num_features, module.eps).to(module.running_mean.device)
+        if module.affine:
+            frozen.weight, frozen.bias = module.weight.detach().clone(), module.bias.detach().clone()
+        frozen.running_mean, frozen.running_var = module.running_mean, module.running_var
+        frozen.num_batches_tracked = module.num_batches_tracked
+        return frozen.train(module.training)
 
 
-class NaiveSyncBatchNorm(BatchNorm2d):
+class NaiveSyncBatchNorm(nn.BatchNorm2d):
     """Batch normalisation over all processes by plain all-reduce, for workers with unequal batches.
 
     Args:
@@ -175,7 +149,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 _NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "BN": BatchNorm2d,
+    "BN": nn.BatchNorm2d,
     "FrozenBN": FrozenBatchNorm2d,
     "GN": lambda channels: nn.GroupNorm(32, channels),
     "LN": LayerNorm,

@@ -9,7 +9,6 @@ from torch import Tensor
 if TYPE_CHECKING:  # structures import this module
     from detectron2.structures import Boxes
 
-__all__ = ["paste_masks_in_image"]
 
 # Float pixels pasted at once on a GPU (1 GB); on a CPU masks go one by one, each within its own box.
 GPU_PIXELS = 2**28

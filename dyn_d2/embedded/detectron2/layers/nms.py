@@ -2,9 +2,7 @@
 
 from torch import Tensor
 from torchvision.ops import batched_nms as _batched_nms
-from torchvision.ops import nms
-
-__all__ = ["batched_nms", "nms"]
+from torchvision.ops import nms as nms
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:

@@ -3,8 +3,6 @@
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-__all__ = ["ROIAlign", "roi_align"]
-
 
 class ROIAlign(nn.Module):
     """Bilinear pooling of boxes into a fixed grid.

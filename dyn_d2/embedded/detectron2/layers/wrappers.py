@@ -1,6 +1,5 @@
 """torch.nn modules and functions under Detectron2's names, with the few features that heads rely on."""
 
-import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -43,31 +42,13 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 
-def empty_input_loss_func_wrapper(loss_func: Callable) -> Callable:
-    """Make the mean of a loss over no elements 0, still connected to its input, where torch gives NaN."""
-
-    @functools.wraps(loss_func)
-    def loss(input: Tensor, target: Tensor, *, reduction: str = "mean", **kwargs) -> Tensor:
-        if reduction == "mean" and target.numel() == 0:
-            return input.sum() * 0.0
-        return loss_func(input, target, reduction=reduction, **kwargs)
-
-    return loss
-
-
-cross_entropy = empty_input_loss_func_wrapper(F.cross_entropy)
+def cross_entropy(input: Tensor, target: Tensor, *, reduction: str = "mean", **kwargs) -> Tensor:
+    """``F.cross_entropy`` whose mean over no elements is 0, still connected to ``input``, where torch gives NaN."""
+    if reduction == "mean" and target.numel() == 0:
+        return input.sum() * 0.0
+    return F.cross_entropy(input, target, reduction=reduction, **kwargs)
 
 
 def nonzero_tuple(x: Tensor) -> tuple[Tensor, ...]:
     """One index vector per dimension of ``x``."""
     return x.nonzero(as_tuple=True)
-
-
-def shapes_to_tensor(x: Sequence[int], device: torch.device | None = None) -> Tensor:
-    """A list of sizes as an integer vector."""
-    return torch.as_tensor(x, device=device)
-
-
-def move_device_like(src: Tensor, dst: Tensor) -> Tensor:
-    """``src`` on the device of ``dst``."""
-    return src.to(dst.device)

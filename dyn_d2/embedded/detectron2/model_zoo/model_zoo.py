@@ -8,13 +8,12 @@ from pathlib import Path
 
 import torch
 import yaml
-from detectron2.config import CfgNode, get_cfg
-from detectron2.utils.file_io import Detectron2Handler, atomic_open
 from torch import nn
 
-from .published import CHECKPOINTS, derive, names
+from detectron2.config import CfgNode, get_cfg
+from detectron2.utils.file_io import Detectron2Handler, atomic_open
 
-__all__ = ["get", "get_checkpoint_url", "get_config", "get_config_file"]
+from .published import checkpoint, derive, names
 
 _BASE_FILES = Path(__file__).parent / "configs"
 
@@ -30,8 +29,8 @@ def _known(config_path: str) -> str:
         return name
     nearest = difflib.get_close_matches(name, names(), n=3, cutoff=0)
     raise RuntimeError(
-        f"'{config_path}' is not in the model zoo of dyn_d2's embedded engine (yaml configs of Faster, Mask and Fast "
-        f"R-CNN, RPN, RetinaNet, SemanticFPN). The nearest names are: {', '.join(nearest)}"
+        f"'{config_path}' is not in the model zoo of dyn_d2's embedded engine (yaml configs of Faster and Mask R-CNN, "
+        f"RPN, RetinaNet, SemanticFPN). The nearest names are: {', '.join(nearest)}"
     )
 
 
@@ -42,11 +41,10 @@ def get_checkpoint_url(config_path: str) -> str:
         RuntimeError: no such config, or no weights of it were published.
     """
     name = _known(config_path)
-    folder, model = name.split("/")
-    checkpoint = CHECKPOINTS[folder][model]
-    if checkpoint is None:
+    published = checkpoint(name)
+    if published is None:
         raise RuntimeError(f"No weights were published for '{config_path}'.")
-    number, digest = checkpoint.split("/")
+    number, digest = published.split("/")
     return f"{Detectron2Handler.S3_DETECTRON2_PREFIX}{name}/{number}/model_final_{digest}.pkl"
 
 
@@ -59,7 +57,7 @@ def _content(name: str) -> str:
         node = tree
         for part in path:
             node = node.setdefault(part, {})
-        node[leaf] = list(value) if isinstance(value, tuple) else value
+        node[leaf] = value
     return yaml.safe_dump(tree, default_flow_style=None)
 
 

@@ -1,8 +1,8 @@
+# ruff: noqa: F401, I001
 """Everything that makes up a model: backbones, proposals, heads, whole architectures, and their registries."""
 
-# One line per sub-package and kind of name instead of one line per name.
-# isort: off
 from detectron2.layers import ShapeSpec
+from detectron2.left_out import refusal_of
 
 from .anchor_generator import ANCHOR_GENERATOR_REGISTRY, build_anchor_generator
 from .backbone import BACKBONE_REGISTRY, FPN, Backbone, ResNet, ResNetBlockBase
@@ -14,14 +14,5 @@ from .roi_heads import build_box_head, build_mask_head, build_roi_heads
 from .meta_arch import META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY, build_model, build_sem_seg_head
 from .meta_arch import GeneralizedRCNN, ProposalNetwork, RetinaNet, SemanticSegmentor
 from .postprocessing import detector_postprocess
-# isort: on
 
-__all__ = [
-    "ANCHOR_GENERATOR_REGISTRY", "BACKBONE_REGISTRY", "FPN", "META_ARCH_REGISTRY", "PROPOSAL_GENERATOR_REGISTRY",
-    "ROI_BOX_HEAD_REGISTRY", "ROI_HEADS_REGISTRY", "ROI_MASK_HEAD_REGISTRY", "RPN_HEAD_REGISTRY",
-    "SEM_SEG_HEADS_REGISTRY", "Backbone", "BaseMaskRCNNHead", "FastRCNNOutputLayers", "GeneralizedRCNN",
-    "ProposalNetwork", "ROIHeads", "ResNet", "ResNetBlockBase", "RetinaNet", "SemanticSegmentor", "ShapeSpec",
-    "StandardROIHeads", "build_anchor_generator", "build_backbone", "build_box_head", "build_mask_head", "build_model",
-    "build_proposal_generator", "build_resnet_backbone", "build_roi_heads", "build_rpn_head", "build_sem_seg_head",
-    "detector_postprocess", "make_stage",
-]
+__getattr__ = refusal_of(__name__)

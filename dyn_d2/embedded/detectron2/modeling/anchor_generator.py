@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor, nn
+
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
+from detectron2.left_out import left_out
 from detectron2.structures import Boxes
 from detectron2.utils.registry import Registry
-from torch import Tensor, nn
 
 ANCHOR_GENERATOR_REGISTRY = Registry("ANCHOR_GENERATOR")
 ANCHOR_GENERATOR_REGISTRY.__doc__ = "Anchor generators by name; an entry is called with (cfg, list of ShapeSpec)."
@@ -115,7 +117,5 @@ def build_anchor_generator(cfg: CfgNode, input_shape: list[ShapeSpec]) -> nn.Mod
     """Build the generator that ``cfg.MODEL.ANCHOR_GENERATOR.NAME`` names, for feature maps of these shapes."""
     name = cfg.MODEL.ANCHOR_GENERATOR.NAME
     if name == "RotatedAnchorGenerator" and name not in ANCHOR_GENERATOR_REGISTRY:
-        raise NotImplementedError(
-            "MODEL.ANCHOR_GENERATOR.NAME: the embedded engine leaves rotated boxes out; install Detectron2 to use them"
-        )
+        raise left_out(f"MODEL.ANCHOR_GENERATOR.NAME={name}", "rotated boxes")
     return ANCHOR_GENERATOR_REGISTRY.get(name)(cfg, input_shape)

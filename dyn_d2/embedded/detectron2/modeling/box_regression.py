@@ -6,12 +6,11 @@ from types import EllipsisType
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import cat
-from detectron2.structures import Boxes
 from torch import Tensor
 from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
-__all__ = ["Box2BoxTransform", "Box2BoxTransformLinear"]
+from detectron2.layers import cat
+from detectron2.structures import Boxes
 
 # Growth by more than from a 16-pixel anchor to a 1000-pixel image is taken for an error.
 _DEFAULT_SCALE_CLAMP = math.log(1000.0 / 16)
@@ -20,9 +19,7 @@ _DEFAULT_SCALE_CLAMP = math.log(1000.0 / 16)
 class Box2BoxTransform:
     """The R-CNN parametrisation: a box is moved by (dx, dy) times its size and scaled by exp(dw), exp(dh)."""
 
-    def __init__(
-        self, weights: tuple[float, float, float, float], scale_clamp: float = _DEFAULT_SCALE_CLAMP
-    ) -> None:
+    def __init__(self, weights: tuple[float, float, float, float], scale_clamp: float = _DEFAULT_SCALE_CLAMP) -> None:
         """
         Args:
             weights: factors of (dx, dy, dw, dh) in the deltas; they balance the parts of the loss.
@@ -59,51 +56,24 @@ class Box2BoxTransform:
         size = boxes[..., 2:] - boxes[..., :2]
         centre = boxes[..., :2] + 0.5 * size
         dx, dy, dw, dh = (
-            part / weight
-            for part, weight in zip(deltas.unflatten(1, (-1, 4)).unbind(dim=2), self.weights, strict=True)
+            part / weight for part, weight in zip(deltas.unflatten(1, (-1, 4)).unbind(dim=2), self.weights, strict=True)
         )
         centre = torch.stack([dx, dy], dim=2) * size + centre
         half = 0.5 * (torch.stack([dw, dh], dim=2).clamp(max=self.scale_clamp).exp() * size)
         return torch.cat([centre - half, centre + half], dim=2).view(deltas.shape)
 
 
-class Box2BoxTransformLinear:
-    """The parametrisation of FCOS: distances from the centre of a box to the four sides of the target."""
-
-    def __init__(self, normalize_by_size: bool = True) -> None:
-        """``normalize_by_size``: measure the distances in widths and heights of the source box, not in pixels."""
-        self.normalize_by_size = normalize_by_size
-
-    def _frame(self, boxes: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Centres, twice side by side (N, 4), and the unit of length (N, 4) or 1."""
-        centre = 0.5 * (boxes[:, :2] + boxes[:, 2:])
-        size = boxes[:, 2:] - boxes[:, :2]
-        return centre.repeat(1, 2), size.repeat(1, 2) if self.normalize_by_size else 1.0
-
-    def get_deltas(self, src_boxes: Tensor, target_boxes: Tensor) -> Tensor:
-        """Distances (N, 4) to the left, top, right and bottom side; the centre must lie inside the target."""
-        centre, unit = self._frame(src_boxes)
-        distance = target_boxes - centre
-        return torch.cat([-distance[:, :2], distance[:, 2:]], dim=1) / unit
-
-    def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
-        """Turn distances (N, k * 4) into boxes (N, k * 4) in XYXY; negative ones count as 0, so no box is inverted."""
-        distance = F.relu(deltas).unflatten(1, (-1, 4))
-        centre, unit = self._frame(boxes.to(deltas.dtype))
-        if self.normalize_by_size:
-            distance = distance * unit[:, None]
-        centre = centre[:, None]
-        moved = centre[..., :2] - distance[..., :2], centre[..., 2:] + distance[..., 2:]
-        return torch.cat(moved, dim=2).view(deltas.shape)
-
-
 _IOU_LOSSES = {"giou": generalized_box_iou_loss, "diou": distance_box_iou_loss, "ciou": complete_box_iou_loss}
 
 
 def _dense_box_regression_loss(
-    anchors: Sequence[Boxes | Tensor], box2box_transform: Box2BoxTransform | Box2BoxTransformLinear,
-    pred_anchor_deltas: Sequence[Tensor], gt_boxes: Sequence[Tensor], fg_mask: Tensor | EllipsisType,
-    box_reg_loss_type: str = "smooth_l1", smooth_l1_beta: float = 0.0,
+    anchors: Sequence[Boxes | Tensor],
+    box2box_transform: Box2BoxTransform,
+    pred_anchor_deltas: Sequence[Tensor],
+    gt_boxes: Sequence[Tensor],
+    fg_mask: Tensor | EllipsisType,
+    box_reg_loss_type: str = "smooth_l1",
+    smooth_l1_beta: float = 0.0,
 ) -> Tensor:
     """Sum of the regression loss over the foreground of all images and feature maps.
 

@@ -4,12 +4,12 @@ import math
 from collections.abc import Sequence
 
 import torch
-from detectron2.layers import ROIAlign, cat
-from detectron2.structures import Boxes
 from torch import Tensor, nn
 from torchvision.ops import RoIPool
 
-__all__ = ["ROIPooler"]
+from detectron2.layers import ROIAlign, cat
+from detectron2.left_out import left_out
+from detectron2.structures import Boxes
 
 
 def assign_boxes_to_levels(
@@ -45,9 +45,7 @@ def _level_pooler(pooler_type: str, output_size: tuple[int, int], scale: float, 
     if pooler_type in ("ROIAlign", "ROIAlignV2"):
         return ROIAlign(output_size, scale, sampling_ratio, aligned=pooler_type == "ROIAlignV2")
     if pooler_type == "ROIAlignRotated":
-        raise NotImplementedError(
-            "pooler type ROIAlignRotated: the embedded engine leaves rotated boxes out; install Detectron2 to use them"
-        )
+        raise left_out("pooler type ROIAlignRotated", "rotated boxes")
     raise ValueError(f"pooler type {pooler_type!r} is unknown: use ROIAlignV2, ROIAlign or ROIPool")
 
 
@@ -55,8 +53,13 @@ class ROIPooler(nn.Module):
     """Crops every box from the feature map that fits its size and resamples it to a fixed size."""
 
     def __init__(
-        self, output_size: int | Sequence[int], scales: Sequence[float], sampling_ratio: int, pooler_type: str,
-        canonical_box_size: int = 224, canonical_level: int = 4,
+        self,
+        output_size: int | Sequence[int],
+        scales: Sequence[float],
+        sampling_ratio: int,
+        pooler_type: str,
+        canonical_box_size: int = 224,
+        canonical_level: int = 4,
     ) -> None:
         """
         Args:

@@ -1,10 +1,9 @@
 """From the resolution that a network worked at to the resolution that its user asked for."""
 
 import torch
-from detectron2.structures import Instances, ROIMasks
 from torch.nn import functional as F
 
-__all__ = ["detector_postprocess", "sem_seg_postprocess"]
+from detectron2.structures import Instances, ROIMasks
 
 
 def detector_postprocess(
@@ -41,9 +40,7 @@ def detector_postprocess(
 
     if resized.has("pred_masks"):
         masks = resized.pred_masks if isinstance(resized.pred_masks, ROIMasks) else ROIMasks(resized.pred_masks[:, 0])
-        resized.pred_masks = masks.to_bitmasks(
-            resized.pred_boxes, output_height, output_width, mask_threshold
-        ).tensor
+        resized.pred_masks = masks.to_bitmasks(resized.pred_boxes, output_height, output_width, mask_threshold).tensor
     if resized.has("pred_keypoints"):  # from a user's own head: (N, keypoints, 3) with x, y, score; a copy by now
         resized.pred_keypoints[..., 0] *= scale_x
         resized.pred_keypoints[..., 1] *= scale_y

@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-__all__ = ["subsample_labels"]
-
 
 def subsample_labels(
     labels: Tensor, num_samples: int, positive_fraction: float, bg_label: int

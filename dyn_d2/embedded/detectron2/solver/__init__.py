@@ -1,13 +1,5 @@
+# ruff: noqa: F401
 """Optimizers and learning-rate schedules made from a config."""
 
 from .build import build_lr_scheduler, build_optimizer, get_default_optimizer_params
 from .lr_scheduler import LRMultiplier, LRScheduler, WarmupParamScheduler
-
-__all__ = [
-    "LRMultiplier",
-    "LRScheduler",
-    "WarmupParamScheduler",
-    "build_lr_scheduler",
-    "build_optimizer",
-    "get_default_optimizer_params",
-]

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from detectron2.config import CfgNode
 from fvcore.common.param_scheduler import (
     CosineParamScheduler,
     MultiStepParamScheduler,
@@ -13,6 +12,8 @@ from fvcore.common.param_scheduler import (
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import SGD, Optimizer
+
+from detectron2.config import CfgNode
 
 from .lr_scheduler import LRMultiplier, LRScheduler, WarmupParamScheduler
 

@@ -9,8 +9,6 @@ from fvcore.common.param_scheduler import (
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["LRMultiplier", "LRScheduler", "WarmupParamScheduler"]
-
 
 class WarmupParamScheduler(CompositeParamScheduler):
     """Another schedule behind a ramp.

@@ -1,12 +1,16 @@
 """Axis-aligned boxes: their representations, a container, and pairwise measures."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import IntEnum, unique
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from detectron2.left_out import left_out
+
+from .tensor_rows import TensorRows
 
 
 @unique
@@ -37,7 +41,7 @@ class BoxMode(IntEnum):
             return box
         names = BoxMode(from_mode).name, BoxMode(to_mode).name
         if BoxMode.XYWHA_ABS in (from_mode, to_mode):
-            raise NotImplementedError(f"{names[0]} to {names[1]}: the embedded engine leaves out rotated boxes.")
+            raise left_out(f"{names[0]} to {names[1]}", "rotated boxes")
         if set(names) != {"XYXY_ABS", "XYWH_ABS"}:
             raise NotImplementedError(f"{names[0]} to {names[1]}: relative boxes need an image size.")
         sign = 1 if from_mode == BoxMode.XYWH_ABS else -1
@@ -53,7 +57,7 @@ class BoxMode(IntEnum):
         return box
 
 
-class Boxes:
+class Boxes(TensorRows):
     """N boxes in the rows (x0, y0, x1, y1) of one float32 matrix, ``tensor``."""
 
     def __init__(self, tensor: Tensor | Sequence | np.ndarray):
@@ -64,39 +68,16 @@ class Boxes:
             raise ValueError(f"Boxes takes an (N, 4) matrix, got shape {tuple(tensor.shape)}.")
         self.tensor = tensor
 
-    @property
-    def device(self) -> torch.device:
-        return self.tensor.device
-
-    def __len__(self) -> int:
-        return self.tensor.shape[0]
-
-    def __iter__(self) -> Iterator[Tensor]:
-        """Yield one (4,) tensor per box."""
-        yield from self.tensor
-
     def __repr__(self) -> str:
         return f"Boxes({self.tensor})"
-
-    def __getitem__(self, item: Any) -> "Boxes":
-        """Boxes selected by an int (one box), slice, index vector or boolean mask; may share memory with these."""
-        rows = self.tensor[item]
-        if isinstance(item, int):
-            rows = rows[None]
-        if rows.dim() != 2:
-            raise IndexError(f"Indexing Boxes with {item} gives shape {tuple(rows.shape)} instead of a matrix.")
-        return Boxes(rows)
 
     def clone(self) -> "Boxes":
         return Boxes(self.tensor.clone())
 
-    def to(self, device: torch.device) -> "Boxes":
-        return Boxes(self.tensor.to(device=device))
-
     @classmethod
     def cat(cls, boxes_list: Sequence["Boxes"]) -> "Boxes":
-        """One after another, in new memory."""
-        return cls(torch.cat([boxes.tensor for boxes in boxes_list]) if boxes_list else torch.empty(0, 4))
+        """One after another, in new memory; no boxes for an empty list."""
+        return super().cat(boxes_list) if boxes_list else cls([])
 
     def area(self) -> Tensor:
         """(N,) products of the sides."""
@@ -167,9 +148,3 @@ def matched_pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> Tensor:
         raise ValueError(f"matched_pairwise_iou takes as many boxes on both sides, got {len(boxes1)}, {len(boxes2)}.")
     inter = _overlap(boxes1.tensor, boxes2.tensor)
     return inter / (boxes1.area() + boxes2.area() - inter)
-
-
-def pairwise_point_box_distance(points: Tensor, boxes: Boxes) -> Tensor:
-    """(N, M, 4) distances of (N, 2) points to the left, top, right and bottom edges; all positive inside a box."""
-    points, boxes = points[:, None], boxes.tensor[None]
-    return torch.cat((points - boxes[..., :2], boxes[..., 2:] - points), dim=2)

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
-from detectron2.layers.mask_ops import paste_masks_in_image
-from detectron2.layers.roi_align import ROIAlign
 from torch import Tensor
 
+from detectron2.layers.mask_ops import paste_masks_in_image
+from detectron2.layers.roi_align import ROIAlign
+
 from .boxes import Boxes
+from .tensor_rows import TensorRows
 
 
 def polygon_area(x: np.ndarray, y: np.ndarray) -> float:
@@ -42,7 +44,7 @@ def rasterize_polygons_within_box(polygons: list[np.ndarray], box: np.ndarray, m
     return torch.from_numpy(polygons_to_bitmask(within, mask_size, mask_size))
 
 
-class BitMasks:
+class BitMasks(TensorRows):
     """N masks as a bool tensor (N, H, W), ``tensor``; ``image_size`` is (H, W)."""
 
     def __init__(self, tensor: Tensor | np.ndarray):
@@ -51,36 +53,6 @@ class BitMasks:
             raise ValueError(f"BitMasks takes (N, H, W), got shape {tuple(tensor.shape)}.")
         self.image_size = tensor.shape[1:]
         self.tensor = tensor
-
-    @property
-    def device(self) -> torch.device:
-        return self.tensor.device
-
-    def to(self, *args: Any, **kwargs: Any) -> "BitMasks":
-        return BitMasks(self.tensor.to(*args, **kwargs))
-
-    def __len__(self) -> int:
-        return self.tensor.shape[0]
-
-    def __iter__(self) -> Iterator[Tensor]:
-        """Yield one (H, W) tensor per object."""
-        yield from self.tensor
-
-    def __repr__(self) -> str:
-        return f"BitMasks(num_instances={len(self)})"
-
-    def __getitem__(self, item: Any) -> "BitMasks":
-        """Masks selected by int (one mask), slice, index vector or boolean mask; may share memory with these."""
-        selected = self.tensor[item]
-        if isinstance(item, int):
-            selected = selected[None]
-        if selected.dim() != 3:
-            raise IndexError(f"Indexing BitMasks with {item} gives shape {tuple(selected.shape)}, not (N, H, W).")
-        return BitMasks(selected)
-
-    @staticmethod
-    def cat(bitmasks_list: Sequence["BitMasks"]) -> "BitMasks":
-        return BitMasks(torch.cat([masks.tensor for masks in bitmasks_list]))
 
     @staticmethod
     def from_polygon_masks(
@@ -209,30 +181,13 @@ class PolygonMasks:
         return drawn.to(boxes.device)
 
 
-class ROIMasks:
+class ROIMasks(TensorRows):
     """N square soft masks (N, M, M), each defined within a box that is kept elsewhere."""
 
     def __init__(self, tensor: Tensor):
         if tensor.dim() != 3:
             raise ValueError(f"ROIMasks takes (N, M, M), got shape {tuple(tensor.shape)}.")
         self.tensor = tensor
-
-    @property
-    def device(self) -> torch.device:
-        return self.tensor.device
-
-    def to(self, device: torch.device) -> "ROIMasks":
-        return ROIMasks(self.tensor.to(device))
-
-    def __len__(self) -> int:
-        return self.tensor.shape[0]
-
-    def __getitem__(self, item: Any) -> "ROIMasks":
-        """Masks selected by slice, index vector or boolean mask."""
-        return ROIMasks(self.tensor[item])
-
-    def __repr__(self) -> str:
-        return f"ROIMasks(num_instances={len(self)})"
 
     def to_bitmasks(self, boxes: Boxes, height: int, width: int, threshold: float = 0.5) -> BitMasks:
         """Paste each mask into its box in an image of the given size."""

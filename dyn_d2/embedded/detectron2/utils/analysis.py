@@ -1,22 +1,14 @@
-"""Counts of operations, activations and parameters of models that take Detectron2's inputs."""
+"""Counts of operations and parameters of models that take Detectron2's inputs."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import fvcore.nn
 import torch
-from fvcore.nn import parameter_count, parameter_count_table
+from fvcore.nn import parameter_count as parameter_count
+from fvcore.nn import parameter_count_table as parameter_count_table
 from torch import nn
-
-__all__ = [
-    "FlopCountAnalysis",
-    "activation_count_operators",
-    "find_unused_parameters",
-    "flop_count_operators",
-    "parameter_count",
-    "parameter_count_table",
-]
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
@@ -74,54 +66,11 @@ class FlopCountAnalysis(fvcore.nn.FlopCountAnalysis):
         self.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
 
 
-def _in_eval_mode(model: nn.Module, count: Callable[[], dict[str, float]]) -> dict[str, float]:
+def flop_count_operators(model: nn.Module, inputs: list) -> dict[str, float]:
+    """Operator -> 10^9 multiply-adds, in evaluation mode, for one list of data dicts."""
     was_training = model.training
     model.eval()
     try:
-        return count()
+        return {name: count / 1e9 for name, count in FlopCountAnalysis(model, inputs).by_operator().items()}
     finally:
         model.train(was_training)
-
-
-def flop_count_operators(model: nn.Module, inputs: list) -> dict[str, float]:
-    """Operator -> 10^9 multiply-adds, in evaluation mode, for one list of data dicts."""
-    counts = _in_eval_mode(model, lambda: FlopCountAnalysis(model, inputs).by_operator())
-    return {name: count / 1e9 for name, count in counts.items()}
-
-
-def activation_count_operators(model: nn.Module, inputs: list, **kwargs) -> dict[str, float]:
-    """Operator -> 10^6 elements of its outputs, in evaluation mode.
-
-    Args:
-        inputs: one data dict in a list; only its "image" is used.
-        kwargs: ``supported_ops`` maps further operators to fvcore's handles.
-
-    Raises:
-        ValueError: there is more than one image.
-    """
-    if len(inputs) != 1:
-        raise ValueError(f"Activations are counted for one image, not {len(inputs)}.")
-    flat = _FlatModel(model, [{"image": inputs[0]["image"]}])
-    analysis = fvcore.nn.ActivationCountAnalysis(flat, flat.flat_inputs).unsupported_ops_warnings(False)
-    analysis.set_op_handle(**kwargs.get("supported_ops", {}))
-    return {name: count / 1e6 for name, count in _in_eval_mode(model, lambda: dict(analysis.by_operator())).items()}
-
-
-def find_unused_parameters(model: nn.Module, inputs: Any) -> list[str]:
-    """Names of the parameters that get no gradient from the losses of one training step. Gradients are cleared.
-
-    Args:
-        model: in training mode; returns a loss or a dict of losses.
-        inputs: its argument, or a tuple of arguments.
-
-    Raises:
-        ValueError: the model is in evaluation mode.
-    """
-    if not model.training:
-        raise ValueError("find_unused_parameters needs a model in training mode: call model.train().")
-    model.zero_grad(set_to_none=True)
-    losses = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
-    (sum(losses.values()) if isinstance(losses, dict) else losses).backward()
-    unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
-    model.zero_grad(set_to_none=True)
-    return unused

@@ -7,8 +7,6 @@ import sys
 import torch
 from tabulate import tabulate
 
-__all__ = ["collect_env_info"]
-
 _PACKAGES = ("detectron2", "torch", "torchvision", "numpy", "fvcore", "iopath", "pycocotools", "PIL", "cv2")
 
 
@@ -25,7 +23,6 @@ def collect_env_info() -> str:
     """A table of versions and devices, and torch's build settings."""
     rows = [("sys.platform", sys.platform), ("Python", sys.version.replace("\n", ""))]
     rows += [(package, _describe(package)) for package in _PACKAGES]
-    rows.append(("DETECTRON2_ENV_MODULE", os.environ.get("DETECTRON2_ENV_MODULE", "<not set>")))
     rows.append(("CPU threads", torch.get_num_threads()))
     rows.append(("CUDA of torch", torch.version.cuda or "none"))
     for index in range(torch.cuda.device_count()):

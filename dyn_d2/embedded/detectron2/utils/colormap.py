@@ -4,8 +4,6 @@ import colorsys
 
 import numpy as np
 
-__all__ = ["colormap", "random_color", "random_colors"]
-
 _COUNT = 72
 # Drawing must not disturb the random numbers of an experiment.
 _generator = np.random.default_rng(0)
@@ -44,12 +42,3 @@ def colormap(rgb: bool = False, maximum: int = 255) -> np.ndarray:
 def random_color(rgb: bool = False, maximum: int = 255) -> np.ndarray:
     """One of the colours, (3,); arguments as in ``colormap``."""
     return colormap(rgb, maximum)[_generator.integers(_COUNT)]
-
-
-def random_colors(N: int, rgb: bool = False, maximum: int = 255) -> list[np.ndarray]:
-    """``N`` different colours.
-
-    Raises:
-        ValueError: there are fewer.
-    """
-    return list(colormap(rgb, maximum)[_generator.choice(_COUNT, N, replace=False)])

@@ -1,4 +1,4 @@
-"""Scalars, images and histograms of a training run, and the writers that bring them to file and console."""
+"""Scalars and images of a training run, and the writers that bring them to file and console."""
 
 import json
 import logging
@@ -16,16 +16,6 @@ import torch
 from fvcore.common.history_buffer import HistoryBuffer
 
 from .file_io import PathManager
-
-__all__ = [
-    "CommonMetricPrinter",
-    "EventStorage",
-    "EventWriter",
-    "JSONWriter",
-    "TensorboardXWriter",
-    "get_event_storage",
-    "has_event_storage",
-]
 
 _storages: list["EventStorage"] = []
 
@@ -56,7 +46,6 @@ class EventStorage:
         self._iter = start_iter
         self._current_prefix = ""
         self._vis_data: list[tuple[str, Any, int]] = []
-        self._histograms: list[dict] = []
 
     def put_image(self, img_name: str, img_tensor: torch.Tensor | np.ndarray) -> None:
         """Keep an RGB image (3, H, W), uint8 in [0, 255] or float in [0, 1], until TensorBoard has written it."""
@@ -86,24 +75,6 @@ class EventStorage:
         """``put_scalar`` for each keyword argument."""
         for name, value in kwargs.items():
             self.put_scalar(name, value, smoothing_hint=smoothing_hint, cur_iter=cur_iter)
-
-    def put_histogram(self, hist_name: str, hist_tensor: torch.Tensor, bins: int = 1000) -> None:
-        """Keep a histogram of all values of a tensor until TensorBoard has written it."""
-        values = hist_tensor.detach().float().flatten()
-        low, high = values.min().item(), values.max().item()
-        self._histograms.append(
-            {
-                "tag": hist_name,
-                "min": low,
-                "max": high,
-                "num": values.numel(),
-                "sum": values.sum().item(),
-                "sum_squares": values.square().sum().item(),
-                "bucket_limits": torch.linspace(low, high, bins + 1)[1:].tolist(),
-                "bucket_counts": torch.histc(values, bins=bins).tolist(),
-                "global_step": self._iter,
-            }
-        )
 
     def history(self, name: str) -> HistoryBuffer:
         """All values of one scalar.
@@ -183,10 +154,6 @@ class EventStorage:
         """Forget the images, once they are written."""
         self._vis_data = []
 
-    def clear_histograms(self) -> None:
-        """Forget the histograms, once they are written."""
-        self._histograms = []
-
 
 class EventWriter:
     """Takes what is new in the current storage and writes it somewhere."""
@@ -225,7 +192,7 @@ class JSONWriter(EventWriter):
 
 
 class TensorboardXWriter(EventWriter):
-    """Writes scalars, images and histograms for TensorBoard."""
+    """Writes scalars and images for TensorBoard."""
 
     def __init__(self, log_dir: str, window_size: int = 20, **kwargs):
         """``kwargs`` go to ``torch.utils.tensorboard.SummaryWriter``."""
@@ -251,9 +218,6 @@ class TensorboardXWriter(EventWriter):
         for name, image, step in storage._vis_data:
             self._writer.add_image(name, image, step)
         storage.clear_images()
-        for histogram in storage._histograms:
-            self._writer.add_histogram_raw(**histogram)
-        storage.clear_histograms()
 
     def close(self) -> None:
         if "_writer" in vars(self):

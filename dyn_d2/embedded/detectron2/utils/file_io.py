@@ -9,8 +9,6 @@ from typing import IO
 from iopath.common.file_io import HTTPURLHandler, OneDrivePathHandler, PathHandler
 from iopath.common.file_io import PathManager as _PathManager
 
-__all__ = ["PathHandler", "PathManager", "atomic_open"]
-
 PathManager = _PathManager()
 
 

@@ -13,8 +13,6 @@ from termcolor import colored
 
 from .file_io import PathManager
 
-__all__ = ["create_small_table", "log_every_n", "log_every_n_seconds", "log_first_n", "setup_logger"]
-
 _TIME_FORMAT = "%m/%d %H:%M:%S"
 _PLAIN_FORMAT = "[%(asctime)s] %(name)s %(levelname)s: %(message)s"
 
@@ -155,8 +153,12 @@ def log_every_n_seconds(lvl: int, msg: str, n: float = 1, *, name: str | None = 
 def create_small_table(small_dict: dict) -> str:
     """A table with one row: the keys above their values (floats with three digits)."""
     return tabulate(
-        [list(small_dict.values())], headers=list(small_dict), tablefmt="pipe", floatfmt=".3f",
-        stralign="center", numalign="center",
+        [list(small_dict.values())],
+        headers=list(small_dict),
+        tablefmt="pipe",
+        floatfmt=".3f",
+        stralign="center",
+        numalign="center",
     )
 
 

@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["retry_if_cuda_oom"]
-
 
 def _to_cpu(value: Any) -> Any:
     device = getattr(value, "device", None)

@@ -4,8 +4,6 @@ from typing import Any
 
 import cloudpickle
 
-__all__ = ["PicklableWrapper"]
-
 
 class PicklableWrapper:
     """Behaves like ``obj`` but travels between processes by cloudpickle, which also takes lambdas and closures."""

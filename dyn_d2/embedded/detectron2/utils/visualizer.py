@@ -15,19 +15,18 @@ import numpy as np
 import pycocotools.mask as mask_util
 import torch
 from contourpy import FillType, contour_generator
-from detectron2.data import MetadataCatalog
-from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Circle, PathPatch, Polygon, Rectangle
+from matplotlib.patches import PathPatch, Polygon, Rectangle
 from matplotlib.path import Path
 from PIL import Image
 
+from detectron2.data import MetadataCatalog
+from detectron2.left_out import left_out
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
+
 from .colormap import colormap, random_color
 from .file_io import PathManager, atomic_open
-
-__all__ = ["ColorMode", "GenericMask", "VisImage", "Visualizer"]
 
 _OFF_WHITE = (1.0, 1.0, 0.94)
 _SMALL_AREA = 1000  # square pixels; labels of smaller objects stand beside them
@@ -101,11 +100,6 @@ class GenericMask:
         if self._polygons is not None:
             return self._polygons
         return [outline.reshape(-1) for part in self.parts for outline in part]
-
-    @property
-    def has_holes(self) -> bool:
-        """Whether a part has a hole; polygons never do."""
-        return any(len(part) > 1 for part in self.parts)
 
     def area(self) -> int:
         """In pixels."""
@@ -305,7 +299,7 @@ class Visualizer:
             NotImplementedError: keypoints are given.
         """
         if keypoints is not None:
-            raise NotImplementedError("The embedded engine of dyn_d2 leaves out keypoints: install Detectron2 itself.")
+            raise left_out("overlay_instances(keypoints=...)", "keypoints")
         boxes = None if boxes is None else _numpy(boxes.tensor if isinstance(boxes, Boxes) else boxes).reshape(-1, 4)
         masks = None if masks is None else self._generic_masks(masks)
         lengths = {len(part) for part in (boxes, masks, labels, assigned_colors) if part is not None}
@@ -340,9 +334,15 @@ class Visualizer:
         color = np.maximum(mplc.to_rgb(color), 0.2)  # bright enough for the ground
         color[color.argmax()] = max(color.max(), 0.8)
         self.output.ax.text(
-            *position, text, color=color, rotation=rotation, zorder=10, family="sans-serif",
+            *position,
+            text,
+            color=color,
+            rotation=rotation,
+            zorder=10,
+            family="sans-serif",
             size=(font_size or self._default_font_size) * self.output.scale,
-            horizontalalignment=horizontal_alignment, verticalalignment="top",
+            horizontalalignment=horizontal_alignment,
+            verticalalignment="top",
             bbox={"facecolor": "black", "alpha": 0.8, "pad": 0.7, "edgecolor": "none"},
         )
         return self.output
@@ -355,28 +355,16 @@ class Visualizer:
         width = max(self._default_font_size / 4, 1) * self.output.scale
         self.output.ax.add_patch(
             Rectangle(
-                (x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=edge_color, linewidth=width, alpha=alpha,
+                (x0, y0),
+                x1 - x0,
+                y1 - y0,
+                fill=False,
+                edgecolor=edge_color,
+                linewidth=width,
+                alpha=alpha,
                 linestyle=line_style,
             )
         )
-        return self.output
-
-    def draw_circle(self, circle_coord: Sequence[float], color: Any, radius: float = 3) -> VisImage:
-        """Draw a filled circle around (x, y)."""
-        self.output.ax.add_patch(Circle(tuple(circle_coord), radius=radius, fill=True, color=color))
-        return self.output
-
-    def draw_line(
-        self,
-        x_data: Sequence[float],
-        y_data: Sequence[float],
-        color: Any,
-        linestyle: str = "-",
-        linewidth: float | None = None,
-    ) -> VisImage:
-        """Connect the points."""
-        width = max(self._default_font_size / 3 if linewidth is None else linewidth, 1) * self.output.scale
-        self.output.ax.add_line(Line2D(x_data, y_data, linewidth=width, color=color, linestyle=linestyle))
         return self.output
 
     def draw_binary_mask(
@@ -410,8 +398,12 @@ class Visualizer:
         if edge_color is None:  # darker than a fill that hides the image
             edge_color = _brighter(color, -0.7) if alpha > 0.8 else color
         width = max(self._default_font_size // 15 * self.output.scale, 1)
-        return {"fill": True, "facecolor": (*mplc.to_rgb(color), alpha), "edgecolor": mplc.to_rgb(edge_color),
-                "linewidth": width}
+        return {
+            "fill": True,
+            "facecolor": (*mplc.to_rgb(color), alpha),
+            "edgecolor": mplc.to_rgb(edge_color),
+            "linewidth": width,
+        }
 
     def _draw_mask(
         self, mask: GenericMask, color: Any, edge_color: Any = None, alpha: float = 0.5, area_threshold: float = 0

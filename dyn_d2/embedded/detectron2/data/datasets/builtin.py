@@ -10,9 +10,8 @@ from ..catalog import DatasetCatalog, MetadataCatalog
 from ..paths import datasets_root
 from .builtin_meta import _get_builtin_metadata
 from .cityscapes import load_cityscapes_instances, load_cityscapes_semantic
-from .coco import register_coco_instances
-from .coco_panoptic import register_coco_panoptic_separated
-from .lvis import get_lvis_instances_meta, register_lvis_instances
+from .coco import load_sem_seg, register_coco_instances
+from .lvis import register_lvis_instances
 from .pascal_voc import register_pascal_voc
 
 # name: (image folder, annotation file); below coco/ and coco/annotations/
@@ -27,14 +26,13 @@ _COCO = {
     "coco_2017_test-dev": ("test2017", "image_info_test-dev2017.json"),
     "coco_2017_val_100": ("val2017", "instances_val2017_100.json"),
 }
-# Splits with panoptic_{split}.json and the folders panoptic_{split}, panoptic_stuff_{split}
+# Splits with a folder panoptic_stuff_{split}
 _COCO_PANOPTIC = {"coco_2017_train": "train2017", "coco_2017_val": "val2017", "coco_2017_val_100": "val2017_100"}
 # The json files below lvis/ are named like the data sets, except that those without annotations have "image_info".
 _LVIS = {
     "lvis_v1": ("train", "val", "image_info_test_dev", "image_info_test_challenge"),
     "lvis_v0.5": ("train", "val", "val_rand_100", "image_info_test"),
 }
-_LVIS_COCOFIED = ("lvis_v0.5_train_cocofied", "lvis_v0.5_val_cocofied")
 _VOC = {2007: ("trainval", "train", "val", "test"), 2012: ("trainval", "train", "val")}
 
 
@@ -49,15 +47,16 @@ def register_all_coco(root: str) -> None:
             os.path.join(coco, images),
         )
     for name, split in _COCO_PANOPTIC.items():
-        instances = MetadataCatalog.get(name)
-        register_coco_panoptic_separated(
-            f"{name}_panoptic",
-            _get_builtin_metadata("coco_panoptic_separated"),
-            instances.image_root,
-            os.path.join(coco, f"panoptic_{split}"),
-            os.path.join(coco, "annotations", f"panoptic_{split}.json"),
-            os.path.join(coco, f"panoptic_stuff_{split}"),
-            instances.json_file,
+        # Label maps in which 0 is every thing, 1 to 53 are the stuff classes and 255 is ignored.
+        images, maps = MetadataCatalog.get(name).image_root, os.path.join(coco, f"panoptic_stuff_{split}")
+        semantic = f"{name}_panoptic_stuffonly"
+        DatasetCatalog.register(semantic, partial(load_sem_seg, maps, images))
+        MetadataCatalog.get(semantic).set(
+            image_root=images,
+            sem_seg_root=maps,
+            ignore_label=255,
+            evaluator_type="sem_seg",
+            **_get_builtin_metadata("coco_panoptic_separated"),
         )
 
 
@@ -68,10 +67,6 @@ def register_all_lvis(root: str) -> None:
         for split in splits:
             name = f"{version}_{split.removeprefix('image_info_')}"
             register_lvis_instances(name, {}, os.path.join(root, "lvis", f"{version}_{split}.json"), images)
-    for name in _LVIS_COCOFIED:
-        register_lvis_instances(
-            name, get_lvis_instances_meta(name), os.path.join(root, "lvis", f"{name}.json"), images
-        )
 
 
 def register_all_cityscapes(root: str) -> None:

@@ -1,6 +1,5 @@
-"""Cityscapes, fine annotations: instances from polygons or id maps, and semantic label maps."""
+"""Cityscapes, fine annotations: instances from polygons, and semantic label maps."""
 
-import functools
 import json
 import logging
 import multiprocessing
@@ -8,15 +7,13 @@ import os
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
+
+from detectron2.left_out import left_out
 from detectron2.structures import BoxMode
 from detectron2.utils.comm import get_world_size
 from detectron2.utils.file_io import PathManager
-from PIL import Image
 
 from ..paths import require
-
-__all__ = ["load_cityscapes_instances", "load_cityscapes_semantic"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,24 +48,22 @@ def load_cityscapes_instances(
     Args:
         image_dir: e.g. ".../leftImg8bit/train".
         gt_dir: e.g. ".../gtFine/train".
-        from_json: from the polygons (needs shapely) rather than from the instance id maps.
-        to_polygons: polygons rather than RLE; from id maps this needs OpenCV.
+        from_json, to_polygons: have to be True; reading the instance id maps is left out. Polygons need shapely.
 
     Returns:
         Records with annotations of the eight thing classes, in order of their ids; groups are crowds.
     """
     from cityscapesscripts.helpers.labels import labels
 
-    if from_json and not to_polygons:
-        raise ValueError("Cityscapes' json files hold polygons: to_polygons=False needs from_json=False.")
+    if not (from_json and to_polygons):
+        raise left_out("from_json=False, to_polygons=False", "Cityscapes' instance id maps")
     files = _get_cityscapes_files(image_dir, gt_dir)
-    read = functools.partial(_read_instances, from_json=from_json, to_polygons=to_polygons)
     if len(files) < 100:
-        records = [read(f) for f in files]
+        records = [_read_instances(f) for f in files]
     else:
         # The geometry of one image takes tenths of a second.
         with multiprocessing.Pool(max(multiprocessing.cpu_count() // get_world_size() // 2, 4)) as pool:
-            records = pool.map(read, files)
+            records = pool.map(_read_instances, files)
     logger.info(f"Loaded {len(records)} images from {image_dir}")
     things = [label.id for label in labels if label.hasInstances and not label.ignoreInEval]
     for record in records:
@@ -77,24 +72,11 @@ def load_cityscapes_instances(
     return records
 
 
-def _read_instances(file: tuple[str, str], from_json: bool, to_polygons: bool) -> dict[str, Any]:
+def _read_instances(file: tuple[str, str]) -> dict[str, Any]:
     image_file, prefix = file
-    if from_json:
-        content = _read_json(prefix + "polygons.json")
-        height, width = content["imgHeight"], content["imgWidth"]
-        annotations = _from_polygons(content["objects"])
-    else:
-        with PathManager.open(prefix + "instanceIds.png", "rb") as f:
-            ids = np.asarray(Image.open(f))
-        height, width = ids.shape
-        annotations = _from_id_map(ids, to_polygons)
-    return {
-        "file_name": image_file,
-        "image_id": os.path.basename(image_file),
-        "height": height,
-        "width": width,
-        "annotations": annotations,
-    }
+    content = _read_json(prefix + "polygons.json")
+    record = {"file_name": image_file, "height": content["imgHeight"], "width": content["imgWidth"]}
+    return record | {"image_id": os.path.basename(image_file), "annotations": _from_polygons(content["objects"])}
 
 
 def _from_polygons(objects: list[dict]) -> list[dict]:
@@ -131,39 +113,6 @@ def _from_polygons(objects: list[dict]) -> list[dict]:
     return annotations
 
 
-def _from_id_map(ids: np.ndarray, to_polygons: bool) -> list[dict]:
-    """Instances from a map of 1000 * label id + number; a bare label id is a group, ids below 24 are stuff."""
-    from cityscapesscripts.helpers.labels import id2label
-
-    annotations = []
-    for instance in np.unique(ids[ids >= 24]):
-        label = id2label[int(instance if instance < 1000 else instance // 1000)]
-        mask = np.asfortranarray(ids == instance, dtype=np.uint8)
-        rows, columns = np.nonzero(mask)
-        box = (columns.min(), rows.min(), columns.max(), rows.max())
-        if not label.hasInstances or label.ignoreInEval or box[2] <= box[0] or box[3] <= box[1]:
-            continue
-        segmentation = _outline(mask) if to_polygons else mask_util.encode(mask)
-        if segmentation:
-            annotations.append(
-                {
-                    "iscrowd": bool(instance < 1000),
-                    "category_id": label.id,
-                    "bbox": box,
-                    "bbox_mode": BoxMode.XYXY_ABS,
-                    "segmentation": segmentation,
-                }
-            )
-    return annotations
-
-
-def _outline(mask: np.ndarray) -> list[list[int]]:
-    import cv2
-
-    contours = cv2.findContours(mask.copy(), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[-2]
-    return [contour.ravel().tolist() for contour in contours if len(contour) >= 3]
-
-
 def load_cityscapes_semantic(image_dir: str, gt_dir: str) -> list[dict]:
     """Pair the images with their label maps of training ids (0 to 18, 255 ignored).
 
@@ -174,14 +123,8 @@ def load_cityscapes_semantic(image_dir: str, gt_dir: str) -> list[dict]:
     records = []
     for image_file, prefix in _get_cityscapes_files(image_dir, gt_dir):
         content = _read_json(prefix + "polygons.json")
-        records.append(
-            {
-                "file_name": image_file,
-                "sem_seg_file_name": prefix + "labelTrainIds.png",
-                "height": content["imgHeight"],
-                "width": content["imgWidth"],
-            }
-        )
+        files = {"file_name": image_file, "sem_seg_file_name": prefix + "labelTrainIds.png"}
+        records.append({**files, "height": content["imgHeight"], "width": content["imgWidth"]})
     if not PathManager.isfile(records[0]["sem_seg_file_name"]):
         raise FileNotFoundError(
             f"{records[0]['sem_seg_file_name']} is missing: make the maps of training ids with "

@@ -5,18 +5,18 @@ import json
 import logging
 import os
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
+from iopath.common.file_io import file_lock
+
 from detectron2.structures import Boxes, BoxMode, PolygonMasks
 from detectron2.utils.file_io import PathManager, atomic_open
-from iopath.common.file_io import file_lock
 
 from ..catalog import DatasetCatalog, MetadataCatalog
 from ..paths import require
-
-__all__ = ["load_coco_json", "load_sem_seg", "convert_to_coco_dict", "convert_to_coco_json", "register_coco_instances"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +54,7 @@ def read_annotation_json(json_file: str, kind: str) -> tuple[dict, list[dict], d
 
 
 def load_coco_json(
-    json_file: str,
-    image_root: str,
-    dataset_name: str | None = None,
-    extra_annotation_keys: list[str] | None = None,
+    json_file: str, image_root: str, dataset_name: str | None = None, extra_annotation_keys: list[str] | None = None
 ) -> list[dict]:
     """Read COCO instance annotations.
 
@@ -80,41 +77,63 @@ def load_coco_json(
     content, images, annotations_of = read_annotation_json(json_file, "COCO")
     contiguous = None if dataset_name is None else _set_categories(dataset_name, content, json_file)
     keys = ["iscrowd", "bbox", "category_id", *(extra_annotation_keys or [])]
-    records, without_mask = [], 0
-    for image in images:
-        record = {
-            "file_name": os.path.join(image_root, image["file_name"]),
-            "height": image["height"],
-            "width": image["width"],
-            "image_id": image["id"],
-            "annotations": [],
-        }
-        for source in annotations_of.get(image["id"], []):
-            where = f"Annotation {source.get('id')} of image {image['id']} in {json_file}"
-            annotation = {key: source[key] for key in keys if key in source}
-            if source.get("ignore", 0):
-                raise ValueError(f"{where} has 'ignore', which is not supported: use 'iscrowd' or remove it.")
-            if len(annotation.get("bbox", [0])) == 0:
-                raise ValueError(f"{where} has an empty 'bbox'. This json does not have valid COCO format.")
-            if source.get("segmentation"):
-                segmentation = _valid_segmentation(source["segmentation"])
-                if not segmentation:
-                    without_mask += 1
-                    continue
-                annotation["segmentation"] = segmentation
-            annotation["bbox_mode"] = BoxMode.XYWH_ABS
-            if contiguous is not None:
-                if annotation["category_id"] not in contiguous:
-                    raise KeyError(
-                        f"{where} has category_id={annotation['category_id']}, which is not among the 'categories' "
-                        "of the file."
-                    )
-                annotation["category_id"] = contiguous[annotation["category_id"]]
-            record["annotations"].append(annotation)
-        records.append(record)
-    logger.info(f"Loaded {len(records)} images in COCO format from {json_file}")
+    without_mask = 0
+
+    def convert(source: dict, where: str) -> dict | None:
+        nonlocal without_mask
+        annotation = {key: source[key] for key in keys if key in source}
+        if source.get("ignore", 0):
+            raise ValueError(f"{where} has 'ignore', which is not supported: use 'iscrowd' or remove it.")
+        if len(annotation.get("bbox", [0])) == 0:
+            raise ValueError(f"{where} has an empty 'bbox'. This json does not have valid COCO format.")
+        if source.get("segmentation"):
+            annotation["segmentation"] = _valid_segmentation(source["segmentation"])
+            if not annotation["segmentation"]:
+                without_mask += 1
+                return None
+        return annotation
+
+    files = {image["id"]: os.path.join(image_root, image["file_name"]) for image in images}
+    records = build_records(images, annotations_of, files, json_file, contiguous, convert)
     if without_mask:
         logger.warning(f"Left out {without_mask} instances of {json_file} whose polygons have less than 3 points.")
+    return records
+
+
+def build_records(
+    images: list[dict],
+    annotations_of: dict[int, list[dict]],
+    files: dict[int, str],
+    json_file: str,
+    contiguous: dict[int, int] | None,
+    convert: Callable[[dict, str], dict | None],
+) -> list[dict]:
+    """The records of what :func:`read_annotation_json` returned.
+
+    Args:
+        files: image id -> path.
+        contiguous: category id -> class index; None keeps the ids.
+        convert: called with an annotation and where it stands, returns the new one, or None to leave it out.
+
+    Raises:
+        KeyError: an annotation of an unknown category.
+    """
+    records = []
+    for image in images:
+        size = {"height": image["height"], "width": image["width"]}
+        record = {"file_name": files[image["id"]], **size, "image_id": image["id"], "annotations": []}
+        for source in annotations_of.get(image["id"], []):
+            where = f"Annotation {source.get('id')} of image {image['id']} in {json_file}"
+            annotation = convert(source, where)
+            if annotation is None:
+                continue
+            category = annotation["category_id"]
+            if contiguous is not None and category not in contiguous:
+                raise KeyError(f"{where} has category_id={category}, which is not among the 'categories' of the file.")
+            annotation["category_id"] = category if contiguous is None else contiguous[category]
+            record["annotations"].append(annotation | {"bbox_mode": BoxMode.XYWH_ABS})
+        records.append(record)
+    logger.info(f"Loaded {len(records)} images from {json_file}")
     return records
 
 
@@ -183,14 +202,8 @@ def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
     images, annotations = [], []
     for index, record in enumerate(DatasetCatalog.get(dataset_name)):
         image_id = record.get("image_id", index)
-        images.append(
-            {
-                "id": image_id,
-                "width": int(record["width"]),
-                "height": int(record["height"]),
-                "file_name": str(record["file_name"]),
-            }
-        )
+        size = {"width": int(record["width"]), "height": int(record["height"])}
+        images.append({"id": image_id, "file_name": str(record["file_name"]), **size})
         for source in record.get("annotations", []):
             category = source["category_id"]
             common = {

@@ -10,8 +10,6 @@ from detectron2.utils.file_io import PathManager
 from ..catalog import DatasetCatalog, MetadataCatalog
 from ..paths import require
 
-__all__ = ["CLASS_NAMES", "load_voc_instances", "register_pascal_voc"]
-
 CLASS_NAMES = tuple(
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep "
     "sofa train tvmonitor".split()

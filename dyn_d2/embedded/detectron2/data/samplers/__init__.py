@@ -1,8 +1,5 @@
-from .distributed_sampler import (
-    InferenceSampler,
-    RandomSubsetTrainingSampler,
-    RepeatFactorTrainingSampler,
-    TrainingSampler,
-)
+# ruff: noqa: F401, I001
+"""Which images, in which order."""
 
-__all__ = ["InferenceSampler", "RandomSubsetTrainingSampler", "RepeatFactorTrainingSampler", "TrainingSampler"]
+from .distributed_sampler import InferenceSampler, RandomSubsetTrainingSampler, RepeatFactorTrainingSampler
+from .distributed_sampler import TrainingSampler

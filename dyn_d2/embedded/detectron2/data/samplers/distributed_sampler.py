@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Iterator
 
 import torch
-from detectron2.utils import comm
 from torch.utils.data import Sampler
+
+from detectron2.utils import comm
 
 logger = logging.getLogger(__name__)
 

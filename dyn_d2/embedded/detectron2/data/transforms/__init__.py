@@ -1,48 +1,16 @@
-# ruff: noqa: F401
+# ruff: noqa: F401, I001
 """Deterministic transforms (most of them fvcore's) and the random augmentations that choose them."""
 
-from fvcore.transforms.transform import (
-    BlendTransform,
-    CropTransform,
-    GridSampleTransform,
-    HFlipTransform,
-    NoOpTransform,
-    PadTransform,
-    ScaleTransform,
-    Transform,
-    TransformList,
-    VFlipTransform,
-)
+from fvcore.transforms.transform import BlendTransform, CropTransform, GridSampleTransform, HFlipTransform
+from fvcore.transforms.transform import NoOpTransform, PadTransform, ScaleTransform, Transform, TransformList
+from fvcore.transforms.transform import VFlipTransform
 
-from .augmentation import (
-    AugInput,
-    Augmentation,
-    AugmentationList,
-    StandardAugInput,
-    TransformGen,
-    apply_augmentations,
-    apply_transform_gens,
-)
-from .augmentation_impl import (
-    FixedSizeCrop,
-    RandomApply,
-    RandomBrightness,
-    RandomContrast,
-    RandomCrop,
-    RandomCrop_CategoryAreaConstraint,
-    RandomExtent,
-    RandomFlip,
-    RandomLighting,
-    RandomResize,
-    RandomSaturation,
-    Resize,
-    ResizeScale,
-    ResizeShortestEdge,
-)
-from .transform import ColorAugSSDTransform, ColorTransform, ExtentTransform, PILColorTransform, ResizeTransform
+from detectron2.left_out import refusal_of
 
+from .augmentation import AugInput, Augmentation, AugmentationList, apply_augmentations
+from .augmentation_impl import FixedSizeCrop, RandomApply, RandomBrightness, RandomContrast, RandomCrop
+from .augmentation_impl import RandomCrop_CategoryAreaConstraint, RandomFlip, RandomLighting, RandomSaturation
+from .augmentation_impl import Resize, ResizeScale, ResizeShortestEdge
+from .transform import ResizeTransform
 
-def __getattr__(name: str):
-    if name in ("RandomRotation", "RotationTransform", "MinIoURandomCrop"):
-        raise AttributeError(f"The embedded engine has no {name}; it needs an installed Detectron2.")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = refusal_of(__name__)

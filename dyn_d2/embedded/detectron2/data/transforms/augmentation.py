@@ -147,9 +147,3 @@ def apply_augmentations(augmentations: list[Transform | Augmentation], inputs: A
         transforms = wrapped.apply_augmentations(augmentations)
         return wrapped.image, transforms
     return inputs, inputs.apply_augmentations(augmentations)
-
-
-# Older names that projects still import.
-apply_transform_gens = apply_augmentations
-TransformGen = Augmentation
-StandardAugInput = AugInput

@@ -17,7 +17,7 @@ from fvcore.transforms.transform import (
 from PIL import Image
 
 from .augmentation import Augmentation, _transform_to_aug
-from .transform import ExtentTransform, ResizeTransform
+from .transform import ResizeTransform
 
 
 def _check_choice(owner: Augmentation, name: str, value: Any, allowed: tuple[str, ...]) -> None:
@@ -65,17 +65,6 @@ class Resize(Augmentation):
 
     def get_transform(self, image: np.ndarray) -> Transform:
         return ResizeTransform(*image.shape[:2], *self.shape, self.interp)
-
-
-class RandomResize(Augmentation):
-    """Resize to one of ``shape_list``, a list of (h, w)."""
-
-    def __init__(self, shape_list: list[tuple[int, int]], interp: int = Image.BILINEAR):
-        self._init(locals())
-
-    def get_transform(self, image: np.ndarray) -> Transform:
-        chosen = self.shape_list[np.random.randint(0, len(self.shape_list))]
-        return ResizeTransform(*image.shape[:2], *chosen, self.interp)
 
 
 class ResizeShortestEdge(Augmentation):
@@ -243,25 +232,6 @@ class RandomCrop_CategoryAreaConstraint(Augmentation):
         return window
 
 
-class RandomExtent(Augmentation):
-    """A random rectangle of the source, which may reach beyond it (black there), at its own resolution.
-
-    Args:
-        scale_range: (low, high) of the rectangle's size relative to the image.
-        shift_range: (x, y); the centre moves by up to half of this share of the image's width and height.
-    """
-
-    def __init__(self, scale_range: tuple[float, float], shift_range: tuple[float, float]):
-        self._init(locals())
-
-    def get_transform(self, image: np.ndarray) -> Transform:
-        size = np.array([image.shape[1], image.shape[0]])
-        half = np.concatenate([-0.5 * size, 0.5 * size]) * np.random.uniform(*self.scale_range)
-        shift = [self.shift_range[axis] * size[axis] * (np.random.rand() - 0.5) for axis in (0, 1)]
-        rect = half + np.tile(shift, 2) + np.tile(0.5 * size, 2)
-        return ExtentTransform(tuple(rect), (int(rect[3] - rect[1]), int(rect[2] - rect[0])))
-
-
 class _RandomBlend(Augmentation):
     """Blend the image with a reference: weight below 1 moves towards it, above 1 away from it."""
 
@@ -306,9 +276,7 @@ class RandomLighting(Augmentation):
 
     def __init__(self, scale: float):
         self._init(locals())
-        self.eigen_vecs = np.array(
-            [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
-        )
+        self.eigen_vecs = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
         self.eigen_vals = np.array([0.2175, 0.0188, 0.0045])
 
     def get_transform(self, image: np.ndarray) -> Transform:

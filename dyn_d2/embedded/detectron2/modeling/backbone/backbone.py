@@ -2,10 +2,9 @@
 
 from abc import ABCMeta, abstractmethod
 
-from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-__all__ = ["Backbone"]
+from detectron2.layers import ShapeSpec
 
 
 class Backbone(nn.Module, metaclass=ABCMeta):

@@ -4,25 +4,28 @@ from collections.abc import Sequence
 
 import fvcore.nn.weight_init as weight_init
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
-from torch import Tensor, nn
 
 from .backbone import Backbone
 from .build import BACKBONE_REGISTRY
 from .resnet import build_resnet_backbone
-
-__all__ = [
-    "FPN", "LastLevelMaxPool", "LastLevelP6P7", "build_resnet_fpn_backbone", "build_retinanet_resnet_fpn_backbone",
-]
 
 
 class FPN(Backbone):
     """A top-down pyramid on a bottom-up backbone: features "p<k>" of stride 2**k, all with the same channels."""
 
     def __init__(
-        self, bottom_up: Backbone, in_features: Sequence[str], out_channels: int, norm="",
-        top_block: nn.Module | None = None, fuse_type: str = "sum", square_pad: int = 0,
+        self,
+        bottom_up: Backbone,
+        in_features: Sequence[str],
+        out_channels: int,
+        norm="",
+        top_block: nn.Module | None = None,
+        fuse_type: str = "sum",
+        square_pad: int = 0,
     ) -> None:
         """
         Args:

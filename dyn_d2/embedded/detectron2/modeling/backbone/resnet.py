@@ -4,17 +4,14 @@ from collections.abc import Sequence
 
 import fvcore.nn.weight_init as weight_init
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
-from torch import Tensor, nn
+from detectron2.left_out import left_out
 
 from .backbone import Backbone
 from .build import BACKBONE_REGISTRY
-
-__all__ = [
-    "BasicBlock", "BasicStem", "BottleneckBlock", "ResNet", "ResNetBlockBase",
-    "build_resnet_backbone", "make_stage",
-]
 
 ResNetBlockBase = CNNBlockBase  # the name that older projects import
 
@@ -74,8 +71,15 @@ class BottleneckBlock(_ResidualBlock):
 
     def __init__(
         self,
-        in_channels: int, out_channels: int, *, bottleneck_channels: int, stride: int = 1, num_groups: int = 1,
-        norm="BN", stride_in_1x1: bool = False, dilation: int = 1,
+        in_channels: int,
+        out_channels: int,
+        *,
+        bottleneck_channels: int,
+        stride: int = 1,
+        num_groups: int = 1,
+        norm="BN",
+        stride_in_1x1: bool = False,
+        dilation: int = 1,
     ) -> None:
         """
         Args:
@@ -269,10 +273,7 @@ def _check_resnet_config(cfg: CfgNode) -> None:
     res = cfg.MODEL.RESNETS
     _blocks_per_stage(res.DEPTH)
     if any(res.DEFORM_ON_PER_STAGE):
-        raise NotImplementedError(
-            "MODEL.RESNETS.DEFORM_ON_PER_STAGE: the embedded engine leaves deformable convolution out; "
-            "install Detectron2 to use it"
-        )
+        raise left_out("MODEL.RESNETS.DEFORM_ON_PER_STAGE", "deformable convolution")
     if res.RES5_DILATION not in (1, 2):
         raise ValueError(f"MODEL.RESNETS.RES5_DILATION must be 1 or 2, not {res.RES5_DILATION}")
     if res.DEPTH < 50:

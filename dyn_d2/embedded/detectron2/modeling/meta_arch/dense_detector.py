@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor, nn
+
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
-from torch import Tensor, nn
 
 from ..backbone import Backbone
 from ..postprocessing import detector_postprocess
@@ -27,8 +27,13 @@ class DenseDetector(ImageModel):
     input_format = "BGR"
 
     def __init__(
-        self, backbone: Backbone, head: nn.Module, head_in_features: Sequence[str] | None = None, *,
-        pixel_mean: Sequence[float], pixel_std: Sequence[float],
+        self,
+        backbone: Backbone,
+        head: nn.Module,
+        head_in_features: Sequence[str] | None = None,
+        *,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
     ) -> None:
         """
         Args:
@@ -103,8 +108,13 @@ class DenseDetector(ImageModel):
         return new
 
     def _decode_multi_level_predictions(
-        self, anchors: list[Boxes], pred_scores: list[Tensor], pred_deltas: list[Tensor],
-        score_thresh: float, topk_candidates: int, image_size: tuple[int, int],
+        self,
+        anchors: list[Boxes],
+        pred_scores: list[Tensor],
+        pred_deltas: list[Tensor],
+        score_thresh: float,
+        topk_candidates: int,
+        image_size: tuple[int, int],
     ) -> Instances:
         """Boxes of the best (anchor, class) pairs of one image.
 
@@ -131,13 +141,6 @@ class DenseDetector(ImageModel):
     def visualize_training(self, batched_inputs: list[dict[str, Any]], results: list[Instances]) -> None:
         """Put the first image of the batch into the event storage twice, one above the other: with its ground-truth
         boxes, and with the 20 first of its detections ``results``."""
-        from detectron2.data.detection_utils import convert_image_to_rgb
-        from detectron2.utils.visualizer import Visualizer
-
-        picture = convert_image_to_rgb(batched_inputs[0]["image"].permute(1, 2, 0), self.input_format)
-        found = detector_postprocess(results[0], *picture.shape[:2]).pred_boxes.tensor[:20].cpu().numpy()
-        truth = batched_inputs[0]["instances"].gt_boxes
-        drawn = [Visualizer(picture, None).overlay_instances(boxes=boxes).get_image() for boxes in (truth, found)]
-        get_event_storage().put_image(
-            "Top: GT bounding boxes; Bottom: 20 Highest Scoring Results", np.concatenate(drawn).transpose(2, 0, 1)
-        )
+        found = detector_postprocess(results[0], *batched_inputs[0]["image"].shape[1:]).pred_boxes[:20]
+        title = "Top: GT bounding boxes; Bottom: 20 Highest Scoring Results"
+        self.store_drawing(title, batched_inputs[0], found, axis=0)

@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from detectron2.structures import ImageList
 from torch import nn
+
+from detectron2.structures import Boxes, ImageList
+from detectron2.utils.events import get_event_storage
 
 from ..backbone import Backbone, build_backbone
 
@@ -46,6 +49,17 @@ class ImageModel(nn.Module):
         if key not in batched_inputs[0]:
             return None
         return [self._move_to_current_device(x[key]) for x in batched_inputs]
+
+    def store_drawing(self, title: str, inputs: dict[str, Any], found: Boxes, axis: int) -> None:
+        """Put an image into the event storage twice, joined along ``axis`` (0 below, 1 beside each other): with its
+        ground-truth boxes, and with the boxes ``found``."""
+        from detectron2.data.detection_utils import convert_image_to_rgb  # heavy, and needed while drawing only
+        from detectron2.utils.visualizer import Visualizer
+
+        picture = convert_image_to_rgb(inputs["image"].permute(1, 2, 0), self.input_format)
+        both = (inputs["instances"].gt_boxes, found.tensor.detach().cpu().numpy())
+        drawn = [Visualizer(picture, None).overlay_instances(boxes=boxes).get_image() for boxes in both]
+        get_event_storage().put_image(title, np.concatenate(drawn, axis=axis).transpose(2, 0, 1))
 
 
 def image_model_config(cfg) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
+from torch import nn
+
 from detectron2.config import configurable
 from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
-from torch import nn
 
 from ..backbone import Backbone
 from ..postprocessing import detector_postprocess
@@ -16,8 +16,6 @@ from ..proposal_generator import build_proposal_generator
 from ..roi_heads import build_roi_heads
 from .build import META_ARCH_REGISTRY
 from .image_model import ImageModel, image_model_config, output_size
-
-__all__ = ["GeneralizedRCNN", "ProposalNetwork"]
 
 
 @META_ARCH_REGISTRY.register()
@@ -27,7 +25,6 @@ class GeneralizedRCNN(ImageModel):
     Args:
         backbone: see :class:`ImageModel`, like ``pixel_mean`` and ``pixel_std``.
         proposal_generator: called with (images, features, ground truth or None), returns (proposals, losses).
-            None: the inputs bring their own "proposals".
         roi_heads: called with (images, features, proposals, ground truth or None), returns (detections, losses).
         input_format: meaning of the channels, such as "BGR"; only the visualisation needs it.
         vis_period: every so many iterations the proposals are drawn into the event storage; 0 is never.
@@ -37,8 +34,13 @@ class GeneralizedRCNN(ImageModel):
     def __init__(
         self,
         *,
-        backbone: Backbone, proposal_generator: nn.Module | None, roi_heads: nn.Module,
-        pixel_mean: Sequence[float], pixel_std: Sequence[float], input_format: str | None = None, vis_period: int = 0,
+        backbone: Backbone,
+        proposal_generator: nn.Module,
+        roi_heads: nn.Module,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        input_format: str | None = None,
+        vis_period: int = 0,
     ):
         super().__init__(backbone, pixel_mean, pixel_std)
         if vis_period > 0 and input_format is None:
@@ -60,8 +62,7 @@ class GeneralizedRCNN(ImageModel):
         """
         Args:
             batched_inputs: one dict an image: "image", a (C, H, W) tensor; in training "instances", its ground truth
-                in pixels of that tensor; "proposals" where there is no proposal generator; "height" and "width", the
-                size that the detections are wanted in.
+                in pixels of that tensor; "height" and "width", the size that the detections are wanted in.
 
         Returns:
             In training, a dict of losses. Otherwise one dict an image, whose "instances" have pred_boxes, scores,
@@ -72,19 +73,11 @@ class GeneralizedRCNN(ImageModel):
         images = self.preprocess_image(batched_inputs)
         targets = self.gathered(batched_inputs, "instances")
         features = self.backbone(images.tensor)
-        proposals, proposal_losses = self._propose(batched_inputs, images, features, targets)
+        proposals, proposal_losses = self.proposal_generator(images, features, targets)
         _, detector_losses = self.roi_heads(images, features, proposals, targets)
         if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
             self.visualize_training(batched_inputs, proposals)
         return {**detector_losses, **proposal_losses}
-
-    def _propose(self, batched_inputs, images, features, targets):
-        if self.proposal_generator is not None:
-            return self.proposal_generator(images, features, targets)
-        proposals = self.gathered(batched_inputs, "proposals")
-        if proposals is None:
-            raise ValueError("The model has no proposal generator: each input needs its 'proposals'.")
-        return proposals, {}
 
     def inference(
         self,
@@ -109,7 +102,7 @@ class GeneralizedRCNN(ImageModel):
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         if detected_instances is None:
-            proposals, _ = self._propose(batched_inputs, images, features, None)
+            proposals, _ = self.proposal_generator(images, features, None)
             results, _ = self.roi_heads(images, features, proposals, None)
         else:
             known = [x.to(self.device) for x in detected_instances]
@@ -123,16 +116,8 @@ class GeneralizedRCNN(ImageModel):
     def visualize_training(self, batched_inputs: list[dict[str, Any]], proposals: list[Instances]) -> None:
         """Put the first image of the batch into the event storage twice, side by side: with its ground-truth boxes, and
         with the 20 first (best) proposals."""
-        from detectron2.data.detection_utils import convert_image_to_rgb
-        from detectron2.utils.visualizer import Visualizer
-
-        picture = convert_image_to_rgb(batched_inputs[0]["image"].permute(1, 2, 0), self.input_format)
-        truth = batched_inputs[0]["instances"].gt_boxes
-        best = proposals[0].proposal_boxes[:20].tensor.cpu().numpy()
-        drawn = [Visualizer(picture, None).overlay_instances(boxes=boxes).get_image() for boxes in (truth, best)]
-        get_event_storage().put_image(
-            "Left: GT bounding boxes;  Right: Predicted proposals", np.concatenate(drawn, axis=1).transpose(2, 0, 1)
-        )
+        title = "Left: GT bounding boxes;  Right: Predicted proposals"
+        self.store_drawing(title, batched_inputs[0], proposals[0].proposal_boxes[:20], axis=1)
 
 
 @META_ARCH_REGISTRY.register()
@@ -143,8 +128,10 @@ class ProposalNetwork(ImageModel):
     def __init__(
         self,
         *,
-        backbone: Backbone, proposal_generator: nn.Module,
-        pixel_mean: Sequence[float], pixel_std: Sequence[float],
+        backbone: Backbone,
+        proposal_generator: nn.Module,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
     ):
         super().__init__(backbone, pixel_mean, pixel_std)
         self.proposal_generator = proposal_generator

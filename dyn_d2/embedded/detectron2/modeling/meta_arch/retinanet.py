@@ -9,22 +9,21 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
+from fvcore.nn import sigmoid_focal_loss_jit
+from torch import Tensor, nn
+
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import CycleBatchNormList, ShapeSpec, batched_nms, cat, get_norm
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
-from fvcore.nn import sigmoid_focal_loss_jit
-from torch import Tensor, nn
 
 from ..anchor_generator import build_anchor_generator
 from ..backbone import Backbone
-from ..box_regression import Box2BoxTransform, Box2BoxTransformLinear, _dense_box_regression_loss
+from ..box_regression import Box2BoxTransform, _dense_box_regression_loss
 from ..matcher import Matcher
 from .build import META_ARCH_REGISTRY
 from .dense_detector import DenseDetector
 from .image_model import image_model_config
-
-__all__ = ["RetinaNet"]
 
 
 @META_ARCH_REGISTRY.register()
@@ -33,12 +32,27 @@ class RetinaNet(DenseDetector):
 
     @configurable
     def __init__(
-        self, *, backbone: Backbone, head: nn.Module, head_in_features: Sequence[str], anchor_generator: nn.Module,
-        box2box_transform: Box2BoxTransform | Box2BoxTransformLinear, anchor_matcher: Matcher, num_classes: int,
-        focal_loss_alpha: float = 0.25, focal_loss_gamma: float = 2.0, smooth_l1_beta: float = 0.0,
-        box_reg_loss_type: str = "smooth_l1", test_score_thresh: float = 0.05, test_topk_candidates: int = 1000,
-        test_nms_thresh: float = 0.5, max_detections_per_image: int = 100,
-        pixel_mean: Sequence[float], pixel_std: Sequence[float], vis_period: int = 0, input_format: str = "BGR",
+        self,
+        *,
+        backbone: Backbone,
+        head: nn.Module,
+        head_in_features: Sequence[str],
+        anchor_generator: nn.Module,
+        box2box_transform: Box2BoxTransform,
+        anchor_matcher: Matcher,
+        num_classes: int,
+        focal_loss_alpha: float = 0.25,
+        focal_loss_gamma: float = 2.0,
+        smooth_l1_beta: float = 0.0,
+        box_reg_loss_type: str = "smooth_l1",
+        test_score_thresh: float = 0.05,
+        test_topk_candidates: int = 1000,
+        test_nms_thresh: float = 0.5,
+        max_detections_per_image: int = 100,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        vis_period: int = 0,
+        input_format: str = "BGR",
     ) -> None:
         """
         Args:
@@ -99,8 +113,12 @@ class RetinaNet(DenseDetector):
         return self.losses(anchors, logits, gt_labels, deltas, gt_boxes)
 
     def losses(
-        self, anchors: list[Boxes], pred_logits: list[Tensor], gt_labels: list[Tensor],
-        pred_anchor_deltas: list[Tensor], gt_boxes: list[Tensor],
+        self,
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
         """Focal loss of all labelled anchors and regression loss of the positive ones, per positive anchor.
 
@@ -129,8 +147,13 @@ class RetinaNet(DenseDetector):
             logits, target, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma, reduction="sum"
         )
         loss_box_reg = _dense_box_regression_loss(
-            anchors, self.box2box_transform, pred_anchor_deltas, gt_boxes, positive,
-            self.box_reg_loss_type, self.smooth_l1_beta,
+            anchors,
+            self.box2box_transform,
+            pred_anchor_deltas,
+            gt_boxes,
+            positive,
+            self.box_reg_loss_type,
+            self.smooth_l1_beta,
         )
         return {"loss_cls": loss_cls / normalizer, "loss_box_reg": loss_box_reg / normalizer}
 
@@ -196,8 +219,14 @@ class RetinaNetHead(nn.Module):
 
     @configurable
     def __init__(
-        self, *, input_shape: list[ShapeSpec], num_classes: int, num_anchors: int, conv_dims: list[int],
-        norm: str | Callable = "", prior_prob: float = 0.01,
+        self,
+        *,
+        input_shape: list[ShapeSpec],
+        num_classes: int,
+        num_anchors: int,
+        conv_dims: list[int],
+        norm: str | Callable = "",
+        prior_prob: float = 0.01,
     ) -> None:
         """
         Args:

@@ -5,20 +5,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from fvcore.nn import weight_init
+from torch import nn
+from torch.nn import functional as F
+
 from detectron2.config import configurable
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.structures import ImageList
 from detectron2.utils.registry import Registry
-from fvcore.nn import weight_init
-from torch import nn
-from torch.nn import functional as F
 
 from ..backbone import Backbone
 from ..postprocessing import sem_seg_postprocess
 from .build import META_ARCH_REGISTRY
 from .image_model import ImageModel, image_model_config, output_size
-
-__all__ = ["SEM_SEG_HEADS_REGISTRY", "SemSegFPNHead", "SemanticSegmentor", "build_sem_seg_head"]
 
 SEM_SEG_HEADS_REGISTRY = Registry("SEM_SEG_HEADS")
 SEM_SEG_HEADS_REGISTRY.__doc__ = """
@@ -95,8 +94,12 @@ class SemSegFPNHead(nn.Module):
         self,
         input_shape: dict[str, ShapeSpec],
         *,
-        num_classes: int, conv_dims: int, common_stride: int,
-        loss_weight: float = 1.0, norm: str | Callable | None = None, ignore_value: int = -1,
+        num_classes: int,
+        conv_dims: int,
+        common_stride: int,
+        loss_weight: float = 1.0,
+        norm: str | Callable | None = None,
+        ignore_value: int = -1,
     ):
         super().__init__()
         if not input_shape:

@@ -3,9 +3,10 @@
 import math
 
 import torch
+from torch import Tensor
+
 from detectron2.layers import batched_nms, cat
 from detectron2.structures import Boxes, Instances
-from torch import Tensor
 
 # The logit of a ground-truth box: an objectness of (nearly) 1.
 _GT_LOGIT = math.log((1.0 - 1e-10) / (1 - (1.0 - 1e-10)))
@@ -20,8 +21,14 @@ def _best_of_level(boxes: Tensor, scores: Tensor, topk: int) -> tuple[Tensor, Te
 
 
 def find_top_rpn_proposals(
-    proposals: list[Tensor], pred_objectness_logits: list[Tensor], image_sizes: list[tuple[int, int]],
-    nms_thresh: float, pre_nms_topk: int, post_nms_topk: int, min_box_size: float, training: bool,
+    proposals: list[Tensor],
+    pred_objectness_logits: list[Tensor],
+    image_sizes: list[tuple[int, int]],
+    nms_thresh: float,
+    pre_nms_topk: int,
+    post_nms_topk: int,
+    min_box_size: float,
+    training: bool,
 ) -> list[Instances]:
     """Choose the best proposals of each image: top k of each level, clipping, NMS within each level, top k of all.
 

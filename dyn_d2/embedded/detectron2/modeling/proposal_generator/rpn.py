@@ -9,13 +9,14 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec, cat
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from detectron2.utils.memory import retry_if_cuda_oom
 from detectron2.utils.registry import Registry
-from torch import Tensor, nn
 
 from ..anchor_generator import build_anchor_generator
 from ..box_regression import Box2BoxTransform, _dense_box_regression_loss
@@ -99,11 +100,23 @@ class RPN(nn.Module):
 
     @configurable
     def __init__(
-        self, *, in_features: Sequence[str], head: nn.Module, anchor_generator: nn.Module, anchor_matcher: Matcher,
-        box2box_transform: Box2BoxTransform, batch_size_per_image: int, positive_fraction: float,
-        pre_nms_topk: tuple[int, int], post_nms_topk: tuple[int, int], nms_thresh: float = 0.7,
-        min_box_size: float = 0.0, anchor_boundary_thresh: float = -1.0, loss_weight: float | dict[str, float] = 1.0,
-        box_reg_loss_type: str = "smooth_l1", smooth_l1_beta: float = 0.0,
+        self,
+        *,
+        in_features: Sequence[str],
+        head: nn.Module,
+        anchor_generator: nn.Module,
+        anchor_matcher: Matcher,
+        box2box_transform: Box2BoxTransform,
+        batch_size_per_image: int,
+        positive_fraction: float,
+        pre_nms_topk: tuple[int, int],
+        post_nms_topk: tuple[int, int],
+        nms_thresh: float = 0.7,
+        min_box_size: float = 0.0,
+        anchor_boundary_thresh: float = -1.0,
+        loss_weight: float | dict[str, float] = 1.0,
+        box_reg_loss_type: str = "smooth_l1",
+        smooth_l1_beta: float = 0.0,
     ) -> None:
         """
         Args:
@@ -193,8 +206,12 @@ class RPN(nn.Module):
         return all_labels, all_boxes
 
     def losses(
-        self, anchors: list[Boxes], pred_objectness_logits: list[Tensor], gt_labels: list[Tensor],
-        pred_anchor_deltas: list[Tensor], gt_boxes: list[Tensor],
+        self,
+        anchors: list[Boxes],
+        pred_objectness_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
         """Binary cross-entropy of the sampled anchors and regression loss of the positive ones, per sampled anchor.
 
@@ -221,8 +238,13 @@ class RPN(nn.Module):
                 cat(pred_objectness_logits, dim=1)[sampled], labels[sampled].float(), reduction="sum"
             ),
             "loss_rpn_loc": _dense_box_regression_loss(
-                anchors, self.box2box_transform, pred_anchor_deltas, gt_boxes, positive,
-                self.box_reg_loss_type, self.smooth_l1_beta,
+                anchors,
+                self.box2box_transform,
+                pred_anchor_deltas,
+                gt_boxes,
+                positive,
+                self.box_reg_loss_type,
+                self.smooth_l1_beta,
             ),
         }
         per_anchor = 1.0 / (self.batch_size_per_image * num_images)
@@ -259,7 +281,10 @@ class RPN(nn.Module):
 
     @torch.no_grad()
     def predict_proposals(
-        self, anchors: list[Boxes], pred_objectness_logits: list[Tensor], pred_anchor_deltas: list[Tensor],
+        self,
+        anchors: list[Boxes],
+        pred_objectness_logits: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
         image_sizes: list[tuple[int, int]],
     ) -> list[Instances]:
         """Decode the best anchors of each level and choose proposals among them, see :func:`find_top_rpn_proposals`.
@@ -276,6 +301,12 @@ class RPN(nn.Module):
             boxes.append(decoded.view(chosen.shape))
             scores.append(level_scores)
         return find_top_rpn_proposals(
-            boxes, scores, image_sizes, self.nms_thresh, topk, self.post_nms_topk[self.training], self.min_box_size,
+            boxes,
+            scores,
+            image_sizes,
+            self.nms_thresh,
+            topk,
+            self.post_nms_topk[self.training],
+            self.min_box_size,
             self.training,
         )

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
-from detectron2.config import configurable
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
-from detectron2.utils.registry import Registry
 from fvcore.nn import weight_init
 from torch import nn
 
-__all__ = ["FastRCNNConvFCHead", "ROI_BOX_HEAD_REGISTRY", "build_box_head"]
+from detectron2.config import configurable
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.utils.registry import Registry
 
 ROI_BOX_HEAD_REGISTRY = Registry("ROI_BOX_HEAD")
 ROI_BOX_HEAD_REGISTRY.__doc__ = """
@@ -45,7 +44,9 @@ class FastRCNNConvFCHead(nn.Sequential):
         self,
         input_shape: ShapeSpec,
         *,
-        conv_dims: Sequence[int], fc_dims: Sequence[int], conv_norm: str | Callable = "",
+        conv_dims: Sequence[int],
+        fc_dims: Sequence[int],
+        conv_norm: str | Callable = "",
     ):
         super().__init__()
         if not conv_dims and not fc_dims:

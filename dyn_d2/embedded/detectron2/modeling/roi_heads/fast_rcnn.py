@@ -5,24 +5,26 @@ Letters for shapes: R regions of the whole batch, Ri those of image i, K foregro
 "Deltas" are the offsets (dx, dy, dw, dh) of :class:`detectron2.modeling.box_regression.Box2BoxTransform`.
 """
 
-from collections.abc import Callable
-
 import torch
-from detectron2.config import configurable
-from detectron2.layers import ShapeSpec, batched_nms, cat, cross_entropy
-from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.nn import functional as F
 
-from ..box_regression import Box2BoxTransform, _dense_box_regression_loss
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec, batched_nms, cat, cross_entropy
+from detectron2.left_out import left_out
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import get_event_storage
 
-__all__ = ["FastRCNNOutputLayers", "fast_rcnn_inference", "fast_rcnn_inference_single_image"]
+from ..box_regression import Box2BoxTransform, _dense_box_regression_loss
 
 
 def fast_rcnn_inference(
-    boxes: list[torch.Tensor], scores: list[torch.Tensor], image_shapes: list[tuple[int, int]],
-    score_thresh: float, nms_thresh: float, topk_per_image: int,
+    boxes: list[torch.Tensor],
+    scores: list[torch.Tensor],
+    image_shapes: list[tuple[int, int]],
+    score_thresh: float,
+    nms_thresh: float,
+    topk_per_image: int,
 ) -> tuple[list[Instances], list[torch.Tensor]]:
     """:func:`fast_rcnn_inference_single_image` for each image; the lists have one entry an image."""
     found = [
@@ -33,8 +35,12 @@ def fast_rcnn_inference(
 
 
 def fast_rcnn_inference_single_image(
-    boxes: torch.Tensor, scores: torch.Tensor, image_shape: tuple[int, int],
-    score_thresh: float, nms_thresh: float, topk_per_image: int,
+    boxes: torch.Tensor,
+    scores: torch.Tensor,
+    image_shape: tuple[int, int],
+    score_thresh: float,
+    nms_thresh: float,
+    topk_per_image: int,
 ) -> tuple[Instances, torch.Tensor]:
     """The detections of one image, best first.
 
@@ -101,14 +107,8 @@ class FastRCNNOutputLayers(nn.Module):
         smooth_l1_beta: where the "smooth_l1" loss turns from quadratic to linear; 0 is plain L1.
         box_reg_loss_type: "smooth_l1", "giou", "diou" or "ciou".
         loss_weight: factor of both losses, or a dict with factors for "loss_cls" and "loss_box_reg" (1 where absent).
-        use_fed_loss: federated loss (Zhou et al., Probabilistic two-stage detection, 2021): only the classes present in
-            the batch and some sampled ones are trained. Needs ``use_sigmoid_ce``.
         use_sigmoid_ce: a binary cross-entropy for each class in place of softmax.
-        get_fed_loss_cls_weights: returns the K weights by which classes are sampled; called once, for ``use_fed_loss``.
-        fed_loss_num_classes: how many classes are trained at least.
-
-    Raises:
-        ValueError: ``use_fed_loss`` without ``use_sigmoid_ce``, or with a number of class weights other than K.
+        use_fed_loss: left out; has to be False.
     """
 
     @configurable
@@ -118,14 +118,19 @@ class FastRCNNOutputLayers(nn.Module):
         *,
         box2box_transform: Box2BoxTransform,
         num_classes: int,
-        test_score_thresh: float = 0.0, test_nms_thresh: float = 0.5, test_topk_per_image: int = 100,
+        test_score_thresh: float = 0.0,
+        test_nms_thresh: float = 0.5,
+        test_topk_per_image: int = 100,
         cls_agnostic_bbox_reg: bool = False,
-        smooth_l1_beta: float = 0.0, box_reg_loss_type: str = "smooth_l1",
+        smooth_l1_beta: float = 0.0,
+        box_reg_loss_type: str = "smooth_l1",
         loss_weight: float | dict[str, float] = 1.0,
-        use_fed_loss: bool = False, use_sigmoid_ce: bool = False,
-        get_fed_loss_cls_weights: Callable[[], torch.Tensor] | None = None, fed_loss_num_classes: int = 50,
+        use_fed_loss: bool = False,
+        use_sigmoid_ce: bool = False,
     ):
         super().__init__()
+        if use_fed_loss:
+            raise left_out("MODEL.ROI_BOX_HEAD.USE_FED_LOSS", "federated losses")
         shape = ShapeSpec(channels=input_shape) if isinstance(input_shape, int) else input_shape
         size = shape.channels * (shape.height or 1) * (shape.width or 1)
         self.cls_score = nn.Linear(size, num_classes + 1)
@@ -134,36 +139,18 @@ class FastRCNNOutputLayers(nn.Module):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
 
-        self.num_classes = num_classes
-        self.box2box_transform = box2box_transform
-        self.test_score_thresh = test_score_thresh
-        self.test_nms_thresh = test_nms_thresh
+        self.num_classes, self.box2box_transform = num_classes, box2box_transform
+        self.test_score_thresh, self.test_nms_thresh = test_score_thresh, test_nms_thresh
         self.test_topk_per_image = test_topk_per_image
-        self.smooth_l1_beta = smooth_l1_beta
-        self.box_reg_loss_type = box_reg_loss_type
+        self.box_reg_loss_type, self.smooth_l1_beta = box_reg_loss_type, smooth_l1_beta
         if not isinstance(loss_weight, dict):
             loss_weight = {"loss_cls": loss_weight, "loss_box_reg": loss_weight}
         self.loss_weight = loss_weight
         self.use_sigmoid_ce = use_sigmoid_ce
-        self.use_fed_loss = use_fed_loss
-        self.fed_loss_num_classes = fed_loss_num_classes
-        if use_fed_loss:
-            if not use_sigmoid_ce:
-                raise ValueError("The federated loss needs sigmoid cross-entropy: set ROI_BOX_HEAD.USE_SIGMOID_CE.")
-            weights = get_fed_loss_cls_weights()
-            if len(weights) != num_classes:
-                raise ValueError(f"{len(weights)} class weights for the federated loss, but {num_classes} classes.")
-            self.register_buffer("fed_loss_cls_weights", weights)
 
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec):
         head, heads = cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_HEADS
-
-        def class_weights() -> torch.Tensor:
-            from detectron2.data.detection_utils import get_fed_loss_cls_weights
-
-            return get_fed_loss_cls_weights(cfg.DATASETS.TRAIN, head.FED_LOSS_FREQ_WEIGHT_POWER)
-
         return {
             "input_shape": input_shape,
             "box2box_transform": Box2BoxTransform(weights=head.BBOX_REG_WEIGHTS),
@@ -177,8 +164,6 @@ class FastRCNNOutputLayers(nn.Module):
             "loss_weight": {"loss_box_reg": head.BBOX_REG_LOSS_WEIGHT},
             "use_fed_loss": head.USE_FED_LOSS,
             "use_sigmoid_ce": head.USE_SIGMOID_CE,
-            "get_fed_loss_cls_weights": class_weights,
-            "fed_loss_num_classes": head.FED_LOSS_NUM_CLASSES,
         }
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -214,39 +199,22 @@ class FastRCNNOutputLayers(nn.Module):
         }
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
 
-    def get_fed_loss_classes(
-        self, gt_classes: torch.Tensor, num_fed_loss_classes: int, num_classes: int, weight: torch.Tensor
-    ) -> torch.Tensor:
-        """The classes that the federated loss trains: those in ``gt_classes`` (R,), filled up to
-        ``num_fed_loss_classes`` by drawing with ``weight`` (K,) without replacement; the background is never drawn."""
-        present = gt_classes.unique()
-        to_draw = num_fed_loss_classes - len(present)
-        if to_draw <= 0:
-            return present
-        odds = F.pad(weight.float(), (0, num_classes + 1 - len(weight)))
-        odds[present] = 0
-        return torch.cat([present, torch.multinomial(odds, to_draw, replacement=False)])
-
     def sigmoid_cross_entropy_loss(self, pred_class_logits: torch.Tensor, gt_classes: torch.Tensor) -> torch.Tensor:
         """Binary cross-entropy of (R, K + 1) logits, whose last column plays no part: summed over classes, mean over
         regions. A background region is a negative for every class."""
         if pred_class_logits.numel() == 0:
             return pred_class_logits.sum() * 0
-        num_regions, num_columns = pred_class_logits.shape
         target = torch.zeros_like(pred_class_logits)
-        target[torch.arange(num_regions, device=target.device), gt_classes] = 1
-        weight = None
-        if self.use_fed_loss:
-            trained = self.get_fed_loss_classes(
-                gt_classes, self.fed_loss_num_classes, num_columns - 1, self.fed_loss_cls_weights
-            )
-            weight = pred_class_logits.new_zeros(num_columns).index_fill_(0, trained, 1)[:-1]
-        loss = F.binary_cross_entropy_with_logits(pred_class_logits[:, :-1], target[:, :-1], weight, reduction="sum")
-        return loss / num_regions
+        target[torch.arange(len(target), device=target.device), gt_classes] = 1
+        loss = F.binary_cross_entropy_with_logits(pred_class_logits[:, :-1], target[:, :-1], reduction="sum")
+        return loss / len(target)
 
     def box_reg_loss(
         self,
-        proposal_boxes: torch.Tensor, gt_boxes: torch.Tensor, pred_deltas: torch.Tensor, gt_classes: torch.Tensor,
+        proposal_boxes: torch.Tensor,
+        gt_boxes: torch.Tensor,
+        pred_deltas: torch.Tensor,
+        gt_classes: torch.Tensor,
     ) -> torch.Tensor:
         """Regression loss of the foreground regions, summed and divided by the number R of *all* regions.
 
@@ -263,8 +231,13 @@ class FastRCNNOutputLayers(nn.Module):
         else:
             deltas = pred_deltas.view(-1, self.num_classes, 4)[foreground, gt_classes[foreground]]
         total = _dense_box_regression_loss(
-            [proposal_boxes[foreground]], self.box2box_transform, [deltas[None]], [gt_boxes[foreground]], ...,
-            self.box_reg_loss_type, self.smooth_l1_beta,
+            [proposal_boxes[foreground]],
+            self.box2box_transform,
+            [deltas[None]],
+            [gt_boxes[foreground]],
+            ...,
+            self.box_reg_loss_type,
+            self.smooth_l1_beta,
         )
         return total / max(gt_classes.numel(), 1)
 

@@ -6,23 +6,15 @@ Letters for shapes: R regions of the whole batch, K foreground classes (1 for a 
 from collections.abc import Callable, Sequence
 
 import torch
+from fvcore.nn import weight_init
+from torch import nn
+from torch.nn import functional as F
+
 from detectron2.config import configurable
 from detectron2.layers import Conv2d, ConvTranspose2d, ShapeSpec, cat, get_norm
 from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from detectron2.utils.registry import Registry
-from fvcore.nn import weight_init
-from torch import nn
-from torch.nn import functional as F
-
-__all__ = [
-    "BaseMaskRCNNHead",
-    "MaskRCNNConvUpsampleHead",
-    "ROI_MASK_HEAD_REGISTRY",
-    "build_mask_head",
-    "mask_rcnn_inference",
-    "mask_rcnn_loss",
-]
 
 ROI_MASK_HEAD_REGISTRY = Registry("ROI_MASK_HEAD")
 ROI_MASK_HEAD_REGISTRY.__doc__ = """
@@ -162,7 +154,10 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead, nn.Sequential):
         self,
         input_shape: ShapeSpec,
         *,
-        num_classes: int, conv_dims: Sequence[int], conv_norm: str | Callable = "", **kwargs,
+        num_classes: int,
+        conv_dims: Sequence[int],
+        conv_norm: str | Callable = "",
+        **kwargs,
     ):
         super().__init__(**kwargs)
         if not conv_dims:

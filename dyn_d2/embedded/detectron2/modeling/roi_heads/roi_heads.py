@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from statistics import fmean
 
 import torch
+from torch import nn
+
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
+from detectron2.left_out import left_out
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from detectron2.utils.registry import Registry
-from torch import nn
 
 from ..backbone.resnet import BottleneckBlock, ResNet
 from ..matcher import Matcher
@@ -20,15 +22,6 @@ from ..sampling import subsample_labels
 from .box_head import build_box_head
 from .fast_rcnn import FastRCNNOutputLayers
 from .mask_head import build_mask_head
-
-__all__ = [
-    "ROIHeads",
-    "ROI_HEADS_REGISTRY",
-    "Res5ROIHeads",
-    "StandardROIHeads",
-    "build_roi_heads",
-    "select_foreground_proposals",
-]
 
 ROI_HEADS_REGISTRY = Registry("ROI_HEADS")
 ROI_HEADS_REGISTRY.__doc__ = """
@@ -88,20 +81,21 @@ class ROIHeads(nn.Module):
     def __init__(
         self,
         *,
-        num_classes: int, batch_size_per_image: int, positive_fraction: float,
-        proposal_matcher: Matcher, proposal_append_gt: bool = True,
+        num_classes: int,
+        batch_size_per_image: int,
+        positive_fraction: float,
+        proposal_matcher: Matcher,
+        proposal_append_gt: bool = True,
     ):
         super().__init__()
         self.num_classes = num_classes
-        self.batch_size_per_image = batch_size_per_image
-        self.positive_fraction = positive_fraction
-        self.proposal_matcher = proposal_matcher
-        self.proposal_append_gt = proposal_append_gt
+        self.batch_size_per_image, self.positive_fraction = batch_size_per_image, positive_fraction
+        self.proposal_matcher, self.proposal_append_gt = proposal_matcher, proposal_append_gt
 
     @classmethod
     def from_config(cls, cfg):
         if cfg.MODEL.KEYPOINT_ON:
-            raise ValueError("This engine has no keypoint heads: set MODEL.KEYPOINT_ON to False or install Detectron2.")
+            raise left_out("MODEL.KEYPOINT_ON", "keypoints")
         heads = cfg.MODEL.ROI_HEADS
         return {
             "num_classes": heads.NUM_CLASSES,
@@ -130,9 +124,7 @@ class ROIHeads(nn.Module):
             labels[matched_labels == -1] = -1
         else:
             labels = torch.full_like(matched_idxs, self.num_classes)
-        drawn = torch.cat(
-            subsample_labels(labels, self.batch_size_per_image, self.positive_fraction, self.num_classes)
-        )
+        drawn = torch.cat(subsample_labels(labels, self.batch_size_per_image, self.positive_fraction, self.num_classes))
         return drawn, labels[drawn]
 
     @torch.no_grad()
@@ -220,8 +212,11 @@ class Res5ROIHeads(ROIHeads):
     def __init__(
         self,
         *,
-        in_features: list[str], pooler: ROIPooler, res5: nn.Module | Sequence[nn.Module],
-        box_predictor: nn.Module, mask_head: nn.Module | None = None,
+        in_features: list[str],
+        pooler: ROIPooler,
+        res5: nn.Module | Sequence[nn.Module],
+        box_predictor: nn.Module,
+        mask_head: nn.Module | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -253,7 +248,7 @@ class Res5ROIHeads(ROIHeads):
         """The stage and its number of output channels."""
         resnet = cfg.MODEL.RESNETS
         if resnet.DEFORM_ON_PER_STAGE[-1]:
-            raise ValueError("Res5ROIHeads has no deformable convolution: set RESNETS.DEFORM_ON_PER_STAGE[3] to False.")
+            raise left_out("MODEL.RESNETS.DEFORM_ON_PER_STAGE", "deformable convolution")
         growth = 2**3  # channels double with each stage after res2
         channels = resnet.RES2_OUT_CHANNELS * growth
         blocks = ResNet.make_stage(
@@ -318,22 +313,22 @@ class StandardROIHeads(ROIHeads):
     def __init__(
         self,
         *,
-        box_in_features: list[str], box_pooler: ROIPooler, box_head: nn.Module, box_predictor: nn.Module,
-        mask_in_features: list[str] | None = None, mask_pooler: ROIPooler | None = None,
+        box_in_features: list[str],
+        box_pooler: ROIPooler,
+        box_head: nn.Module,
+        box_predictor: nn.Module,
+        mask_in_features: list[str] | None = None,
+        mask_pooler: ROIPooler | None = None,
         mask_head: nn.Module | None = None,
         train_on_pred_boxes: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.in_features = self.box_in_features = box_in_features
-        self.box_pooler = box_pooler
-        self.box_head = box_head
-        self.box_predictor = box_predictor
+        self.box_pooler, self.box_head, self.box_predictor = box_pooler, box_head, box_predictor
         self.mask_on = mask_in_features is not None
         if self.mask_on:
-            self.mask_in_features = mask_in_features
-            self.mask_pooler = mask_pooler
-            self.mask_head = mask_head
+            self.mask_in_features, self.mask_pooler, self.mask_head = mask_in_features, mask_pooler, mask_head
         self.train_on_pred_boxes = train_on_pred_boxes
 
     @classmethod

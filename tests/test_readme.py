@@ -1,0 +1,134 @@
+"""The commands of README.md, run as they stand, at the size of a toy.
+
+What stands in the README is run in its order in one folder; the test appends options that shrink data and model.
+Commands on data sets that nobody can expect here must end with the message that says where the data belong.
+``make demo`` is covered by tests/tools/test_demo_few_shot.py, ``make test`` is what runs this.
+"""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from sklearn.datasets import load_sample_images
+from tool_runs import ROOT, environment, load_tool
+
+README = (ROOT / "README.md").read_text()
+QUICK = load_tool("demo_few_shot").QUICK_OPTS
+SMALL_DATA = ["--num-train", "48", "--num-val", "6", "--quiet"]
+# The table of 45 models shrinks to one that the command before it has trained.
+ONE_CELL = {"ft_full,tfa_fc,tfa_cos": "tfa_cos", "1,5,10": "5", "0-4": "0", "--jobs 2": "--jobs 1"}
+ELSEWHERE = ("make ", "source ", "export ", "DYN_D2_ENGINE=")
+NEEDS_DATA = ("voc.yaml", "coco.yaml", "lvis.yaml")
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
+
+
+def _commands() -> list[str]:
+    lines = [line.strip() for block in _blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith(ELSEWHERE)]
+
+
+def _own_data(folder: Path) -> None:
+    """my_classes.yaml over DigitScenes, as somebody's own data, and a photo."""
+    from PIL import Image
+
+    digits = folder / "datasets" / "digit_scenes"
+    custom = {"NAME": "mine"}
+    for part, name in (("TRAIN", "train"), ("TEST", "val")):
+        custom[f"{part}_JSON"] = str(digits / "annotations" / f"instances_{name}.json")
+        custom[f"{part}_IMAGES"] = str(digits / "images" / name)
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    custom |= {"BASE_CLASSES": names[:7], "NOVEL_CLASSES": names[7:]}
+    content = {
+        "_BASE_": str(ROOT / "configs" / "TFA" / "digit_scenes.yaml"),
+        "FEW_SHOT": {"BENCHMARK": "custom", "CUSTOM": custom},
+    }
+    (folder / "my_classes.yaml").write_text(yaml.safe_dump(content))
+    Image.fromarray(load_sample_images().images[0][:200, :200]).save(folder / "photo.jpg")
+
+
+def _argv(command: str) -> list[str]:
+    """The command as a process of this Python, with what makes it small."""
+    if "few_shot_benchmark" in command:
+        for long, short in ONE_CELL.items():
+            assert long in command, f"the README's table command has changed: {command}"
+            command = command.replace(long, short)
+    words = shlex.split(command)
+    if words[0] == "torchrun":
+        words = ["python", "-m", "torch.distributed.run", "--master-port", "29641", *words[1:]]
+    assert words[0] == "python", f"neither python nor torchrun: {command}"
+    words[0] = sys.executable
+    if "prepare_digit_scenes" in command:
+        words += SMALL_DATA
+    elif "tools/benchmark.py" in command:
+        words += ["--engine", "embedded", "--iterations", "1", "--rounds", "1", "--batch", "1", *QUICK]
+    elif any(name in command for name in NEEDS_DATA):
+        words += ["MODEL.DEVICE", "cpu"]
+    elif "--config-file" in words and "check_data" not in command:
+        at = words.index("OUTPUT_DIR") if "OUTPUT_DIR" in words else len(words)
+        words = [*words[:at], *QUICK, *words[at:]]
+    return words
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A checkout's look from outside: configs, tools and data-set scripts, and nothing made yet."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("configs", "tools"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "datasets").mkdir()
+    for script in (ROOT / "datasets").glob("*.py"):
+        (folder / "datasets" / script.name).symlink_to(script)
+    return folder
+
+
+@pytest.mark.timeout(900)
+def test_commands_run_in_their_order(folder):
+    env = {**environment(), "DETECTRON2_DATASETS": str(folder / "datasets")}
+    commands = _commands()
+    assert len(commands) >= 14
+    for command in commands:
+        if "my_classes" in command and not (folder / "my_classes.yaml").exists():
+            _own_data(folder)
+        run = subprocess.run(_argv(command), cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+        said = f"{command}\n{run.stdout[-1500:]}\n{run.stderr[-1500:]}"
+        if any(name in command for name in NEEDS_DATA):
+            assert run.returncode != 0 and "DETECTRON2_DATASETS" in run.stdout + run.stderr, said
+        elif "compare_results" in command:
+            # Two evaluations of one model: the weights' hash is equal, settings such as the iterations differ.
+            assert run.returncode in (0, 1) and "weights_hash" not in run.stdout, said
+        else:
+            assert run.returncode == 0, said
+    assert (folder / "pictures" / "photo.png").stat().st_size > 1000
+    assert (folder / "output" / "digits" / "benchmark.md").read_text().count("TFA w/ cos") == 1
+
+
+def test_the_ten_lines_work_in_a_foreign_project():
+    """They give Detectron2's own model the cosine classifier, which detects and trains."""
+    (lines,) = _blocks("python")
+    check = """
+import torch
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+assert type(model.roi_heads).__name__ == "StandardROIHeads" and model.roi_heads.box_predictor.cls_score.bias is None
+truth = Instances((64, 64), gt_boxes=Boxes(torch.tensor([[4.0, 4, 40, 40]])), gt_classes=torch.tensor([1]))
+with EventStorage():
+    losses = model([{"image": torch.zeros(3, 64, 64), "instances": truth}])
+assert all(torch.isfinite(loss) for loss in losses.values())
+model.eval()([{"image": torch.zeros(3, 64, 64)}])
+"""
+    run = subprocess.run([sys.executable, "-c", lines + check], env=environment(), capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
+def test_files_that_docs_link_to_exist():
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -1,0 +1,48 @@
+"""Tools run from tests: in processes of their own, or in this one where a process would only cost time."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[1]
+TIMEOUT = 120  # seconds after which a process counts as hanging
+
+
+def environment() -> dict[str, str]:
+    """This process's, with dyn_d2 importable and nothing that could set other numbers."""
+    paths = filter(None, [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH")])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+
+
+def load_tool(name: str) -> ModuleType:
+    """tools/NAME.py as a module."""
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def start(log: Path, script: Path, *arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
+    """A script in a process; all that it prints goes to ``log``."""
+    with open(log, "w") as file:
+        return subprocess.Popen(
+            [sys.executable, *launcher, str(script), *arguments], stdout=file, stderr=subprocess.STDOUT,
+            env=environment(),
+        )  # fmt: skip
+
+
+def run_tool(name: str, *arguments: str) -> subprocess.CompletedProcess:
+    """tools/NAME.py in a process, to its end."""
+    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=TIMEOUT)
+
+
+def train_net_here(monkeypatch, *arguments: str) -> None:
+    """tools/train_net.py in this process, command line and all; a failure is a SystemExit with the message."""
+    from dyn_d2.engine.launch import parse_args, run
+
+    monkeypatch.setattr(sys, "argv", ["train_net.py", *arguments])
+    run(load_tool("train_net").main, parse_args())
