@@ -89,8 +89,13 @@ def _run_for_torchrun(main: Callable[[argparse.Namespace], Any], args: argparse.
     return result
 
 
+def is_lost_contact(error: BaseException | None) -> bool:
+    """Whether ``error`` is how gloo or NCCL report that another process is gone."""
+    return isinstance(error, RuntimeError) and not isinstance(error, UserError) and bool(_LOST.search(str(error)))
+
+
 def _explain_lost_contact(error: RuntimeError) -> None:
-    if not isinstance(error, UserError) and _LOST.search(str(error)):
+    if is_lost_contact(error):
         raise ProcessLost(
             f"process {comm.get_rank()} of {comm.get_world_size()} has lost contact with another one, which failed or "
             f"was killed; its own message tells why. {RESUME} ({str(error).splitlines()[0]})"

@@ -26,15 +26,18 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 
 from .hooks import DivergenceError, LossAverages, LossGuard, StepSeeds
+from .launch import is_lost_contact
 
 logger = logging.getLogger(__name__)
 
 
 class _WithoutTraceback(logging.Filter):
-    """The loop logs every error with its traceback; a UserError is told where the process ends, and needs none."""
+    """The loop logs every error with its traceback; a UserError, or the loss of another process, is told where the
+    process ends and needs none."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], UserError))
+        error = record.exc_info[1] if record.exc_info else None
+        return not (isinstance(error, UserError) or is_lost_contact(error))
 
 
 logging.getLogger(TrainerBase.__module__).addFilter(_WithoutTraceback())
