@@ -42,6 +42,18 @@ def test_frozen_norm_is_an_affine_map_of_constants() -> None:
     torch.testing.assert_close(FrozenBatchNorm2d(4)(x), x)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_conv_with_frozen_norm_trains_as_if_apart(bias: bool) -> None:
+    conv, x = Conv2d(3, 4, 3, bias=bias, norm=frozen()), torch.randn(2, 3, 6, 5, requires_grad=True)
+    leaves = [x, *conv.parameters()]
+    output = conv(x)
+    expected = conv.norm(F.conv2d(x, conv.weight, conv.bias))
+    torch.testing.assert_close(output, expected)
+    target = torch.randn_like(output)
+    ours, apart = (torch.autograd.grad((y * target).sum(), leaves) for y in (output, expected))
+    torch.testing.assert_close(ours, apart)
+
+
 def test_frozen_norm_takes_files_without_statistics() -> None:
     norm = FrozenBatchNorm2d(3)
     norm.load_state_dict({"weight": torch.full((3,), 2.0), "bias": torch.ones(3)})

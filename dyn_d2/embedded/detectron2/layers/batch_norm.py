@@ -39,9 +39,13 @@ class FrozenBatchNorm2d(nn.Module):
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         # The backward pass of the fused operator would also compute gradients for weight and bias; an explicit
         # affine map does not.
-        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
-        shift = self.bias - self.running_mean * scale
+        scale, shift = self.affine_map()
         return x * _per_channel(scale).to(x.dtype) + _per_channel(shift).to(x.dtype)
+
+    def affine_map(self) -> tuple[Tensor, Tensor]:
+        """The layer as ``x * scale + shift``, two vectors of length ``num_features``."""
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        return scale, self.bias - self.running_mean * scale
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args) -> None:
         if (local_metadata.get("version") or 1) < 2:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detectron2.layers.batch_norm import FrozenBatchNorm2d
+
 ConvTranspose2d = nn.ConvTranspose2d
 BatchNorm2d = nn.BatchNorm2d
 Linear = nn.Linear
@@ -29,9 +31,15 @@ class Conv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.training and x.numel() == 0 and isinstance(self.norm, nn.SyncBatchNorm):
             raise ValueError("SyncBatchNorm cannot train on an empty input; use norm 'naiveSyncBN_N' or 'GN' here.")
-        x = super().forward(x)
-        if self.norm is not None:
-            x = self.norm(x)
+        if isinstance(self.norm, FrozenBatchNorm2d) and self.weight.requires_grad and torch.is_grad_enabled():
+            # A fixed affine map of the output is one of the weight: training saves a pass over the feature map in
+            # each direction. In evaluation it would only round differently.
+            scale, shift = self.norm.affine_map()
+            bias = shift if self.bias is None else shift + self.bias * scale
+            x = self._conv_forward(x, self.weight * scale.reshape(-1, 1, 1, 1), bias)
+        else:
+            x = super().forward(x)
+            x = x if self.norm is None else self.norm(x)
         return x if self.activation is None else self.activation(x)
 
 
