@@ -63,7 +63,10 @@ class DynTrainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         wrapped = distribute(model, cfg.SOLVER.FIND_UNUSED_PARAMETERS)
-        trainer = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        on_gpu = next(model.parameters()).is_cuda
+        if cfg.SOLVER.AMP.ENABLED and not on_gpu:
+            train_in_bfloat16(model)
+        trainer = AMPTrainer if cfg.SOLVER.AMP.ENABLED and on_gpu else SimpleTrainer
         self._trainer = trainer(wrapped, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = DynCheckpointer(model, cfg.OUTPUT_DIR, metadata=describe(cfg), trainer=weakref.proxy(self))
@@ -74,6 +77,8 @@ class DynTrainer(DefaultTrainer):
     def build_model(cls, cfg) -> nn.Module:
         """The model of ``cfg`` with the parts of MODEL.FREEZE frozen."""
         model = super().build_model(cfg)
+        if cfg.MODEL.CHANNELS_LAST:  # convolutions hand the layout of their weights on to their outputs
+            model.to(memory_format=torch.channels_last)
         frozen = freeze(model, cfg.MODEL.FREEZE)
         if frozen:
             sizes = dict((name, parameter.numel()) for name, parameter in model.named_parameters())
@@ -186,6 +191,18 @@ def _batch_hint(cfg) -> str:
     if reference in (0, cfg.SOLVER.IMS_PER_BATCH):
         return ""
     return f" The rate was chosen for a batch of {reference}, this run has {cfg.SOLVER.IMS_PER_BATCH}."
+
+
+def train_in_bfloat16(model: nn.Module) -> None:
+    """Mixed precision on a CPU: the forward pass in training runs under autocast to bfloat16, which needs no scaling of
+    the loss. Weights, and evaluation, stay in float32."""
+    forward = model.forward
+
+    def mixed(*args, **kwargs):
+        with torch.autocast("cpu", torch.bfloat16, enabled=model.training):
+            return forward(*args, **kwargs)
+
+    model.forward = mixed
 
 
 def distribute(model: nn.Module, find_unused_parameters: bool = False) -> nn.Module:
