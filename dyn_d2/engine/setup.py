@@ -15,6 +15,7 @@ from dyn_d2.config import add_dyn_d2_config
 from dyn_d2.engine_choice import describe_engine
 from dyn_d2.utils.atomic import atomic_write
 from dyn_d2.utils.errors import UserError
+from dyn_d2.utils.lock import hold_folder
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup
@@ -269,6 +270,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Raises:
         KeyError, ValueError: from ``build_cfg``, or MODEL.DEVICE is not there.
         OutputDirError: OUTPUT_DIR belongs to another run.
+        FolderInUse: another process trains into OUTPUT_DIR now.
     """
     cfg = read_cfg(args.config_file, args.opts)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="dyn_d2")
@@ -278,6 +280,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     resume, evaluate = getattr(args, "resume", False), getattr(args, "eval_only", False)
     _choose_seed(cfg, resume)
     if not evaluate:
+        if comm.is_main_process():
+            hold_folder(cfg.OUTPUT_DIR)
         check_output_dir(cfg, resume)
     cfg.freeze()
     saved = Path(cfg.OUTPUT_DIR, "config.yaml")
