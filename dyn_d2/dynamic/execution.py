@@ -1,0 +1,140 @@
+"""Sparse execution of residual blocks: only the images that chose a block go through it.
+
+Shape shorthand: N images of a batch, n of them chose the block.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .decisions import Decision
+
+Layer = Callable[[Tensor], Tensor]
+
+
+@contextmanager
+def running_statistics(module: nn.Module, when: bool = True) -> Iterator[None]:
+    """Inside the block, the batch norms of ``module`` use their running statistics and do not update them."""
+    changed = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.training and when]
+    for layer in changed:
+        layer.training = False
+    try:
+        yield
+    finally:
+        for layer in changed:
+            layer.training = True
+
+
+def single_value(like: Tensor) -> bool:
+    """Whether (N, C, H, W) has at most one value per channel, from which batch norm cannot take statistics."""
+    return like.shape[0] * like.shape[2] * like.shape[3] <= 1
+
+
+def gather(x: Tensor, rows: Sequence[int]) -> Tensor:
+    """The images ``rows`` of x (N, C, H, W), in the memory layout of x."""
+    index = torch.tensor(rows, device=x.device)
+    if _channels_last(x):  # plain indexing would give the standard layout
+        return x.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
+    return x.index_select(0, index)
+
+
+def scatter(target: Tensor, rows: Sequence[int], values: Tensor, in_place: bool = False) -> Tensor:
+    """``target`` (N, C, H, W) with the images ``rows`` replaced by ``values`` (n, C, H, W)."""
+    index = torch.tensor(rows, device=target.device)
+    if in_place:
+        target[index] = values.to(target.dtype)
+        return target
+    target = target.to(values.dtype)
+    if _channels_last(target):
+        changed = target.permute(0, 2, 3, 1).index_copy(0, index, values.permute(0, 2, 3, 1))
+        return changed.permute(0, 3, 1, 2)
+    return target.index_copy(0, index, values)
+
+
+def run_block(
+    branch: Layer,
+    x: Tensor,
+    skip: Tensor,
+    decision: Decision,
+    *,
+    owner: nn.Module,
+    finish: Layer = F.relu_,
+    overwrite: bool = False,
+) -> Tensor:
+    """gate * F + (1 - gate) * skip with F = finish(branch(x) + skip), computed only where the gate is open.
+
+    In training, where the gate carries a gradient, closed images run as well, but without gradient and with the running
+    statistics of batch norm: their F enters only through gate * (F - skip), whose gradient is the gate's.
+
+    Args:
+        branch: what the block computes beside its skip path; may be called several times, for parts of the batch.
+        x: (N, C, H, W), the input.
+        skip: (N, C', H', W'), the input or its projection; the output of the block where it is closed.
+        decision: of shape (N,).
+        owner: the module whose mode and whose batch norms ``branch`` has.
+        finish: applied in place to the sum.
+        overwrite: whether ``x`` may be overwritten. Used only without gradients.
+
+    Returns:
+        (N, C', H', W'); may be ``skip`` itself.
+    """
+
+    def run(part: Tensor, part_skip: Tensor) -> Tensor:
+        with running_statistics(owner, owner.training and single_value(part_skip)):
+            return finish(branch(part).add_(part_skip))
+
+    gates = decision.gate.detach().tolist()
+    rows = [i for i, gate in enumerate(gates) if gate != 0]
+    if decision.relaxed and owner.training and gates:
+        return _run_relaxed(run, x, skip, decision.gate, rows, owner)
+    if not rows:
+        return skip
+    hard = all(gates[i] == 1 for i in rows)
+    if len(rows) == len(gates) and hard:
+        return run(x, skip)
+    free = not torch.is_grad_enabled()
+    if free and skip is x and not overwrite:
+        skip = skip.clone()
+    if free and hard and not owner.training and _views_pay(owner, x):
+        for i in rows:
+            part = x[i : i + 1]
+            finish(skip[i : i + 1].add_(branch(part)))
+        return skip
+    chosen, chosen_skip = gather(x, rows), gather(skip, rows)
+    out = run(chosen, chosen_skip)
+    if not hard:
+        out = _weigh(decision.gate[rows], out, chosen_skip)
+    return scatter(skip, rows, out, in_place=free)
+
+
+def _run_relaxed(run, x: Tensor, skip: Tensor, gate: Tensor, rows: list[int], owner: nn.Module) -> Tensor:
+    if len(rows) == len(gate):
+        return _weigh(gate, run(x, skip), skip)
+    others = sorted(set(range(len(gate))) - set(rows))
+    with torch.no_grad(), running_statistics(owner):
+        out = run(gather(x, others), gather(skip, others))
+    if rows:
+        chosen = run(gather(x, rows), gather(skip, rows))
+        out = scatter(scatter(torch.zeros_like(skip), others, out), rows, chosen)
+    return _weigh(gate, out, skip)
+
+
+def _weigh(gate: Tensor, out: Tensor, skip: Tensor) -> Tensor:
+    gate = gate.to(out.dtype).reshape(-1, 1, 1, 1)
+    return gate * out + (1 - gate) * skip
+
+
+def _channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def _views_pay(owner: nn.Module, x: Tensor) -> bool:
+    """Whether running images one by one, as views of the batch, is faster than copying those that were chosen.
+
+    On a CPU it is as long as an image is larger than the weights, which are read anew for each image.
+    """
+    return x.device.type == "cpu" and x[0].numel() >= sum(weight.numel() for weight in owner.parameters())

@@ -1,0 +1,75 @@
+"""Between a gated backbone and its policy: one forward pass asks, in order, what to run, and writes it down."""
+
+import torch
+from torch import Tensor
+
+from dyn_d2.utils.errors import UserError
+
+from .decisions import Decision
+from .trace import Cost, Step, Trace, Unit, current_trace
+
+
+class Router:
+    """The decisions of one forward pass.
+
+    A gated backbone makes one at the start of ``forward`` and hands it to its blocks; each block asks for the decisions
+    of its units in the order in which the backbone lists them, and records what its computation cost.
+
+    Attributes:
+        overwrite: whether the next block may overwrite its input; set by the backbone, which knows what it returns.
+    """
+
+    def __init__(self, policy, images: Tensor) -> None:
+        """
+        Args:
+            policy: a :class:`dyn_d2.modeling.policy.Policy`.
+            images: (N, 3, H, W), normalised and padded, as the backbone gets them.
+
+        Raises:
+            UserError: a policy that is trained by losses of its own, and no meta-architecture that adds them.
+        """
+        recorded = current_trace()
+        if recorded is None and policy.training and policy.adds_losses and torch.is_grad_enabled():
+            raise UserError(
+                f"{type(policy).__name__} is trained by losses that this meta-architecture would not add: set "
+                "MODEL.META_ARCHITECTURE to DynamicRCNN, DynamicRetinaNet, DynamicSegmentor or ImageClassifier (in code "
+                "of your own run the backbone inside dyn_d2.dynamic.recording() and add policy.losses)."
+            )
+        self.trace = Trace() if recorded is None else recorded
+        self._policy, self._next = policy, 0
+        self.overwrite = False
+        sizes = self.trace.image_sizes
+        padded = sizes is not None and any(tuple(size) != tuple(images.shape[-2:]) for size in sizes)
+        self.trace.state = policy.begin(images, sizes if padded else None)
+        cost = policy.begin_cost(*images.shape[-2:])
+        if cost:
+            self.trace.add_fixed("policy", cost, images, gate=True)
+
+    def decide(self, features: Tensor, unit_cost: Tensor | None = None) -> Decision:
+        """The decision for the next unit.
+
+        Args:
+            features: (N, C, H, W), the input of the unit's block.
+            unit_cost: (size,) multiply-adds per image of each element of the unit when open; None for channels.
+        """
+        unit: Unit = self._policy.units[self._next]
+        decision = self._policy.decide(self._next, features, self.trace.state)
+        cost = self._policy.decision_cost(self._next, *features.shape[-2:])
+        if cost:
+            self.trace.add_fixed(f"policy.{unit.name}", cost, features, gate=True)
+        self.trace.steps.append(Step(unit, decision, unit_cost))
+        self._next += 1
+        return decision
+
+    def record_units(self, name: str, decision: Decision, unit_cost: Tensor, dense: float | None = None) -> None:
+        """Record the cost of a block or of groups whose open elements alone were computed.
+
+        Args:
+            unit_cost: (size,), as for ``decide``.
+            dense: of the network without gates; None: the sum of ``unit_cost``.
+        """
+        shape = len(decision.gate), len(unit_cost)
+        executed = decision.open.float().reshape(shape) @ unit_cost
+        prob = decision.prob if decision.prob is not None else decision.open.float()
+        expected = prob.reshape(shape).float() @ unit_cost
+        self.trace.costs.append(Cost(name, float(unit_cost.sum()) if dense is None else dense, executed, expected))

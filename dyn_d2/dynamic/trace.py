@@ -1,0 +1,161 @@
+"""The trace: what each image's decisions were and what was computed for it. The only count of computation there is.
+
+Costs are multiply-adds of convolutions and linear layers, as in the papers. Not counted: normalisation, activation,
+pooling, residual additions and resizing.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .decisions import Decision
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Something that a policy can switch off.
+
+    Attributes:
+        name: of the module in the backbone, e.g. "res3.1".
+        kind: "block", "group" or "channel".
+        channels: of the feature map that the policy sees.
+        size: how many elements are decided: 1 for a block, the number of groups or of channels.
+        stage: number of the stage, from 0.
+    """
+
+    name: str
+    kind: str
+    channels: int
+    size: int = 1
+    stage: int = 0
+
+
+@dataclass
+class Step:
+    """One decision: ``unit_cost`` (size,) are the multiply-adds of each element of the unit, per image, when it is
+    open; None for channels, whose cost is a product of two decisions."""
+
+    unit: Unit
+    decision: Decision
+    unit_cost: Tensor | None = None
+
+
+@dataclass
+class Cost:
+    """Multiply-adds of one part of the network.
+
+    Attributes:
+        name: of the module.
+        dense: per image, of the network without gates; 0 for what exists only because of the gates.
+        executed: (N,) what was computed; closed parts that training ran only for a gradient are not counted.
+        expected: (N,) under the probabilities of the policy, with gradient; equal to ``executed`` where it has none.
+        gate: whether this is the cost of deciding.
+    """
+
+    name: str
+    dense: float
+    executed: Tensor
+    expected: Tensor
+    gate: bool = False
+
+
+@dataclass
+class Route:
+    """The trace of one image, as numpy: ``open`` maps unit names to bool arrays (size,); costs in multiply-adds."""
+
+    open: dict[str, np.ndarray]
+    dense: float
+    executed: float
+    expected: float
+    gates: float
+
+
+@dataclass
+class Trace:
+    """The record of one forward pass of a dynamic network over a batch of N images.
+
+    Attributes:
+        steps: the decisions in the order in which they were taken.
+        costs: of all parts of the backbone, gates included.
+        image_sizes: (height, width) of each image before padding; None where nobody told.
+        labels: (N,) image-level classes where the task has them.
+        image_losses: (N,) the task's loss of each image, without gradient, where the task has one.
+        greedy: the trace of the same batch under the most likely decisions, where the policy asked for it.
+        state: what the policy keeps during the forward pass, see :class:`dyn_d2.modeling.policy.Policy`.
+    """
+
+    steps: list[Step] = field(default_factory=list)
+    costs: list[Cost] = field(default_factory=list)
+    image_sizes: Sequence[tuple[int, int]] | None = None
+    labels: Tensor | None = None
+    image_losses: Tensor | None = None
+    state: Any = None
+    greedy: "Trace | None" = None
+
+    def dense(self) -> float:
+        """Multiply-adds per image of the network without gates."""
+        return sum(cost.dense for cost in self.costs)
+
+    def executed(self) -> Tensor:
+        """(N,) multiply-adds that were computed, gates included."""
+        return torch.stack([cost.executed for cost in self.costs]).sum(0)
+
+    def expected(self) -> Tensor:
+        """(N,) multiply-adds under the policy's probabilities, gates included, with gradient."""
+        return torch.stack([cost.expected for cost in self.costs]).sum(0)
+
+    def gates(self) -> Tensor:
+        """(N,) the part of ``executed`` that was spent on deciding."""
+        own = [cost.executed for cost in self.costs if cost.gate]
+        return torch.stack(own).sum(0) if own else torch.zeros_like(self.executed())
+
+    def rates(self) -> dict[str, float]:
+        """Share of images (and groups, channels) for which each unit was open."""
+        return {step.unit.name: float(step.decision.open.float().mean()) for step in self.steps}
+
+    def routes(self) -> list[Route]:
+        """The trace taken apart by image; ready to be kept after the forward pass."""
+        opened = {step.unit.name: step.decision.open.cpu().numpy() for step in self.steps}
+        columns = [column.detach().cpu().tolist() for column in (self.executed(), self.expected(), self.gates())]
+        return [
+            Route({name: np.atleast_1d(value[i]) for name, value in opened.items()}, self.dense(), *numbers)
+            for i, numbers in enumerate(zip(*columns, strict=True))
+        ]
+
+    def add_fixed(self, name: str, cost: float, like: Tensor, dense: float | None = None, gate: bool = False) -> None:
+        """Record a part that runs for every image.
+
+        Args:
+            cost: multiply-adds per image.
+            like: any tensor of the batch, (N, ...).
+            dense: of the network without gates, where that is another number.
+            gate: whether it is a cost of deciding; such a part costs the dense network nothing.
+        """
+        each = torch.full((len(like),), float(cost), device=like.device)
+        self.costs.append(Cost(name, (0.0 if gate else cost) if dense is None else dense, each, each, gate))
+
+
+_current: ContextVar[Trace | None] = ContextVar("dyn_d2_trace", default=None)
+
+
+@contextmanager
+def recording() -> Iterator[Trace]:
+    """What dynamic networks do inside the block is recorded in the trace that it yields. Blocks may be nested: the
+    innermost records."""
+    trace = Trace()
+    token = _current.set(trace)
+    try:
+        yield trace
+    finally:
+        _current.reset(token)
+
+
+def current_trace() -> Trace | None:
+    """The trace of the innermost ``recording`` block; None outside of any."""
+    return _current.get()
