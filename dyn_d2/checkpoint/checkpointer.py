@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import dyn_d2
+from dyn_d2.modeling.policy.base import Policy
 from dyn_d2.utils import restricted_pickle
 from dyn_d2.utils.atomic import atomic_write
 from dyn_d2.utils.errors import UserError
@@ -19,6 +20,8 @@ from dyn_d2.utils.errors import UserError
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
+
+from .torchvision_names import SETTINGS, from_torchvision
 
 METADATA = "dyn_d2"  # the entry of a checkpoint that describes it
 
@@ -132,6 +135,7 @@ class LoadReport:
         source: the file.
         loaded: parameters and buffers taken from the file.
         missing: those of the model that the file lacks.
+        gates: those among ``missing`` that belong to a policy the file knows nothing of: weights of a plain network.
         mismatched: (name, shape in the file, shape in the model) of those that do not fit.
         unused: what the file has and the model lacks.
         metadata: the file's ``dyn_d2`` entry, empty for files of others.
@@ -140,6 +144,7 @@ class LoadReport:
     source: str = ""
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    gates: list[str] = field(default_factory=list)
     mismatched: list[tuple[str, tuple, tuple]] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -154,12 +159,16 @@ class LoadReport:
 
     def table(self) -> str:
         """A summary for the log: counts, and the re-initialised and unused ones by module."""
-        fresh = self.reinitialised()
+        gates = set(self.gates)
+        fresh = [name for name in self.reinitialised() if name not in gates]
         lines = [
             f"weights from {self.source}: {len(self.loaded)} loaded, {len(fresh)} re-initialised, "
             f"{len(self.unused)} unused"
         ]
-        lines += [f"  re-initialised (missing): {text}" for text in _by_module(self.missing)]
+        if gates:
+            lines.append(f"  new: {len(gates)} parameters of the gates, which the file of a plain network lacks")
+        missing = [name for name in self.missing if name not in gates]
+        lines += [f"  re-initialised (missing): {text}" for text in _by_module(missing)]
         lines += [
             f"  re-initialised (shape): {name} is {old} in the file, {new} in the model"
             for name, old, new in self.mismatched
@@ -284,6 +293,10 @@ class DynCheckpointer(DetectionCheckpointer):
         data = read_checkpoint(filename)
         if "matching_heuristics=True" in self.report.source.partition("?")[2]:
             data["matching_heuristics"] = True
+        renamed = from_torchvision(data["model"])
+        if renamed and not data["model"].keys() & self.model.state_dict().keys():
+            self.logger.info(f"{filename} is a network of torchvision, which was trained with {SETTINGS}.")
+            data["model"], data["matching_heuristics"] = renamed, True
         return data
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
@@ -299,10 +312,20 @@ class DynCheckpointer(DetectionCheckpointer):
         self.report.missing = sorted(
             name for name in absent if id(tensors[name]) not in filled and not name.endswith("num_batches_tracked")
         )
+        gates = {
+            f"{path}.{name}"
+            for path, policy in self.model.named_modules()
+            if isinstance(policy, Policy)
+            for name in policy.state_dict()
+            if not name.endswith("num_batches_tracked")
+        }
+        if not gates & {*self.report.loaded, *wrong}:
+            self.report.gates = [name for name in self.report.missing if name in gates]
         self.report.mismatched = sorted(result.incorrect_shapes)
         self.report.unused = sorted(result.unexpected_keys)
         return result
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        log = self.logger.info if self.report.complete else self.logger.warning
+        expected = set(self.report.reinitialised()) <= set(self.report.gates)
+        log = self.logger.info if expected else self.logger.warning
         log(self.report.table())

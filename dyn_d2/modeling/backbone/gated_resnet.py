@@ -1,0 +1,176 @@
+"""Gated ResNets: Detectron2's residual networks whose blocks, groups or channels a policy switches off per image.
+
+SkipNet (Wang et al., Learning Dynamic Routing in Convolutional Networks): the output of a block is G F + (1 - G) S,
+where F is the block with its final ReLU and S its bare skip path. Names and shapes of parameters are Detectron2's, so
+that weights of plain ResNets load.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dyn_d2.dynamic import Router, Unit
+from dyn_d2.dynamic.cost import chain_cost, conv_cost
+from dyn_d2.dynamic.execution import run_block, running_statistics
+from dyn_d2.modeling.policy.base import build_policy
+
+from detectron2.config import CfgNode
+from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec
+from detectron2.modeling.backbone import BACKBONE_REGISTRY
+from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
+
+from .gated import GatedBackbone
+from .gated_block import GatedBlock
+
+BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+
+class _GatedResidual(GatedBlock):
+    """A residual block of Detectron2 that is run as a whole or not at all; to be inherited from before that block."""
+
+    def units(self, stage: int) -> list[Unit]:
+        return [Unit(self.name, "block", self.in_channels, 1, stage)]
+
+    def _convs(self) -> list[Conv2d]:
+        return [self.conv1, self.conv2, *([self.conv3] if hasattr(self, "conv3") else [])]
+
+    def _branch(self, x: Tensor) -> Tensor:
+        *first, last = self._convs()
+        for conv in first:
+            x = F.relu_(conv(x))
+        return last(x)
+
+    def _skip(self, x: Tensor, router: Router) -> Tensor:
+        """The skip path, computed once for open and closed images: both need it."""
+        if self.shortcut is None:
+            return x
+        cost, height, width = conv_cost(self.shortcut, *x.shape[-2:])
+        router.trace.add_fixed(f"{self.name}.shortcut", cost, x)
+        with running_statistics(self.shortcut, len(x) * height * width <= 1):
+            return self.shortcut(x)
+
+    def forward(self, x: Tensor, router: Router) -> Tensor:
+        cost = chain_cost(self._convs(), *x.shape[-2:])[0]
+        unit_cost = torch.full((1,), cost, device=x.device)
+        decision = router.decide(x, unit_cost)
+        router.record_units(self.name, decision, unit_cost, cost)
+        skip = self._skip(x, router)
+        return run_block(self._branch, x, skip, decision, owner=self, overwrite=router.overwrite)
+
+
+class GatedBasicBlock(_GatedResidual, BasicBlock):
+    """Two 3x3 convolutions, as one unit. The constructor is that of Detectron2's ``BasicBlock``."""
+
+
+class GatedBottleneckBlock(_GatedResidual, BottleneckBlock):
+    """1x1, 3x3 and 1x1 convolutions, as one unit. The constructor is that of Detectron2's ``BottleneckBlock``."""
+
+
+def make_stage(
+    cfg: CfgNode, number: int, count: int, *, bottleneck: int = 0, in_channels: int, out_channels: int, **arguments
+) -> list[CNNBlockBase]:
+    """The blocks of one stage, of the kind that MODEL.GATED.UNIT asks for.
+
+    Args:
+        number: of the stage, from 0. SkipNet always runs the first block of the first stage.
+        count: of blocks.
+        bottleneck: channels of the 3x3 convolution of bottleneck blocks; 0: basic blocks.
+        in_channels: of the first block.
+        out_channels: of all blocks.
+        arguments: ``stride`` of the first block, ``norm`` and further arguments of all blocks.
+
+    Raises:
+        ValueError: MODEL.GATED.UNIT is unknown.
+    """
+    unit = cfg.MODEL.GATED.UNIT
+    if unit not in ("block", "group", "channel"):
+        raise ValueError(f'MODEL.GATED.UNIT is {unit!r}: use "block", "group" or "channel".')
+    stride = arguments.pop("stride")
+    make = {"block": _block_classes, "group": _group_classes, "channel": _channel_classes}[unit]
+    first, others, arguments = make(cfg, bottleneck, arguments)
+    blocks = []
+    for i in range(count):
+        block_class = first if i == number == 0 else others
+        blocks.append(block_class(in_channels, out_channels, stride=stride if i == 0 else 1, **arguments))
+        in_channels = out_channels
+    return blocks
+
+
+def _block_classes(cfg: CfgNode, bottleneck: int, arguments: dict) -> tuple[type, type, dict]:
+    if not bottleneck:
+        return BasicBlock, GatedBasicBlock, arguments
+    return BottleneckBlock, GatedBottleneckBlock, {**arguments, "bottleneck_channels": bottleneck}
+
+
+def _group_classes(cfg: CfgNode, bottleneck: int, arguments: dict) -> tuple[type, type, dict]:
+    from .cdb_blocks import CDBBlock
+
+    arguments = {**arguments, "groups": cfg.MODEL.GATED.GROUPS}
+    return CDBBlock, CDBBlock, {**arguments, "bottleneck_channels": bottleneck}
+
+
+def _channel_classes(cfg: CfgNode, bottleneck: int, arguments: dict) -> tuple[type, type, dict]:
+    from .moe_blocks import MoEBasicBlock, MoEBottleneckA, MoEBottleneckB
+
+    arguments = {**arguments, "widen": cfg.MODEL.GATED.WIDEN}
+    if not bottleneck:
+        return MoEBasicBlock, MoEBasicBlock, arguments
+    kinds = {"A": MoEBottleneckA, "B": MoEBottleneckB}
+    if cfg.MODEL.GATED.BOTTLENECK not in kinds:
+        raise ValueError(f'MODEL.GATED.BOTTLENECK is {cfg.MODEL.GATED.BOTTLENECK!r}: use "A" or "B".')
+    block = kinds[cfg.MODEL.GATED.BOTTLENECK]
+    return block, block, {**arguments, "bottleneck_channels": bottleneck}
+
+
+def _check(cfg: CfgNode) -> None:
+    res = cfg.MODEL.RESNETS
+    if res.DEPTH not in BLOCKS_PER_STAGE:
+        raise ValueError(f"MODEL.RESNETS.DEPTH is {res.DEPTH}: use one of {', '.join(map(str, BLOCKS_PER_STAGE))}.")
+    needed = {} if res.DEPTH >= 50 else {"RES2_OUT_CHANNELS": 64, "RES5_DILATION": 1, "NUM_GROUPS": 1}
+    if cfg.MODEL.GATED.UNIT != "block":
+        needed["NUM_GROUPS"] = 1
+    for key, value in needed.items():
+        if res[key] != value:
+            raise ValueError(
+                f"MODEL.RESNETS.{key} has to be {value}, not {res[key]}, with MODEL.RESNETS.DEPTH {res.DEPTH} and "
+                f"MODEL.GATED.UNIT {cfg.MODEL.GATED.UNIT}."
+            )
+    if res.RES5_DILATION not in (1, 2):
+        raise ValueError(f"MODEL.RESNETS.RES5_DILATION is {res.RES5_DILATION}: use 1 or 2.")
+    if any(res.DEFORM_ON_PER_STAGE):
+        raise ValueError("MODEL.RESNETS.DEFORM_ON_PER_STAGE: gated backbones have no deformable convolution.")
+
+
+@BACKBONE_REGISTRY.register()
+def build_gated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GatedBackbone:
+    """A gated ResNet-18, 34, 50, 101 or 152 from MODEL.RESNETS, MODEL.GATED and MODEL.POLICY; features res2 ... res5.
+
+    Raises:
+        ValueError: a key has a value that cannot be; the message names it.
+    """
+    _check(cfg)
+    res = cfg.MODEL.RESNETS
+    deep = res.DEPTH >= 50
+    channels, out_channels, width = res.STEM_OUT_CHANNELS, res.RES2_OUT_CHANNELS, res.NUM_GROUPS * res.WIDTH_PER_GROUP
+    stages = {}
+    for number, count in enumerate(BLOCKS_PER_STAGE[res.DEPTH]):
+        dilation = res.RES5_DILATION if number == 3 else 1
+        arguments = {"norm": res.NORM, "stride": 1 if number == 0 or dilation > 1 else 2}
+        if deep:
+            arguments |= {"bottleneck": width, "stride_in_1x1": res.STRIDE_IN_1X1, "dilation": dilation}
+        if deep and cfg.MODEL.GATED.UNIT == "block":
+            arguments["num_groups"] = res.NUM_GROUPS
+        stages[f"res{number + 2}"] = make_stage(
+            cfg, number, count, in_channels=channels, out_channels=out_channels, **arguments
+        )
+        channels, out_channels, width = out_channels, 2 * out_channels, 2 * width
+    stem = BasicStem(input_shape.channels, res.STEM_OUT_CHANNELS, norm=res.NORM)
+    return GatedBackbone(
+        stem,
+        stages,
+        partial(build_policy, cfg),
+        out_features=res.OUT_FEATURES,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+    )

@@ -1,0 +1,4 @@
+"""Operators with compiled kernels, each with a slow obvious reference. Nothing in here imports detectron2.
+
+A kernel is compiled at its first use and kept (see ``build``); where that is not possible, torch code does its work.
+"""
