@@ -19,6 +19,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 
 from .check_report import Problem, Report, summary
+from .classification import check_classification, is_classification
 from .few_shot.sources import read_json, read_voc_record, require_source, voc_image_ids
 
 __all__ = [
@@ -276,6 +277,8 @@ def check_dataset(name: str, read_images: bool = True) -> list[Report]:
     Raises:
         KeyError, FileNotFoundError: it is not registered, or not there.
     """
+    if is_classification(name):
+        return [check_classification(name, read_images)]
     meta = MetadataCatalog.get(name)
     if meta.get("few_shot") is None:
         require_source(name)

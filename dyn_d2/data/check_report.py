@@ -15,6 +15,7 @@ REMEDIES = {
     "duplicate_category": "give every category its own id and its own name",
     "unknown_category": 'add the category to "categories", or correct the annotation\'s category_id',
     "category_range": "use category ids 0 .. number of classes - 1 in data set dicts",
+    "label_range": "use labels 0 .. number of classes - 1",
     "unknown_image": "add the image, or remove the annotation",
     "bad_box": 'give four numbers: "bbox": [x, y, width, height] in pixels',
     "non_finite": "replace NaN and infinity by numbers, or remove the annotation",

@@ -12,16 +12,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dyn_d2.data.classification import ClassificationMapper, is_classification
 from dyn_d2.utils.errors import UserError
 from dyn_d2.utils.seeds import derive_seed
 
-from detectron2.data import DatasetMapper, get_detection_dataset_dicts
+from detectron2.data import DatasetMapper, build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data.common import DatasetFromList
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.data.samplers import RepeatFactorTrainingSampler
@@ -34,16 +36,20 @@ REPLACEMENTS = 10  # other samples to try where a mapper declines one
 def isolated_random(*seed: int | str) -> Iterator[None]:
     """Inside the block all generators are seeded with ``seed``; after it they go on as if nothing had been drawn."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    number = derive_seed(*seed)
-    random.seed(number)
-    np.random.seed(number % 2**32)
-    torch.default_generator.manual_seed(number)  # torch.manual_seed would also reset the GPU's generator for good
+    _seed_generators(*seed)
     try:
         yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+
+
+def _seed_generators(*seed: int | str) -> None:
+    number = derive_seed(*seed)
+    random.seed(number)
+    np.random.seed(number % 2**32)
+    torch.default_generator.manual_seed(number)  # torch.manual_seed would also reset the GPU's generator for good
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,30 @@ class Unreadable:
     reason: str
 
 
+def readable(mapper: Callable[[dict], dict | None], record: dict) -> dict | Unreadable | None:
+    """What ``mapper`` makes of a record, or Unreadable."""
+    try:
+        return mapper(record)
+    except (OSError, SyntaxError, SizeMismatchError) as error:  # SyntaxError: PIL, of broken PNG files
+        return Unreadable(str(record.get("file_name", f"image {record.get('image_id')}")), str(error))
+
+
+def check_readable(batch: list[dict | Unreadable]) -> list[dict]:
+    """``batch``, if all of it could be read.
+
+    Raises:
+        UserError: names the images that could not.
+    """
+    broken = [item for item in batch if isinstance(item, Unreadable)]
+    if broken:
+        raise UserError(
+            f"{len(broken)} of the {len(batch)} images of this batch cannot be used: "
+            + "; ".join(f"{item.file} ({item.reason})" for item in broken)
+            + ". tools/check_data.py finds all such images, and its --clean leaves them out of a json."
+        )
+    return batch
+
+
 class MappedByPosition(Dataset):
     """Maps a data set dict to model input, with random numbers that depend on seed and position only.
 
@@ -140,17 +170,20 @@ class MappedByPosition(Dataset):
         self.records, self._mapper, self._seed = records, mapper, seed
 
     def __getitem__(self, key: tuple[int, int]) -> dict | Unreadable:
-        position, sample = key
-        with isolated_random(self._seed, "sample", position):
-            for _ in range(REPLACEMENTS):
-                record = self.records[sample]
-                try:
-                    mapped = self._mapper(record)
-                except (OSError, SyntaxError, SizeMismatchError) as error:  # SyntaxError: PIL, of broken PNG files
-                    return Unreadable(str(record.get("file_name", f"sample {sample}")), str(error))
-                if mapped is not None:
-                    return mapped
-                sample = random.randrange(len(self.records))
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[dict | Unreadable]:
+        """A batch, as DataLoader asks for it: to keep the generators' states costs more than to map a small image."""
+        with isolated_random():
+            return [self._map(*key) for key in keys]
+
+    def _map(self, position: int, sample: int) -> dict | Unreadable:
+        _seed_generators(self._seed, "sample", position)
+        for _ in range(REPLACEMENTS):
+            mapped = readable(self._mapper, self.records[sample])
+            if mapped is not None:
+                return mapped
+            sample = random.randrange(len(self.records))
         raise RuntimeError(f"the mapper declined {REPLACEMENTS} samples in a row, the last one being number {sample}.")
 
 
@@ -187,15 +220,7 @@ class ResumableLoader:
                     self.dataset, batch_sampler=self._batches, num_workers=self._num_workers, collate_fn=_as_list
                 )
             )
-        for batch in batches:
-            broken = [item for item in batch if isinstance(item, Unreadable)]
-            if broken:
-                raise UserError(
-                    f"{len(broken)} of the {len(batch)} images of this batch cannot be used: "
-                    + "; ".join(f"{item.file} ({item.reason})" for item in broken)
-                    + ". tools/check_data.py finds all such images, and its --clean leaves them out."
-                )
-            yield batch
+        yield from map(check_readable, batches)
 
 
 def _as_list(batch: list[dict]) -> list[dict]:
@@ -240,7 +265,7 @@ def build_resumable_train_loader(cfg, mapper: Callable[[dict], dict | None] | No
 
     Args:
         cfg: DATASETS.TRAIN, DATALOADER.*, SOLVER.IMS_PER_BATCH, SEED (must be set) are read.
-        mapper: data set dict -> model input; default ``DatasetMapper(cfg, is_train=True)``. It may return None to
+        mapper: data set dict -> model input; default the one that ``build_mapper`` chooses. It may return None to
             decline a sample, another one is then drawn.
     """
     if cfg.SEED < 0:
@@ -252,19 +277,66 @@ def build_resumable_train_loader(cfg, mapper: Callable[[dict], dict | None] | No
     records = get_detection_dataset_dicts(
         list(cfg.DATASETS.TRAIN), filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     )
+    labels = is_classification(cfg.DATASETS.TRAIN[0])
     batches = BatchesByPosition(
         _sample_order(cfg, records, cfg.SEED),
         cfg.SOLVER.IMS_PER_BATCH,
-        groups=aspect_groups(records) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
+        groups=aspect_groups(records) if cfg.DATALOADER.ASPECT_RATIO_GROUPING and not labels else None,
         rank=comm.get_rank(),
         world=comm.get_world_size(),
     )
-    mapper = mapper or DatasetMapper(cfg, is_train=True)
-    mapped = MappedByPosition(DatasetFromList(records, copy=False), mapper, cfg.SEED)
-    instances = Counter(
+    mapper = mapper or build_mapper(cfg, cfg.DATASETS.TRAIN[0], is_train=True)
+    mapped = MappedByPosition(_kept(records), mapper, cfg.SEED)
+    return ResumableLoader(mapped, batches, cfg.DATALOADER.NUM_WORKERS, _count_classes(records, labels))
+
+
+def build_mapper(cfg, dataset_name: str, is_train: bool) -> Callable[[dict], dict | None]:
+    """The mapper that fits the data set: of images with a label, or Detectron2's of images with objects."""
+    if is_classification(dataset_name):
+        return ClassificationMapper(cfg, is_train=is_train)
+    return DatasetMapper(cfg, is_train=is_train)
+
+
+def _kept(records: list[dict]) -> Dataset:
+    """Serialized, so that workers share them; images in memory are shared anyway, and would only be copied."""
+    return DatasetFromList(records, copy=False, serialize="image" not in records[0])
+
+
+def _count_classes(records: list[dict], labels: bool) -> Counter:
+    if labels:
+        return Counter(record["label"] for record in records)
+    return Counter(
         annotation["category_id"]
         for record in records
         for annotation in record.get("annotations", ())
         if not annotation.get("iscrowd", 0)
     )
-    return ResumableLoader(mapped, batches, cfg.DATALOADER.NUM_WORKERS, instances)
+
+
+class EvaluationLoader:
+    """Each image of a data set once, in batches, spread over the processes.
+
+    Raises:
+        UserError: while iterating, at an image that cannot be read.
+    """
+
+    def __init__(self, cfg, dataset_name: str, mapper: Callable[[dict], dict | None] | None = None) -> None:
+        """
+        Args:
+            cfg: TEST.IMS_PER_BATCH, images of a process in a batch, and DATALOADER.NUM_WORKERS are read.
+            mapper: default the one that ``build_mapper`` chooses.
+        """
+        records = get_detection_dataset_dicts([dataset_name], filter_empty=False)
+        self._batches = build_detection_test_loader(
+            _kept(records),
+            mapper=partial(readable, mapper or build_mapper(cfg, dataset_name, is_train=False)),
+            batch_size=cfg.TEST.IMS_PER_BATCH,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+        self.dataset = self._batches.dataset
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        yield from map(check_readable, self._batches)

@@ -1,0 +1,76 @@
+"""Checks of classification data before training."""
+
+import numbers
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from dyn_d2.data.check_report import Problem, Report
+
+from detectron2.data import DatasetCatalog
+
+from .mapper import decode
+from .readers import Record
+from .sets import ensure_classes, require_files
+
+
+def check_classification(name: str, read_images: bool = True) -> Report:
+    """Check a registered data set.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    require_files(name)
+    try:
+        records = DatasetCatalog.get(name)
+    except Exception as error:  # the loader may be anyone's; what it says is the problem
+        report = Report(name)
+        report.add("cannot_load", name, f"{type(error).__name__}: {error}")
+        return report
+    report = check_labels(records, name, read_images)
+    times = Counter(record.get("image_id") for record in records)
+    for image_id in [i for i, count in times.items() if count > 1 and i is not None]:
+        report.add("duplicate_image", f"{name}, image {image_id!r}", "its id occurs twice", image_id)
+    return report
+
+
+def check_labels(records: Sequence[Record], name: str, read_images: bool = False) -> Report:
+    """Check the records of a classification data set.
+
+    Args:
+        name: of the data set; its thing_classes give the range of the labels.
+        read_images: decode every image; otherwise files are only looked for.
+    """
+    classes = ensure_classes(name)
+    report = Report(name, images=len(records))
+    for position, record in enumerate(records):
+        image_id, label = record.get("image_id"), record.get("label")
+        where = f"{name}, {record.get('file_name', f'image {position}')}"
+        if image_id is None or ("image" not in record and "file_name" not in record):
+            report.add("bad_entry", where, "the record has no image_id, or neither image nor file_name", image_id)
+        if isinstance(label, bool) or not isinstance(label, numbers.Integral) or not 0 <= label < len(classes):
+            report.add("label_range", where, f"label {label!r} is not in 0 .. {len(classes) - 1}", image_id)
+        else:
+            report.count([(classes[label], False)])
+    report.problems += check_images(records, name, read_images)
+    return report.finish(classes)
+
+
+def check_images(records: Sequence[Record], name: str, read_images: bool) -> list[Problem]:
+    """Look whether image files are there and, with ``read_images``, whether all images can be decoded."""
+
+    def look(record: Record) -> Problem | None:
+        file, image_id = record.get("file_name"), record.get("image_id")
+        if file and not Path(file).is_file():
+            return Problem("missing_image", file, "not found", image_id)
+        if not read_images or not (file or "image" in record):
+            return None
+        try:
+            decode(record)
+        except Exception as error:  # decoders raise whatever they like; none of it is usable
+            return Problem("unreadable_image", file or f"{name}, image {image_id}", f"{error}", image_id)
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        return [problem for problem in pool.map(look, records) if problem is not None]

@@ -1,0 +1,85 @@
+"""What follows from the choice of a classification data set: class count, augmentation, mean and spread."""
+
+from collections.abc import Callable
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from .sets import ensure_classes, is_classification, register_folders
+
+# Recipe -> mean and standard deviation of red, green and blue (0 to 255), keys of INPUT.CLASSIFICATION (others: off).
+# cifar10: facts/skipnet.md (b). svhn: no augmentation, as in the stochastic-depth recipe; a mirrored 2 is no digit.
+_CROP_FLIP = {"PAD_CROP": 4, "FLIP": True}
+RECIPES: dict[str, tuple[list[float], list[float], dict[str, Any]]] = {
+    "cifar10": ([125.3, 123.0, 113.9], [51.6, 50.8, 51.3], _CROP_FLIP),
+    "cifar100": ([129.3, 124.1, 112.4], [68.2, 65.4, 70.4], _CROP_FLIP),
+    "svhn": ([111.6, 113.2, 120.6], [50.5, 51.3, 50.2], {}),
+    "imagenet": (
+        [123.675, 116.28, 103.53],
+        [58.395, 57.12, 57.375],
+        {"RANDOM_RESIZED_CROP": 224, "FLIP": True, "RESIZE_TEST": 256, "CROP_TEST": 224},
+    ),
+    "digits": ([77.9] * 3, [95.9] * 3, {}),
+}
+OFF = {"PAD_CROP": 0, "RANDOM_RESIZED_CROP": 0, "FLIP": False, "RESIZE_TEST": 0, "CROP_TEST": 0}
+CUSTOM = "custom_images"
+
+
+def apply_classification(cfg: CfgNode, set_key: Callable[[str, Any, str], None]) -> None:
+    """Derive keys from the data sets, where those are for classification; called before ``cfg`` is frozen.
+
+    Args:
+        set_key: (key, value, why) -> sets a derived value, unless the user gave one.
+
+    Raises:
+        ValueError: ImageClassifier on a data set without labels of images, or an unknown recipe.
+        FileNotFoundError: a data set whose classes are its folders is not there.
+    """
+    _register_custom(cfg, set_key)
+    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    if cfg.MODEL.META_ARCHITECTURE == "ImageClassifier":
+        others = [name for name in names if not is_classification(name)]
+        if others:
+            raise ValueError(
+                f"MODEL.META_ARCHITECTURE is ImageClassifier, but {', '.join(others)} is no registered data set with "
+                'one label an image (evaluator_type "classification"): see datasets/README.md for those that are.'
+            )
+    names = [name for name in names if is_classification(name)]
+    if not names:
+        return
+    for name in names:
+        ensure_classes(name)
+    set_key("MODEL.IMAGE_CLASSIFIER.NUM_CLASSES", len(ensure_classes(names[0])), f"classes of {names[0]}")
+    _apply_recipe(cfg, names[0], set_key)
+
+
+def _apply_recipe(cfg: CfgNode, name: str, set_key: Callable[[str, Any, str], None]) -> None:
+    recipe = cfg.INPUT.CLASSIFICATION.RECIPE
+    if recipe == "auto":
+        recipe = MetadataCatalog.get(name).get("recipe", "")
+    if recipe == "":
+        return
+    if recipe not in RECIPES:
+        raise ValueError(f"INPUT.CLASSIFICATION.RECIPE is {recipe!r}: use auto, '' or one of {', '.join(RECIPES)}.")
+    mean, std, keys = RECIPES[recipe]
+    order = 1 if cfg.INPUT.FORMAT == "RGB" else -1
+    why = f"recipe {recipe}"
+    set_key("MODEL.PIXEL_MEAN", mean[::order], why)
+    set_key("MODEL.PIXEL_STD", std[::order], why)
+    for key, value in {**OFF, **keys}.items():
+        set_key(f"INPUT.CLASSIFICATION.{key}", value, why)
+
+
+def _register_custom(cfg: CfgNode, set_key: Callable[[str, Any, str], None]) -> None:
+    """Register the folders of CLASSIFICATION.CUSTOM and make them the data sets of ``cfg``."""
+    train, test = cfg.CLASSIFICATION.CUSTOM.TRAIN, cfg.CLASSIFICATION.CUSTOM.TEST
+    if test and not train:
+        raise ValueError("CLASSIFICATION.CUSTOM.TEST needs CLASSIFICATION.CUSTOM.TRAIN, whose folders are the classes.")
+    if not train:
+        return
+    for split, folder in (("train", train), ("test", test)):
+        if folder:
+            register_folders(f"{CUSTOM}_{split}", folder, classes_from=train)
+        sets = (f"{CUSTOM}_{split}",) if folder else ()
+        set_key(f"DATASETS.{split.upper()}", sets, f"CLASSIFICATION.CUSTOM.{split.upper()}")
