@@ -8,6 +8,11 @@ def add_dyn_d2_config(cfg: CN) -> None:
     _add_detector_keys(cfg)
     _add_few_shot_keys(cfg)
     _add_run_keys(cfg)
+    _add_classifier_keys(cfg)
+    _add_classification_keys(cfg)
+    _add_stage_keys(cfg)
+    _add_gated_keys(cfg)
+    _add_policy_keys(cfg)
 
 
 def _add_detector_keys(cfg: CN) -> None:
@@ -84,3 +89,142 @@ def _add_run_keys(cfg: CN) -> None:
     cfg.SOLVER.PREFLIGHT = True
     # Let --eval-only score a model although the checkpoint does not hold all of its parameters.
     cfg.TEST.ALLOW_PARTIAL_WEIGHTS = False
+
+
+def _add_gated_keys(cfg: CN) -> None:
+    cfg.MODEL.GATED = CN()
+    # What can be switched off: "block" (SkipNet), "group" (CDB) or "channel" (DeepMoE).
+    cfg.MODEL.GATED.UNIT = "block"
+    # Bottleneck block of DeepMoE: "A" gates the outputs of its 1x1 and 3x3 convolution, "B" that of the 3x3 one.
+    cfg.MODEL.GATED.BOTTLENECK = "A"
+    # How many times as many gated channels as the plain network DeepMoE has: 1 is "narrow", 2 "wide".
+    cfg.MODEL.GATED.WIDEN = 1.0
+    # Which convolutions of VGG16 that widens: "W1-High", "W1-Mid", "W4-Low" or "W13-All", the rows of Table 3.4.
+    cfg.MODEL.GATED.WIDEN_LAYERS = "W13-All"
+    # N of CDB: groups of a block.
+    cfg.MODEL.GATED.GROUPS = 2
+    # Backbone below build_gated_fpn_backbone and build_gated_retinanet_fpn_backbone.
+    cfg.MODEL.GATED.BOTTOM_UP = "build_gated_resnet_backbone"
+    # Width of MobileNetV2, 1.0 or 1.4.
+    cfg.MODEL.GATED.WIDTH_MULT = 1.0
+
+
+def _add_classifier_keys(cfg: CN) -> None:
+    cfg.MODEL.IMAGE_CLASSIFIER = CN()
+    # Classes of the meta-architecture "ImageClassifier".
+    cfg.MODEL.IMAGE_CLASSIFIER.NUM_CLASSES = 10
+    # Which feature map of the backbone it classifies; "" for the last.
+    cfg.MODEL.IMAGE_CLASSIFIER.IN_FEATURE = ""
+
+
+def _add_classification_keys(cfg: CN) -> None:
+    # Images that a process evaluates at a time; 1 is the usual for timing.
+    cfg.TEST.IMS_PER_BATCH = 1
+    cfg.INPUT.CLASSIFICATION = CN()
+    # The keys below, MODEL.PIXEL_MEAN and PIXEL_STD: "auto" (what is usual for the training set), "" (as given), or
+    # "cifar10", "cifar100", "svhn", "imagenet", "digits". Values on the command line are left alone.
+    cfg.INPUT.CLASSIFICATION.RECIPE = "auto"
+    # Training: put so many black pixels on each side and cut out a window of the old size.
+    cfg.INPUT.CLASSIFICATION.PAD_CROP = 0
+    # Training: cut out a random window and resize it to a square of this size; 0 does not.
+    cfg.INPUT.CLASSIFICATION.RANDOM_RESIZED_CROP = 0
+    # Smallest and largest area of that window, as a share of the image's.
+    cfg.INPUT.CLASSIFICATION.SCALE = [0.08, 1.0]
+    # Training: mirror every other image.
+    cfg.INPUT.CLASSIFICATION.FLIP = False
+    # Training: change brightness, contrast and saturation by up to this share, e.g. 0.4.
+    cfg.INPUT.CLASSIFICATION.COLOR = 0.0
+    # Evaluation: resize the shorter side to this length; 0 does not.
+    cfg.INPUT.CLASSIFICATION.RESIZE_TEST = 0
+    # Evaluation: cut a square of this size out of the middle; 0 does not.
+    cfg.INPUT.CLASSIFICATION.CROP_TEST = 0
+    # Your own images: folders that hold one folder a class. When TRAIN is set, they become the data sets.
+    cfg.CLASSIFICATION = CN()
+    cfg.CLASSIFICATION.CUSTOM = CN({"TRAIN": "", "TEST": ""})
+
+
+def _add_stage_keys(cfg: CN) -> None:
+    # SOLVER keys of every training stage of a policy after its first (MODEL.POLICY.STAGE), so that one yaml serves all;
+    # 0, [] and -1 mean as in SOLVER.
+    cfg.SOLVER.SECOND_STAGE = CN({"BASE_LR": 0.0, "MAX_ITER": 0, "STEPS": [], "WARMUP_ITERS": -1})
+    # The rate of the policy's parameters, as a factor on that of the others.
+    cfg.SOLVER.GATE_LR_FACTOR = 1.0
+    # The weight decay of the policy's parameters; negative: as the others.
+    cfg.SOLVER.GATE_WEIGHT_DECAY = -1.0
+
+
+def _add_policy_keys(cfg: CN) -> None:
+    cfg.MODEL.POLICY = CN()
+    # What decides: "all_open" (the plain network), "skipnet_ffgate1", "skipnet_ffgate2", "skipnet_rnn", "deepmoe",
+    # "cdb", "convnet_aig", "random_skip" or "fixed".
+    cfg.MODEL.POLICY.NAME = "all_open"
+    # Stage of its training: "sp" or "hrl" of SkipNet, "joint" or "finetune" of DeepMoE; "" for the first.
+    cfg.MODEL.POLICY.STAGE = ""
+    # SkipNet, ConvNet-AIG, CDB: what the probability of a unit has to exceed to run in evaluation; SkipNet's stage "sp"
+    # trains with it too.
+    cfg.MODEL.POLICY.THRESHOLD = 0.5
+    # Of the sigmoid of SkipNet's gates and of the Gumbel soft-max of ConvNet-AIG.
+    cfg.MODEL.POLICY.TEMPERATURE = 1.0
+    # Share to run, in (0, 1]: r and e of CDB, t of ConvNet-AIG, of units for random_skip and fixed.
+    cfg.MODEL.POLICY.TARGET_RATE = 0.7
+
+    cfg.MODEL.POLICY.SKIPNET = CN()
+    # Stage "sp": "hard" (rounded, gradient of the probability, Eq. 2.7) or "soft" (the probability, Table 2.3).
+    cfg.MODEL.POLICY.SKIPNET.RELAXATION = "hard"
+    # alpha of Eq. 2.5: what skipping is worth against the loss, in stage "hrl".
+    cfg.MODEL.POLICY.SKIPNET.ALPHA = 0.1
+    # beta, weight of the loss in the return; 0: alpha / N (the thesis' relaxed reward), 1: as Eq. 2.5 has it.
+    cfg.MODEL.POLICY.SKIPNET.BETA = 0.0
+    # Weight of the REINFORCE term.
+    cfg.MODEL.POLICY.SKIPNET.WEIGHT = 0.01
+    # Subtracted from the return: "none" or "self_critical" (the return of the greedy path, at a second forward pass).
+    cfg.MODEL.POLICY.SKIPNET.BASELINE = "none"
+    # The last layer of the gates is divided by it once, when stage "hrl" starts; 0.05 in the authors' ImageNet code.
+    cfg.MODEL.POLICY.SKIPNET.HRL_TEMPERATURE = 1.0
+    # Logit of new gates; positive: blocks run at the start, as pre-trained weights expect.
+    cfg.MODEL.POLICY.SKIPNET.INIT_BIAS = 0.0
+
+    cfg.MODEL.POLICY.DEEPMOE = CN()
+    # Layers of the embedding network: 4 for CIFAR, 5 for ImageNet.
+    cfg.MODEL.POLICY.DEEPMOE.LAYERS = 4
+    # Width of the embedding.
+    cfg.MODEL.POLICY.DEEPMOE.WIDTH = 128
+    # lambda of Eq. 3.7, weight of the sum of all gates.
+    cfg.MODEL.POLICY.DEEPMOE.LAMBDA = 0.001
+    # mu of Eq. 3.7, weight of the classification loss of the embedding; 0 for tasks without image labels.
+    cfg.MODEL.POLICY.DEEPMOE.MU = 0.0
+    # In evaluation, gates up to this value are closed as well.
+    cfg.MODEL.POLICY.DEEPMOE.THRESHOLD = 0.0
+
+    cfg.MODEL.POLICY.CDB = CN()
+    # d, width of the controllers.
+    cfg.MODEL.POLICY.CDB.WIDTH = 32
+    # Controllers hear of the one before them (Eq. 6; "CA" of Table 5).
+    cfg.MODEL.POLICY.CDB.CONTEXT = True
+    # Controllers learn to tell categories apart (Eq. 7; "CS" of Table 5); needs image labels.
+    cfg.MODEL.POLICY.CDB.CATEGORY = True
+    # Category of each class, from 0; [] for superclass_of of the training set's metadata, else each class its own.
+    cfg.MODEL.POLICY.CDB.CATEGORIES = []
+    # alpha_l of Eq. 8 for each stage; stages after the last use the last.
+    cfg.MODEL.POLICY.CDB.CATEGORY_WEIGHTS = [0.0001, 0.001, 0.01, 0.1]
+    # Standard deviation of the noise of Eq. 9.
+    cfg.MODEL.POLICY.CDB.NOISE = 1.0
+    # alpha_2 of Eq. 15, weight of the execution and FLOPs losses.
+    cfg.MODEL.POLICY.CDB.RESOURCE_WEIGHT = 1.0
+
+    cfg.MODEL.POLICY.AIG = CN()
+    # t of each block; [] for TARGET_RATE.
+    cfg.MODEL.POLICY.AIG.TARGET_RATES = []
+    # Width of the gates' hidden layer.
+    cfg.MODEL.POLICY.AIG.WIDTH = 16
+    # Weight of the rate loss.
+    cfg.MODEL.POLICY.AIG.LOSS_WEIGHT = 1.0
+
+    # How the rate changes with depth: "constant" or "linear"; TARGET_RATE is the mean of both.
+    cfg.MODEL.POLICY.RANDOM = CN({"SCHEDULE": "constant"})
+
+    cfg.MODEL.POLICY.FIXED = CN()
+    # Names of units to close, "*" and "?" allowed; [] closes by TARGET_RATE.
+    cfg.MODEL.POLICY.FIXED.CLOSED = []
+    # Which are closed by TARGET_RATE: "last" or "even" (evenly spread).
+    cfg.MODEL.POLICY.FIXED.ORDER = "last"

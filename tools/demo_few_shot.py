@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 from dyn_d2.data.digit_scenes import DigitScenesSpec, generate_digit_scenes, register_digit_scenes
-from dyn_d2.engine.few_shot import Stage
 from dyn_d2.engine.few_shot_benchmark import (
     METHOD_NAMES,
     Cell,
@@ -27,6 +26,7 @@ from dyn_d2.engine.few_shot_benchmark import (
     run_cells,
     summarise,
 )
+from dyn_d2.engine.stages import Stage
 from dyn_d2.evaluation.figures import draw_precision_recall, draw_predictions
 from dyn_d2.utils.errors import run_tool
 

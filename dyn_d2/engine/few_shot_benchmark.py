@@ -19,8 +19,9 @@ from dyn_d2.evaluation.figures import draw_ap_against_shots
 from dyn_d2.evaluation.results import read_results, versions, write_results
 from dyn_d2.utils.atomic import atomic_write
 
-from .few_shot import Stage, plan, run_stage
+from .few_shot import plan
 from .setup import METHODS
+from .stages import Stage, run_stage
 
 logger = logging.getLogger(__name__)
 

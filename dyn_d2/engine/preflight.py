@@ -13,6 +13,8 @@ from torch import nn
 
 from dyn_d2.checkpoint import LoadReport
 from dyn_d2.data.check import check_image_files, check_records, summary
+from dyn_d2.data.classification import check_labels, is_classification, require_files
+from dyn_d2.evaluation import with_routes
 from dyn_d2.utils.errors import UserError
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -53,6 +55,12 @@ def check_files(cfg) -> None:
 
 
 def _missing_files(name: str) -> Iterator[str]:
+    if is_classification(name):
+        try:
+            require_files(name)
+        except FileNotFoundError as error:
+            yield str(error)
+        return
     metadata = MetadataCatalog.get(name)
     root = os.environ.get("DETECTRON2_DATASETS")
     where = f"DETECTRON2_DATASETS is {root}" if root else "DETECTRON2_DATASETS is not set, so ./datasets is searched"
@@ -111,7 +119,8 @@ def _head_problems(cfg, model: nn.Module, classes: list[str]) -> list[str]:
     if rows is not None and classes and rows != len(classes):
         problems.append(
             f"the head predicts {rows} classes, data set {cfg.DATASETS.TRAIN[0]} has {len(classes)}: set "
-            f"MODEL.ROI_HEADS.NUM_CLASSES (RetinaNet: MODEL.RETINANET.NUM_CLASSES) to {len(classes)}."
+            f"MODEL.ROI_HEADS.NUM_CLASSES (RetinaNet: MODEL.RETINANET.NUM_CLASSES, ImageClassifier: "
+            f"MODEL.IMAGE_CLASSIFIER.NUM_CLASSES) to {len(classes)}."
         )
     for name in [*cfg.DATASETS.TRAIN[1:], *cfg.DATASETS.TEST]:
         others = list(MetadataCatalog.get(name).get("thing_classes", []))
@@ -176,6 +185,11 @@ def _data_problems(trainer: DynTrainer) -> list[str]:
     problems = []
     for name, records in sets.items():
         metadata = MetadataCatalog.get(name)
+        if is_classification(name):
+            report = check_labels(records, name, read_images=len(records) <= READ_IMAGES)
+            if not report.ok:
+                problems.append(f"data set {name} has {summary(report.problems, per_kind=5)}")
+            continue
         report = check_records([record for record in records if "annotations" in record], metadata)
         files = {r["file_name"]: (r["file_name"], r.get("image_id"), r.get("width"), r.get("height")) for r in records}
         report.problems += check_image_files(list(files.values()), read_images=len(files) <= READ_IMAGES)
@@ -202,7 +216,7 @@ def _dry_run(trainer: DynTrainer, name: str) -> None:
     model = trainer.checkpointer.model
     loader = trainer.build_test_loader(trainer.cfg, name)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), any_score(model), _quiet():
-        evaluator = trainer.build_evaluator(trainer.cfg, name, folder)
+        evaluator = with_routes(trainer.build_evaluator(trainer.cfg, name, folder), trainer.cfg, model, name, folder)
         evaluator.reset()
         training, _ = model.training, model.eval()
         try:

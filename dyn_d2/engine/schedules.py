@@ -4,6 +4,7 @@ Source of each number: the configs and scripts published with the paper (docs/tf
 with rate 0.005 for the first sample of shots (seed 0); everything else uses the 0.001 that the thesis states.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 
@@ -97,8 +98,10 @@ def _lvis(cfg) -> Schedule:
     return Schedule(0.001, (LVIS_STEP,), LVIS_ITERATIONS, 0)
 
 
-def _is_set(key: str, value: float | int | list[int]) -> bool:
-    return value >= 0 if key == "WARMUP_ITERS" else bool(value)
+def own_schedule(node: Mapping[str, float | int | list[int]]) -> dict[str, float | int | tuple[int, ...]]:
+    """The SOLVER keys that a node such as FEW_SHOT.FINETUNE or SOLVER.SECOND_STAGE sets, with their values."""
+    given = {key: value for key, value in node.items() if (value >= 0 if key == "WARMUP_ITERS" else value)}
+    return {key: tuple(value) if key == "STEPS" else value for key, value in given.items()}
 
 
 def stage_schedule(cfg) -> dict[str, float | int | tuple[int, ...]]:
@@ -113,8 +116,7 @@ def stage_schedule(cfg) -> dict[str, float | int | tuple[int, ...]]:
     if few.SCHEDULE == "thesis":
         keys = thesis_schedule(cfg)._asdict()
     else:
-        own = {"base": few.BASE, "finetune": few.FINETUNE, "novel": few.NOVEL}.get(few.STAGE, {})
-        keys = {key: tuple(value) if key == "STEPS" else value for key, value in own.items() if _is_set(key, value)}
+        keys = own_schedule({"base": few.BASE, "finetune": few.FINETUNE, "novel": few.NOVEL}.get(few.STAGE, {}))
     if few.METHOD == "ft" and few.STAGE == "finetune":
         full = {"MAX_ITER": cfg.SOLVER.MAX_ITER, "STEPS": cfg.SOLVER.STEPS, **keys}
         keys["MAX_ITER"] = max(1, round(full["MAX_ITER"] * FT_SHARE))

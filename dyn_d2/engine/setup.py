@@ -13,6 +13,7 @@ import yaml
 
 from dyn_d2.config import add_dyn_d2_config
 from dyn_d2.engine_choice import describe_engine
+from dyn_d2.modeling.policy.base import policy_class
 from dyn_d2.utils.atomic import atomic_write
 from dyn_d2.utils.errors import UserError
 from dyn_d2.utils.lock import hold_folder
@@ -22,7 +23,7 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from .schedules import stage_schedule
+from .schedules import own_schedule, stage_schedule
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ METHODS = {
     "joint_shots": (False, "linear"),
 }
 ONE_STAGE = ("joint", "joint_shots")  # methods that are a single training, named as its FEW_SHOT.STAGE
+POLICY_PARTS = "backbone*.policy"  # of a gated backbone, below a feature pyramid or not
 COSINE_BASE = ("lvis",)  # benchmarks whose base model for tfa_cos is published with a cosine head as well
 
 # Keys that may differ between the config of an output directory and a run that goes on there.
@@ -84,8 +86,8 @@ def read_cfg(config_file: str = "", opts: Iterable[str] = ()) -> CfgNode:
 
 
 def derive(cfg: CfgNode, given: Iterable[str] = ()) -> None:
-    """Set what follows from other keys: classifier and freezing from the method, the stage's schedule, the few-shot
-    data sets, the scaling to the batch.
+    """Set what follows from other keys: classifier and freezing from the method, the stage's schedule, what a stage of
+    the policy changes, the few-shot data sets, what is usual for a classification data set, the scaling to the batch.
 
     Args:
         cfg: changed in place.
@@ -94,6 +96,7 @@ def derive(cfg: CfgNode, given: Iterable[str] = ()) -> None:
     Raises:
         ValueError: a key has a value that does not exist.
     """
+    from dyn_d2.data.classification import apply_classification
     from dyn_d2.data.few_shot import apply_few_shot
 
     given = set(given)
@@ -101,7 +104,9 @@ def derive(cfg: CfgNode, given: Iterable[str] = ()) -> None:
         _apply_method(cfg, given)
         for key, value in stage_schedule(cfg).items():
             _set(cfg, f"SOLVER.{key}", value, given, "stage " + cfg.FEW_SHOT.STAGE)
+    _apply_policy_stage(cfg, given)
     apply_few_shot(cfg)
+    apply_classification(cfg, lambda key, value, why: _set(cfg, key, value, given, why))
     scale_to_batch(cfg, given)
     # A step at the very end changes nothing, but fvcore's schedules refuse it; rounding makes such steps too.
     before_the_end = tuple(step for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER)
@@ -167,6 +172,18 @@ def _apply_method(cfg: CfgNode, given: set[str]) -> None:
         _set(cfg, "MODEL.FREEZE", parts, given, why)
     elif few.STAGE == "base" and few.BENCHMARK in COSINE_BASE:
         _set(cfg, "MODEL.ROI_BOX_HEAD.CLASSIFIER", classifier, given, why)
+
+
+def _apply_policy_stage(cfg: CfgNode, given: set[str]) -> None:
+    """MODEL.POLICY.STAGE -> SOLVER keys of SOLVER.SECOND_STAGE, and MODEL.FREEZE where the stage freezes the policy."""
+    policy, stage = policy_class(cfg), cfg.MODEL.POLICY.STAGE
+    if stage not in policy.STAGES[1:]:
+        return
+    for key, value in own_schedule(cfg.SOLVER.SECOND_STAGE).items():
+        own = {f"SOLVER.{key}"} if f"SOLVER.SECOND_STAGE.{key}" in given else set()  # the more special one wins
+        _set(cfg, f"SOLVER.{key}", value, given - own, "stage " + stage)
+    if stage in policy.FROZEN_STAGES and POLICY_PARTS not in cfg.MODEL.FREEZE:
+        _set(cfg, "MODEL.FREEZE", [*cfg.MODEL.FREEZE, POLICY_PARTS], given, "stage " + stage)
 
 
 def feature_parts(cfg: CfgNode) -> list[str]:

@@ -13,8 +13,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dyn_d2.checkpoint import CheckpointError, DynCheckpointer, describe
-from dyn_d2.data.resumable import ResumableLoader, build_resumable_train_loader
+from dyn_d2.data.resumable import EvaluationLoader, ResumableLoader, build_resumable_train_loader
 from dyn_d2.modeling.freeze import VerifyFrozen, freeze
+from dyn_d2.modeling.meta_arch import find_policy
 from dyn_d2.utils.atomic import remove_leftovers
 from dyn_d2.utils.errors import UserError
 from dyn_d2.utils.seeds import seed_all
@@ -25,8 +26,10 @@ from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 
+from .gate_hooks import GateCollapse, separate_gates
 from .hooks import DivergenceError, LossAverages, LossGuard, StepSeeds
 from .launch import is_lost_contact
+from .policy_stages import describe_policy, enter_stage
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +72,8 @@ class DynTrainer(DefaultTrainer):
         trainer = AMPTrainer if cfg.SOLVER.AMP.ENABLED and on_gpu else SimpleTrainer
         self._trainer = trainer(wrapped, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = DynCheckpointer(model, cfg.OUTPUT_DIR, metadata=describe(cfg), trainer=weakref.proxy(self))
+        metadata = {**describe(cfg), "policy": describe_policy(cfg, model)}
+        self.checkpointer = DynCheckpointer(model, cfg.OUTPUT_DIR, metadata=metadata, trainer=weakref.proxy(self))
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
         self.register_hooks(self.build_hooks())
 
@@ -87,8 +91,21 @@ class DynTrainer(DefaultTrainer):
         return model
 
     @classmethod
+    def build_optimizer(cls, cfg, model: nn.Module) -> torch.optim.Optimizer:
+        """Detectron2's, with the gates of the policy in groups of their own (SOLVER.GATE_*)."""
+        optimizer = super().build_optimizer(cfg, model)
+        policy = find_policy(getattr(model, "backbone", None))
+        if policy is not None:
+            separate_gates(optimizer, policy, cfg.SOLVER.GATE_LR_FACTOR, cfg.SOLVER.GATE_WEIGHT_DECAY)
+        return optimizer
+
+    @classmethod
     def build_train_loader(cls, cfg) -> ResumableLoader:
         return build_resumable_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name: str) -> EvaluationLoader:
+        return EvaluationLoader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
@@ -100,12 +117,17 @@ class DynTrainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> dict[str, Any]:
-        """Evaluate as the parent does, and write OUTPUT_DIR/results.json beside it."""
+        """Evaluate as the parent does, the routes of gated models too, and write OUTPUT_DIR/results.json beside it."""
+        from dyn_d2.evaluation import with_routes
         from dyn_d2.evaluation.results import RESULTS_FILE, evaluation_record, write_results
 
+        bare = getattr(model, "module", model)
+        if evaluators is None:
+            names = cfg.DATASETS.TEST
+            evaluators = [with_routes(cls.build_evaluator(cfg, name), cfg, bare, name) for name in names]
         results = super().test(cfg, model, evaluators)
         if comm.is_main_process() and cfg.DATASETS.TEST:
-            record = evaluation_record(cfg, getattr(model, "module", model), results, _iterations_done(cfg))
+            record = evaluation_record(cfg, bare, results, _iterations_done(cfg))
             write_results(os.path.join(cfg.OUTPUT_DIR, RESULTS_FILE), record)
         return results
 
@@ -115,6 +137,8 @@ class DynTrainer(DefaultTrainer):
         own = [StepSeeds(cfg.SEED), self._guard, LossAverages(self.checkpointer.model)]
         if cfg.MODEL.FREEZE:
             own.append(VerifyFrozen(self.checkpointer.model))
+        if find_policy(getattr(self.checkpointer.model, "backbone", None)) is not None:
+            own.append(GateCollapse())
         return own + super().build_hooks()
 
     def run_step(self) -> None:
@@ -129,7 +153,8 @@ class DynTrainer(DefaultTrainer):
         """Go on from the last checkpoint of OUTPUT_DIR, or start from MODEL.WEIGHTS; the log says which.
 
         Raises:
-            CheckpointError: ``resume`` without a checkpoint, or with one of another few-shot stage.
+            CheckpointError: ``resume`` without a checkpoint, or with one of another few-shot stage; a later stage of a
+                policy (MODEL.POLICY.STAGE) without the weights of the stage before it.
             FileNotFoundError: MODEL.WEIGHTS does not exist.
         """
         weights, folder = self.cfg.MODEL.WEIGHTS, self.cfg.OUTPUT_DIR
@@ -137,6 +162,7 @@ class DynTrainer(DefaultTrainer):
             remove_leftovers(folder)
         if not resume:
             self.checkpointer.load(weights, checkpointables=[])
+            enter_stage(self.cfg, self.checkpointer.model, self.checkpointer.report)
             if comm.is_main_process():  # a kill before the first checkpoint must not resume what was here before
                 Path(folder, "last_checkpoint").unlink(missing_ok=True)
                 drop_metrics_from(os.path.join(folder, "metrics.json"), 0)
@@ -208,7 +234,7 @@ def train_in_bfloat16(model: nn.Module) -> None:
 def distribute(model: nn.Module, find_unused_parameters: bool = False) -> nn.Module:
     """``model`` wrapped for several processes, on GPU or CPU; itself where there is only one.
 
-    Models that skip parts of themselves (attribute ``skips_parameters``) have DDP look for unused parameters.
+    Models with a part that skips parts of itself (attribute ``skips_parameters``) have DDP look for unused parameters.
     """
     if comm.get_world_size() == 1:
         return model
@@ -220,7 +246,8 @@ def distribute(model: nn.Module, find_unused_parameters: bool = False) -> nn.Mod
             model,
             device_ids=[torch.cuda.current_device()] if on_gpu else None,
             broadcast_buffers=False,
-            find_unused_parameters=find_unused_parameters or getattr(model, "skips_parameters", False),
+            find_unused_parameters=find_unused_parameters
+            or any(getattr(module, "skips_parameters", False) for module in model.modules()),
         )
 
 

@@ -55,7 +55,7 @@ def test_one_command_from_annotations_to_results(tmp_path, monkeypatch, caplog) 
     assert tuned["shots_hash"] == drawn["hash"] and base["shots_hash"] is None
 
     # The same command again, here: no process is started.
-    monkeypatch.setattr("dyn_d2.engine.few_shot.run_process", lambda command: pytest.fail(" ".join(command)))
+    monkeypatch.setattr("dyn_d2.engine.stages.run_process", lambda command: pytest.fail(" ".join(command)))
     with caplog.at_level("INFO", "dyn_d2"):
         train_few_shot(command[2], command[3:])
     assert caplog.text.count("done already") == 2

@@ -8,7 +8,6 @@ import pytest
 from tiny_detection import tiny_opts, write_boxes
 
 from dyn_d2.engine import few_shot_benchmark as benchmark
-from dyn_d2.engine.few_shot import DONE, StageError
 from dyn_d2.engine.few_shot_benchmark import (
     Cell,
     base_results,
@@ -21,6 +20,7 @@ from dyn_d2.engine.few_shot_benchmark import (
     run_cells,
     summarise,
 )
+from dyn_d2.engine.stages import DONE, StageError
 from dyn_d2.evaluation.aggregate import estimate
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from tiny_detection import tiny_opts, write_boxes
 
-from dyn_d2.engine import few_shot
-from dyn_d2.engine.few_shot import StageError, plan, train_few_shot
+from dyn_d2.engine import stages
+from dyn_d2.engine.few_shot import plan, train_few_shot
 from dyn_d2.engine.setup import build_cfg
+from dyn_d2.engine.stages import StageError
 from dyn_d2.engine.trainer import DynTrainer
 
 
@@ -46,7 +47,7 @@ def test_methods_of_one_stage(opts) -> None:
 
 
 def test_without_a_checkout_the_stages_say_so(opts, monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(few_shot, "TRAIN_NET", tmp_path / "tools" / "train_net.py")
+    monkeypatch.setattr(stages, "TRAIN_NET", tmp_path / "tools" / "train_net.py")
     with pytest.raises(StageError, match="checkout of dyn_d2"):
         train_few_shot("", opts)
 
@@ -63,7 +64,7 @@ def test_chain_is_run_once_and_stages_keep_what_is_frozen(opts, monkeypatch) -> 
         trainer.train()
         return 0
 
-    monkeypatch.setattr(few_shot, "run_process", train_here)
+    monkeypatch.setattr(stages, "run_process", train_here)
     opts = [*opts, "SOLVER.MAX_ITER", "2", "FEW_SHOT.INIT", "novel"]
     last = train_few_shot("", opts)
     assert len(commands) == 3 and all("--resume" not in command for command in commands)
@@ -82,13 +83,13 @@ def test_chain_is_run_once_and_stages_keep_what_is_frozen(opts, monkeypatch) -> 
     assert len(commands) == 4 and "finetune" in commands[-1]
     with pytest.raises(StageError, match="another config"):
         train_few_shot("", [*opts, "MODEL.RPN.NMS_THRESH", "0.6"])
-    (last.folder / few_shot.DONE).unlink()  # killed after the last checkpoint
+    (last.folder / stages.DONE).unlink()  # killed after the last checkpoint
     train_few_shot("", opts)
     assert len(commands) == 5 and "--resume" in commands[-1]
 
 
 def test_failed_stage_is_named(opts, monkeypatch) -> None:
-    monkeypatch.setattr(few_shot, "run_process", lambda command: 3)
+    monkeypatch.setattr(stages, "run_process", lambda command: 3)
     with pytest.raises(StageError, match="stage base ended with status 3"):
         train_few_shot("", opts)
-    assert not list(Path(opts[1]).rglob(few_shot.DONE))
+    assert not list(Path(opts[1]).rglob(stages.DONE))

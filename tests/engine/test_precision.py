@@ -42,9 +42,11 @@ def test_bfloat16_in_training_only(tmp_path):
 def test_channels_last_reaches_the_feature_maps(tmp_path):
     layouts = []
     handle = torch.nn.modules.module.register_module_forward_hook(
-        lambda module, inputs, output: layouts.append(output.is_contiguous(memory_format=torch.channels_last))
-        if type(module) is Conv2d and output.dim() == 4 and output.shape[1] > 1 and output.shape[2] > 1
-        else None
+        lambda module, inputs, output: (
+            layouts.append(output.is_contiguous(memory_format=torch.channels_last))
+            if type(module) is Conv2d and output.dim() == 4 and output.shape[1] > 1 and output.shape[2] > 1
+            else None
+        )
     )
     try:
         _train(tmp_path, **{"MODEL.CHANNELS_LAST": True})

@@ -122,3 +122,17 @@ def test_nan_before_the_losses_names_images_too(base) -> None:
         trainer.model.proposal_generator.rpn_head.objectness_logits.bias[:] = float("nan")
     with pytest.raises(DivergenceError, match=r"iteration 0: .*images/00\d.png"):
         trainer.train()
+
+
+def test_gated_classifier_passes_with_its_routes_and_wrong_class_count_is_named(tmp_path) -> None:
+    yaml = str(Path(__file__).parents[2] / "configs" / "SkipNet" / "digits.yaml")
+    opts = ["OUTPUT_DIR", str(tmp_path), "MODEL.RESNETS.DEPTH", "8", "TEST.IMS_PER_BATCH", "4"]
+    trainer = DynTrainer(build_cfg(yaml, opts))
+    trainer.resume_or_load(resume=False)
+    check_files(trainer.cfg)
+    check_trainer(trainer)
+    assert not (tmp_path / "inference").exists()
+    trainer = DynTrainer(build_cfg(yaml, [*opts, "MODEL.IMAGE_CLASSIFIER.NUM_CLASSES", "12"]))
+    trainer.resume_or_load(resume=False)
+    with pytest.raises(PreflightError, match="predicts 12 classes.*has 10: set.*MODEL.IMAGE_CLASSIFIER.NUM_CLASSES"):
+        check_trainer(trainer)

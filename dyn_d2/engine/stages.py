@@ -1,0 +1,165 @@
+"""Training in stages: each one is a process of its own with a folder of its own, and starts from the one before.
+
+A finished stage leaves ``done.json`` in its folder, with a hash of all that its result depends on. A stage whose hash
+is unchanged is skipped; one that was killed goes on from its last checkpoint. engine/few_shot.py and
+engine/policy_stages.py say which stages there are.
+"""
+
+import hashlib
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from dyn_d2.utils.atomic import write_json
+from dyn_d2.utils.errors import UserError
+
+from detectron2.config import CfgNode
+
+from .setup import flatten
+
+logger = logging.getLogger(__name__)
+
+TRAIN_NET = Path(__file__).resolve().parents[2] / "tools" / "train_net.py"
+DONE = "done.json"
+FINAL = "model_final.pth"
+
+# Keys that do not change what a stage learns.
+_NEUTRAL = (
+    "OUTPUT_DIR",
+    "MODEL.WEIGHTS",
+    "MODEL.DEVICE",
+    "DATALOADER.NUM_WORKERS",
+    "TEST",
+    "VIS_PERIOD",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.PREFLIGHT",
+    "SOLVER.FIND_UNUSED_PARAMETERS",
+)
+
+
+class StageError(UserError):
+    """A stage failed, or its folder holds the result of another config."""
+
+
+@dataclass
+class Stage:
+    """One training run of a procedure.
+
+    Attributes:
+        KEY: the config key that names the stage.
+        name: value of that key.
+        folder: where it trains.
+        cfg: its config.
+        parents: stages whose weights it starts from.
+    """
+
+    KEY: ClassVar[str]
+
+    name: str
+    folder: Path
+    cfg: CfgNode
+    parents: list["Stage"] = field(default_factory=list)
+
+    @property
+    def weights(self) -> Path:
+        """The model that the stage leaves."""
+        return self.folder / FINAL
+
+    def later_keys(self) -> tuple[str, ...]:
+        """Keys that only the stages after this one read."""
+        return ()
+
+    def initial_weights(self, resume: bool) -> Path | None:
+        """The file to start from, made here where it has to be made; None: MODEL.WEIGHTS of the config.
+
+        Args:
+            resume: the stage has been started before.
+        """
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """Hash of everything that the result depends on, the stages before included."""
+        skipped = _NEUTRAL + self.later_keys()
+        keys = {
+            key: value
+            for key, value in flatten(yaml.safe_load(self.cfg.dump())).items()
+            if not any(key == name or key.startswith(name + ".") for name in skipped)
+        }
+        start = [parent.fingerprint() for parent in self.parents] or self.cfg.MODEL.WEIGHTS
+        text = json.dumps([keys, start], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def finished(self) -> bool:
+        """Whether the folder holds this stage's result.
+
+        Raises:
+            StageError: it holds another one's.
+        """
+        if not (self.folder / DONE).is_file():
+            return False
+        done = json.loads((self.folder / DONE).read_text(encoding="utf-8"))
+        if done["fingerprint"] != self.fingerprint():
+            raise StageError(
+                f"{self.folder} holds stage {self.name} of another config (compare its config.yaml): choose another "
+                "OUTPUT_DIR, or remove that folder."
+            )
+        return self.weights.is_file()
+
+
+def run_process(command: list[str]) -> int:
+    """Run a command with this process's output and return its exit status."""
+    return subprocess.run(command, check=False).returncode
+
+
+def run_stage(stage: Stage, config_file: str, opts: Iterable[str], launcher: Iterable[str] = ()) -> None:
+    """Train ``stage`` in a process of its own, unless its result is there; go on where it was killed.
+
+    Args:
+        stage: its config was made from ``config_file`` and ``opts``.
+        launcher: options of train_net.py such as ``--num-gpus 2``.
+
+    Raises:
+        StageError: the process failed, or the folder holds another config's result.
+    """
+    if stage.finished():
+        logger.info(f"stage {stage.name}: done already, {stage.weights}")
+        return
+    resume = (stage.folder / "last_checkpoint").is_file()
+    start = stage.initial_weights(resume)
+    derived: list[Any] = [stage.KEY, stage.name, "OUTPUT_DIR", stage.folder]
+    derived += ["MODEL.WEIGHTS", start] if start else []
+    command = [sys.executable, str(TRAIN_NET), *launcher, *(["--resume"] if resume else [])]
+    command += ["--config-file", config_file] if config_file else []
+    command += [*opts, *map(str, derived)]
+    logger.info(f"stage {stage.name}: {'going on' if resume else 'starting'} in {stage.folder}\n  {' '.join(command)}")
+    if not TRAIN_NET.is_file():
+        raise StageError(
+            f"{TRAIN_NET} does not exist: training in stages needs a checkout of dyn_d2 (pip install -e FOLDER), not "
+            "the package alone."
+        )
+    status = run_process(command)
+    if status != 0:
+        raise StageError(
+            f"stage {stage.name} ended with status {status}; its messages are above and in {stage.folder}/log.txt. "
+            "The same command goes on from the last checkpoint."
+        )
+    write_json(stage.folder / DONE, {"stage": stage.name, "fingerprint": stage.fingerprint(), "weights": FINAL})
+
+
+def run_stages(stages: list[Stage], config_file: str, opts: list[str], launcher: Iterable[str] = ()) -> Stage:
+    """Run all of ``stages`` in order and return the last one.
+
+    Raises:
+        StageError: from ``run_stage``.
+    """
+    for number, stage in enumerate(stages, 1):
+        logger.info(f"stage {number} of {len(stages)}: {stage.name}")
+        run_stage(stage, config_file, opts, launcher)
+    return stages[-1]

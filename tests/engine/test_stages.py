@@ -1,0 +1,184 @@
+"""Training of a policy in stages: one command, resumable in every stage, and refused from the wrong weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_detection import tiny_opts, write_boxes
+
+from dyn_d2.checkpoint import CheckpointError
+from dyn_d2.engine import stages
+from dyn_d2.engine.policy_stages import plan, train_in_stages
+from dyn_d2.engine.setup import build_cfg
+from dyn_d2.engine.stages import StageError
+from dyn_d2.engine.trainer import DynTrainer
+
+from detectron2.engine import HookBase
+
+POLICIES = {"skipnet_rnn": "block", "deepmoe": "channel"}
+
+
+def opts_of(folder: Path, policy: str, **more) -> list[str]:
+    data = folder / "data" / "instances.json"
+    return tiny_opts(
+        data if data.is_file() else write_boxes(folder / "data", 4), folder / "out",
+        MODEL__META_ARCHITECTURE="DynamicRCNN", MODEL__BACKBONE__NAME="build_gated_fpn_backbone",
+        MODEL__POLICY__NAME=policy, MODEL__GATED__UNIT=POLICIES.get(policy, "block"), SOLVER__MAX_ITER=4,
+        SOLVER__STEPS=[3], SOLVER__SECOND_STAGE__MAX_ITER=3, SOLVER__SECOND_STAGE__BASE_LR=0.002,
+        SOLVER__CHECKPOINT_PERIOD=1, **more,
+    )  # fmt: skip
+
+
+class Kill(HookBase):
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def before_step(self) -> None:
+        if self.trainer.iter == self.iteration:
+            raise KeyboardInterrupt
+
+
+class Runs:
+    """Takes the place of the processes: trains here, and dies where it is told to."""
+
+    def __init__(self) -> None:
+        self.commands: list[list[str]] = []
+        self.kill: dict[str, int] = {}  # stage -> iteration before which its first run dies
+
+    def __call__(self, command: list[str]) -> int:
+        self.commands.append(command)
+        trainer = DynTrainer(build_cfg("", command[command.index("OUTPUT_DIR") :]))
+        trainer.cfg.DATASETS.TEST = ()
+        trainer.resume_or_load(resume="--resume" in command)
+        iteration = self.kill.pop(trainer.cfg.MODEL.POLICY.STAGE, None)
+        if iteration is not None:
+            trainer.register_hooks([Kill(iteration)])
+        try:
+            trainer.train()
+        except KeyboardInterrupt:
+            return 137
+        return 0
+
+
+@pytest.fixture
+def runs(monkeypatch) -> Runs:
+    found = Runs()
+    monkeypatch.setattr(stages, "run_process", found)
+    return found
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_kill_in_each_stage_changes_nothing(policy, runs, tmp_path) -> None:
+    more = {"MODEL__POLICY__SKIPNET__HRL_TEMPERATURE": 0.5}
+    unbroken = train_in_stages("", opts_of(tmp_path, policy, **more))
+    assert len(runs.commands) == 2 and all("--resume" not in command for command in runs.commands)
+
+    opts = [*opts_of(tmp_path, policy, **more), "OUTPUT_DIR", str(tmp_path / "killed")]
+    first, second = [stage.name for stage in plan("", opts)]
+    runs.kill = {first: 2, second: 1}
+    for name in (first, second):
+        with pytest.raises(StageError, match=f"stage {name} ended with status 137"):
+            train_in_stages("", opts)
+    last = train_in_stages("", opts)
+    resumed = [("--resume" in command, command[command.index("MODEL.POLICY.STAGE") + 1]) for command in runs.commands]
+    assert resumed[2:] == [(False, first), (True, first), (False, second), (True, second)]
+
+    for one, other in zip(plan("", opts), (unbroken.folder.parent / name for name in (first, second)), strict=True):
+        a, b = torch.load(one.weights, weights_only=True), torch.load(other / stages.FINAL, weights_only=True)
+        assert all(torch.equal(a["model"][key], b["model"][key]) for key in a["model"])
+        assert a["dyn_d2"]["policy"] == {"name": policy, "stage": one.name}
+    train_in_stages("", opts)
+    assert len(runs.commands) == 6  # nothing is left to do
+
+    models = [torch.load(stage.weights, weights_only=True)["model"] for stage in plan("", opts)]
+    gates = [name for name in models[0] if ".policy." in name]
+    same = [torch.equal(models[0][name], models[1][name]) for name in gates]
+    assert gates and (all(same) if policy == "deepmoe" else not any(same))
+    with pytest.raises(StageError, match="another config"):
+        train_in_stages("", [*opts, "SOLVER.SECOND_STAGE.BASE_LR", "0.001"])
+    assert last.folder.name == second
+
+
+def test_keys_of_the_second_stage(tmp_path) -> None:
+    opts = opts_of(tmp_path, "deepmoe", SOLVER__SECOND_STAGE__WARMUP_ITERS=0, MODEL__FREEZE=["backbone.bottom_up.stem"])
+    first, second = (stage.cfg for stage in plan("", opts))
+    schedules = [
+        (cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS) for cfg in (first, second)
+    ]
+    assert schedules == [(4, 0.01, (3,), 2), (3, 0.002, (), 0)]
+    # Frozen parts that the command line names are the user's business; those of a yaml are joined by the policy.
+    assert first.MODEL.FREEZE == second.MODEL.FREEZE == ["backbone.bottom_up.stem"]
+    yaml = tmp_path / "deepmoe.yaml"
+    yaml.write_text(
+        "MODEL: {POLICY: {NAME: deepmoe}, FREEZE: [backbone.stem]}\nSOLVER: {SECOND_STAGE: {MAX_ITER: 30}}\n"
+    )
+    first, second = (build_cfg(str(yaml), ["MODEL.POLICY.STAGE", stage]) for stage in ("joint", "finetune"))
+    assert (first.SOLVER.MAX_ITER, second.SOLVER.MAX_ITER) == (40000, 30)
+    assert second.MODEL.FREEZE == ["backbone.stem", "backbone*.policy"] and first.MODEL.FREEZE == ["backbone.stem"]
+    again = build_cfg(str(yaml), ["MODEL.POLICY.STAGE", "finetune", "SOLVER.MAX_ITER", "9"])
+    assert again.SOLVER.MAX_ITER == 9
+
+
+def test_the_first_stage_is_shared_by_what_only_later_ones_read(tmp_path) -> None:
+    opts = opts_of(tmp_path, "skipnet_rnn")
+    one = plan("", opts)
+    other = plan("", [*opts, "MODEL.POLICY.SKIPNET.ALPHA", "0.5", "SOLVER.SECOND_STAGE.BASE_LR", "0.01"])
+    assert one[0].fingerprint() == other[0].fingerprint() and one[1].fingerprint() != other[1].fingerprint()
+    assert plan("", [*opts, "MODEL.POLICY.SKIPNET.INIT_BIAS", "1.0"])[0].fingerprint() != one[0].fingerprint()
+
+
+def test_policies_without_stages_say_so(tmp_path) -> None:
+    with pytest.raises(StageError, match="random_skip is trained in one stage: use tools/train_net.py"):
+        plan("", opts_of(tmp_path, "random_skip"))
+    with pytest.raises(ValueError, match="MODEL.POLICY.NAME is 'skipnet': use one of .*skipnet_rnn"):
+        plan("", opts_of(tmp_path, "skipnet"))
+    with pytest.raises(ValueError, match="MODEL.POLICY.STAGE is 'joint': skipnet_rnn has the stages sp, hrl"):
+        build_cfg("", opts_of(tmp_path, "skipnet_rnn", MODEL__POLICY__STAGE="joint"))
+
+
+def trainer_of(folder: Path, policy: str, stage: str, **more) -> DynTrainer:
+    return DynTrainer(build_cfg("", opts_of(folder, policy, MODEL__POLICY__STAGE=stage, **more)))
+
+
+def test_a_later_stage_needs_the_weights_of_the_one_before(tmp_path) -> None:
+    hrl = trainer_of(tmp_path, "skipnet_rnn", "hrl")
+    with pytest.raises(CheckpointError, match="hrl of skipnet_rnn starts from .* stage sp, but MODEL.WEIGHTS is empty"):
+        hrl.resume_or_load(resume=False)
+
+    def start(policy: str, stage: str) -> None:
+        trainer = trainer_of(tmp_path, policy, stage, OUTPUT_DIR=tmp_path / policy / stage)
+        (tmp_path / policy / stage).mkdir(parents=True, exist_ok=True)
+        trainer.checkpointer.save("model_final")
+        weights = str(tmp_path / policy / stage / "model_final.pth")
+        trainer_of(tmp_path, "skipnet_rnn", "hrl", MODEL__WEIGHTS=weights).resume_or_load(resume=False)
+
+    start("skipnet_rnn", "sp")
+    start("skipnet_rnn", "hrl")  # goes on with the same stage
+    with pytest.raises(CheckpointError, match="is of skipnet_ffgate2, stage sp, but .* starts from its stage sp: set"):
+        start("skipnet_ffgate2", "sp")
+    with pytest.raises(CheckpointError, match="is of all_open, stage .the only one., but"):
+        start("all_open", "")
+    plain = tmp_path / "plain.pth"
+    state = hrl.checkpointer.model.state_dict()
+    torch.save({"model": {name: value for name, value in state.items() if ".policy." not in name}}, plain)
+    with pytest.raises(CheckpointError, match="plain.pth lacks gates that .* hrl .*policy.*tools/staged_train.py"):
+        trainer_of(tmp_path, "skipnet_rnn", "hrl", MODEL__WEIGHTS=plain).resume_or_load(resume=False)
+    # The first stage takes any weights.
+    trainer_of(tmp_path, "skipnet_rnn", "sp", MODEL__WEIGHTS=plain).resume_or_load(resume=False)
+
+
+def test_the_gates_are_sharpened_once_when_a_stage_begins(tmp_path) -> None:
+    sp = trainer_of(tmp_path, "skipnet_rnn", "sp", OUTPUT_DIR=tmp_path / "sp")
+    (tmp_path / "sp").mkdir(exist_ok=True)
+    sp.checkpointer.save("model_final")
+    name = "backbone.bottom_up.policy.score.weight"
+    more = {"MODEL__POLICY__SKIPNET__HRL_TEMPERATURE": 0.25, "OUTPUT_DIR": tmp_path / "hrl"}
+    (tmp_path / "hrl").mkdir(exist_ok=True)
+    hrl = trainer_of(tmp_path, "skipnet_rnn", "hrl", MODEL__WEIGHTS=tmp_path / "sp" / "model_final.pth", **more)
+    hrl.resume_or_load(resume=False)
+    before, after = (trainer.checkpointer.model.state_dict()[name] for trainer in (sp, hrl))
+    assert torch.allclose(after, 4 * before)
+    hrl.checkpointer.save("model_final")
+    again = trainer_of(tmp_path, "skipnet_rnn", "hrl", MODEL__WEIGHTS=tmp_path / "hrl" / "model_final.pth", **more)
+    again.resume_or_load(resume=False)
+    assert torch.equal(again.checkpointer.model.state_dict()[name], after)

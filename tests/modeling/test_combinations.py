@@ -1,0 +1,78 @@
+"""Every policy on every kind of unit that it fits, in every task: builds, trains a step, evaluates with a route."""
+
+import pytest
+import torch
+from tiny_tasks import OUTPUTS, TASKS, batch, task_opts
+
+from dyn_d2.engine.setup import read_cfg
+from dyn_d2.engine.trainer import DynTrainer
+from dyn_d2.modeling.meta_arch import find_policy
+from dyn_d2.modeling.policy import POLICY_REGISTRY
+
+from detectron2.utils.events import EventStorage
+
+KINDS = ("block", "group", "channel")
+POLICIES = dict(POLICY_REGISTRY)
+FITTING = [(name, stage, kind) for name, policy in POLICIES.items() for stage in policy.STAGES for kind in policy.KINDS]
+NOT_FITTING = [(name, kind) for name, policy in POLICIES.items() for kind in KINDS if kind not in policy.KINDS]
+# Other backbones under the classifier: what they are named, the units that they offer, a policy for each, and keys.
+BACKBONES = [
+    ("cifar_resnet", "block", "skipnet_rnn", {"MODEL__RESNETS__DEPTH": 8, "MODEL__RESNETS__OUT_FEATURES": ["res4"]}),
+    ("cifar_resnet", "channel", "deepmoe", {"MODEL__RESNETS__DEPTH": 8, "MODEL__RESNETS__OUT_FEATURES": ["res4"]}),
+    ("mobilenetv2", "group", "cdb", {"MODEL__RESNETS__OUT_FEATURES": ["last"]}),
+]
+
+
+def build(task: str, policy: str, kind: str, stage: str = "", **more) -> torch.nn.Module:
+    keys = {"MODEL__POLICY__NAME": policy, "MODEL__POLICY__STAGE": stage, "MODEL__GATED__UNIT": kind, **more}
+    return DynTrainer.build_model(read_cfg("", task_opts(task, **keys)))
+
+
+def check(model: torch.nn.Module, output: str, frozen: bool) -> None:
+    """One training step and one evaluation."""
+    policy = find_policy(model.backbone)
+    with EventStorage() as storage:
+        losses = model(batch())
+    assert all(torch.isfinite(loss) for loss in losses.values()), losses
+    sum(losses.values()).backward()
+    gates = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    if gates:
+        reached = [p.grad is not None and bool(p.grad.abs().sum() > 0) for p in gates]
+        assert sum(reached) > len(gates) / 2
+    assert not (frozen and gates)
+    scalars = storage.latest()
+    assert all(0 <= scalars[f"gate_rate/{unit.name}"][0] <= 1 for unit in policy.units)
+    assert scalars["gates/executed_share"][0] > 0 and 0 <= scalars["gates/entropy"][0] <= 1
+
+    model.eval()
+    with torch.no_grad():
+        outputs = model(batch())
+    assert len(outputs) == 2
+    for result in outputs:
+        route = result["route"]
+        assert output in result and list(route.open) == [unit.name for unit in policy.units]
+        assert all(route.open[unit.name].shape == (unit.size,) for unit in policy.units)
+        assert 0 < route.executed <= route.dense + route.gates + 1
+        assert all(map(bool, (route.dense, route.expected)))
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(("policy", "stage", "kind"), FITTING)
+def test_every_policy_on_its_units_in_every_task(task, policy, stage, kind) -> None:
+    model = build(task, policy, kind, stage)
+    check(model, OUTPUTS.get(task, "instances"), stage in POLICIES[policy].FROZEN_STAGES)
+
+
+@pytest.mark.parametrize(("backbone", "kind", "policy", "keys"), BACKBONES)
+def test_other_backbones_under_the_classifier(backbone, kind, policy, keys) -> None:
+    check(
+        build("classifier", policy, kind, MODEL__BACKBONE__NAME=f"build_gated_{backbone}_backbone", **keys),
+        "scores",
+        False,
+    )
+
+
+@pytest.mark.parametrize(("policy", "kind"), NOT_FITTING)
+def test_other_combinations_say_why_not(policy, kind) -> None:
+    with pytest.raises(ValueError, match=f"MODEL.POLICY.NAME {policy} decides about .* offers {kind} units"):
+        build("classifier", policy, kind)
