@@ -2,6 +2,10 @@
 
 import os
 
+from torch import nn
+
+from dyn_d2.modeling.meta_arch import find_policy
+
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
@@ -15,7 +19,9 @@ from detectron2.evaluation import (
     SemSegEvaluator,
 )
 
+from .classification import ClassificationEvaluator
 from .few_shot import FewShotCOCOEvaluator, FewShotLVISEvaluator, FewShotVOCEvaluator
+from .routes import RouteEvaluator
 
 # evaluator_type of the metadata -> for (cfg, data set, output folder, few-shot groups?) an evaluator
 _BUILDERS = {
@@ -30,6 +36,7 @@ _BUILDERS = {
     ),
     "sem_seg": lambda cfg, name, folder, groups: SemSegEvaluator(name, distributed=True, output_dir=folder),
     "cityscapes_instance": lambda cfg, name, folder, groups: CityscapesInstanceEvaluator(name),
+    "classification": lambda cfg, name, folder, groups: ClassificationEvaluator(name, folder),
     "cityscapes_sem_seg": lambda cfg, name, folder, groups: CityscapesSemSegEvaluator(name),
 }
 # Detectron2 tags some sets with a type that needs two evaluators.
@@ -60,3 +67,18 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
     groups = bool(metadata.get("base_classes", ()) or metadata.get("novel_classes", ()))
     evaluators = [_BUILDERS[k](cfg, dataset_name, folder, groups) for k in kinds]
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+
+
+def with_routes(
+    evaluator: DatasetEvaluator, cfg: CfgNode, model: nn.Module, dataset_name: str, output_folder: str | None = None
+) -> DatasetEvaluator:
+    """``evaluator``, and beside it one of the routes where the backbone of ``model`` is gated.
+
+    The files lie in ``output_folder``, by default OUTPUT_DIR/inference, named routes.npz and routes.json, or
+    routes_DATASET where DATASETS.TEST has several sets.
+    """
+    if find_policy(getattr(model, "backbone", None)) is None:
+        return evaluator
+    stem = "routes" if len(cfg.DATASETS.TEST) == 1 else f"routes_{dataset_name}"
+    folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+    return DatasetEvaluators([evaluator, RouteEvaluator(dataset_name, folder, model=model, stem=stem)])

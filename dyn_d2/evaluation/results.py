@@ -84,7 +84,7 @@ def evaluation_record(
     few_shot = MetadataCatalog.get(names[0]).get("few_shot", None) if names else None
     return {
         "metrics": {name: {task: dict(values) for task, values in sets.items()} for name, sets in per_set.items()},
-        "unit": "percent, 0 to 100",
+        "unit": "percent, 0 to 100; GFLOPs: 1e9 multiply-adds",
         "protocol": cfg.FEW_SHOT.PROTOCOL if cfg.FEW_SHOT.BENCHMARK else None,
         "few_shot": dict(few_shot) if few_shot else None,
         "shots_hash": _shots_hash(cfg),
