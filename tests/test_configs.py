@@ -1,4 +1,4 @@
-"""Every yaml of configs/ builds its model, takes a training step and detects."""
+"""Every yaml of configs/ builds its model, takes a training step in each of its stages and evaluates."""
 
 from pathlib import Path
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from dyn_d2.engine.schedules import stage_schedule
-from dyn_d2.engine.setup import read_cfg
+from dyn_d2.engine.setup import derive, read_cfg
 from dyn_d2.engine.trainer import DynTrainer
+from dyn_d2.modeling.policy.base import policy_class
 
 from detectron2.solver import build_optimizer
 from detectron2.structures import BitMasks, Boxes, Instances
@@ -15,6 +16,10 @@ from detectron2.utils.events import EventStorage
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+META_ARCHITECTURE = {path: read_cfg(str(path)).MODEL.META_ARCHITECTURE for path in CONFIGS}
+DETECTORS = [path for path, name in META_ARCHITECTURE.items() if name.endswith("RCNN")]
+CLASSIFIERS = [path for path, name in META_ARCHITECTURE.items() if name == "ImageClassifier"]
+SEGMENTORS = [path for path, name in META_ARCHITECTURE.items() if name.endswith("Segmentor")]
 # The same model with less of everything, so that a step takes a second.
 SMALL = [
     "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64",
@@ -33,9 +38,17 @@ def _batch(masks: bool) -> list[dict]:
     return [{"image": image, "instances": truth, "height": 96, "width": 128}] * 2
 
 
+def _name(path: Path) -> str:
+    return str(path.relative_to(ROOT / "configs"))
+
+
+def test_every_yaml_is_tried() -> None:
+    assert set(CONFIGS) == {*DETECTORS, *CLASSIFIERS, *SEGMENTORS}
+
+
 @pytest.mark.parametrize("extra", [[], ["MODEL.MASK_ON", "True"]], ids=["boxes", "masks"])
 @pytest.mark.parametrize("classifier", ["linear", "cosine"])
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+@pytest.mark.parametrize("path", DETECTORS, ids=_name)
 def test_builds_and_trains_a_step(path, classifier, extra):
     cfg = read_cfg(str(path), [*SMALL, "MODEL.ROI_BOX_HEAD.CLASSIFIER", classifier, *extra])
     cfg.freeze()
@@ -53,6 +66,57 @@ def test_builds_and_trains_a_step(path, classifier, extra):
     with torch.no_grad():
         (output,) = model(_batch(False)[:1])
     assert output["instances"].image_size == (96, 128)
+
+
+@pytest.mark.parametrize("path", SEGMENTORS, ids=_name)
+def test_segmentors_train_a_step(path):
+    cfg = read_cfg(str(path), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "32"])
+    cfg.freeze()
+    model = DynTrainer.build_model(cfg)
+    image = torch.randint(0, 255, (3, 64, 96), dtype=torch.uint8)
+    labels = torch.randint(0, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, (64, 96))
+    with EventStorage():
+        losses = model([{"image": image, "sem_seg": labels, "height": 64, "width": 96}] * 2)
+    assert "loss_sem_seg" in losses and all(torch.isfinite(loss) for loss in losses.values())
+    sum(losses.values()).backward()
+    model.eval()
+    with torch.no_grad():
+        (output,) = model([{"image": image, "height": 64, "width": 96}])
+    assert output["sem_seg"].shape == (cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, 64, 96)
+
+
+def _stages() -> list:
+    return [
+        pytest.param(path, stage, id=f"{_name(path)}-{stage}" if stage else _name(path))
+        for path in CLASSIFIERS
+        for stage in policy_class(read_cfg(str(path))).STAGES
+    ]
+
+
+@pytest.mark.parametrize(("path", "stage"), _stages())
+def test_classifiers_train_a_step_in_each_stage(path, stage):
+    cfg = read_cfg(str(path))
+    deep = {"build_gated_cifar_resnet_backbone": [8, 256]}.get(cfg.MODEL.BACKBONE.NAME, [18, 64])
+    small = ["MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", deep[0], "MODEL.RESNETS.RES2_OUT_CHANNELS", deep[1]]
+    small += ["MODEL.IMAGE_CLASSIFIER.NUM_CLASSES", 5, "MODEL.POLICY.STAGE", stage]
+    # The data set of a yaml need not be here; scikit-learn's digits are.
+    cfg.merge_from_list([*small, "DATASETS.TRAIN", "('digits_train',)", "DATASETS.TEST", "('digits_test',)"])
+    derive(cfg, ["MODEL.IMAGE_CLASSIFIER.NUM_CLASSES"])
+    assert 0 < cfg.SOLVER.BASE_LR <= 0.1 and all(step < cfg.SOLVER.MAX_ITER for step in cfg.SOLVER.STEPS)
+    model = DynTrainer.build_model(cfg)
+    optimizer = DynTrainer.build_optimizer(cfg, model)
+    images = [{"image": torch.randint(0, 255, (3, 64, 64), dtype=torch.uint8), "label": i} for i in range(3)]
+    with EventStorage():
+        losses = model(images)
+    assert "loss_cls" in losses and all(torch.isfinite(loss) for loss in losses.values())
+    before = model.linear.weight.detach().clone()
+    sum(losses.values()).backward()
+    optimizer.step()
+    assert not torch.equal(before, model.linear.weight)
+    model.eval()
+    with torch.no_grad():
+        outputs = model(images)
+    assert all(output["scores"].shape == (5,) and output["route"].executed > 0 for output in outputs)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "TFA").glob("*.yaml")), ids=lambda path: path.stem)

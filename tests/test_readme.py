@@ -21,6 +21,8 @@ QUICK = load_tool("demo_few_shot").QUICK_OPTS
 SMALL_DATA = ["--num-train", "48", "--num-val", "6", "--quiet"]
 # The table of 45 models shrinks to one that the command before it has trained.
 ONE_CELL = {"ft_full,tfa_fc,tfa_cos": "tfa_cos", "1,5,10": "5", "0-4": "0", "--jobs 2": "--jobs 1"}
+SMALL_CLASSIFIER = ["MODEL.RESNETS.DEPTH", "8", "SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "()"]
+SMALL_CLASSIFIER += ["SOLVER.SECOND_STAGE.MAX_ITER", "2", "SOLVER.SECOND_STAGE.STEPS", "[]"]
 ELSEWHERE = ("make ", "source ", "export ", "DYN_D2_ENGINE=")
 NEEDS_DATA = ("voc.yaml", "coco.yaml", "lvis.yaml")
 
@@ -70,6 +72,12 @@ def _argv(command: str) -> list[str]:
         words += ["--engine", "embedded", "--iterations", "1", "--rounds", "1", "--batch", "1", *QUICK]
     elif any(name in command for name in NEEDS_DATA):
         words += ["MODEL.DEVICE", "cpu"]
+    elif "benchmark_dynamic" in command:
+        words += ["--size", "32", "--rounds", "1", "--warm-up", "1"]
+    elif "tradeoff" in command:
+        words += ["--timed", "2", "--opts", *SMALL_CLASSIFIER]
+    elif "SkipNet/digits.yaml" in command:
+        words += SMALL_CLASSIFIER
     elif "--config-file" in words and "check_data" not in command:
         at = words.index("OUTPUT_DIR") if "OUTPUT_DIR" in words else len(words)
         words = [*words[:at], *QUICK, *words[at:]]
@@ -106,6 +114,7 @@ def test_commands_run_in_their_order(folder):
         else:
             assert run.returncode == 0, said
     assert (folder / "pictures" / "photo.png").stat().st_size > 1000
+    assert (folder / "output" / "skipnet" / "routes" / "index.html").stat().st_size > 10_000
     assert (folder / "output" / "digits" / "benchmark.md").read_text().count("TFA w/ cos") == 1
 
 
