@@ -33,6 +33,7 @@ setup(
         "scikit-learn>=1.4",
         "matplotlib>=3.8",
         "tensorboard>=2.14",
+        "ninja",  # compiled operators, where there is a compiler
         "tqdm",
         "termcolor>=1.1",
         "tabulate",

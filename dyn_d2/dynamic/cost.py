@@ -1,18 +1,33 @@
 """Multiply-adds of layers, by arithmetic."""
 
-from torch import nn
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+
+@lru_cache(maxsize=8192)
+def _conv_cost(
+    channels: tuple[int, int, int], extent: tuple[int, int], padding, dilation, kernel, stride
+) -> tuple[float, int, int]:
+    size = [
+        (length + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
+        for i, length in enumerate(extent)
+    ]
+    inputs, outputs, groups = channels
+    return float(outputs * (inputs // groups) * kernel[0] * kernel[1] * size[0] * size[1]), *size
 
 
 def conv_cost(conv: nn.Conv2d, height: int, width: int) -> tuple[float, int, int]:
     """Multiply-adds per image of a convolution on a (height, width) map, and the size of its output."""
-    size = [
-        (extent + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
-        for extent, pad, dilation, kernel, stride in zip(
-            (height, width), conv.padding, conv.dilation, conv.kernel_size, conv.stride, strict=True
-        )
-    ]
-    taps = conv.kernel_size[0] * conv.kernel_size[1]
-    return float(conv.out_channels * (conv.in_channels // conv.groups) * taps * size[0] * size[1]), *size
+    channels = (conv.in_channels, conv.out_channels, conv.groups)
+    return _conv_cost(channels, (height, width), conv.padding, conv.dilation, conv.kernel_size, conv.stride)
+
+
+@lru_cache(maxsize=8192)
+def unit_costs(cost: float, size: int, device: torch.device) -> Tensor:
+    """(size,) tensor of equal costs, one for each element of a unit; not to be changed, as all who ask share it."""
+    return torch.full((size,), cost, device=device)
 
 
 def chain_cost(convs, height: int, width: int) -> tuple[float, int, int]:

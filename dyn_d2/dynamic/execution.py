@@ -19,7 +19,8 @@ Layer = Callable[[Tensor], Tensor]
 @contextmanager
 def running_statistics(module: nn.Module, when: bool = True) -> Iterator[None]:
     """Inside the block, the batch norms of ``module`` use their running statistics and do not update them."""
-    changed = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.training and when]
+    layers = module.modules() if when else ()
+    changed = [layer for layer in layers if isinstance(layer, _BatchNorm) and layer.training]
     for layer in changed:
         layer.training = False
     try:

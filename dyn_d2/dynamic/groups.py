@@ -3,8 +3,8 @@
 Shape shorthand: N images, G groups of a block, each a chain of convolutions with w channels inside.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from itertools import groupby
 from weakref import WeakKeyDictionary
 
 import torch
@@ -103,18 +103,20 @@ def _add(out: Tensor | None, rows: list[int], part: Tensor, gate: Tensor) -> Ten
 
 
 class _Folded:
-    """The convolutions of all groups with their batch norms folded in, such that groups next to each other are slices.
+    """The convolutions of all groups with their batch norms folded in. Groups that run for the same images run as one
+    chain of convolutions; its weights are kept for the last few choices of groups, since to put them together anew in
+    every pass would cost more than is saved where weights are larger than images.
 
     Attributes:
-        stamp: of the parameters from which it was made.
         weights: per convolution; (G w, ...) stacked along the output channels, of the last one (C', G w, ...) along the
             input channels.
-        biases: (G w,) of every convolution but the last.
-        last_bias: of the last one, (C',), for every stretch (first, end) of groups.
+        biases: (G w,) of every convolution but the last; of that (G, C').
     """
 
-    def __init__(self, branches: Sequence[GroupBranch], stamp: tuple, layout: torch.memory_format) -> None:
-        self.stamp, self.layout = stamp, layout
+    KEPT = 8  # choices; each takes the memory of the groups that it opens
+
+    def __init__(self, branches: Sequence[GroupBranch], layout: torch.memory_format) -> None:
+        self.layout = layout
         self.activation, self.convs = branches[0].activation, branches[0].convs()
         self.groups = len(branches)
         layers = [[_fold(conv) for conv in branch.convs()] for branch in branches]
@@ -123,66 +125,80 @@ class _Folded:
         self.weights.append(torch.cat([weight for weight, _ in last], 1))
         self.weights = [weight.contiguous(memory_format=layout) for weight in self.weights]
         self.biases = [torch.cat([bias for _, bias in layer]) for layer in inner]
-        # Of the last convolution one for each stretch of groups, which is little memory, and no sum in each pass.
-        count = len(branches)
-        stretches = [(first, end) for end in range(1, count + 1) for first in range(end)]
-        self._last: dict[tuple[int, int], Tensor] = {}
-        self.last_bias = {key: sum(bias for _, bias in last[slice(*key)]) for key in stretches}
+        self.biases.append(torch.stack([bias for _, bias in last]))
+        self._choices: OrderedDict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = OrderedDict()
 
-    def run(self, x: Tensor, first: int, end: int) -> Tensor:
-        """The sum of the groups first ... end - 1, which is one chain of convolutions."""
-        for i, conv in enumerate(self.convs):
-            weight, groups = self.weights[i], conv.groups
-            if i < len(self.convs) - 1:
-                stretch = slice(first * conv.out_channels, end * conv.out_channels)
-                weight, bias = weight[stretch], self.biases[i][stretch]
-                groups = groups if i == 0 else groups * (end - first)
-            else:
-                weight, bias = self._last_weight(first, end), self.last_bias[first, end]
+    def run(self, x: Tensor, chosen: tuple[int, ...]) -> Tensor:
+        """The sum of the groups with these numbers, in ascending order."""
+        if chosen in self._choices:
+            self._choices.move_to_end(chosen)
+        else:
+            self._choices[chosen] = self._put_together(chosen)
+            if len(self._choices) > self.KEPT:
+                self._choices.popitem(last=False)
+        last = len(self.convs) - 1
+        for i, (conv, (weight, bias)) in enumerate(zip(self.convs, self._choices[chosen], strict=True)):
+            # The first convolution reads what all groups share, the last sums over them.
+            groups = conv.groups if i in (0, last) else conv.groups * len(chosen)
             x = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, groups)
-            if i < len(self.convs) - 1:
+            if i < last:
                 x = self.activation(x)
         return x
 
-    def _last_weight(self, first: int, end: int) -> Tensor:
-        """A convolution would copy the slice in every pass, which counts where weights are larger than images. Up to 4
-        groups the copies, made when first needed, are at most 5 times the layer."""
-        if (first, end) == (0, self.groups):
-            return self.weights[-1]
-        if (first, end) not in self._last:
-            width = self.convs[-1].in_channels
-            weight = self.weights[-1][:, first * width : end * width].contiguous(memory_format=self.layout)
-            if self.groups > 4:
-                return weight
-            self._last[first, end] = weight
-        return self._last[first, end]
+    def _put_together(self, chosen: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
+        """Weight and bias of each convolution for these groups; views where they lie next to each other."""
+        layers = []
+        for i, conv in enumerate(self.convs):
+            weight, bias, last = self.weights[i], self.biases[i], i == len(self.convs) - 1
+            width, dim = (conv.in_channels, 1) if last else (conv.out_channels, 0)
+            bias = bias[list(chosen)].sum(0) if last else _stretches(bias, chosen, width, 0)
+            weight = _stretches(weight, chosen, width, dim).contiguous(memory_format=self.layout)
+            layers.append((weight, bias))
+        return layers
 
 
-_cache: WeakKeyDictionary[nn.Module, _Folded] = WeakKeyDictionary()
+def _stretches(values: Tensor, chosen: tuple[int, ...], width: int, dim: int) -> Tensor:
+    """The parts ``chosen`` of ``values``, each ``width`` long along ``dim``."""
+    if chosen == tuple(range(chosen[0], chosen[-1] + 1)):
+        return values.narrow(dim, chosen[0] * width, len(chosen) * width)
+    return torch.cat([values.narrow(dim, n * width, width) for n in chosen], dim)
+
+
+class _Watch:
+    """Tells whether the parameters, buffers or norms of some convolutions changed since it was made: which tensor is in
+    each place, where its values lie, and how often they were written."""
+
+    def __init__(self, convs: Sequence[nn.Conv2d]) -> None:
+        parts = [part for conv in convs for part in (conv, conv.norm) if part is not None]
+        self._norms = [(conv._modules, conv._modules.get("norm")) for conv in convs]
+        stores = [store for part in parts for store in (part._parameters, part._buffers)]
+        self._places = [(store, name) for store in stores for name, tensor in store.items() if tensor is not None]
+        self._stamp = self._look()
+
+    def _look(self) -> list[tuple[int, int]]:
+        tensors = [store[name] for store, name in self._places]
+        return [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+
+    def unchanged(self) -> bool:
+        return all(modules.get("norm") is norm for modules, norm in self._norms) and self._look() == self._stamp
+
+
+_cache: WeakKeyDictionary[nn.Module, tuple[_Watch, _Folded]] = WeakKeyDictionary()
 
 
 def _folded(branches: Sequence[GroupBranch], x: Tensor) -> _Folded | None:
     """The folded convolutions, made anew where a parameter changed; None if a norm does not fold into a convolution."""
-    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
-        layout = torch.channels_last
-    else:
-        layout = torch.contiguous_format
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    layout = torch.channels_last if last else torch.contiguous_format
+    if branches[0] in _cache:
+        watch, folded = _cache[branches[0]]
+        if folded.layout == layout and watch.unchanged():
+            return folded
     convs = [conv for branch in branches for conv in branch.convs()]
-    stamp = tuple(
-        (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
-        for conv in convs
-        for part in (conv, conv.norm)
-        if part is not None
-        for tensors in (part._parameters, part._buffers)
-        for tensor in tensors.values()
-        if tensor is not None
-    )
-    known = _cache.get(branches[0])
-    if known is not None and known.stamp == stamp and known.layout == layout:
-        return known
     if any(conv.norm is not None and getattr(conv.norm, "running_mean", None) is None for conv in convs):
         return None
-    _cache[branches[0]] = folded = _Folded(branches, stamp, layout)
+    folded = _Folded(branches, layout)
+    _cache[branches[0]] = _Watch(convs), folded
     return folded
 
 
@@ -212,10 +228,10 @@ def _run_folded(
     for n in range(folded.groups):
         rows = [i for i, each in enumerate(opened) if each[n]]
         if len(rows) == len(opened):
-            part = folded.run(x, n, n + 1)
+            part = folded.run(x, (n,))
             out = part if out is None else out.add_(part)
         elif rows:
-            _add_rows(out, rows, folded.run(gather(x, rows), n, n + 1))
+            _add_rows(out, rows, folded.run(gather(x, rows), (n,)))
     return finish(out)
 
 
@@ -230,27 +246,14 @@ def _add_rows(out: Tensor, rows: list[int], part: Tensor) -> None:
 def _run_alike(
     folded: _Folded, x: Tensor, skip: Tensor | None, opened: list[bool], finish: Layer, overwrite: bool
 ) -> Tensor:
-    """The same groups for all images of x: neighbours among them together."""
-    total = None
-    for first, end in _runs(opened):
-        part = folded.run(x, first, end)
-        total = part if total is None else total.add_(part)
-    if total is None:
-        total = skip if overwrite else skip.clone()
-    elif skip is not None:
+    """The same groups for all images of x, in one go."""
+    chosen = tuple(n for n, is_open in enumerate(opened) if is_open)
+    if not chosen:
+        return finish(skip if overwrite else skip.clone())
+    total = folded.run(x, chosen)
+    if skip is not None:
         total = skip.add_(total) if overwrite else total.add_(skip)
     return finish(total)
-
-
-def _runs(opened: list[bool]) -> list[tuple[int, int]]:
-    """(first, end) of each stretch of open groups."""
-    runs, position = [], 0
-    for is_open, stretch in groupby(opened):
-        length = len(list(stretch))
-        if is_open:
-            runs.append((position, position + length))
-        position += length
-    return runs
 
 
 def _views_pay(folded: _Folded, x: Tensor) -> bool:

@@ -32,8 +32,8 @@ class Router:
         if recorded is None and policy.training and policy.adds_losses and torch.is_grad_enabled():
             raise UserError(
                 f"{type(policy).__name__} is trained by losses that this meta-architecture would not add: set "
-                "MODEL.META_ARCHITECTURE to DynamicRCNN, DynamicRetinaNet, DynamicSegmentor or ImageClassifier (in code "
-                "of your own run the backbone inside dyn_d2.dynamic.recording() and add policy.losses)."
+                "MODEL.META_ARCHITECTURE to DynamicRCNN, DynamicRetinaNet, DynamicSegmentor or ImageClassifier (own "
+                "code runs the backbone inside dyn_d2.dynamic.recording() and adds policy.losses)."
             )
         self.trace = Trace() if recorded is None else recorded
         self._policy, self._next = policy, 0
@@ -69,7 +69,12 @@ class Router:
             dense: of the network without gates; None: the sum of ``unit_cost``.
         """
         shape = len(decision.gate), len(unit_cost)
-        executed = decision.open.float().reshape(shape) @ unit_cost
-        prob = decision.prob if decision.prob is not None else decision.open.float()
-        expected = prob.reshape(shape).float() @ unit_cost
-        self.trace.costs.append(Cost(name, float(unit_cost.sum()) if dense is None else dense, executed, expected))
+
+        def executed() -> Tensor:
+            return decision.open.float().reshape(shape) @ unit_cost
+
+        def expected() -> Tensor:
+            return decision.prob.float().reshape(shape) @ unit_cost
+
+        dense = float(unit_cost.sum()) if dense is None else dense
+        self.trace.costs.append(Cost(name, dense, executed, executed if decision.prob is None else expected))

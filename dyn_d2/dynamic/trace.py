@@ -4,10 +4,11 @@ Costs are multiply-adds of convolutions and linear layers, as in the papers. Not
 pooling, residual additions and resizing.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,9 @@ class Step:
     unit_cost: Tensor | None = None
 
 
-@dataclass
+Amount = Tensor | Callable[[], Tensor]
+
+
 class Cost:
     """Multiply-adds of one part of the network.
 
@@ -58,11 +61,23 @@ class Cost:
         gate: whether this is the cost of deciding.
     """
 
-    name: str
-    dense: float
-    executed: Tensor
-    expected: Tensor
-    gate: bool = False
+    def __init__(
+        self, name: str, dense: float, executed: Amount, expected: Amount | None = None, gate: bool = False
+    ) -> None:
+        """``executed`` and ``expected`` are tensors, or functions that compute them when somebody asks: a forward pass
+        that nobody watches should not pay for its accounts."""
+        self.name, self.dense, self.gate = name, dense, gate
+        self._executed, self._expected = executed, executed if expected is None else expected
+
+    @cached_property
+    def executed(self) -> Tensor:
+        return self._executed() if callable(self._executed) else self._executed
+
+    @cached_property
+    def expected(self) -> Tensor:
+        if self._expected is self._executed:
+            return self.executed
+        return self._expected() if callable(self._expected) else self._expected
 
 
 @dataclass
@@ -137,8 +152,8 @@ class Trace:
             dense: of the network without gates, where that is another number.
             gate: whether it is a cost of deciding; such a part costs the dense network nothing.
         """
-        each = torch.full((len(like),), float(cost), device=like.device)
-        self.costs.append(Cost(name, (0.0 if gate else cost) if dense is None else dense, each, each, gate))
+        each = partial(torch.full, (len(like),), float(cost), device=like.device)
+        self.costs.append(Cost(name, (0.0 if gate else cost) if dense is None else dense, each, gate=gate))
 
 
 _current: ContextVar[Trace | None] = ContextVar("dyn_d2_trace", default=None)

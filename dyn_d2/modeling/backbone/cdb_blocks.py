@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dyn_d2.dynamic import Decision, Router, Unit
-from dyn_d2.dynamic.cost import chain_cost, conv_cost
+from dyn_d2.dynamic.cost import chain_cost, conv_cost, unit_costs
 from dyn_d2.dynamic.execution import running_statistics
 from dyn_d2.dynamic.groups import GroupBranch, run_groups
 
@@ -107,7 +107,7 @@ class GroupSumBlock(GatedBlock):
         cost = chain_cost(self.groups[0].convs(), *x.shape[-2:])[0]
         for n in range(self._always_open):
             router.trace.add_fixed(f"{self.name}.groups.{n}", cost, x)
-        unit_cost = torch.full((len(self.groups) - self._always_open,), cost, device=x.device)
+        unit_cost = unit_costs(cost, len(self.groups) - self._always_open, x.device)
         decision = router.decide(x, unit_cost)
         router.record_units(self.name, decision, unit_cost)
         gate = decision.gate.reshape(len(x), len(unit_cost))

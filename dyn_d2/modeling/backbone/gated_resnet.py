@@ -7,12 +7,11 @@ that weights of plain ResNets load.
 
 from functools import partial
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from dyn_d2.dynamic import Router, Unit
-from dyn_d2.dynamic.cost import chain_cost, conv_cost
+from dyn_d2.dynamic.cost import chain_cost, conv_cost, unit_costs
 from dyn_d2.dynamic.execution import run_block, running_statistics
 from dyn_d2.modeling.policy.base import build_policy
 
@@ -53,7 +52,7 @@ class _GatedResidual(GatedBlock):
 
     def forward(self, x: Tensor, router: Router) -> Tensor:
         cost = chain_cost(self._convs(), *x.shape[-2:])[0]
-        unit_cost = torch.full((1,), cost, device=x.device)
+        unit_cost = unit_costs(cost, 1, x.device)
         decision = router.decide(x, unit_cost)
         router.record_units(self.name, decision, unit_cost, cost)
         skip = self._skip(x, router)
