@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from gated_nets import settle
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -11,7 +12,6 @@ from dyn_d2.dynamic.cost import chain_cost
 from dyn_d2.dynamic.decisions import Decision, fixed, hard_threshold
 from dyn_d2.dynamic.groups import GroupBranch, run_groups
 from dyn_d2.modeling.backbone.cdb_blocks import conv_norm
-from tests.gated_nets import settle
 
 IMAGES, GROUPS, CHANNELS, SIZE = 6, 4, 8, 5
 

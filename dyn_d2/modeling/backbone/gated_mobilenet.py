@@ -1,7 +1,7 @@
 """Gated MobileNetV2 (Sandler et al. 2018): inverted residual blocks that are sums of groups, as in CDB section 3.1."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from torch import Tensor, nn
@@ -157,28 +157,3 @@ def build_gated_mobilenetv2_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Ga
         out_features=cfg.MODEL.RESNETS.OUT_FEATURES,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
     )
-
-
-def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of torchvision's ``mobilenet_v2`` under the names of a gated MobileNetV2 whose blocks have one group.
-
-    What is not of the backbone (the classifier) is left out.
-    """
-    blocks = ["stem"]
-    for number, parts in enumerate(_STAGES, 1):
-        blocks += [f"stage{number}.{i}" for i in range(sum(count for _, _, count, _ in parts))]
-    blocks.append("last.0")
-    # Convolutions and norms alternate; the number of a layer of a block is that of its convolution.
-    names, order = {}, {}
-    for key, value in state.items():
-        layer, _, field = key.rpartition(".")
-        if not layer.startswith("features."):
-            continue
-        block = blocks[int(layer.split(".")[1])]
-        layers = order.setdefault(block, [])
-        if layer not in layers:
-            layers.append(layer)
-        position = layers.index(layer)
-        norm = "norm." if position % 2 else ""
-        names[f"{block}.groups.0.conv{position // 2 + 1}.{norm}{field}"] = value
-    return names

@@ -3,13 +3,13 @@
 import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
+from gated_nets import build, force, gated_cfg, random_choices, settle
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from dyn_d2.dynamic import recording
 from dyn_d2.modeling.backbone.cdb_blocks import CDBBlock, bottleneck_width
-from tests.gated_nets import build, force, gated_cfg, random_choices, settle
 
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock

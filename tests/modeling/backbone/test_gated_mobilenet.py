@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from gated_nets import build, force, gated_cfg, random_choices, settle
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import mobilenet_v2
 
+from dyn_d2.checkpoint.torchvision_names import from_torchvision
 from dyn_d2.dynamic import recording
 from dyn_d2.modeling.backbone.cdb_blocks import GroupSumBlock
-from dyn_d2.modeling.backbone.gated_mobilenet import from_torchvision
-from tests.gated_nets import build, force, gated_cfg, random_choices, settle
 
 FEATURES = ["stage1", "stage2", "stage3", "stage4", "stage5", "last"]
 
@@ -29,7 +29,10 @@ def mobile_cfg(unit: str, groups: int = 1, width: float = 1.0, features=FEATURES
 def test_one_group_is_the_network_of_torchvision(unit, width):
     plain = settle(mobilenet_v2(width_mult=width)).eval()
     backbone = build(mobile_cfg(unit, width=width)).eval()
-    backbone.load_state_dict(from_torchvision(plain.state_dict()))
+    weights = from_torchvision(plain.state_dict())
+    report = backbone.load_state_dict(weights, strict=False)
+    assert all(name.endswith("num_batches_tracked") for name in report.missing_keys)
+    assert {name.partition(".")[0] for name in report.unexpected_keys} == {"linear"}
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(backbone(images)["last"], plain.features(images), rtol=1e-4, atol=1e-5)
