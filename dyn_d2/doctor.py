@@ -132,6 +132,22 @@ def _dyn_d2() -> Finding:
     return Finding("dyn_d2", "ok", f"{__version__} in {Path(__file__).parent}")
 
 
+def _operators() -> Finding:
+    """Compiled kernels: torch code stands in for them, but channels that do not run then save no time."""
+    try:
+        from dyn_d2.ops import channel_conv
+
+        works = channel_conv.load()
+    except Exception as error:
+        return Finding("operators", "note", f"could not be looked at: {type(error).__name__}: {error}")
+    if works:
+        return Finding("operators", "ok", "compiled")
+    return Finding(
+        "operators", "note", "not compiled, slower torch code runs instead (the log says why)",
+        f"apt-get install g++ (or your system's C++ compiler), {PIP} ninja, and unset DYN_D2_COMPILE",
+    )  # fmt: skip
+
+
 def _datasets() -> Finding:
     root = os.environ.get("DETECTRON2_DATASETS")
     if root is None:
@@ -143,7 +159,7 @@ def _datasets() -> Finding:
         )  # fmt: skip
     found = [
         name
-        for name in ("coco", "lvis", "VOC2007", "VOC2012", "cityscapes", "digit_scenes")
+        for name in ("coco", "lvis", "VOC2007", "VOC2012", "cityscapes", "digit_scenes", "cifar10_jpeg", "imagenet")
         if Path(root, name).exists()
     ]
     return Finding("data sets", "ok", f"{root}: {', '.join(found) or 'none of the builtin sets'}")
@@ -171,6 +187,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     _package("sklearn", "scikit-learn", "DigitScenes", False),
     _engine,
     _dyn_d2,
+    _operators,
     _datasets,
     _machine,
 )

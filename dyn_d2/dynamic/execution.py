@@ -129,6 +129,12 @@ def _weigh(gate: Tensor, out: Tensor, skip: Tensor) -> Tensor:
     return gate * out + (1 - gate) * skip
 
 
+def in_layout_of(x: Tensor, values: Tensor) -> Tensor:
+    """``values`` in the memory layout of ``x``."""
+    layout = torch.channels_last if _channels_last(x) else torch.contiguous_format
+    return values.contiguous(memory_format=layout)
+
+
 def _channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dyn_d2.ops import channel_conv
+
 from .cost import chain_cost
 from .decisions import Decision
 from .execution import gather, running_statistics
@@ -102,6 +104,13 @@ def _add(out: Tensor | None, rows: list[int], part: Tensor, gate: Tensor) -> Ten
     return out + part if whole else out.to(part.dtype).index_add(0, index, part)
 
 
+def weights_outweigh(x: Tensor, weight: Tensor) -> bool:
+    """Whether a convolution in evaluation is better run by the compiled kernel, which reads weights where they lie:
+    torch lays them out anew at each call, which is most of the work where they are many and the image is small."""
+    plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+    return plain and weight.numel() >= 4 * x.numel() > 0 and channel_conv.load()
+
+
 class _Folded:
     """The convolutions of all groups with their batch norms folded in. Groups that run for the same images run as one
     chain of convolutions; its weights are kept for the last few choices of groups, since to put them together anew in
@@ -140,10 +149,17 @@ class _Folded:
         for i, (conv, (weight, bias)) in enumerate(zip(self.convs, self._choices[chosen], strict=True)):
             # The first convolution reads what all groups share, the last sums over them.
             groups = conv.groups if i in (0, last) else conv.groups * len(chosen)
-            x = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, groups)
+            x = self._conv(x, weight, bias, conv, groups)
             if i < last:
                 x = self.activation(x)
         return x
+
+    def _conv(self, x: Tensor, weight: Tensor, bias: Tensor, conv: nn.Conv2d, groups: int) -> Tensor:
+        if groups > 1 or not weights_outweigh(x, weight):
+            return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, groups)
+        geometry = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
+        out = channel_conv.channel_conv(x.contiguous(), weight, bias, relu=False, **geometry)
+        return out.contiguous(memory_format=self.layout)
 
     def _put_together(self, chosen: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
         """Weight and bias of each convolution for these groups; views where they lie next to each other."""

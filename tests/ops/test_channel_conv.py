@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from dyn_d2.ops import channel_conv as op
 
@@ -93,6 +94,18 @@ def test_not_a_number_goes_through_relu():
     case = arguments(kernel=1, packed=False)
     case["x"][0] = torch.nan
     assert op.channel_conv(**case)[0].isnan().all() and not op.channel_conv(**case)[1].isnan().any()
+
+
+def test_flops_are_those_of_the_chosen_channels():
+    case = arguments(size=(6, 7))
+    read, written = ((case[name] != 0).sum(1) for name in ("x_gate", "gate"))
+    with FlopCounterMode(display=False) as counter:
+        op.channel_conv(**case)
+    assert counter.get_total_flops() == 2 * int((read * written).sum()) * 9 * 6 * 7
+    residual = torch.randn(2, 8, 6, 7)
+    with FlopCounterMode(display=False) as counter:
+        op.channel_conv(**{**case, "gate": None}, residual=residual, overwrite=True)
+    assert counter.get_total_flops() == 2 * int(read.sum()) * 8 * 9 * 6 * 7
 
 
 def test_shapes_without_computing():

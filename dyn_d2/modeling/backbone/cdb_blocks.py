@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dyn_d2.dynamic import Decision, Router, Unit
+from dyn_d2.dynamic.channels import sparse_conv
 from dyn_d2.dynamic.cost import chain_cost, conv_cost, unit_costs
-from dyn_d2.dynamic.execution import running_statistics
-from dyn_d2.dynamic.groups import GroupBranch, run_groups
+from dyn_d2.dynamic.execution import in_layout_of, running_statistics
+from dyn_d2.dynamic.groups import GroupBranch, run_groups, weights_outweigh
 
 from detectron2.layers import Conv2d, get_norm
 
@@ -122,6 +123,10 @@ class GroupSumBlock(GatedBlock):
             return x
         cost, height, width = conv_cost(self.shortcut, *x.shape[-2:])
         router.trace.add_fixed(f"{self.name}.shortcut", cost, x)
+        norm = getattr(self.shortcut, "norm", None)
+        folds = norm is None or getattr(norm, "running_mean", None) is not None
+        if not self.training and folds and not torch.is_grad_enabled() and weights_outweigh(x, self.shortcut.weight):
+            return in_layout_of(x, sparse_conv(x, self.shortcut, norm, None, None, relu=False))
         with running_statistics(self.shortcut, len(x) * height * width <= 1):
             return self.shortcut(x)
 

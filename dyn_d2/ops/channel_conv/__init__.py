@@ -4,12 +4,14 @@ Packed maps: (N, C, H, W) in which image n keeps the channels that its gate open
 is undefined.
 """
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
 
 from dyn_d2.ops.build import load_kernel
 
@@ -20,7 +22,7 @@ def load() -> bool:
     """Whether the compiled kernel can be used; the first call may compile it. For CPU and float32, no gradients."""
     if not load_kernel("channel_conv", _SOURCES):
         return False
-    _register_fake()
+    _register()
     return True
 
 
@@ -111,13 +113,23 @@ def _output_shape(x, weight, bias, norm, eps, x_gate, gate, residual, stride, pa
     return x.new_empty(x.shape[0], weight.shape[0], *size)
 
 
-_fake_registered = False
+def _flops(x, weight, bias, norm, eps, x_gate, gate, residual, *geometry, out_val, **_) -> int:
+    """Twice the multiply-adds, as torch.utils.flop_counter has it."""
+    read = torch.full((len(x),), x.shape[1]) if x_gate is None else (x_gate != 0).sum(1)
+    written = torch.full((len(x),), len(weight)) if gate is None else (gate != 0).sum(1)
+    return 2 * int((read * written).sum()) * weight.shape[2:].numel() * out_val.shape[2:].numel()
 
 
-def _register_fake() -> None:
-    """Shapes without computing, for torch.compile and torch.export; the kernel has defined the operator by now."""
-    global _fake_registered
-    if not _fake_registered:
-        torch.library.register_fake("dyn_d2::channel_conv", _output_shape)
-        torch.library.register_fake("dyn_d2::channel_conv_into", lambda *arguments: None)
-        _fake_registered = True
+def _flops_into(residual, x, weight, bias, norm, eps, x_gate, *geometry, out_val=None, **_) -> int:
+    return _flops(x, weight, bias, norm, eps, x_gate, None, None, out_val=residual)
+
+
+@functools.cache
+def _register() -> None:
+    """What torch has to know of the operators, which the kernel has defined by now: shapes without computing, for
+    torch.compile and torch.export, and what they cost."""
+    kernels = torch.ops.dyn_d2
+    torch.library.register_fake("dyn_d2::channel_conv", _output_shape)
+    torch.library.register_fake("dyn_d2::channel_conv_into", lambda *arguments: None)
+    register_flop_formula(kernels.channel_conv, get_raw=True)(_flops)
+    register_flop_formula(kernels.channel_conv_into, get_raw=True)(_flops_into)
