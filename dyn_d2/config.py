@@ -240,6 +240,9 @@ def _add_shapeprop_keys(cfg: CN) -> None:
     cfg.INPUT.PARTIAL_MASKS.FRACTION = 1.0
     # Which images these are.
     cfg.INPUT.PARTIAL_MASKS.SEED = 0
+    # Which weights of a class the mask head "WeightTransferMaskHead" (Mask^X R-CNN) makes the class's mask predictor
+    # from: "cls", "box" or "cls+box".
+    cfg.MODEL.ROI_MASK_HEAD.TRANSFER_FROM = "cls+box"
     # Read by the ROI heads "ShapePropROIHeads".
     cfg.MODEL.SHAPE_PROP = CN()
     # Learn saliency from boxes (Eq. 8.1 to 8.3); False: from masks only.

@@ -8,6 +8,8 @@ those of some images (``FRACTION``, ``SEED``, image-wise), or both.
 
 import difflib
 import logging
+import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -104,22 +106,30 @@ def has_mask(annotation: Record, record: Record, number: int) -> bool:
     if not present:
         raise MaskError(f"{where}: it says has_mask but has no segmentation. Add the mask, or remove the flag.")
     width, height = record.get("width"), record.get("height")
-    defect = mask_defect(mask, width, height)
+    # The full check says what is wrong, but takes minutes for all of COCO.
+    defect = None if _sound_polygons(mask) else mask_defect(mask, width, height)
     if defect:
         raise MaskError(f"{where}: {defect[1]}. Correct the mask, or remove it to train on the box alone.")
     if isinstance(mask, list) and width and height:
-        x = [value for polygon in mask for value in polygon[0::2]]
-        y = [value for polygon in mask for value in polygon[1::2]]
-        if _leaves(x, width) or _leaves(y, height):
+        x0, y0 = (min(min(polygon[axis::2]) for polygon in mask) for axis in (0, 1))
+        x1, y1 = (max(max(polygon[axis::2]) for polygon in mask) for axis in (0, 1))
+        across, down = TOLERANCE * width, TOLERANCE * height
+        if x0 < -across or y0 < -down or x1 > width + across or y1 > height + down:
             raise MaskError(
-                f"{where}: its polygons reach from ({min(x):g}, {min(y):g}) to ({max(x):g}, {max(y):g}), outside the "
-                f"image of {width} x {height}. Clip them, or remove them to train on the box alone."
+                f"{where}: its polygons reach from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g}), outside the image of {width} "
+                f"x {height}. Clip them, or remove them to train on the box alone."
             )
     return True
 
 
-def _leaves(values: Sequence[float], side: int) -> bool:
-    return min(values) < -TOLERANCE * side or max(values) > (1 + TOLERANCE) * side
+def _sound_polygons(mask: Any) -> bool:
+    """Whether ``mask`` is a list of polygons of finite numbers."""
+    try:
+        return isinstance(mask, list) and all(
+            len(polygon) >= 6 and len(polygon) % 2 == 0 and math.isfinite(sum(polygon)) for polygon in mask
+        )
+    except (TypeError, OverflowError):  # something that is no number
+        return False
 
 
 def masked_classes(names: Sequence[str], thing_classes: Sequence[str]) -> frozenset[int] | None:
@@ -173,25 +183,41 @@ def apply_partial_masks(cfg, records: Sequence[Record]) -> Sequence[Record]:
     if not cfg.MODEL.MASK_ON or not len(records) or "annotations" not in records[0]:
         return records
     keys = cfg.INPUT.PARTIAL_MASKS
-    classes = masked_classes(keys.CLASSES, MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", []))
-    limited = limit_masks(records, classes, keys.FRACTION, keys.SEED)
-    flags = [_flags(record) for record in limited]
-    objects = sum(not a.get("iscrowd", 0) for record in limited for a in record["annotations"])
-    masks, images = sum(map(sum, flags)), sum(map(any, flags))
-    logger.info(f"{masks:,} of {objects:,} objects have masks, in {images:,} of {len(limited):,} images")
-    if masks < objects:
-        _require_tolerant_head(cfg, f"{objects - masks:,} of {objects:,} objects of {cfg.DATASETS.TRAIN[0]}")
-        if not masks:
-            logger.warning("no object has a mask: the mask head will not be trained")
+    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
+    limited = limit_masks(records, masked_classes(keys.CLASSES, names), keys.FRACTION, keys.SEED)
+    objects: Counter[int] = Counter()
+    masks: Counter[int] = Counter()
+    images = 0
+    for record in limited:
+        classes = [a["category_id"] for a in record["annotations"] if not a.get("iscrowd", 0)]
+        masked = [a["category_id"] for a in record["annotations"] if "segmentation" in a]  # of what limit_masks left
+        objects.update(classes)
+        masks.update(masked)
+        images += bool(masked)
+    logger.info(
+        f"{masks.total():,} of {objects.total():,} objects have masks, in {images:,} of {len(limited):,} images"
+    )
+    if masks.total() < objects.total():
+        without = [names[c] if c < len(names) else str(c) for c in sorted(objects) if not masks[c]]
+        _check_head(cfg, f"{objects.total() - masks.total():,} of {objects.total():,} objects", without)
     return limited
 
 
-def _require_tolerant_head(cfg, what: str) -> None:
-    name = cfg.MODEL.ROI_MASK_HEAD.NAME
-    if not getattr(ROI_MASK_HEAD_REGISTRY.get(name), "partial_masks", False):
+def _check_head(cfg, what: str, classes_without: list[str]) -> None:
+    """Whether the mask head can do with fewer masks than objects."""
+    keys = cfg.MODEL.ROI_MASK_HEAD
+    head = ROI_MASK_HEAD_REGISTRY.get(keys.NAME)
+    if not getattr(head, "partial_masks", False):
         raise ValueError(
-            f"{what} have no mask, but MODEL.ROI_MASK_HEAD.NAME {name} needs one of every object: set it to "
-            "PartialMaskHead, which is trained on those that have one, or MODEL.MASK_ON to False."
+            f"{what} of {', '.join(cfg.DATASETS.TRAIN)} have no mask, but MODEL.ROI_MASK_HEAD.NAME {keys.NAME} needs "
+            "one of every object: set it to PartialMaskHead, which is trained on those that have one, or "
+            "MODEL.MASK_ON to False."
+        )
+    if classes_without and not (keys.CLS_AGNOSTIC_MASK or getattr(head, "serves_classes_without_masks", False)):
+        logger.warning(
+            f"no object of {', '.join(classes_without[:10])}{', ...' if len(classes_without) > 10 else ''} has a mask, "
+            "and the mask head predicts by class, so that theirs will not be trained: set "
+            "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK to True."
         )
 
 

@@ -125,6 +125,8 @@ def test_voc_and_non_voc_divide_coco() -> None:
         ({"segmentation": [[100, 10, 120, 10, 120, 30]]}, "outside"),
         ({"segmentation": [[10, 10, 20, 10, 20, -30]]}, "outside"),
         ({"segmentation": [[10, 10, 20, 10]]}, "polygon"),
+        ({"segmentation": [[10, 10, 20, 10, 20, float("nan")]]}, "no finite numbers"),
+        ({"segmentation": [[10, 10, 20, 10, 20, "30"]]}, "no finite numbers"),
     ],
 )
 def test_wrong_masks_are_named(wrong, what) -> None:
@@ -239,6 +241,19 @@ def test_head_that_needs_all_masks_is_refused(data_set) -> None:
     with pytest.raises(ValueError, match="4 of 8 objects of partial_toy.*PartialMaskHead"):
         build_resumable_train_loader(toy_cfg(data_set, *keys))
     build_resumable_train_loader(toy_cfg(data_set, *keys[2:]))
+
+
+@pytest.mark.parametrize(
+    ("head", "agnostic", "warned"),
+    [("PartialMaskHead", True, False), ("PartialMaskHead", False, True), ("WeightTransferMaskHead", False, False)],
+)
+def test_classes_that_will_have_no_masks_are_named(data_set, caplog, head, agnostic, warned) -> None:
+    keys = ("INPUT.PARTIAL_MASKS.CLASSES", ["dog"], "MODEL.ROI_MASK_HEAD.NAME", head)
+    cfg = toy_cfg(data_set, *keys, "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", agnostic)
+    caplog.set_level("INFO", "dyn_d2.data.partial_masks")
+    apply_partial_masks(cfg, DatasetCatalog.get(data_set))
+    assert "4 of 8 objects have masks, in 4 of 4 images" in caplog.text
+    assert ("no object of cup has a mask" in caplog.text) == warned
 
 
 def test_models_without_masks_are_left_alone(data_set) -> None:

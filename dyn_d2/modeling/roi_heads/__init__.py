@@ -3,6 +3,7 @@
 from .cosine_box import CosineOutputLayers, DynRes5ROIHeads, DynROIHeads
 from .partial_mask import PartialMaskHead
 from .shapeprop import ShapeProp, ShapePropROIHeads
+from .weight_transfer import WeightTransferMaskHead
 
 __all__ = [
     "CosineOutputLayers",
@@ -11,4 +12,5 @@ __all__ = [
     "PartialMaskHead",
     "ShapeProp",
     "ShapePropROIHeads",
+    "WeightTransferMaskHead",
 ]

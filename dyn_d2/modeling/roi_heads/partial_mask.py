@@ -29,9 +29,15 @@ def select_masked(instances: list[Instances]) -> tuple[list[Instances], Tensor]:
 class PartialMaskHead(MaskRCNNConvUpsampleHead):
     """MaskRCNNConvUpsampleHead whose loss is the mean over the regions of objects that have a mask, 0 with a gradient
     path where none has. To be of use to classes without masks it has to be class-agnostic
-    (``MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK``)."""
+    (``MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK``).
+
+    Attributes:
+        partial_masks: tells the loader that objects may lack masks.
+        serves_classes_without_masks: whether a head that is not class-agnostic learns about classes without masks.
+    """
 
     partial_masks = True
+    serves_classes_without_masks = False
 
     def forward(self, x: Tensor, instances: list[Instances]) -> dict[str, Tensor] | list[Instances]:
         """As the parent's, for (R, C, h, w) region features."""

@@ -358,6 +358,8 @@ class ShapePropROIHeads(DynROIHeads):
 
     def _predict_masks(self, features: dict[str, Tensor], detections: list[Instances]) -> list[Instances]:
         regions = self._pool(features, [x.pred_boxes for x in detections])
+        if self.shape_prop.integration == "none" and not self.output_maps:
+            return self.mask_head(regions, detections)
         maps = self.shape_prop(regions, cat([x.pred_classes for x in detections]))
         detections = self.mask_head(self.shape_prop.fuse(regions, maps.shape), detections)
         if self.output_maps:
