@@ -132,4 +132,6 @@ def _compile(name: str, sources: Sequence[Path], folder: Path) -> None:
 def _first_line(error: Exception) -> str:
     """The line of a compiler's report that tells most."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return next((line for line in lines if "error" in line.lower()), lines[0])[:300]
+    # The first line of torch's report names the extension and its whole command.
+    telling = [line for sign in ("error:", "cannot find", "error") for line in lines if sign in line.lower()]
+    return (telling or lines)[0][:300]
