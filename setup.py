@@ -14,7 +14,7 @@ setup(
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     packages=find_namespace_packages(include=["dyn_d2", "dyn_d2.*"]),
-    package_data={"": ["*.yaml", "*.json", "*.html", "*.cpp", "*.h", "*.cu"]},
+    package_data={"": ["*.yaml", "*.json", "*.html", "*.cpp", "*.h", "*.cu", "*.cuh"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6",

@@ -24,7 +24,7 @@ SEGMENTORS = [path for path, name in META_ARCHITECTURE.items() if name.endswith(
 SMALL = [
     "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64",
     "MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "32", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "50",
-    "MODEL.RPN.POST_NMS_TOPK_TEST", "20", "MODEL.ROI_HEADS.NUM_CLASSES", "5",
+    "MODEL.RPN.POST_NMS_TOPK_TEST", "20", "MODEL.ROI_HEADS.NUM_CLASSES", "5", "MODEL.SHAPE_PROP.CONV_DIM", "32",
 ]  # fmt: skip
 
 
@@ -46,18 +46,20 @@ def test_every_yaml_is_tried() -> None:
     assert set(CONFIGS) == {*DETECTORS, *CLASSIFIERS, *SEGMENTORS}
 
 
-@pytest.mark.parametrize("extra", [[], ["MODEL.MASK_ON", "True"]], ids=["boxes", "masks"])
+@pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
 @pytest.mark.parametrize("classifier", ["linear", "cosine"])
 @pytest.mark.parametrize("path", DETECTORS, ids=_name)
-def test_builds_and_trains_a_step(path, classifier, extra):
-    cfg = read_cfg(str(path), [*SMALL, "MODEL.ROI_BOX_HEAD.CLASSIFIER", classifier, *extra])
+def test_builds_and_trains_a_step(path, classifier, masks):
+    cfg = read_cfg(str(path), [*SMALL, "MODEL.ROI_BOX_HEAD.CLASSIFIER", classifier, "MODEL.MASK_ON", str(masks)])
     cfg.freeze()
     model = DynTrainer.build_model(cfg)
     optimizer = build_optimizer(cfg, model)
     before = model.roi_heads.box_predictor.cls_score.weight.detach().clone()
     with EventStorage():
         losses = model(_batch(cfg.MODEL.MASK_ON))
-    expected = {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"} | ({"loss_mask"} if extra else set())
+    expected = {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"} | ({"loss_mask"} if masks else set())
+    if masks and cfg.MODEL.ROI_HEADS.NAME == "ShapePropROIHeads":
+        expected |= {"loss_saliency", "loss_shape"}
     assert losses.keys() == expected and all(torch.isfinite(loss) for loss in losses.values())
     sum(losses.values()).backward()
     optimizer.step()

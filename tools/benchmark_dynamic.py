@@ -17,24 +17,23 @@ Both sides have the same weights, and batch norm as a layer of its own. Gates ar
 
 import argparse
 import copy
-import os
-import platform
 import statistics
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from tabulate import tabulate
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 from dyn_d2.config import add_dyn_d2_config
 from dyn_d2.dynamic import Decision, recording
 from dyn_d2.dynamic.decisions import fixed
 from dyn_d2.modeling.policy.base import Policy
 from dyn_d2.utils.atomic import write_json
+from dyn_d2.utils.measure import describe_machine, peak_memory, synchronise
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
@@ -165,7 +164,9 @@ def measure(
         "realised": (1 - time_ratio) / (1 - flops_ratio),
         "layout": best,
         "seconds": {side: medians[side, best[side]] for side in networks},
-        "memory_mb": {side: peak_memory(copies[side, best[side]], inputs[best[side]]) for side in networks},
+        "memory_mb": {
+            side: peak_memory(partial(copies[side, best[side]], inputs[best[side]]), device) for side in networks
+        },
         "rounds": {f"{side} {layout}": values for (side, layout), values in seconds.items()},
     }
 
@@ -185,48 +186,12 @@ def _draw(copies: dict, batch: int, share: float, generator: torch.Generator, de
 def _timed(network: nn.Module, images: Tensor, device: str) -> tuple[float, float]:
     """Seconds of a forward pass, and its multiply-adds as a share of the network's without gates."""
     with recording() as trace:
-        _synchronise(device)
+        synchronise(device)
         start = time.perf_counter()
         network(images)
-        _synchronise(device)
+        synchronise(device)
         elapsed = time.perf_counter() - start
     return elapsed, float(trace.executed().mean()) / trace.dense() if trace.costs else 1.0
-
-
-def _synchronise(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
-def peak_memory(network: nn.Module, images: Tensor) -> float:
-    """The most memory that the tensors of one forward pass took at once, in MB."""
-    if images.device.type == "cuda":
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        network(images)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        network(images)
-    taken = peak = 0
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            taken += event.nbytes()
-            peak = max(peak, taken)
-    return peak / 2**20
-
-
-def describe_machine(device: str, dtype: torch.dtype) -> dict:
-    """What the numbers depend on."""
-    on_gpu = device.startswith("cuda")
-    return {
-        "device": torch.cuda.get_device_name() if on_gpu else f"{platform.processor() or platform.machine()} CPU",
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "dtype": str(dtype).removeprefix("torch."),
-        "torch": str(torch.__version__),
-    }
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,6 +21,7 @@ from .checkpointer import METADATA, CheckpointError, read_checkpoint
 
 BOX = "roi_heads.box_predictor."
 MASK = "roi_heads.mask_head.predictor."
+SALIENCY = "roi_heads.shape_prop.saliency."
 
 
 class Rows(NamedTuple):
@@ -39,6 +40,8 @@ LAYOUT = {
     BOX + "bbox_pred.bias": Rows(4, 0, 0.0),
     MASK + "weight": Rows(1, 0, 0.001),
     MASK + "bias": Rows(1, 0, 0.0),
+    SALIENCY + "weight": Rows(1, 1, 0.01),
+    SALIENCY + "bias": Rows(1, 1, 0.0),
 }
 
 

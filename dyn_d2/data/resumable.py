@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dyn_d2.data.classification import ClassificationMapper, is_classification
+from dyn_d2.data.partial_masks import PartialMaskMapper, apply_partial_masks
 from dyn_d2.utils.errors import UserError
 from dyn_d2.utils.seeds import derive_seed
 
@@ -278,6 +279,7 @@ def build_resumable_train_loader(cfg, mapper: Callable[[dict], dict | None] | No
         list(cfg.DATASETS.TRAIN), filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     )
     labels = is_classification(cfg.DATASETS.TRAIN[0])
+    records = apply_partial_masks(cfg, records)
     batches = BatchesByPosition(
         _sample_order(cfg, records, cfg.SEED),
         cfg.SOLVER.IMS_PER_BATCH,
@@ -291,10 +293,12 @@ def build_resumable_train_loader(cfg, mapper: Callable[[dict], dict | None] | No
 
 
 def build_mapper(cfg, dataset_name: str, is_train: bool) -> Callable[[dict], dict | None]:
-    """The mapper that fits the data set: of images with a label, or Detectron2's of images with objects."""
+    """The mapper that fits the data set: of images with a label, or Detectron2's of images with objects, in training on
+    masks the one for which some objects may have none."""
     if is_classification(dataset_name):
         return ClassificationMapper(cfg, is_train=is_train)
-    return DatasetMapper(cfg, is_train=is_train)
+    mapper = PartialMaskMapper if is_train and cfg.MODEL.MASK_ON else DatasetMapper
+    return mapper(cfg, is_train=is_train)
 
 
 def _kept(records: list[dict]) -> Dataset:

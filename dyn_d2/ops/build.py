@@ -38,7 +38,7 @@ def load_kernel(name: str, sources: tuple[Path, ...]) -> bool:
 
     Args:
         name: of the library, letters and underscores.
-        sources: .cpp and .cu files.
+        sources: .cpp and .cu files, and the headers that they include.
 
     Returns:
         Whether the operators are there now. If not, the reason has been logged.
@@ -65,6 +65,9 @@ def _fingerprint(sources: Sequence[Path]) -> str:
     if processor.exists():
         lines = processor.read_text().splitlines()
         digest.update(next((line for line in lines if line.startswith(("flags", "Features"))), "").encode())
+    if any(source.suffix == ".cu" for source in sources):
+        capabilities = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+        digest.update(repr((torch.version.cuda, sorted(set(capabilities)))).encode())
     for source in sources:
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
@@ -113,7 +116,7 @@ def _compile(name: str, sources: Sequence[Path], folder: Path) -> None:
     try:
         cpp_extension.load(
             name,
-            [str(source) for source in sources],
+            [str(source) for source in sources if source.suffix in (".cpp", ".cu")],
             extra_cflags=list(_FLAGS),
             extra_cuda_cflags=["-O3"],
             extra_ldflags=["-fopenmp"],
@@ -129,4 +132,6 @@ def _compile(name: str, sources: Sequence[Path], folder: Path) -> None:
 def _first_line(error: Exception) -> str:
     """The line of a compiler's report that tells most."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return next((line for line in lines if "error" in line.lower()), lines[0])[:300]
+    # The first line of torch's report names the extension and its whole command.
+    telling = [line for sign in ("error:", "cannot find", "error") for line in lines if sign in line.lower()]
+    return (telling or lines)[0][:300]

@@ -15,6 +15,8 @@ from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.roi_heads import Res5ROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 
+from .weight_transfer import WeightTransferMaskHead
+
 EPSILON = 1e-5
 
 
@@ -103,7 +105,13 @@ def _named_predictor(cfg) -> type[FastRCNNOutputLayers]:
 
 
 class _ClassifierByName:
-    """Mixed in before ROI heads of Detectron2: their box predictor becomes the one that the key names."""
+    """Mixed in before ROI heads of Detectron2: their box predictor becomes the one that the key names, and mask heads
+    that learn from its weights get it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if isinstance(getattr(self, "mask_head", None), WeightTransferMaskHead):
+            self.mask_head.connect(self.box_predictor)
 
     @classmethod
     def from_config(cls, cfg, input_shape) -> dict[str, Any]:

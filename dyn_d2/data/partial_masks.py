@@ -1,0 +1,257 @@
+"""Boxes for every object and masks for some of them: the data of semi-supervised instance segmentation (thesis ch. 8).
+
+An annotation has a mask if it has a "segmentation". It may say so itself by "has_mask": True, which then is checked, or
+False, which leaves the segmentation unused. Which of the masks that a data set has are trained on is decided by keys,
+on the records and not in a json: those of some classes (``INPUT.PARTIAL_MASKS.CLASSES``, category-wise supervision),
+those of some images (``FRACTION``, ``SEED``, image-wise), or both.
+"""
+
+import difflib
+import logging
+import math
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+
+from dyn_d2.utils.seeds import derive_seed
+
+from detectron2.data import DatasetMapper, MetadataCatalog
+from detectron2.data.detection_utils import annotations_to_instances, transform_instance_annotations
+from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
+
+from .check import mask_defect
+from .few_shot.splits import COCO_NOVEL
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+VOC_CLASSES = COCO_NOVEL[1]
+# Short names of class lists; "non-" before one means every class of the data set that it does not name.
+CLASS_GROUPS = {"voc": VOC_CLASSES}
+TOLERANCE = 0.05  # share of the image's side by which a polygon may leave it; published data sets have such corners
+
+
+class MaskError(ValueError):
+    """A mask that contradicts its image or its flag; the message names image and annotation."""
+
+
+def limit_masks(
+    records: Sequence[Record], classes: Collection[int] | None = None, fraction: float = 1.0, seed: int = 0
+) -> list[Record]:
+    """Take away the masks that shall not be trained on; boxes stay.
+
+    Args:
+        records: data set dicts; left unchanged.
+        classes: masks of these category ids stay; None for all.
+        fraction: masks of this share of the images that have any stay, at least of one unless it is 0. The choice
+            depends on the seed and the images' ids only, and those of a smaller share are among those of a larger.
+        seed: of that choice.
+
+    Raises:
+        ValueError: ``fraction`` is not within [0, 1].
+        MaskError: see :func:`has_mask`.
+    """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"INPUT.PARTIAL_MASKS.FRACTION is {fraction}: it has to be within 0 and 1.")
+    flags = [_flags(record) for record in records]
+    with_masks = {_image(record) for record, of_record in zip(records, flags, strict=True) if any(of_record)}
+    ordered = sorted(with_masks, key=lambda image: derive_seed(seed, "masks", image))
+    count = max(round(fraction * len(ordered)), int(fraction > 0))
+    chosen = set(ordered[:count])
+
+    def limited(record: Record, of_record: list[bool]) -> Record:
+        annotations = [
+            annotation
+            if flag and _image(record) in chosen and (classes is None or annotation["category_id"] in classes)
+            else {key: value for key, value in annotation.items() if key not in ("segmentation", "has_mask")}
+            for annotation, flag in zip(record["annotations"], of_record, strict=True)
+        ]
+        return {**record, "annotations": annotations}
+
+    return [limited(record, of_record) for record, of_record in zip(records, flags, strict=True)]
+
+
+def _image(record: Record) -> int | str:
+    return record.get("image_id", record.get("file_name", ""))
+
+
+def _flags(record: Record) -> list[bool]:
+    return [
+        not annotation.get("iscrowd", 0) and has_mask(annotation, record, number)
+        for number, annotation in enumerate(record["annotations"])
+    ]
+
+
+def has_mask(annotation: Record, record: Record, number: int) -> bool:
+    """Whether an annotation has a mask to train on.
+
+    Args:
+        annotation: with "segmentation" (polygons or RLE), "has_mask", both or neither.
+        record: its image's data set dict; the mask is held against "width" and "height" if they are there.
+        number: position of the annotation in the image.
+
+    Raises:
+        MaskError: it is flagged as masked without a mask, the mask is malformed or of another size than the image, or a
+            polygon lies outside the image.
+    """
+    mask = annotation.get("segmentation")
+    present = mask is not None and len(mask) > 0
+    flag = annotation.get("has_mask", present)
+    if not flag:
+        return False
+    where = f"{record.get('file_name', f'image {_image(record)}')}, annotation {annotation.get('id', number)}"
+    if not present:
+        raise MaskError(f"{where}: it says has_mask but has no segmentation. Add the mask, or remove the flag.")
+    width, height = record.get("width"), record.get("height")
+    # The full check says what is wrong, but takes minutes for all of COCO.
+    defect = None if _sound_polygons(mask) else mask_defect(mask, width, height)
+    if defect:
+        raise MaskError(f"{where}: {defect[1]}. Correct the mask, or remove it to train on the box alone.")
+    if isinstance(mask, list) and width and height:
+        x0, y0 = (min(min(polygon[axis::2]) for polygon in mask) for axis in (0, 1))
+        x1, y1 = (max(max(polygon[axis::2]) for polygon in mask) for axis in (0, 1))
+        across, down = TOLERANCE * width, TOLERANCE * height
+        if x0 < -across or y0 < -down or x1 > width + across or y1 > height + down:
+            raise MaskError(
+                f"{where}: its polygons reach from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g}), outside the image of {width} "
+                f"x {height}. Clip them, or remove them to train on the box alone."
+            )
+    return True
+
+
+def _sound_polygons(mask: Any) -> bool:
+    """Whether ``mask`` is a list of polygons of finite numbers."""
+    try:
+        return isinstance(mask, list) and all(
+            len(polygon) >= 6 and len(polygon) % 2 == 0 and math.isfinite(sum(polygon)) for polygon in mask
+        )
+    except (TypeError, OverflowError):  # something that is no number
+        return False
+
+
+def masked_classes(names: Sequence[str], thing_classes: Sequence[str]) -> frozenset[int] | None:
+    """Category ids of ``INPUT.PARTIAL_MASKS.CLASSES``.
+
+    Args:
+        names: classes of the data set; "voc" for the 20 of COCO that VOC has, "non-voc" for all but these; empty for
+            no restriction.
+        thing_classes: the data set's classes.
+
+    Returns:
+        Their positions in ``thing_classes``, None for no restriction.
+
+    Raises:
+        ValueError: a class that the data set does not have.
+    """
+    if not names:
+        return None
+    wanted: list[str] = []
+    for name in names:
+        group = CLASS_GROUPS.get(name.removeprefix("non-"), ())
+        if name in thing_classes or not group:
+            wanted.append(name)
+        elif name.startswith("non-"):
+            _require(group, thing_classes, name)
+            wanted += [other for other in thing_classes if other not in group]
+        else:
+            wanted += group
+    _require(wanted, thing_classes, "")
+    return frozenset(thing_classes.index(name) for name in wanted)
+
+
+def _require(names: Sequence[str], thing_classes: Sequence[str], group: str) -> None:
+    for name in names:
+        if name not in thing_classes:
+            near = difflib.get_close_matches(name, [*thing_classes, "voc", "non-voc"], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(thing_classes[:20])}"
+            of_group = f" (of {group!r})" if group else ""
+            raise ValueError(
+                f"INPUT.PARTIAL_MASKS.CLASSES names {name!r}{of_group}, which the data set does not have ({hint})."
+            )
+
+
+def apply_partial_masks(cfg, records: Sequence[Record]) -> Sequence[Record]:
+    """``records`` with the masks that INPUT.PARTIAL_MASKS leaves them, if the model is trained on masks at all.
+
+    Raises:
+        ValueError: unknown classes; or objects lack masks and the mask head needs one of every object.
+        MaskError: see :func:`has_mask`.
+    """
+    if not cfg.MODEL.MASK_ON or not len(records) or "annotations" not in records[0]:
+        return records
+    keys = cfg.INPUT.PARTIAL_MASKS
+    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
+    limited = limit_masks(records, masked_classes(keys.CLASSES, names), keys.FRACTION, keys.SEED)
+    objects: Counter[int] = Counter()
+    masks: Counter[int] = Counter()
+    images = 0
+    for record in limited:
+        classes = [a["category_id"] for a in record["annotations"] if not a.get("iscrowd", 0)]
+        masked = [a["category_id"] for a in record["annotations"] if "segmentation" in a]  # of what limit_masks left
+        objects.update(classes)
+        masks.update(masked)
+        images += bool(masked)
+    logger.info(
+        f"{masks.total():,} of {objects.total():,} objects have masks, in {images:,} of {len(limited):,} images"
+    )
+    if masks.total() < objects.total():
+        without = [names[c] if c < len(names) else str(c) for c in sorted(objects) if not masks[c]]
+        _check_head(cfg, f"{objects.total() - masks.total():,} of {objects.total():,} objects", without)
+    return limited
+
+
+def _check_head(cfg, what: str, classes_without: list[str]) -> None:
+    """Whether the mask head can do with fewer masks than objects."""
+    keys = cfg.MODEL.ROI_MASK_HEAD
+    head = ROI_MASK_HEAD_REGISTRY.get(keys.NAME)
+    if not getattr(head, "partial_masks", False):
+        raise ValueError(
+            f"{what} of {', '.join(cfg.DATASETS.TRAIN)} have no mask, but MODEL.ROI_MASK_HEAD.NAME {keys.NAME} needs "
+            "one of every object: set it to PartialMaskHead, which is trained on those that have one, or "
+            "MODEL.MASK_ON to False."
+        )
+    if classes_without and not (keys.CLS_AGNOSTIC_MASK or getattr(head, "serves_classes_without_masks", False)):
+        logger.warning(
+            f"no object of {', '.join(classes_without[:10])}{', ...' if len(classes_without) > 10 else ''} has a mask, "
+            "and the mask head predicts by class, so that theirs will not be trained: set "
+            "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK to True."
+        )
+
+
+class PartialMaskMapper(DatasetMapper):
+    """Detectron2's mapper where objects without a mask may stand beside others, in any mixture.
+
+    Instances get ``gt_has_mask`` (N,) bool; ``gt_masks`` has an empty mask where it is False. Nothing else changes:
+    where every object has a mask, the result is that of the parent.
+    """
+
+    def _transform_annotations(self, dataset_dict: Record, transforms: Any, image_shape: tuple[int, int]) -> None:
+        """Replace "annotations" by "instances", without crowds and what the augmentation left empty."""
+        annotations, flags = [], []
+        for number, annotation in enumerate(dataset_dict.pop("annotations")):
+            if annotation.get("iscrowd", 0):
+                continue
+            flag = has_mask(annotation, dataset_dict, number)
+            unused = {"keypoints"} if flag else {"keypoints", "segmentation"}
+            moved = transform_instance_annotations(
+                {key: value for key, value in annotation.items() if key not in unused}, transforms, image_shape
+            )
+            annotations.append(moved if flag else moved | {"segmentation": []})
+            flags.append(flag)
+        try:
+            instances = annotations_to_instances(annotations, image_shape, mask_format=self.instance_mask_format)
+        except ValueError as error:
+            raise MaskError(f"{dataset_dict['file_name']}: {error}") from error
+        instances.gt_has_mask = torch.tensor(flags, dtype=torch.bool)
+        keep = torch.ones(len(instances), dtype=torch.bool)
+        if instances.has("gt_masks"):
+            if self.recompute_boxes:
+                tight = instances.gt_masks.get_bounding_boxes().tensor
+                boxes = instances.gt_boxes.tensor
+                instances.gt_boxes.tensor = torch.where(instances.gt_has_mask[:, None], tight.to(boxes), boxes)
+            keep = ~instances.gt_has_mask | instances.gt_masks.nonempty()
+        keep &= instances.gt_boxes.nonempty(threshold=1e-5)
+        dataset_dict["instances"] = instances if keep.all() else instances[keep]

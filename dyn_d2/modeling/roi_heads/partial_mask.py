@@ -1,0 +1,47 @@
+"""Mask R-CNN on data where some objects have boxes only: joint training, the baseline of thesis ch. 8.
+
+Shape shorthand: R regions of the whole batch.
+"""
+
+import torch
+from torch import Tensor
+
+from detectron2.layers import cat
+from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
+from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
+from detectron2.structures import Instances
+
+
+def select_masked(instances: list[Instances]) -> tuple[list[Instances], Tensor]:
+    """Regions whose object has a mask.
+
+    Args:
+        instances: foreground regions of each image, R together. Without the field ``gt_has_mask`` all have masks.
+
+    Returns:
+        Those regions of each image, and the (R,) bool mask that selects them.
+    """
+    flags = [x.gt_has_mask if x.has("gt_has_mask") else torch.ones_like(x.gt_classes, dtype=bool) for x in instances]
+    return [x[flag] for x, flag in zip(instances, flags, strict=True)], cat(flags)
+
+
+@ROI_MASK_HEAD_REGISTRY.register()
+class PartialMaskHead(MaskRCNNConvUpsampleHead):
+    """MaskRCNNConvUpsampleHead whose loss is the mean over the regions of objects that have a mask, 0 with a gradient
+    path where none has. To be of use to classes without masks it has to be class-agnostic
+    (``MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK``).
+
+    Attributes:
+        partial_masks: tells the loader that objects may lack masks.
+        serves_classes_without_masks: whether a head that is not class-agnostic learns about classes without masks.
+    """
+
+    partial_masks = True
+    serves_classes_without_masks = False
+
+    def forward(self, x: Tensor, instances: list[Instances]) -> dict[str, Tensor] | list[Instances]:
+        """As the parent's, for (R, C, h, w) region features."""
+        if self.training:
+            instances, rows = select_masked(instances)
+            x = x[rows]
+        return super().forward(x, instances)
