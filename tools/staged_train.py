@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train a policy in all of its stages with one command: SkipNet's sp and hrl, DeepMoE's joint and finetune.
 
-    tools/staged_train.py --config-file configs/SkipNet/cifar10.yaml OUTPUT_DIR output/skipnet
+    tools/staged_train.py --config-file configs/SkipNet/cifar.yaml OUTPUT_DIR output/skipnet
 
 Each stage has the folder OUTPUT_DIR/STAGE. Finished stages are skipped, killed ones go on.
 """
