@@ -12,7 +12,11 @@ once in both memory layouts, in turns, so that a slow minute of the machine hits
     realised  (1 - time) / (1 - FLOPs): the share of the saved multiply-adds that was saved on the clock
     memory    most memory that tensors took during a forward pass, weights not counted, in MB: dense and gated
 
-Both sides have the same weights, and batch norm as a layer of its own. Gates are not computed: decisions are given.
+Both sides have the same weights. Gates are not computed: decisions are given. Batch norm is not the same in all cases:
+
+    blocks    a layer of its own on both sides
+    groups    folded into the groups' convolutions on both sides: dense is the gated network with everything open
+    channels  a layer of its own in the dense network; the gated one does it on the way, where its kernel compiles
 """
 
 import argparse
