@@ -13,6 +13,10 @@ def add_dyn_d2_config(cfg: CN) -> None:
     _add_stage_keys(cfg)
     _add_gated_keys(cfg)
     _add_policy_keys(cfg)
+    _add_skipnet_keys(cfg)
+    _add_deepmoe_keys(cfg)
+    _add_cdb_keys(cfg)
+    _add_baseline_policy_keys(cfg)
     _add_shapeprop_keys(cfg)
 
 
@@ -169,6 +173,8 @@ def _add_policy_keys(cfg: CN) -> None:
     # Share to run, in (0, 1]: r and e of CDB, t of ConvNet-AIG, of units for random_skip and fixed.
     cfg.MODEL.POLICY.TARGET_RATE = 0.7
 
+
+def _add_skipnet_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY.SKIPNET = CN()
     # Stage "sp": "hard" (rounded, gradient of the probability, Eq. 2.7) or "soft" (the probability, Table 2.3).
     cfg.MODEL.POLICY.SKIPNET.RELAXATION = "hard"
@@ -185,6 +191,8 @@ def _add_policy_keys(cfg: CN) -> None:
     # Logit of new gates; positive: blocks run at the start, as pre-trained weights expect.
     cfg.MODEL.POLICY.SKIPNET.INIT_BIAS = 0.0
 
+
+def _add_deepmoe_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY.DEEPMOE = CN()
     # Layers of the embedding network: 4 for CIFAR, 5 for ImageNet.
     cfg.MODEL.POLICY.DEEPMOE.LAYERS = 4
@@ -197,6 +205,8 @@ def _add_policy_keys(cfg: CN) -> None:
     # In evaluation, gates up to this value are closed as well.
     cfg.MODEL.POLICY.DEEPMOE.THRESHOLD = 0.0
 
+
+def _add_cdb_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY.CDB = CN()
     # d, width of the controllers.
     cfg.MODEL.POLICY.CDB.WIDTH = 32
@@ -213,6 +223,9 @@ def _add_policy_keys(cfg: CN) -> None:
     # alpha_2 of Eq. 15, weight of the execution and FLOPs losses.
     cfg.MODEL.POLICY.CDB.RESOURCE_WEIGHT = 1.0
 
+
+def _add_baseline_policy_keys(cfg: CN) -> None:
+    # ConvNet-AIG.
     cfg.MODEL.POLICY.AIG = CN()
     # t of each block; [] for TARGET_RATE.
     cfg.MODEL.POLICY.AIG.TARGET_RATES = []
