@@ -100,6 +100,17 @@ def test_a_kill_in_each_stage_changes_nothing(policy, runs, tmp_path) -> None:
     assert last.folder.name == second
 
 
+def test_command_line_of_the_tools(monkeypatch, caplog, tmp_path) -> None:
+    def train(*arguments) -> stages.Stage:
+        assert arguments == ("a.yaml", ["SEED", "3"], ["--num-gpus", "2"])
+        return stages.Stage("last", tmp_path, None)
+
+    monkeypatch.setattr("sys.argv", ["tool.py", "--config-file", "a.yaml", "--num-gpus", "2", "SEED", "3"])
+    caplog.set_level("INFO", "dyn_d2")
+    stages.train_as_told(train, "...")
+    assert f"model: {tmp_path / stages.FINAL}\nresults: {tmp_path / 'results.json'}" in caplog.text
+
+
 def test_keys_of_the_second_stage(tmp_path) -> None:
     opts = opts_of(tmp_path, "deepmoe", SOLVER__SECOND_STAGE__WARMUP_ITERS=0, MODEL__FREEZE=["backbone.bottom_up.stem"])
     first, second = (stage.cfg for stage in plan("", opts))
