@@ -20,6 +20,11 @@ def add_dyn_d2_config(cfg: CN) -> None:
     _add_shapeprop_keys(cfg)
 
 
+def _stage_solver() -> CN:
+    # What one stage has of its own; 0, [] and -1 mean as in SOLVER.
+    return CN({"BASE_LR": 0.0, "MAX_ITER": 0, "STEPS": [], "WARMUP_ITERS": -1})
+
+
 def _add_detector_keys(cfg: CN) -> None:
     # Parts that must not change, e.g. ["backbone", "proposal_generator", "roi_heads.box_head"]: paths of modules,
     # "*" allowed. Parameters get no gradient, batch norm and dropout layers stay in evaluation mode.
@@ -47,12 +52,12 @@ def _add_few_shot_keys(cfg: CN) -> None:
     # "" (the keys of SOLVER, FEW_SHOT.FINETUNE and FEW_SHOT.NOVEL) or "thesis": rate and iterations that the thesis
     # used for this benchmark, stage and K, from engine/schedules.py.
     cfg.FEW_SHOT.SCHEDULE = ""
-    # SOLVER keys of the fine-tuning stage, so that one yaml serves all stages; 0, [] and -1 mean as in SOLVER.
-    cfg.FEW_SHOT.FINETUNE = CN({"BASE_LR": 0.0, "MAX_ITER": 0, "STEPS": [], "WARMUP_ITERS": -1})
+    # SOLVER keys of the fine-tuning stage, so that one yaml serves all stages.
+    cfg.FEW_SHOT.FINETUNE = _stage_solver()
     # The same for the base stage, for a command line that changes its length and not that of the stages after it.
-    cfg.FEW_SHOT.BASE = CN({"BASE_LR": 0.0, "MAX_ITER": 0, "STEPS": [], "WARMUP_ITERS": -1})
+    cfg.FEW_SHOT.BASE = _stage_solver()
     # The same for the novel-only stage.
-    cfg.FEW_SHOT.NOVEL = CN({"BASE_LR": 0.0, "MAX_ITER": 0, "STEPS": [], "WARMUP_ITERS": -1})
+    cfg.FEW_SHOT.NOVEL = _stage_solver()
     # Which division into base and novel classes, from 1.
     cfg.FEW_SHOT.SPLIT = 1
     # K: annotated objects of each class in the fine-tuning set; 0: all objects of the stage's classes.
@@ -149,9 +154,8 @@ def _add_classification_keys(cfg: CN) -> None:
 
 
 def _add_stage_keys(cfg: CN) -> None:
-    # SOLVER keys of every training stage of a policy after its first (MODEL.POLICY.STAGE), so that one yaml serves all;
-    # 0, [] and -1 mean as in SOLVER.
-    cfg.SOLVER.SECOND_STAGE = CN({"BASE_LR": 0.0, "MAX_ITER": 0, "STEPS": [], "WARMUP_ITERS": -1})
+    # SOLVER keys of every training stage of a policy after its first (MODEL.POLICY.STAGE), so that one yaml serves all.
+    cfg.SOLVER.SECOND_STAGE = _stage_solver()
     # The rate of the policy's parameters, as a factor on that of the others.
     cfg.SOLVER.GATE_LR_FACTOR = 1.0
     # The weight decay of the policy's parameters; negative: as the others.
