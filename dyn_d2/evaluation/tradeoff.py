@@ -20,9 +20,8 @@ from torch import nn
 from dyn_d2.checkpoint import DynCheckpointer
 from dyn_d2.engine.setup import build_cfg
 from dyn_d2.engine.trainer import DynTrainer
-from dyn_d2.modeling.meta_arch import find_policy
+from dyn_d2.modeling.meta_arch import gated_network
 from dyn_d2.modeling.policy.all_open import AllOpen
-from dyn_d2.modeling.policy.base import Policy
 from dyn_d2.utils.atomic import write_json
 from dyn_d2.utils.measure import time_call
 
@@ -43,13 +42,12 @@ def force_open(model: nn.Module) -> None:
     Raises:
         ValueError: nothing in the model is gated.
     """
-    backbone = getattr(model, "backbone", None)
-    if find_policy(backbone) is None:
+    gated = gated_network(getattr(model, "backbone", None))
+    if gated is None:
         raise ValueError(
             "MODEL.BACKBONE.NAME is no gated backbone: there is no trade-off to measure. Use build_gated_..._backbone."
         )
-    owner = backbone if isinstance(getattr(backbone, "policy", None), Policy) else backbone.bottom_up
-    owner.policy = AllOpen(owner.policy.units).eval()
+    gated.policy = AllOpen(gated.policy.units).eval()
 
 
 @dataclass(frozen=True)
@@ -175,7 +173,7 @@ def _load(point: Point, config_file: str, opts: Sequence[str], output: Path) -> 
     cfg.freeze()
     model = DynTrainer.build_model(cfg)
     DynCheckpointer(model).load(cfg.MODEL.WEIGHTS, strict=not cfg.TEST.ALLOW_PARTIAL_WEIGHTS)
-    if point.dense or find_policy(getattr(model, "backbone", None)) is None:
+    if point.dense or gated_network(getattr(model, "backbone", None)) is None:
         force_open(model)
     return cfg, model.eval()
 
