@@ -44,7 +44,7 @@ def limit_masks(
     """Take away the masks that shall not be trained on; boxes stay.
 
     Args:
-        records: data set dicts; left unchanged.
+        records: data set dicts, some of which may be without "annotations"; left unchanged.
         classes: masks of these category ids stay; None for all.
         fraction: masks of this share of the images that have any stay, at least of one unless it is 0. The choice
             depends on the seed and the images' ids only, and those of a smaller share are among those of a larger.
@@ -63,6 +63,8 @@ def limit_masks(
     chosen = set(ordered[:count])
 
     def limited(record: Record, of_record: list[bool]) -> Record:
+        if "annotations" not in record:
+            return record
         annotations = [
             annotation
             if flag and _image(record) in chosen and (classes is None or annotation["category_id"] in classes)
@@ -81,7 +83,7 @@ def _image(record: Record) -> int | str:
 def _flags(record: Record) -> list[bool]:
     return [
         not annotation.get("iscrowd", 0) and has_mask(annotation, record, number)
-        for number, annotation in enumerate(record["annotations"])
+        for number, annotation in enumerate(record.get("annotations", ()))
     ]
 
 
@@ -180,7 +182,7 @@ def apply_partial_masks(cfg, records: Sequence[Record]) -> Sequence[Record]:
         ValueError: unknown classes; or objects lack masks and the mask head needs one of every object.
         MaskError: see :func:`has_mask`.
     """
-    if not cfg.MODEL.MASK_ON or not len(records) or "annotations" not in records[0]:
+    if not cfg.MODEL.MASK_ON or not any("annotations" in record for record in records):
         return records
     keys = cfg.INPUT.PARTIAL_MASKS
     names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
@@ -189,8 +191,9 @@ def apply_partial_masks(cfg, records: Sequence[Record]) -> Sequence[Record]:
     masks: Counter[int] = Counter()
     images = 0
     for record in limited:
-        classes = [a["category_id"] for a in record["annotations"] if not a.get("iscrowd", 0)]
-        masked = [a["category_id"] for a in record["annotations"] if "segmentation" in a]  # of what limit_masks left
+        annotations = record.get("annotations", ())
+        classes = [a["category_id"] for a in annotations if not a.get("iscrowd", 0)]
+        masked = [a["category_id"] for a in annotations if "segmentation" in a]  # of what limit_masks left
         objects.update(classes)
         masks.update(masked)
         images += bool(masked)
