@@ -18,6 +18,7 @@ def add_dyn_d2_config(cfg: CN) -> None:
     _add_cdb_keys(cfg)
     _add_baseline_policy_keys(cfg)
     _add_shapeprop_keys(cfg)
+    _add_retina_mask_keys(cfg)
 
 
 def _stage_solver() -> CN:
@@ -260,7 +261,7 @@ def _add_shapeprop_keys(cfg: CN) -> None:
     # Which weights of a class the mask head "WeightTransferMaskHead" (Mask^X R-CNN) makes the class's mask predictor
     # from: "cls", "box" or "cls+box".
     cfg.MODEL.ROI_MASK_HEAD.TRANSFER_FROM = "cls+box"
-    # Read by the ROI heads "ShapePropROIHeads".
+    # Read by the ROI heads "ShapePropROIHeads" and "ShapePropMaskROIHeads".
     cfg.MODEL.SHAPE_PROP = CN()
     # Learn saliency from boxes (Eq. 8.1 to 8.3); False: from masks only.
     cfg.MODEL.SHAPE_PROP.MIL = True
@@ -289,3 +290,10 @@ def _add_shapeprop_keys(cfg: CN) -> None:
     cfg.MODEL.SHAPE_PROP.SHAPE_WEIGHT = 1.0
     # Detections carry saliency and shape activation, for pictures and for measuring them.
     cfg.MODEL.SHAPE_PROP.OUTPUT_MAPS = False
+
+
+def _add_retina_mask_keys(cfg: CN) -> None:
+    cfg.MODEL.RETINA_MASK = CN()
+    # Predictions of each image, the best after NMS, that the mask branch of the meta-architecture "RetinaMask" is
+    # trained on beside the true boxes; MODEL.ROI_HEADS labels and samples them.
+    cfg.MODEL.RETINA_MASK.PROPOSALS = 100

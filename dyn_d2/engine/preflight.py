@@ -108,9 +108,9 @@ def check_trainer(trainer: DynTrainer) -> None:
 
 def head_classes(model: nn.Module) -> int | None:
     """Classes that the model's head predicts, background not counted; None for models without such a head."""
-    heads = getattr(model, "roi_heads", None)
-    if heads is not None and hasattr(heads, "box_predictor"):
-        return heads.box_predictor.cls_score.out_features - 1
+    predictor = getattr(getattr(model, "roi_heads", None), "box_predictor", None)
+    if predictor is not None:
+        return predictor.cls_score.out_features - 1
     return getattr(model, "num_classes", None)
 
 

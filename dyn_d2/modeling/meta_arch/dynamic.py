@@ -14,6 +14,8 @@ from dyn_d2.modeling.policy.base import Policy
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, RetinaNet, SemanticSegmentor
 from detectron2.utils.events import EventStorage, get_event_storage, has_event_storage
 
+from .retina_mask import RetinaMask
+
 RATE, EXECUTED, ENTROPY = "gate_rate/", "gates/executed_share", "gates/entropy"  # names of the scalars
 
 
@@ -123,6 +125,11 @@ class DynamicRCNN(DynamicModel, GeneralizedRCNN):
 @META_ARCH_REGISTRY.register()
 class DynamicRetinaNet(DynamicModel, RetinaNet):
     """RetinaNet for gated backbones."""
+
+
+@META_ARCH_REGISTRY.register()
+class DynamicRetinaMask(DynamicModel, RetinaMask):
+    """RetinaMask for gated backbones."""
 
 
 @META_ARCH_REGISTRY.register()
