@@ -136,13 +136,16 @@ def _sound_polygons(mask: Any) -> bool:
         return False
 
 
-def masked_classes(names: Sequence[str], thing_classes: Sequence[str]) -> frozenset[int] | None:
+def masked_classes(
+    names: Sequence[str], thing_classes: Sequence[str], absent: Collection[str] = ()
+) -> frozenset[int] | None:
     """Category ids of ``INPUT.PARTIAL_MASKS.CLASSES``.
 
     Args:
         names: classes of the data set; "voc" for the 20 of COCO that VOC has, "non-voc" for all but these; empty for
             no restriction.
         thing_classes: the data set's classes.
+        absent: classes that may be named although the data set lacks them, those of other few-shot stages.
 
     Returns:
         Their positions in ``thing_classes``, None for no restriction.
@@ -152,25 +155,26 @@ def masked_classes(names: Sequence[str], thing_classes: Sequence[str]) -> frozen
     """
     if not names:
         return None
+    known = [*thing_classes, *absent]
     wanted: list[str] = []
     for name in names:
         group = CLASS_GROUPS.get(name.removeprefix("non-"), ())
-        if name in thing_classes or not group:
+        if name in known or not group:
             wanted.append(name)
         elif name.startswith("non-"):
-            _require(group, thing_classes, name)
-            wanted += [other for other in thing_classes if other not in group]
+            _require(group, known, name)
+            wanted += [other for other in known if other not in group]
         else:
             wanted += group
-    _require(wanted, thing_classes, "")
-    return frozenset(thing_classes.index(name) for name in wanted)
+    _require(wanted, known, "")
+    return frozenset(thing_classes.index(name) for name in wanted if name in thing_classes)
 
 
-def _require(names: Sequence[str], thing_classes: Sequence[str], group: str) -> None:
+def _require(names: Sequence[str], known: Sequence[str], group: str) -> None:
     for name in names:
-        if name not in thing_classes:
-            near = difflib.get_close_matches(name, [*thing_classes, "voc", "non-voc"], n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(thing_classes[:20])}"
+        if name not in known:
+            near = difflib.get_close_matches(name, [*known, "voc", "non-voc"], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(known[:20])}"
             of_group = f" (of {group!r})" if group else ""
             raise ValueError(
                 f"INPUT.PARTIAL_MASKS.CLASSES names {name!r}{of_group}, which the data set does not have ({hint})."
@@ -188,8 +192,11 @@ def apply_partial_masks(cfg, records: Sequence[Record]) -> Sequence[Record]:
     if not cfg.MODEL.MASK_ON or not len(records) or "annotations" not in records[0]:
         return records
     keys = cfg.INPUT.PARTIAL_MASKS
-    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
-    limited = limit_masks(records, masked_classes(keys.CLASSES, names), keys.FRACTION, keys.SEED)
+    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+    names = metadata.get("thing_classes", [])
+    of_other_stages = {*metadata.get("base_classes", ()), *metadata.get("novel_classes", ())} - {*names}
+    classes = masked_classes(keys.CLASSES, names, sorted(of_other_stages))
+    limited = limit_masks(records, classes, keys.FRACTION, keys.SEED)
     limited = add_pseudo_masks(cfg, limited)
     objects: Counter[int] = Counter()
     masks: Counter[int] = Counter()

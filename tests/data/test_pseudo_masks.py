@@ -69,9 +69,16 @@ def test_boxes_without_anything_to_go_by_get_no_mask(box) -> None:
 
 def test_almost_nothing_counts_as_failed() -> None:
     pytest.importorskip("cv2")
-    dot = disc(radius=4)
-    assert grabcut_mask(picture(dot), [20, 12, 76, 68]) is None
-    assert iou(grabcut_mask(picture(dot), [20, 12, 76, 68], GrabCut(min_share=0)), dot) > 0.5
+    dot, around = disc(radius=4), [20, 12, 76, 68]
+    assert grabcut_mask(picture(dot), around, GrabCut(core=0)) is None
+    assert iou(grabcut_mask(picture(dot), around, GrabCut(core=0, min_share=0)), dot) > 0.5
+
+
+def test_the_middle_belongs_to_the_object() -> None:
+    pytest.importorskip("cv2")
+    plain = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)  # colours say nothing
+    assert grabcut_mask(plain, BOX, GrabCut(core=0)) is None
+    assert grabcut_mask(plain, BOX, GrabCut(min_share=0))[32:49, 40:57].all()
 
 
 def test_settings_out_of_range() -> None:
