@@ -9,7 +9,6 @@ those of some images (``FRACTION``, ``SEED``, image-wise), or both. What is left
 
 import difflib
 import logging
-import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -23,7 +22,7 @@ from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data.detection_utils import annotations_to_instances, transform_instance_annotations
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 
-from .check import mask_defect
+from .defects import mask_defect
 from .digit_scenes.polygons import mask_to_polygons
 from .few_shot.splits import COCO_NOVEL
 from .pseudo_masks import add_pseudo_masks
@@ -35,7 +34,6 @@ Record = dict[str, Any]
 VOC_CLASSES = COCO_NOVEL[1]
 # Short names of class lists; "non-" before one means every class of the data set that it does not name.
 CLASS_GROUPS = {"voc": VOC_CLASSES}
-TOLERANCE = 0.05  # share of the image's side by which a polygon may leave it; published data sets have such corners
 
 
 class MaskError(ValueError):
@@ -110,30 +108,9 @@ def has_mask(annotation: Record, record: Record, number: int) -> bool:
     if not present:
         raise MaskError(f"{where}: it says has_mask but has no segmentation. Add the mask, or remove the flag.")
     width, height = record.get("width"), record.get("height")
-    # The full check says what is wrong, but takes minutes for all of COCO.
-    defect = None if _sound_polygons(mask) else mask_defect(mask, width, height)
-    if defect:
+    if defect := mask_defect(mask, width, height):
         raise MaskError(f"{where}: {defect[1]}. Correct the mask, or remove it to train on the box alone.")
-    if isinstance(mask, list) and width and height:
-        x0, y0 = (min(min(polygon[axis::2]) for polygon in mask) for axis in (0, 1))
-        x1, y1 = (max(max(polygon[axis::2]) for polygon in mask) for axis in (0, 1))
-        across, down = TOLERANCE * width, TOLERANCE * height
-        if x0 < -across or y0 < -down or x1 > width + across or y1 > height + down:
-            raise MaskError(
-                f"{where}: its polygons reach from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g}), outside the image of {width} "
-                f"x {height}. Clip them, or remove them to train on the box alone."
-            )
     return True
-
-
-def _sound_polygons(mask: Any) -> bool:
-    """Whether ``mask`` is a list of polygons of finite numbers."""
-    try:
-        return isinstance(mask, list) and all(
-            len(polygon) >= 6 and len(polygon) % 2 == 0 and math.isfinite(sum(polygon)) for polygon in mask
-        )
-    except (TypeError, OverflowError):  # something that is no number
-        return False
 
 
 def masked_classes(
