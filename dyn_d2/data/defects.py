@@ -8,9 +8,8 @@ from detectron2.structures import BoxMode
 
 # Rounding puts many published boxes a fraction of a pixel over the edge.
 EDGE_TOLERANCE = 1.0
-MASK_TOLERANCE = (
-    0.05  # share of the image's side by which a polygon may leave it; published data sets have such corners
-)
+# Share of the image's side by which a polygon may leave it; published data sets have such corners.
+MASK_TOLERANCE = 0.05
 
 
 def box_defect(box: Any, mode: Any, width: int | None, height: int | None) -> tuple[str, str] | None:

@@ -155,6 +155,20 @@ def test_masks_are_made_once_per_image_box_and_settings(cfg, records, monkeypatc
     assert apply_partial_masks(cfg, records)[0]["annotations"][0]["pseudo_mask"] and len(calls) == 14
 
 
+def test_processes_share_the_work_and_all_get_everything(cfg, records, monkeypatch) -> None:
+    pytest.importorskip("cv2")
+    alone = apply_partial_masks(cfg, records)
+    cfg.INPUT.PARTIAL_MASKS.CACHE += "_two"
+    shares, fill = [], pseudo_masks._fill
+    monkeypatch.setattr(pseudo_masks, "_fill", lambda jobs, *a: shares.append(len(jobs)) or fill(jobs, *a))
+    monkeypatch.setattr(pseudo_masks.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(pseudo_masks.comm, "synchronize", lambda: None)
+    for rank in (0, 1):
+        monkeypatch.setattr(pseudo_masks.comm, "get_rank", lambda rank=rank: rank)
+        assert apply_partial_masks(cfg, records) == alone
+    assert shares[0] + shares[2] == shares[1] == shares[3]
+
+
 def test_a_kill_leaves_no_half_file(cfg, records, monkeypatch) -> None:
     pytest.importorskip("cv2")
 
