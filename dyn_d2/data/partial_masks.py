@@ -3,16 +3,17 @@
 An annotation has a mask if it has a "segmentation". It may say so itself by "has_mask": True, which then is checked, or
 False, which leaves the segmentation unused. Which of the masks that a data set has are trained on is decided by keys,
 on the records and not in a json: those of some classes (``INPUT.PARTIAL_MASKS.CLASSES``, category-wise supervision),
-those of some images (``FRACTION``, ``SEED``, image-wise), or both.
+those of some images (``FRACTION``, ``SEED``, image-wise), or both. What is left without one may get a pseudo mask
+(``PSEUDO``, see pseudo_masks.py).
 """
 
 import difflib
 import logging
-import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import pycocotools.mask as mask_util
 import torch
 
 from dyn_d2.utils.seeds import derive_seed
@@ -21,8 +22,10 @@ from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data.detection_utils import annotations_to_instances, transform_instance_annotations
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 
-from .check import mask_defect
+from .defects import mask_defect
+from .digit_scenes.polygons import mask_to_polygons
 from .few_shot.splits import COCO_NOVEL
+from .pseudo_masks import add_pseudo_masks
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +34,6 @@ Record = dict[str, Any]
 VOC_CLASSES = COCO_NOVEL[1]
 # Short names of class lists; "non-" before one means every class of the data set that it does not name.
 CLASS_GROUPS = {"voc": VOC_CLASSES}
-TOLERANCE = 0.05  # share of the image's side by which a polygon may leave it; published data sets have such corners
 
 
 class MaskError(ValueError):
@@ -108,39 +110,21 @@ def has_mask(annotation: Record, record: Record, number: int) -> bool:
     if not present:
         raise MaskError(f"{where}: it says has_mask but has no segmentation. Add the mask, or remove the flag.")
     width, height = record.get("width"), record.get("height")
-    # The full check says what is wrong, but takes minutes for all of COCO.
-    defect = None if _sound_polygons(mask) else mask_defect(mask, width, height)
-    if defect:
+    if defect := mask_defect(mask, width, height):
         raise MaskError(f"{where}: {defect[1]}. Correct the mask, or remove it to train on the box alone.")
-    if isinstance(mask, list) and width and height:
-        x0, y0 = (min(min(polygon[axis::2]) for polygon in mask) for axis in (0, 1))
-        x1, y1 = (max(max(polygon[axis::2]) for polygon in mask) for axis in (0, 1))
-        across, down = TOLERANCE * width, TOLERANCE * height
-        if x0 < -across or y0 < -down or x1 > width + across or y1 > height + down:
-            raise MaskError(
-                f"{where}: its polygons reach from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g}), outside the image of {width} "
-                f"x {height}. Clip them, or remove them to train on the box alone."
-            )
     return True
 
 
-def _sound_polygons(mask: Any) -> bool:
-    """Whether ``mask`` is a list of polygons of finite numbers."""
-    try:
-        return isinstance(mask, list) and all(
-            len(polygon) >= 6 and len(polygon) % 2 == 0 and math.isfinite(sum(polygon)) for polygon in mask
-        )
-    except (TypeError, OverflowError):  # something that is no number
-        return False
-
-
-def masked_classes(names: Sequence[str], thing_classes: Sequence[str]) -> frozenset[int] | None:
+def masked_classes(
+    names: Sequence[str], thing_classes: Sequence[str], absent: Collection[str] = ()
+) -> frozenset[int] | None:
     """Category ids of ``INPUT.PARTIAL_MASKS.CLASSES``.
 
     Args:
         names: classes of the data set; "voc" for the 20 of COCO that VOC has, "non-voc" for all but these; empty for
             no restriction.
         thing_classes: the data set's classes.
+        absent: classes that may be named although the data set lacks them, those of other few-shot stages.
 
     Returns:
         Their positions in ``thing_classes``, None for no restriction.
@@ -150,25 +134,26 @@ def masked_classes(names: Sequence[str], thing_classes: Sequence[str]) -> frozen
     """
     if not names:
         return None
+    known = [*thing_classes, *absent]
     wanted: list[str] = []
     for name in names:
         group = CLASS_GROUPS.get(name.removeprefix("non-"), ())
-        if name in thing_classes or not group:
+        if name in known or not group:
             wanted.append(name)
         elif name.startswith("non-"):
-            _require(group, thing_classes, name)
-            wanted += [other for other in thing_classes if other not in group]
+            _require(group, known, name)
+            wanted += [other for other in known if other not in group]
         else:
             wanted += group
-    _require(wanted, thing_classes, "")
-    return frozenset(thing_classes.index(name) for name in wanted)
+    _require(wanted, known, "")
+    return frozenset(thing_classes.index(name) for name in wanted if name in thing_classes)
 
 
-def _require(names: Sequence[str], thing_classes: Sequence[str], group: str) -> None:
+def _require(names: Sequence[str], known: Sequence[str], group: str) -> None:
     for name in names:
-        if name not in thing_classes:
-            near = difflib.get_close_matches(name, [*thing_classes, "voc", "non-voc"], n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(thing_classes[:20])}"
+        if name not in known:
+            near = difflib.get_close_matches(name, [*known, "voc", "non-voc"], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(known[:20])}"
             of_group = f" (of {group!r})" if group else ""
             raise ValueError(
                 f"INPUT.PARTIAL_MASKS.CLASSES names {name!r}{of_group}, which the data set does not have ({hint})."
@@ -176,20 +161,25 @@ def _require(names: Sequence[str], thing_classes: Sequence[str], group: str) -> 
 
 
 def apply_partial_masks(cfg, records: Sequence[Record]) -> Sequence[Record]:
-    """``records`` with the masks that INPUT.PARTIAL_MASKS leaves them, if the model is trained on masks at all.
+    """``records`` with the masks that INPUT.PARTIAL_MASKS leaves or makes, if the model is trained on masks at all.
 
     Raises:
         ValueError: unknown classes; or objects lack masks and the mask head needs one of every object.
         MaskError: see :func:`has_mask`.
+        UserError, FileNotFoundError: see :func:`~dyn_d2.data.pseudo_masks.add_pseudo_masks`.
     """
     if not cfg.MODEL.MASK_ON or not any("annotations" in record for record in records):
         return records
     keys = cfg.INPUT.PARTIAL_MASKS
-    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
-    limited = limit_masks(records, masked_classes(keys.CLASSES, names), keys.FRACTION, keys.SEED)
+    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+    names = metadata.get("thing_classes", [])
+    of_other_stages = {*metadata.get("base_classes", ()), *metadata.get("novel_classes", ())} - {*names}
+    classes = masked_classes(keys.CLASSES, names, sorted(of_other_stages))
+    limited = limit_masks(records, classes, keys.FRACTION, keys.SEED)
+    limited = add_pseudo_masks(cfg, limited)
     objects: Counter[int] = Counter()
     masks: Counter[int] = Counter()
-    images = 0
+    images = pseudo = 0
     for record in limited:
         annotations = record.get("annotations", ())
         classes = [a["category_id"] for a in annotations if not a.get("iscrowd", 0)]
@@ -197,8 +187,10 @@ def apply_partial_masks(cfg, records: Sequence[Record]) -> Sequence[Record]:
         objects.update(classes)
         masks.update(masked)
         images += bool(masked)
+        pseudo += sum(a.get("pseudo_mask", False) for a in record["annotations"])
     logger.info(
         f"{masks.total():,} of {objects.total():,} objects have masks, in {images:,} of {len(limited):,} images"
+        + (f"; {pseudo:,} of these masks are pseudo masks" if pseudo else "")
     )
     if masks.total() < objects.total():
         without = [names[c] if c < len(names) else str(c) for c in sorted(objects) if not masks[c]]
@@ -224,11 +216,23 @@ def _check_head(cfg, what: str, classes_without: list[str]) -> None:
         )
 
 
+def as_polygons(mask: dict[str, Any]) -> list[list[float]]:
+    """Polygons that cover exactly the pixels of a run-length code, compressed or not; none for an empty one."""
+    height, width = mask["size"]
+    code = mask_util.frPyObjects(mask, height, width) if isinstance(mask["counts"], list) else mask
+    x, y, w, h = map(int, mask_util.toBbox(code))
+    if not w * h:
+        return []
+    polygons = mask_to_polygons(mask_util.decode(code)[y : y + h, x : x + w].astype(bool))
+    return [[side + (y if i % 2 else x) for i, side in enumerate(polygon)] for polygon in polygons]
+
+
 class PartialMaskMapper(DatasetMapper):
     """Detectron2's mapper where objects without a mask may stand beside others, in any mixture.
 
-    Instances get ``gt_has_mask`` (N,) bool; ``gt_masks`` has an empty mask where it is False. Nothing else changes:
-    where every object has a mask, the result is that of the parent.
+    Instances get ``gt_has_mask`` (N,) bool; ``gt_masks`` has an empty mask where it is False. Run lengths become
+    polygons where INPUT.MASK_FORMAT asks for these. Nothing else changes: where every object has a mask, the result is
+    that of the parent.
     """
 
     def _transform_annotations(self, dataset_dict: Record, transforms: Any, image_shape: tuple[int, int]) -> None:
@@ -239,9 +243,10 @@ class PartialMaskMapper(DatasetMapper):
                 continue
             flag = has_mask(annotation, dataset_dict, number)
             unused = {"keypoints"} if flag else {"keypoints", "segmentation"}
-            moved = transform_instance_annotations(
-                {key: value for key, value in annotation.items() if key not in unused}, transforms, image_shape
-            )
+            used = {key: value for key, value in annotation.items() if key not in unused}
+            if flag and self.instance_mask_format == "polygon" and isinstance(used["segmentation"], dict):
+                used["segmentation"] = as_polygons(used["segmentation"])
+            moved = transform_instance_annotations(used, transforms, image_shape)
             annotations.append(moved if flag else moved | {"segmentation": []})
             flags.append(flag)
         try:

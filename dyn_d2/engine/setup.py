@@ -48,6 +48,7 @@ _FREE_KEYS = (
     "TEST",
     "VIS_PERIOD",
     "DATALOADER.NUM_WORKERS",
+    "INPUT.PARTIAL_MASKS.CACHE",
     "VERSION",
     "DATASETS.TEST",
     "SOLVER.CHECKPOINT_PERIOD",
@@ -189,6 +190,10 @@ def feature_parts(cfg: CfgNode) -> list[str]:
     if cfg.MODEL.MASK_ON:
         parts += ["roi_heads.mask_head.mask_fcn*"] if cfg.MODEL.ROI_MASK_HEAD.NUM_CONV else []
         parts += ["roi_heads.mask_head.deconv"]
+    if cfg.MODEL.MASK_ON and cfg.MODEL.ROI_HEADS.NAME == "ShapePropROIHeads":  # saliency is predicted by class
+        parts += ["roi_heads.shape_prop.saliency_features"]
+        parts += ["roi_heads.shape_prop.propagation*"] if cfg.MODEL.SHAPE_PROP.PROPAGATION else []
+        parts += ["roi_heads.shape_prop.encoding"] if cfg.MODEL.SHAPE_PROP.INTEGRATION == "encoding" else []
     return parts
 
 

@@ -1,4 +1,4 @@
-"""Compiles the kernels of this package at first use and keeps them for later runs.
+"""Compiles the kernels of this package at first use, or for ``python -m dyn_d2.ops``, and keeps them for later runs.
 
 Needs a C++ compiler and ninja (``pip install ninja``). Where compiling fails a warning says so once and torch code runs
 instead. Environment variables:
