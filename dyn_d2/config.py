@@ -240,6 +240,8 @@ def _add_shapeprop_keys(cfg: CN) -> None:
     cfg.INPUT.PARTIAL_MASKS.FRACTION = 1.0
     # Which images these are.
     cfg.INPUT.PARTIAL_MASKS.SEED = 0
+    # Classes that the evaluation counts as those with masks, beside those without; [] for INPUT.PARTIAL_MASKS.CLASSES.
+    cfg.TEST.MASKED_CLASSES = []
     # Which weights of a class the mask head "WeightTransferMaskHead" (Mask^X R-CNN) makes the class's mask predictor
     # from: "cls", "box" or "cls+box".
     cfg.MODEL.ROI_MASK_HEAD.TRANSFER_FROM = "cls+box"

@@ -132,13 +132,16 @@ def _sound_polygons(mask: Any) -> bool:
         return False
 
 
-def masked_classes(names: Sequence[str], thing_classes: Sequence[str]) -> frozenset[int] | None:
-    """Category ids of ``INPUT.PARTIAL_MASKS.CLASSES``.
+def masked_classes(
+    names: Sequence[str], thing_classes: Sequence[str], key: str = "INPUT.PARTIAL_MASKS.CLASSES"
+) -> frozenset[int] | None:
+    """Category ids of ``INPUT.PARTIAL_MASKS.CLASSES`` or another key of that kind.
 
     Args:
         names: classes of the data set; "voc" for the 20 of COCO that VOC has, "non-voc" for all but these; empty for
             no restriction.
         thing_classes: the data set's classes.
+        key: that holds the names.
 
     Returns:
         Their positions in ``thing_classes``, None for no restriction.
@@ -154,23 +157,21 @@ def masked_classes(names: Sequence[str], thing_classes: Sequence[str]) -> frozen
         if name in thing_classes or not group:
             wanted.append(name)
         elif name.startswith("non-"):
-            _require(group, thing_classes, name)
+            _require(group, thing_classes, key, name)
             wanted += [other for other in thing_classes if other not in group]
         else:
             wanted += group
-    _require(wanted, thing_classes, "")
+    _require(wanted, thing_classes, key)
     return frozenset(thing_classes.index(name) for name in wanted)
 
 
-def _require(names: Sequence[str], thing_classes: Sequence[str], group: str) -> None:
+def _require(names: Sequence[str], thing_classes: Sequence[str], key: str, group: str = "") -> None:
     for name in names:
         if name not in thing_classes:
             near = difflib.get_close_matches(name, [*thing_classes, "voc", "non-voc"], n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(thing_classes[:20])}"
             of_group = f" (of {group!r})" if group else ""
-            raise ValueError(
-                f"INPUT.PARTIAL_MASKS.CLASSES names {name!r}{of_group}, which the data set does not have ({hint})."
-            )
+            raise ValueError(f"{key} names {name!r}{of_group}, which the data set does not have ({hint}).")
 
 
 def apply_partial_masks(cfg, records: Sequence[Record]) -> Sequence[Record]:
