@@ -240,6 +240,13 @@ def _add_shapeprop_keys(cfg: CN) -> None:
     cfg.INPUT.PARTIAL_MASKS.FRACTION = 1.0
     # Which images these are.
     cfg.INPUT.PARTIAL_MASKS.SEED = 0
+    # Masks for objects that have none: "none", "grabcut" (from box and colours), or the path of a json of predicted
+    # masks, which tools/pseudo_masks.py writes.
+    cfg.INPUT.PARTIAL_MASKS.PSEUDO = "none"
+    # GrabCut: rounds of estimating colours and cutting, and how far around a box it looks, as a share of the sides.
+    cfg.INPUT.PARTIAL_MASKS.GRABCUT = CN({"ITERATIONS": 5, "MARGIN": 0.5})
+    # Folder in which GrabCut's masks are kept for later runs; "" for ~/.cache/dyn_d2/pseudo_masks.
+    cfg.INPUT.PARTIAL_MASKS.CACHE = ""
     # Classes that the evaluation counts as those with masks, beside those without; [] for INPUT.PARTIAL_MASKS.CLASSES.
     cfg.TEST.MASKED_CLASSES = []
     # Which weights of a class the mask head "WeightTransferMaskHead" (Mask^X R-CNN) makes the class's mask predictor

@@ -13,8 +13,9 @@ takes 0.6 of the time with SOLVER.AMP.ENABLED True; with it MODEL.CHANNELS_LAST 
 import argparse
 
 from dyn_d2.engine.job_queue import numbers
+from dyn_d2.engine.mask_methods import METHODS, Schedule, cells, methods_of, plan
 from dyn_d2.engine.setup import read_cfg
-from dyn_d2.engine.shapeprop_benchmark import CAPTION, METHODS, Method, Schedule, cells, plan, run, summarise
+from dyn_d2.engine.shapeprop_benchmark import CAPTION, run, summarise
 from dyn_d2.utils.errors import run_tool
 
 from detectron2.utils.logger import setup_logger
@@ -25,8 +26,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True)
     parser.add_argument("--methods", default="mask_rcnn,shapeprop,oracle", help=f"of {', '.join(METHODS)}")
-    parser.add_argument("--method", nargs="+", action="append", default=[], metavar=("NAME", "KEY VALUE"),
-                        help="another method by its config keys; may be repeated; another option follows")  # fmt: skip
+    parser.add_argument("--method", nargs="+", action="append", default=[], metavar=("NAME", "BASE"),
+                        help="another method: BASE with KEY VALUE ...; may be repeated; an option follows")  # fmt: skip
     parser.add_argument("--settings", default="category,image_10,image_2",
                         help="category: masks of INPUT.PARTIAL_MASKS.CLASSES; image_P: of P %% of images")  # fmt: skip
     parser.add_argument("--seeds", type=numbers, default=[0], help="such as 0-2")
@@ -41,6 +42,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.jobs < 1 or args.box_iterations < 0 or (args.mask_iterations is not None and args.mask_iterations < 1):
         parser.error("--jobs and --mask-iterations have to be at least 1, --box-iterations at least 0")
+    if any(len(method) < 2 for method in args.method):
+        parser.error("--method needs a name and the method that it varies")
     return args
 
 
@@ -48,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     setup_logger(name="dyn_d2")
     cfg = read_cfg(args.config_file, args.opts)
-    known = METHODS | {name: Method(name, tuple(opts)) for name, *opts in args.method}
+    known = methods_of(cfg, args.method)
     schedule = Schedule(args.mask_iterations or cfg.SOLVER.MAX_ITER, args.box_iterations, args.mask_rate)
     names = dict.fromkeys([*args.methods.split(","), *(name for name, *_ in args.method)])
     plans = plan(

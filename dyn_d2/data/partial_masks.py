@@ -3,7 +3,8 @@
 An annotation has a mask if it has a "segmentation". It may say so itself by "has_mask": True, which then is checked, or
 False, which leaves the segmentation unused. Which of the masks that a data set has are trained on is decided by keys,
 on the records and not in a json: those of some classes (``INPUT.PARTIAL_MASKS.CLASSES``, category-wise supervision),
-those of some images (``FRACTION``, ``SEED``, image-wise), or both.
+those of some images (``FRACTION``, ``SEED``, image-wise), or both. What is left without one may get a pseudo mask
+(``PSEUDO``, see pseudo_masks.py).
 """
 
 import difflib
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import pycocotools.mask as mask_util
 import torch
 
 from dyn_d2.utils.seeds import derive_seed
@@ -22,7 +24,9 @@ from detectron2.data.detection_utils import annotations_to_instances, transform_
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 
 from .check import mask_defect
+from .digit_scenes.polygons import mask_to_polygons
 from .few_shot.splits import COCO_NOVEL
+from .pseudo_masks import add_pseudo_masks
 
 logger = logging.getLogger(__name__)
 
@@ -175,28 +179,32 @@ def _require(names: Sequence[str], thing_classes: Sequence[str], key: str, group
 
 
 def apply_partial_masks(cfg, records: Sequence[Record]) -> Sequence[Record]:
-    """``records`` with the masks that INPUT.PARTIAL_MASKS leaves them, if the model is trained on masks at all.
+    """``records`` with the masks that INPUT.PARTIAL_MASKS leaves or makes, if the model is trained on masks at all.
 
     Raises:
         ValueError: unknown classes; or objects lack masks and the mask head needs one of every object.
         MaskError: see :func:`has_mask`.
+        UserError, FileNotFoundError: see :func:`~dyn_d2.data.pseudo_masks.add_pseudo_masks`.
     """
     if not cfg.MODEL.MASK_ON or not len(records) or "annotations" not in records[0]:
         return records
     keys = cfg.INPUT.PARTIAL_MASKS
     names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
     limited = limit_masks(records, masked_classes(keys.CLASSES, names), keys.FRACTION, keys.SEED)
+    limited = add_pseudo_masks(cfg, limited)
     objects: Counter[int] = Counter()
     masks: Counter[int] = Counter()
-    images = 0
+    images = pseudo = 0
     for record in limited:
         classes = [a["category_id"] for a in record["annotations"] if not a.get("iscrowd", 0)]
         masked = [a["category_id"] for a in record["annotations"] if "segmentation" in a]  # of what limit_masks left
         objects.update(classes)
         masks.update(masked)
         images += bool(masked)
+        pseudo += sum(a.get("pseudo_mask", False) for a in record["annotations"])
     logger.info(
         f"{masks.total():,} of {objects.total():,} objects have masks, in {images:,} of {len(limited):,} images"
+        + (f"; {pseudo:,} of these masks are pseudo masks" if pseudo else "")
     )
     if masks.total() < objects.total():
         without = [names[c] if c < len(names) else str(c) for c in sorted(objects) if not masks[c]]
@@ -222,11 +230,23 @@ def _check_head(cfg, what: str, classes_without: list[str]) -> None:
         )
 
 
+def as_polygons(mask: dict[str, Any]) -> list[list[float]]:
+    """Polygons that cover exactly the pixels of a run-length code, compressed or not; none for an empty one."""
+    height, width = mask["size"]
+    code = mask_util.frPyObjects(mask, height, width) if isinstance(mask["counts"], list) else mask
+    x, y, w, h = map(int, mask_util.toBbox(code))
+    if not w * h:
+        return []
+    polygons = mask_to_polygons(mask_util.decode(code)[y : y + h, x : x + w].astype(bool))
+    return [[side + (y if i % 2 else x) for i, side in enumerate(polygon)] for polygon in polygons]
+
+
 class PartialMaskMapper(DatasetMapper):
     """Detectron2's mapper where objects without a mask may stand beside others, in any mixture.
 
-    Instances get ``gt_has_mask`` (N,) bool; ``gt_masks`` has an empty mask where it is False. Nothing else changes:
-    where every object has a mask, the result is that of the parent.
+    Instances get ``gt_has_mask`` (N,) bool; ``gt_masks`` has an empty mask where it is False. Run lengths become
+    polygons where INPUT.MASK_FORMAT asks for these. Nothing else changes: where every object has a mask, the result is
+    that of the parent.
     """
 
     def _transform_annotations(self, dataset_dict: Record, transforms: Any, image_shape: tuple[int, int]) -> None:
@@ -237,9 +257,10 @@ class PartialMaskMapper(DatasetMapper):
                 continue
             flag = has_mask(annotation, dataset_dict, number)
             unused = {"keypoints"} if flag else {"keypoints", "segmentation"}
-            moved = transform_instance_annotations(
-                {key: value for key, value in annotation.items() if key not in unused}, transforms, image_shape
-            )
+            used = {key: value for key, value in annotation.items() if key not in unused}
+            if flag and self.instance_mask_format == "polygon" and isinstance(used["segmentation"], dict):
+                used["segmentation"] = as_polygons(used["segmentation"])
+            moved = transform_instance_annotations(used, transforms, image_shape)
             annotations.append(moved if flag else moved | {"segmentation": []})
             flags.append(flag)
         try:

@@ -1,7 +1,10 @@
-"""Instance segmentation with few masks: methods x settings x seeds, trained once each, then a table and a figure."""
+"""A benchmark of instance segmentation with few masks: run the trainings, then a table and a figure.
+
+Which trainings there are is in mask_methods.py.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -10,57 +13,11 @@ from dyn_d2.evaluation.figures import draw_bars_by_group
 from dyn_d2.evaluation.results import read_results, versions, write_results
 from dyn_d2.utils.atomic import atomic_write
 
-from detectron2.config import CfgNode
-
-from .job_queue import quiet, run_pending
-from .setup import build_cfg, read_cfg
+from .job_queue import run_pending
+from .mask_methods import CATEGORY, Cell, Method, Schedule
 from .stages import Stage, run_stage
 
-# Detectors from which several methods may start: their config without masks.
-DETECTORS = {"faster_rcnn": ("MODEL.ROI_HEADS.NAME", "DynROIHeads")}
-
-
-@dataclass(frozen=True)
-class Method:
-    """How masks are learnt.
-
-    Attributes:
-        title: its row of the table.
-        opts: KEY VALUE pairs.
-        all_masks: it has all masks, whatever the setting: an upper bound.
-        detector: key of DETECTORS.
-    """
-
-    title: str
-    opts: tuple[str, ...]
-    all_masks: bool = False
-    detector: str = "faster_rcnn"
-
-
-_PLAIN = ("MODEL.ROI_HEADS.NAME", "DynROIHeads")
-_SHAPE_PROP = ("MODEL.ROI_HEADS.NAME", "ShapePropROIHeads", "MODEL.SHAPE_PROP.OUTPUT_MAPS", "True")
-# In the order of the table. Rows of Tables 8.1 to 8.3 and the ablation of Table 8.4.
-METHODS = {
-    "mask_rcnn": Method("Mask R-CNN", _PLAIN),
-    "mask_x": Method(
-        "Mask^X R-CNN",
-        (
-            *_PLAIN,
-            "MODEL.ROI_MASK_HEAD.NAME",
-            "WeightTransferMaskHead",
-            "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK",
-            "False",
-        ),
-    ),
-    "shapeprop": Method("Mask R-CNN + ShapeProp", _SHAPE_PROP),
-    "no_mil": Method("ShapeProp without MIL", (*_SHAPE_PROP, "MODEL.SHAPE_PROP.MIL", "False")),
-    "no_propagation": Method("ShapeProp without propagation", (*_SHAPE_PROP, "MODEL.SHAPE_PROP.PROPAGATION", "False")),
-    "no_integration": Method("ShapeProp without integration", (*_SHAPE_PROP, "MODEL.SHAPE_PROP.INTEGRATION", "none")),
-    "oracle": Method("Mask R-CNN, all masks", _PLAIN, all_masks=True),
-    "oracle_shapeprop": Method("Mask R-CNN + ShapeProp, all masks", _SHAPE_PROP, all_masks=True),
-}
 BASELINE, BOUND = "mask_rcnn", "oracle"
-CATEGORY = "category"
 # Columns of the table of "category", and of that of the other settings; the first is the setting's main metric.
 METRICS = {
     True: (
@@ -69,148 +26,6 @@ METRICS = {
     ),
     False: ("AP", "AP50", "AP75", "saliency_IoU", "shape_IoU"),
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One final model: a name of a method, "category" or "image_P" (masks of P percent of the images), and a seed."""
-
-    method: str
-    setting: str
-    seed: int
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long is trained.
-
-    Attributes:
-        mask_iterations: with masks.
-        box_iterations: before that without, once a seed for all methods; 0: each starts from MODEL.WEIGHTS.
-        mask_rate: SOLVER.BASE_LR with masks; None: the config's.
-    """
-
-    mask_iterations: int
-    box_iterations: int = 0
-    mask_rate: float | None = None
-
-
-@dataclass
-class MaskStage(Stage):
-    """One training of the benchmark; ``given`` are the keys in which it differs from the others."""
-
-    given: list[str] = field(default_factory=list)
-
-    def opts(self) -> list[str]:
-        return self.given
-
-    def initial_weights(self, resume: bool) -> Path | None:
-        """The detector without masks, if there is one."""
-        return self.parents[-1].weights if self.parents else None
-
-
-def cells(
-    methods: Sequence[str], settings: Sequence[str], seeds: Sequence[int], known: Mapping[str, Method]
-) -> list[Cell]:
-    """All combinations; seeds vary slowest, so that every row of the table has its first number early.
-
-    Raises:
-        ValueError: a method or setting that there is not, or nothing of one kind.
-    """
-    unknown = sorted(set(methods) - known.keys())
-    if unknown:
-        raise ValueError(f"unknown method {', '.join(unknown)}: use {', '.join(known)}, or define it by --method.")
-    for what, values in (("method", methods), ("setting", settings), ("seed", seeds)):
-        if not values:
-            raise ValueError(f"not a single {what} is given.")
-    for setting in settings:
-        _image_share(setting)
-    return list(dict.fromkeys(Cell(m, setting, seed) for seed, setting, m in product(seeds, settings, methods)))
-
-
-def _image_share(setting: str) -> float:
-    """Share of the images whose masks are used.
-
-    Raises:
-        ValueError: no such setting.
-    """
-    if setting == CATEGORY:
-        return 1.0
-    kind, _, percent = setting.partition("_")
-    try:
-        share = float(percent) / 100
-        if kind != "image" or not 0 < share <= 1:
-            raise ValueError
-    except ValueError:
-        raise ValueError(
-            f"unknown setting {setting!r}: use {CATEGORY}, or image_10 for masks of 10 percent of the images."
-        ) from None
-    return share
-
-
-# ------------------------------------------------------------------------------------------------------------- running
-
-
-def plan(
-    config_file: str, opts: Iterable[str], wanted: Sequence[Cell], schedule: Schedule, known: Mapping[str, Method]
-) -> dict[Cell, list[Stage]]:
-    """The stages of each cell: the common detector, if there is one, and the training with masks.
-
-    A method with all masks has one training a seed, in whatever settings it is asked for. "category" uses the masks of
-    the config's INPUT.PARTIAL_MASKS.CLASSES, and every evaluation of the benchmark tells these classes from the others.
-
-    Raises:
-        ValueError: "category" is asked for, but the config names no classes.
-    """
-    opts = list(opts)
-    cfg = read_cfg(config_file, opts)
-    if any(cell.setting == CATEGORY for cell in wanted) and not cfg.INPUT.PARTIAL_MASKS.CLASSES:
-        raise ValueError(
-            "setting category: INPUT.PARTIAL_MASKS.CLASSES is empty, so that no class would lack masks. Name those "
-            "that have masks."
-        )
-    with quiet():
-        return {cell: _stages(cfg, config_file, opts, cell, known[cell.method], schedule) for cell in wanted}
-
-
-def _stages(
-    cfg: CfgNode, config_file: str, opts: list[str], cell: Cell, method: Method, schedule: Schedule
-) -> list[Stage]:
-    def stage(name: str, own: dict, more: Iterable[str], parents: list[Stage]) -> MaskStage:
-        own |= {"SEED": cell.seed, "INPUT.PARTIAL_MASKS.SEED": cell.seed}
-        given = [str(part) for pair in own.items() for part in pair] + list(more)
-        stage_cfg = build_cfg(config_file, [*opts, *given])
-        folder = Path(cfg.OUTPUT_DIR) / name
-        return MaskStage(name, folder, stage_cfg, parents, given)
-
-    parents: list[Stage] = []
-    if schedule.box_iterations:
-        own = {"MODEL.MASK_ON": False, **_partial_masks([], 1.0), **_solver(cfg, schedule.box_iterations)}
-        parents = [stage(f"box_{method.detector}_seed{cell.seed}", own, DETECTORS[method.detector], [])]
-    masked = list(cfg.INPUT.PARTIAL_MASKS.CLASSES)
-    if method.all_masks:
-        data, name = _partial_masks([], 1.0), f"{cell.method}_seed{cell.seed}"
-    else:
-        data = _partial_masks(masked if cell.setting == CATEGORY else [], _image_share(cell.setting))
-        name = f"{cell.method}_{cell.setting}_seed{cell.seed}"
-    own = {**data, **_solver(cfg, schedule.mask_iterations), "TEST.MASKED_CLASSES": masked}
-    if schedule.mask_rate is not None:
-        own["SOLVER.BASE_LR"] = schedule.mask_rate
-    return [*parents, stage(name, own, method.opts, parents)]
-
-
-def _partial_masks(classes: list[str], fraction: float) -> dict:
-    return {"INPUT.PARTIAL_MASKS.CLASSES": classes, "INPUT.PARTIAL_MASKS.FRACTION": fraction}
-
-
-def _solver(cfg: CfgNode, iterations: int) -> dict:
-    """The config's schedule, squeezed or stretched; the warm-up keeps its length where it fits in."""
-    share = iterations / cfg.SOLVER.MAX_ITER
-    return {
-        "SOLVER.MAX_ITER": iterations,
-        "SOLVER.STEPS": tuple(round(step * share) for step in cfg.SOLVER.STEPS),
-        "SOLVER.WARMUP_ITERS": min(cfg.SOLVER.WARMUP_ITERS, iterations // 4),
-    }
 
 
 def run(

@@ -200,10 +200,14 @@ def test_crops_take_boxes_from_masks_where_there_are_any(image) -> None:
     torch.testing.assert_close(truth.gt_boxes.tensor, torch.tensor([[24.0, 24, 36, 36], [20, 20, 60, 60]]))
 
 
-def test_run_lengths_as_polygons_are_refused_by_name(image) -> None:
-    code = mask_util.encode(np.asfortranarray(np.ones((48, 64), np.uint8)))
-    with pytest.raises(MaskError, match="image.png"):
-        mapper()({**record(0, annotation(segmentation=code)), "file_name": image})
+@pytest.mark.parametrize("form", ["polygon", "bitmask"])
+def test_run_lengths_stand_beside_polygons_in_either_format(image, form) -> None:
+    bits = np.zeros((48, 64), np.uint8, order="F")
+    bits[10:30, 35:55] = 1
+    objects = [annotation(0), annotation(1, x=35, segmentation=mask_util.encode(bits))]
+    truth = mapper(INPUT__MASK_FORMAT=form)({**record(0, *objects), "file_name": image})["instances"]
+    assert truth.gt_masks.crop_and_resize(truth.gt_boxes.tensor, 4).all()
+    assert truth.gt_masks.get_bounding_boxes().tensor[1].tolist() == [70, 20, 110, 60]
 
 
 # Keys

@@ -1,0 +1,115 @@
+"""A trained model as annotator: it predicts the masks of objects whose boxes are known (Progressive Mask R-CNN, thesis
+Table 8.2)."""
+
+import inspect
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from dyn_d2.data.partial_masks import apply_partial_masks
+from dyn_d2.data.pseudo_masks import NONE, Record, encode, object_key, without_mask
+from dyn_d2.utils.errors import UserError
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.structures import Boxes, BoxMode, Instances
+
+logger = logging.getLogger(__name__)
+
+
+def objects_without_masks(cfg: CfgNode) -> list[Record]:
+    """Records of DATASETS.TRAIN with only those objects that have no mask, or lose it by INPUT.PARTIAL_MASKS; images
+    without such an object are left out.
+
+    Raises:
+        UserError: the config has no masks, or no object lacks one.
+    """
+    if not cfg.MODEL.MASK_ON:
+        raise UserError("MODEL.MASK_ON is False: the config of a model that predicts masks is needed.")
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.INPUT.PARTIAL_MASKS.PSEUDO = NONE
+    records = apply_partial_masks(
+        cfg, get_detection_dataset_dicts(list(cfg.DATASETS.TRAIN), cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    )
+    found = [{**record, "annotations": without_mask(record)} for record in records]
+    found = [record for record in found if record["annotations"]]
+    if not found:
+        raise UserError(
+            f"every object of {', '.join(cfg.DATASETS.TRAIN)} has a mask under these INPUT.PARTIAL_MASKS: there is "
+            "nothing to predict."
+        )
+    return found
+
+
+@torch.no_grad()
+def predict_masks(cfg: CfgNode, model: nn.Module, records: Sequence[Record]) -> dict[str, Any]:
+    """Masks of the given boxes, in COCO's format.
+
+    Boxes and classes are those of the ground truth; the model's box head is not asked.
+
+    Args:
+        model: with ``inference(inputs, detected_instances)``, as GeneralizedRCNN has it.
+        records: data set dicts; every annotation gets a mask, unless the model's is empty.
+
+    Returns:
+        "images", "annotations" (bbox, segmentation as run lengths, "pseudo_mask": True) and "categories".
+
+    Raises:
+        UserError: the model cannot predict masks of given boxes.
+    """
+    if "detected_instances" not in inspect.signature(getattr(model, "inference", lambda: None)).parameters:
+        raise UserError(f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} cannot predict masks of given boxes.")
+    mapper = DatasetMapper(cfg, is_train=False)
+    model.eval()
+    images, annotations = {}, []
+    for record in tqdm(records, desc="masks", unit=" images", delay=2):
+        image_id, name = record["image_id"], record["file_name"]
+        images[image_id] = {"id": image_id, "file_name": name, "width": record["width"], "height": record["height"]}
+        for annotation, mask in _masks(mapper, model, record):
+            annotations.append(_annotation(len(annotations) + 1, record, annotation, mask))
+    total = sum(len(record["annotations"]) for record in records)
+    logger.info(f"masks for {len(annotations):,} of {total:,} objects; those of the others are empty")
+    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
+    return {
+        "images": list(images.values()),
+        "annotations": annotations,
+        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(names)],
+    }
+
+
+def _masks(mapper: DatasetMapper, model: nn.Module, record: Record) -> Iterable[tuple[Record, Any]]:
+    """Annotations of one image, with (H, W) bool masks."""
+    inputs = mapper({key: value for key, value in record.items() if key != "annotations"})
+    height, width = inputs["image"].shape[1:]
+    objects = record["annotations"]
+    corners = [BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects]
+    boxes = Boxes(torch.tensor(corners, dtype=torch.float32))
+    boxes.scale(width / record["width"], height / record["height"])
+    boxes.clip((height, width))
+    known = Instances((height, width), pred_boxes=boxes)
+    known.pred_classes = torch.tensor([a["category_id"] for a in objects])
+    known.number = torch.arange(len(objects))
+    (result,) = model.inference([inputs], [known[boxes.nonempty()]])
+    found = result["instances"].to("cpu")
+    for number, mask in zip(found.number.tolist(), found.pred_masks.numpy(), strict=True):
+        if mask.any():
+            yield objects[number], mask
+
+
+def _annotation(number: int, record: Record, annotation: Record, mask: Any) -> Record:
+    _, box = object_key(record, annotation)
+    return {
+        "id": number,
+        "image_id": record["image_id"],
+        "category_id": annotation["category_id"] + 1,
+        "bbox": list(box),
+        "area": int(mask.sum()),
+        "iscrowd": 0,
+        "segmentation": encode(mask),
+        "pseudo_mask": True,
+    }
