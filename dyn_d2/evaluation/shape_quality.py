@@ -22,7 +22,8 @@ from .class_groups import ClassGroups, group_results
 
 MAPS = {"saliency_IoU": "pred_saliency", "shape_IoU": "pred_shape"}
 BOX_IOU = 0.5
-LEVELS = 256  # of a map's values, from its least to its largest
+LEVELS = 256  # of a map's values; 0 is outside of its box
+LEAST = 4  # level of a map's least value: pasted maps fade to a quarter in the corners of their box
 
 
 def best_overlap(values: Tensor, mask: Tensor) -> float:
@@ -39,7 +40,7 @@ def best_overlap(values: Tensor, mask: Tensor) -> float:
 
 
 def paste_maps(maps: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps in their boxes, each stretched over all levels: (N, H, W) uint8, 0 outside of the box.
+    """Maps in their boxes, each stretched over levels LEAST to LEVELS - 1: (N, H, W) uint8, 0 outside of the box.
 
     Args:
         maps: (N, 1, h, w), any range.
@@ -48,7 +49,8 @@ def paste_maps(maps: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """
     flat = maps.float().flatten(1)
     low, high = flat.min(1).values[:, None], flat.max(1).values[:, None]
-    unit = ((flat - low) / (high - low).clamp(min=1e-8)).view(len(maps), *maps.shape[-2:])
+    stretched = LEAST + (LEVELS - 1 - LEAST) * (flat - low) / (high - low).clamp(min=1e-8)
+    unit = (stretched / (LEVELS - 1)).view(len(maps), *maps.shape[-2:])
     return paste_masks_in_image(unit, Boxes(boxes), size, threshold=-1)
 
 
@@ -104,10 +106,11 @@ class ShapeQualityEvaluator(DatasetEvaluator):
             judged.append((label, best))
         return judged
 
-    def evaluate(self) -> dict[str, dict[str, float]] | None:
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """{"shape": ...} on the main process, {} on the others."""
         gathered = comm.gather(self._objects, dst=0)
         if not comm.is_main_process():
-            return None
+            return {}
         by_class: list[list[list[float] | None]] = [[] for _ in self._metadata.thing_classes]
         for part in gathered:
             for label, best in part:
