@@ -265,6 +265,8 @@ def _add_shapeprop_keys(cfg: CN) -> None:
     cfg.INPUT.PARTIAL_MASKS.GRABCUT = CN({"ITERATIONS": 5, "MARGIN": 0.5})
     # Folder in which GrabCut's masks are kept for later runs; "" for ~/.cache/dyn_d2/pseudo_masks.
     cfg.INPUT.PARTIAL_MASKS.CACHE = ""
+    # Classes that the evaluation counts as those with masks, beside those without; [] for INPUT.PARTIAL_MASKS.CLASSES.
+    cfg.TEST.MASKED_CLASSES = []
     # Which weights of a class the mask head "WeightTransferMaskHead" (Mask^X R-CNN) makes the class's mask predictor
     # from: "cls", "box" or "cls+box".
     cfg.MODEL.ROI_MASK_HEAD.TRANSFER_FROM = "cls+box"

@@ -9,13 +9,12 @@ ones are shown with their scores.
 
 import argparse
 import logging
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from dyn_d2.engine.predictor import Predictor
-from dyn_d2.evaluation.boxes_on_image import picture
+from dyn_d2.evaluation.boxes_on_image import best_of, labels_of, picture, picture_names
 from dyn_d2.utils.atomic import atomic_write, write_json
 from dyn_d2.utils.errors import UserError, run_tool
 
@@ -24,20 +23,6 @@ from detectron2.structures import Instances
 from detectron2.utils.logger import setup_logger
 
 logger = logging.getLogger("dyn_d2.demo")
-
-
-def _shown(found: Instances, threshold: float, top: int) -> tuple[Instances, str]:
-    above = found[found.scores >= threshold]
-    if len(above):
-        return above, f"{len(above)} with score >= {threshold:g}"
-    if not len(found):
-        return found, "nothing found"
-    best = found[:top]
-    return best, f"nothing reaches {threshold:g}; the best {len(best)} are shown"
-
-
-def _labels(found: Instances, classes: list[str]) -> list[str]:
-    return [f"{classes[c]} {s:.2f}" for c, s in zip(found.pred_classes.tolist(), found.scores.tolist(), strict=True)]
 
 
 def _as_json(found: Instances, classes: list[str]) -> list[dict]:
@@ -49,22 +34,11 @@ def _as_json(found: Instances, classes: list[str]) -> list[dict]:
     ]
 
 
-def _picture_names(images: list[str]) -> list[str]:
-    """File names of the pictures; images of the same name in different folders get a number."""
-    seen: Counter[str] = Counter()
-    names = []
-    for file in images:
-        stem = Path(file).stem
-        names.append(f"{stem}_{seen[stem]}.png" if seen[stem] else f"{stem}.png")
-        seen[stem] += 1
-    return names
-
-
 def run(predictor: Predictor, images: list[str], output: Path, threshold: float, top: int) -> list[str]:
     """Detect in each image, write pictures and detections.json into ``output``; returns the unreadable images."""
     found_by_file: dict[str, list[dict]] = {}
     unreadable = []
-    for number, (file, name) in enumerate(zip(images, _picture_names(images), strict=True), 1):
+    for number, (file, name) in enumerate(zip(images, picture_names(images), strict=True), 1):
         try:
             image = utils.read_image(file, "RGB")
         except (OSError, ValueError) as error:
@@ -72,8 +46,8 @@ def run(predictor: Predictor, images: list[str], output: Path, threshold: float,
             unreadable.append(file)
             continue
         found = predictor(image)
-        shown, words = _shown(found, threshold, top)
-        labels = _labels(shown, predictor.classes)
+        shown, words = best_of(found, threshold, top)
+        labels = labels_of(shown, predictor.classes)
         logger.info("%d/%d %s: %s: %s", number, len(images), file, words, ", ".join(labels[:10]) or "-")
         masks = np.asarray(shown.pred_masks) if shown.has("pred_masks") else None
         figure = picture(image, shown.pred_boxes.tensor.numpy(), labels, shown.pred_classes.tolist(), masks=masks)

@@ -20,12 +20,11 @@ from dyn_d2.engine.few_shot_benchmark import (
     Cell,
     caption,
     cells,
-    numbers,
-    pending,
     plan_cells,
     run_cells,
     summarise,
 )
+from dyn_d2.engine.job_queue import numbers, pending
 from dyn_d2.engine.stages import Stage
 from dyn_d2.evaluation.figures import draw_precision_recall, draw_predictions
 from dyn_d2.utils.errors import run_tool

@@ -11,7 +11,8 @@ benchmark.json, benchmark.md and one figure a split (novel AP against shots) int
 import argparse
 from pathlib import Path
 
-from dyn_d2.engine.few_shot_benchmark import caption, cells, numbers, plan_cells, run_cells, summarise
+from dyn_d2.engine.few_shot_benchmark import caption, cells, plan_cells, run_cells, summarise
+from dyn_d2.engine.job_queue import numbers
 from dyn_d2.utils.errors import run_tool
 
 from detectron2.utils.logger import setup_logger

@@ -116,15 +116,19 @@ def has_mask(annotation: Record, record: Record, number: int) -> bool:
 
 
 def masked_classes(
-    names: Sequence[str], thing_classes: Sequence[str], absent: Collection[str] = ()
+    names: Sequence[str],
+    thing_classes: Sequence[str],
+    absent: Collection[str] = (),
+    key: str = "INPUT.PARTIAL_MASKS.CLASSES",
 ) -> frozenset[int] | None:
-    """Category ids of ``INPUT.PARTIAL_MASKS.CLASSES``.
+    """Category ids of ``INPUT.PARTIAL_MASKS.CLASSES`` or another key of that kind.
 
     Args:
         names: classes of the data set; "voc" for the 20 of COCO that VOC has, "non-voc" for all but these; empty for
             no restriction.
         thing_classes: the data set's classes.
         absent: classes that may be named although the data set lacks them, those of other few-shot stages.
+        key: that holds the names.
 
     Returns:
         Their positions in ``thing_classes``, None for no restriction.
@@ -141,23 +145,21 @@ def masked_classes(
         if name in known or not group:
             wanted.append(name)
         elif name.startswith("non-"):
-            _require(group, known, name)
+            _require(group, known, key, name)
             wanted += [other for other in known if other not in group]
         else:
             wanted += group
-    _require(wanted, known, "")
+    _require(wanted, known, key)
     return frozenset(thing_classes.index(name) for name in wanted if name in thing_classes)
 
 
-def _require(names: Sequence[str], known: Sequence[str], group: str) -> None:
+def _require(names: Sequence[str], known: Sequence[str], key: str, group: str = "") -> None:
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, [*known, "voc", "non-voc"], n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(known[:20])}"
             of_group = f" (of {group!r})" if group else ""
-            raise ValueError(
-                f"INPUT.PARTIAL_MASKS.CLASSES names {name!r}{of_group}, which the data set does not have ({hint})."
-            )
+            raise ValueError(f"{key} names {name!r}{of_group}, which the data set does not have ({hint}).")
 
 
 def apply_partial_masks(cfg, records: Sequence[Record]) -> Sequence[Record]:

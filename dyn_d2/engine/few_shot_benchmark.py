@@ -1,14 +1,8 @@
 """Many cells (method, split, shots, seed) of the few-shot procedure: each stage is trained once, then a table."""
 
-import logging
 import math
-import os
-import threading
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -20,10 +14,9 @@ from dyn_d2.evaluation.results import read_results, versions, write_results
 from dyn_d2.utils.atomic import atomic_write
 
 from .few_shot import plan
+from .job_queue import quiet, run_pending
 from .setup import METHODS
 from .stages import Stage, run_stage
-
-logger = logging.getLogger(__name__)
 
 # As the rows of Tables 7.1 to 7.6 are called.
 METHOD_NAMES = {
@@ -67,52 +60,14 @@ def cells(methods: Sequence[str], splits: Sequence[int], shots: Sequence[int], s
     return list(dict.fromkeys(Cell(m, s, k, seed) for seed, s, m, k in product(seeds, splits, methods, shots)))
 
 
-def numbers(text: str) -> list[int]:
-    """ "0-2,5" -> [0, 1, 2, 5].
-
-    Raises:
-        ValueError: not such a list, or a range that runs backwards.
-    """
-    found: dict[int, None] = {}
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        several = range(int(first), int(last or first) + 1)
-        if not several:
-            raise ValueError(f"{part} is an empty range.")
-        found |= dict.fromkeys(several)
-    return list(found)
-
-
 # ------------------------------------------------------------------------------------------------------------- running
 
 
 def plan_cells(config_file: str, opts: Iterable[str], wanted: Sequence[Cell]) -> dict[Cell, list[Stage]]:
     """The stages of each cell; see ``few_shot.plan`` for the arguments and errors."""
     opts = list(opts)
-    # Each stage says what it derives when it trains; here it would be pages.
-    package = logging.getLogger("dyn_d2")
-    level = package.level
-    package.setLevel(logging.ERROR)
-    try:
+    with quiet():
         return {cell: plan(config_file, [*opts, *cell.opts()]) for cell in wanted}
-    finally:
-        package.setLevel(level)
-
-
-def pending(plans: Mapping[Cell, Sequence[Stage]]) -> list[list[tuple[Stage, Cell]]]:
-    """What is not trained yet, each folder once: first all base models, then what starts from them, and so on.
-
-    Raises:
-        StageError: a folder holds the result of another config.
-    """
-    levels = []
-    for position in range(max(len(stages) for stages in plans.values())):
-        level: dict[Path, tuple[Stage, Cell]] = {}
-        for cell, stages in plans.items():
-            if position < len(stages) and stages[position].folder not in level and not stages[position].finished():
-                level[stages[position].folder] = (stages[position], cell)
-        levels.append(list(level.values()))
-    return [level for level in levels if level]
 
 
 def run_cells(
@@ -127,71 +82,18 @@ def run_cells(
 
     Args:
         config_file, opts: those that the plans were made from.
-        jobs: training processes at a time.
         launcher: options of train_net.py such as ``--num-gpus 2``.
-        on_start: called before each training; by default a line of the log counts them and estimates the time.
+        jobs, on_start: see ``run_pending``.
 
     Raises:
         StageError: a training failed; what is finished stays finished.
     """
-    opts, launcher, levels = list(opts), list(launcher), pending(plans)
-    total = sum(len(level) for level in levels)
-    logger.info(f"{len(plans)} cells: {total} trainings to do" if total else f"all {len(plans)} cells are done")
-    progress = _Progress(total)
-    on_start = on_start or progress.start
-    stopped = threading.Event()
+    opts, launcher = list(opts), list(launcher)
 
     def run(stage: Stage, cell: Cell) -> None:
-        if stopped.is_set():
-            return
-        try:
-            on_start(stage)
-            run_stage(stage, config_file, [*opts, *cell.opts()], launcher)
-            progress.finished += 1
-        except BaseException:
-            stopped.set()  # by the thread itself: nothing else may start before the others hear of it
-            raise
+        run_stage(stage, config_file, [*opts, *cell.opts()], launcher)
 
-    for level in levels:
-        at_a_time = min(jobs, len(level))
-        with _threads_for(at_a_time), ThreadPoolExecutor(at_a_time) as pool:
-            runs = [pool.submit(run, *item) for item in level]
-            try:
-                for future in runs:
-                    future.result()
-            except BaseException:  # an interruption reaches this thread only
-                stopped.set()
-                raise
-
-
-class _Progress:
-    """One line for each training that starts: its number, the time passed, and what the rest will take."""
-
-    def __init__(self, total: int) -> None:
-        self.finished = 0
-        self._total, self._started, self._begin = total, 0, time.monotonic()
-
-    def start(self, stage: Stage) -> None:
-        minutes = (time.monotonic() - self._begin) / 60
-        self._started += 1
-        rest = ""
-        if self.finished:
-            rest = f", about {minutes / self.finished * (self._total - self.finished):.0f} min left"
-        logger.info(f"training {self._started} of {self._total}: {stage.folder.name} ({minutes:.1f} min passed{rest})")
-
-
-@contextmanager
-def _threads_for(jobs: int) -> Iterator[None]:
-    """Child processes share the cores evenly unless the user has set OMP_NUM_THREADS."""
-    if "OMP_NUM_THREADS" in os.environ or jobs == 1:
-        yield
-        return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ["OMP_NUM_THREADS"] = str(max(1, cores // jobs))
-    try:
-        yield
-    finally:
-        del os.environ["OMP_NUM_THREADS"]
+    run_pending(plans, run, jobs, on_start)
 
 
 # ------------------------------------------------------------------------------------------------------------- results

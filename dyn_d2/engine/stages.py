@@ -37,6 +37,7 @@ _NEUTRAL = (
     "MODEL.WEIGHTS",
     "MODEL.DEVICE",
     "DATALOADER.NUM_WORKERS",
+    "INPUT.PARTIAL_MASKS.CACHE",
     "TEST",
     "VIS_PERIOD",
     "SOLVER.CHECKPOINT_PERIOD",
@@ -54,7 +55,7 @@ class Stage:
     """One training run of a procedure.
 
     Attributes:
-        KEY: the config key that names the stage.
+        KEY: the config key that names the stage, where there is one.
         name: value of that key.
         folder: where it trains.
         cfg: its config.
@@ -72,6 +73,10 @@ class Stage:
     def weights(self) -> Path:
         """The model that the stage leaves."""
         return self.folder / FINAL
+
+    def opts(self) -> list[str]:
+        """The KEY VALUE pairs that make the stage's config from the procedure's."""
+        return [self.KEY, self.name]
 
     def later_keys(self) -> tuple[str, ...]:
         """Keys that only the stages after this one read."""
@@ -134,7 +139,7 @@ def run_stage(stage: Stage, config_file: str, opts: Iterable[str], launcher: Ite
         return
     resume = (stage.folder / "last_checkpoint").is_file()
     start = stage.initial_weights(resume)
-    derived: list[Any] = [stage.KEY, stage.name, "OUTPUT_DIR", stage.folder]
+    derived: list[Any] = [*stage.opts(), "OUTPUT_DIR", stage.folder]
     derived += ["MODEL.WEIGHTS", start] if start else []
     command = [sys.executable, str(TRAIN_NET), *launcher, *(["--resume"] if resume else [])]
     command += ["--config-file", config_file] if config_file else []

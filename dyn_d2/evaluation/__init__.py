@@ -1,16 +1,19 @@
 """Evaluators of dyn_d2 and the record that every evaluation leaves."""
 
 from .build import build_evaluator, with_routes
-from .few_shot import FewShotCOCOEvaluator, FewShotLVISEvaluator, FewShotVOCEvaluator, group_metrics
+from .class_groups import GroupedCOCOEvaluator, group_means
+from .few_shot import FewShotLVISEvaluator, FewShotVOCEvaluator
 from .routes import RouteEvaluator, RouteTable
+from .shape_quality import ShapeQualityEvaluator
 
 __all__ = [
-    "FewShotCOCOEvaluator",
     "FewShotLVISEvaluator",
     "FewShotVOCEvaluator",
+    "GroupedCOCOEvaluator",
     "RouteEvaluator",
     "RouteTable",
+    "ShapeQualityEvaluator",
     "build_evaluator",
-    "group_metrics",
+    "group_means",
     "with_routes",
 ]

@@ -3,7 +3,9 @@
 Boxes are (x0, y0, x1, y1) in pixels of the image.
 """
 
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -11,6 +13,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+
+from detectron2.structures import Instances
 
 LETTER_WIDTH, LETTER_HEIGHT = 0.62, 1.45  # mean extent of a label's letters, in font sizes
 Rectangle4 = tuple[float, float, float, float]
@@ -44,7 +48,7 @@ def draw_objects(
     height, width = image.shape[:2]
     axis.axis("off")
     if masks is not None and len(masks):
-        image = _with_masks(image, masks, colours)
+        image = with_masks(image, masks, colours)
     axis.imshow(image, interpolation="nearest", extent=(0, width, height, 0))
     inches = (
         axis.get_position().width * axis.figure.get_figwidth(),
@@ -76,6 +80,39 @@ def picture(image: np.ndarray, boxes: np.ndarray, labels: Sequence[str], classes
     return figure
 
 
+def best_of(found: Instances, threshold: float, top: int) -> tuple[Instances, str]:
+    """What of an image's detections to show, and that in words.
+
+    Args:
+        found: best first.
+        threshold: those with this score are shown.
+        top: how many where none has it.
+    """
+    above = found[found.scores >= threshold]
+    if len(above):
+        return above, f"{len(above)} with score >= {threshold:g}"
+    if not len(found):
+        return found, "nothing found"
+    best = found[:top]
+    return best, f"nothing reaches {threshold:g}; the best {len(best)} are shown"
+
+
+def labels_of(found: Instances, classes: Sequence[str]) -> list[str]:
+    """Class and score of each detection."""
+    return [f"{classes[c]} {s:.2f}" for c, s in zip(found.pred_classes.tolist(), found.scores.tolist(), strict=True)]
+
+
+def picture_names(images: Sequence[str]) -> list[str]:
+    """File names of the pictures; images of the same name in different folders get a number."""
+    seen: Counter[str] = Counter()
+    names = []
+    for file in images:
+        stem = Path(file).stem
+        names.append(f"{stem}_{seen[stem]}.png" if seen[stem] else f"{stem}.png")
+        seen[stem] += 1
+    return names
+
+
 def label_place(
     box: Sequence[float], size: tuple[float, float], image_size: tuple[int, int], taken: Sequence[Rectangle4]
 ) -> Rectangle4:
@@ -105,7 +142,8 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
-def _with_masks(image: np.ndarray, masks: np.ndarray, colours: Sequence[Any], opacity: float = 0.4) -> np.ndarray:
+def with_masks(image: np.ndarray, masks: np.ndarray, colours: Sequence[Any], opacity: float = 0.4) -> np.ndarray:
+    """(H, W, 3) uint8 image with (N, H, W) masks laid over it."""
     mixed = image.astype(float)
     for mask, colour in zip(masks.astype(bool), colours, strict=True):
         mixed[mask] = (1 - opacity) * mixed[mask] + opacity * 255 * np.array(matplotlib.colors.to_rgb(colour))

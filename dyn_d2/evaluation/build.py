@@ -19,15 +19,24 @@ from detectron2.evaluation import (
     SemSegEvaluator,
 )
 
+from .class_groups import ClassGroups, GroupedCOCOEvaluator
 from .classification import ClassificationEvaluator
-from .few_shot import FewShotCOCOEvaluator, FewShotLVISEvaluator, FewShotVOCEvaluator
+from .few_shot import FewShotLVISEvaluator, FewShotVOCEvaluator, few_shot_groups
+from .partial_masks import mask_groups
 from .routes import RouteEvaluator
+from .shape_quality import ShapeQualityEvaluator
 
-# evaluator_type of the metadata -> for (cfg, data set, output folder, few-shot groups?) an evaluator
+
+def _coco(cfg: CfgNode, name: str, folder: str, groups: ClassGroups) -> COCOEvaluator:
+    if not groups:
+        return COCOEvaluator(name, output_dir=folder, max_dets_per_image=None)
+    tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
+    return GroupedCOCOEvaluator(name, tasks, output_dir=folder, max_dets_per_image=None, groups=groups)
+
+
+# evaluator_type of the metadata -> for (cfg, data set, output folder, groups of classes) an evaluator
 _BUILDERS = {
-    "coco": lambda cfg, name, folder, groups: (FewShotCOCOEvaluator if groups else COCOEvaluator)(
-        name, output_dir=folder, max_dets_per_image=None
-    ),
+    "coco": _coco,
     "lvis": lambda cfg, name, folder, groups: (FewShotLVISEvaluator if groups else LVISEvaluator)(
         name, output_dir=folder
     ),
@@ -46,13 +55,15 @@ _COMBINED = {"coco_panoptic_seg": ("sem_seg", "coco")}
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
     """The evaluator that ``evaluator_type`` of the data set's metadata asks for.
 
-    Sets with ``base_classes`` in their metadata get base and novel AP as well.
+    Sets with ``base_classes`` in their metadata get base and novel AP as well; those in COCO's format, where a model
+    with masks was trained on the masks of some classes, AP of the classes with and without; and models that output
+    shape activations how good these are.
 
     Args:
         output_folder: where predictions are written; OUTPUT_DIR/inference when None.
 
     Raises:
-        ValueError: the metadata names no evaluator, or an unknown one.
+        ValueError: the metadata names no evaluator, or an unknown one; or there are no such classes.
     """
     folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
     metadata = MetadataCatalog.get(dataset_name)
@@ -64,8 +75,12 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
             f"{dataset_name} cannot be evaluated: its metadata has evaluator_type={kind!r}. "
             f"Set MetadataCatalog.get({dataset_name!r}).evaluator_type to one of {', '.join(_BUILDERS)}."
         )
-    groups = bool(metadata.get("base_classes", ()) or metadata.get("novel_classes", ()))
-    evaluators = [_BUILDERS[k](cfg, dataset_name, folder, groups) for k in kinds]
+    by_masks = mask_groups(cfg, metadata)
+    few_shot = few_shot_groups(metadata)
+    evaluators = [_BUILDERS[k](cfg, dataset_name, folder, few_shot | by_masks if k == "coco" else few_shot)
+                  for k in kinds]  # fmt: skip
+    if cfg.MODEL.MASK_ON and cfg.MODEL.SHAPE_PROP.OUTPUT_MAPS:
+        evaluators.append(ShapeQualityEvaluator(dataset_name, by_masks))
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 

@@ -269,3 +269,32 @@ def _draw_lines(axis: Axes, curves: Mapping[str, Mapping[int, tuple[float, float
         places = places + 0.04 * (number - (len(curves) - 1) / 2)
         axis.errorbar(places, mean, yerr=np.nan_to_num(half), marker="o", capsize=3, label=method)
     axis.set_xticks(range(len(all_shots)), [str(k) for k in all_shots])
+
+
+# ------------------------------------------------------------------------------------------------- methods by settings
+
+
+def draw_bars_by_group(values: Mapping[str, Mapping[str, tuple[float, float]]], path: str | Path, label: str) -> Path:
+    """Groups of bars: one group a setting, one colour a method, each with its 95 % confidence interval.
+
+    Args:
+        values: setting -> method -> (mean, half width of the interval, NaN for one seed).
+        label: of the axis.
+    """
+    methods = list(dict.fromkeys(method for bars in values.values() for method in bars))
+    figure = Figure(figsize=(1.5 + (0.45 * len(methods) + 0.5) * len(values), 4.2))
+    axis = figure.subplots()
+    axis.set_axisbelow(True)
+    for number, method in enumerate(methods):
+        present = [place for place, bars in enumerate(values.values()) if method in bars]
+        mean, half = np.array([bars[method] for bars in values.values() if method in bars]).T
+        places = np.array(present) + 0.8 * ((number + 0.5) / len(methods) - 0.5)
+        axis.bar(
+            places, mean, 0.76 / len(methods), yerr=np.nan_to_num(half), capsize=3, color=f"C{number}", label=method
+        )
+    axis.set_xticks(range(len(values)), list(values))
+    axis.set(ylabel=label)
+    axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.3, axis="y")
+    figure.legend(loc="lower center", bbox_to_anchor=(0.5, 0.95), ncols=2, fontsize=8, frameon=False)
+    return save_figure(figure, path)

@@ -14,12 +14,11 @@ from dyn_d2.engine.few_shot_benchmark import (
     cell_results,
     cells,
     nap_curves,
-    numbers,
-    pending,
     plan_cells,
     run_cells,
     summarise,
 )
+from dyn_d2.engine.job_queue import numbers, pending
 from dyn_d2.engine.stages import DONE, StageError
 from dyn_d2.evaluation.aggregate import estimate
 

@@ -1,0 +1,33 @@
+"""AP of classes with and without masks in training (thesis 8.4), as the published protocol has it: COCO's AP of each
+class, and then their arithmetic mean."""
+
+from collections.abc import Sequence
+
+from dyn_d2.data.partial_masks import masked_classes
+
+from detectron2.config import CfgNode
+from detectron2.data import Metadata
+
+
+def mask_groups(cfg: CfgNode, metadata: Metadata) -> dict[str, Sequence[str]]:
+    """The classes with and without masks as groups (see class_groups.py).
+
+    They are those of TEST.MASKED_CLASSES, or of INPUT.PARTIAL_MASKS.CLASSES where it is empty.
+
+    Returns:
+        {} for a model without masks, or where these keys do not divide the data set's classes.
+
+    Raises:
+        ValueError: a class that the data set does not have.
+    """
+    key = "TEST.MASKED_CLASSES" if cfg.TEST.MASKED_CLASSES else "INPUT.PARTIAL_MASKS.CLASSES"
+    names = cfg.TEST.MASKED_CLASSES or cfg.INPUT.PARTIAL_MASKS.CLASSES
+    if not (cfg.MODEL.MASK_ON and names):
+        return {}
+    classes = metadata.thing_classes
+    masked = masked_classes(names, classes, key=key) or ()
+    groups = {
+        "{}_with_masks": [name for row, name in enumerate(classes) if row in masked],
+        "{}_without_masks": [name for row, name in enumerate(classes) if row not in masked],
+    }
+    return groups if all(groups.values()) else {}
