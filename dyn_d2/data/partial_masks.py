@@ -189,7 +189,7 @@ def apply_partial_masks(cfg, records: Sequence[Record]) -> Sequence[Record]:
         objects.update(classes)
         masks.update(masked)
         images += bool(masked)
-        pseudo += sum(a.get("pseudo_mask", False) for a in record["annotations"])
+        pseudo += sum(a.get("pseudo_mask", False) for a in annotations)
     logger.info(
         f"{masks.total():,} of {objects.total():,} objects have masks, in {images:,} of {len(limited):,} images"
         + (f"; {pseudo:,} of these masks are pseudo masks" if pseudo else "")

@@ -93,10 +93,13 @@ def add_pseudo_masks(cfg, records: Sequence[Record]) -> Sequence[Record]:
     else:
         masks = read_masks(source)
     result = [
-        {**record, "annotations": [_with_mask(a, record, masks) for a in record["annotations"]]} for record in records
+        {**record, "annotations": [_with_mask(a, record, masks) for a in record["annotations"]]}
+        if "annotations" in record
+        else record
+        for record in records
     ]
     lacking = sum(1 for record in records for _ in without_mask(record))
-    made = sum(a.get("pseudo_mask", False) for record in result for a in record["annotations"])
+    made = sum(a.get("pseudo_mask", False) for record in result for a in record.get("annotations", ()))
     logger.info(f"pseudo masks ({source}): {made:,} of {lacking:,} objects without a mask got one")
     if lacking and not made and source != GRABCUT:
         raise ValueError(
@@ -108,7 +111,7 @@ def add_pseudo_masks(cfg, records: Sequence[Record]) -> Sequence[Record]:
 
 def without_mask(record: Record) -> list[Record]:
     """The annotations of ``record`` that have no mask, crowds left out."""
-    return [a for a in record["annotations"] if "segmentation" not in a and not a.get("iscrowd", 0)]
+    return [a for a in record.get("annotations", ()) if "segmentation" not in a and not a.get("iscrowd", 0)]
 
 
 def object_key(record: Record, annotation: Record) -> ObjectKey:

@@ -20,9 +20,11 @@ def mask_groups(cfg: CfgNode, metadata: Metadata) -> dict[str, Sequence[str]]:
     Raises:
         ValueError: a class that the data set does not have.
     """
+    if not cfg.MODEL.MASK_ON:
+        return {}
     key = "TEST.MASKED_CLASSES" if cfg.TEST.MASKED_CLASSES else "INPUT.PARTIAL_MASKS.CLASSES"
     names = cfg.TEST.MASKED_CLASSES or cfg.INPUT.PARTIAL_MASKS.CLASSES
-    if not (cfg.MODEL.MASK_ON and names):
+    if not names:
         return {}
     classes = metadata.thing_classes
     masked = masked_classes(names, classes, key=key) or ()
