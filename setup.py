@@ -1,11 +1,33 @@
 """Package metadata. Nothing here imports torch: the package has to build where torch is not installed."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from setuptools import find_namespace_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+
+
+class BuildPy(build_py):
+    """Also compiles the operators into the user's cache, where torch and a compiler are at hand.
+
+    pip's isolated builds see no torch, installed or not: there, and wherever this fails, the operators are compiled at
+    their first use, or by ``python -m dyn_d2.ops``.
+    """
+
+    def run(self) -> None:
+        super().run()
+        try:
+            command = [sys.executable, "-m", "dyn_d2.ops"]
+            compiled = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=600).returncode == 0
+        except (OSError, subprocess.SubprocessError):
+            compiled = False
+        later = "are compiled at their first use, or now by 'python -m dyn_d2.ops'"
+        print(f"dyn_d2: operators {'compiled' if compiled else later}")
+
 
 setup(
     name="dyn_d2",
@@ -15,6 +37,7 @@ setup(
     long_description_content_type="text/markdown",
     packages=find_namespace_packages(include=["dyn_d2", "dyn_d2.*"]),
     package_data={"": ["*.yaml", "*.json", "*.html", "*.cpp", "*.h", "*.cu", "*.cuh"]},
+    cmdclass={"build_py": BuildPy},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6",

@@ -13,7 +13,17 @@ def add_dyn_d2_config(cfg: CN) -> None:
     _add_stage_keys(cfg)
     _add_gated_keys(cfg)
     _add_policy_keys(cfg)
+    _add_skipnet_keys(cfg)
+    _add_deepmoe_keys(cfg)
+    _add_cdb_keys(cfg)
+    _add_baseline_policy_keys(cfg)
     _add_shapeprop_keys(cfg)
+    _add_retina_mask_keys(cfg)
+
+
+def _stage_solver() -> CN:
+    # What one stage has of its own; 0, [] and -1 mean as in SOLVER.
+    return CN({"BASE_LR": 0.0, "MAX_ITER": 0, "STEPS": [], "WARMUP_ITERS": -1})
 
 
 def _add_detector_keys(cfg: CN) -> None:
@@ -43,12 +53,12 @@ def _add_few_shot_keys(cfg: CN) -> None:
     # "" (the keys of SOLVER, FEW_SHOT.FINETUNE and FEW_SHOT.NOVEL) or "thesis": rate and iterations that the thesis
     # used for this benchmark, stage and K, from engine/schedules.py.
     cfg.FEW_SHOT.SCHEDULE = ""
-    # SOLVER keys of the fine-tuning stage, so that one yaml serves all stages; 0, [] and -1 mean as in SOLVER.
-    cfg.FEW_SHOT.FINETUNE = CN({"BASE_LR": 0.0, "MAX_ITER": 0, "STEPS": [], "WARMUP_ITERS": -1})
+    # SOLVER keys of the fine-tuning stage, so that one yaml serves all stages.
+    cfg.FEW_SHOT.FINETUNE = _stage_solver()
     # The same for the base stage, for a command line that changes its length and not that of the stages after it.
-    cfg.FEW_SHOT.BASE = CN({"BASE_LR": 0.0, "MAX_ITER": 0, "STEPS": [], "WARMUP_ITERS": -1})
+    cfg.FEW_SHOT.BASE = _stage_solver()
     # The same for the novel-only stage.
-    cfg.FEW_SHOT.NOVEL = CN({"BASE_LR": 0.0, "MAX_ITER": 0, "STEPS": [], "WARMUP_ITERS": -1})
+    cfg.FEW_SHOT.NOVEL = _stage_solver()
     # Which division into base and novel classes, from 1.
     cfg.FEW_SHOT.SPLIT = 1
     # K: annotated objects of each class in the fine-tuning set; 0: all objects of the stage's classes.
@@ -145,9 +155,8 @@ def _add_classification_keys(cfg: CN) -> None:
 
 
 def _add_stage_keys(cfg: CN) -> None:
-    # SOLVER keys of every training stage of a policy after its first (MODEL.POLICY.STAGE), so that one yaml serves all;
-    # 0, [] and -1 mean as in SOLVER.
-    cfg.SOLVER.SECOND_STAGE = CN({"BASE_LR": 0.0, "MAX_ITER": 0, "STEPS": [], "WARMUP_ITERS": -1})
+    # SOLVER keys of every training stage of a policy after its first (MODEL.POLICY.STAGE), so that one yaml serves all.
+    cfg.SOLVER.SECOND_STAGE = _stage_solver()
     # The rate of the policy's parameters, as a factor on that of the others.
     cfg.SOLVER.GATE_LR_FACTOR = 1.0
     # The weight decay of the policy's parameters; negative: as the others.
@@ -169,6 +178,8 @@ def _add_policy_keys(cfg: CN) -> None:
     # Share to run, in (0, 1]: r and e of CDB, t of ConvNet-AIG, of units for random_skip and fixed.
     cfg.MODEL.POLICY.TARGET_RATE = 0.7
 
+
+def _add_skipnet_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY.SKIPNET = CN()
     # Stage "sp": "hard" (rounded, gradient of the probability, Eq. 2.7) or "soft" (the probability, Table 2.3).
     cfg.MODEL.POLICY.SKIPNET.RELAXATION = "hard"
@@ -185,6 +196,8 @@ def _add_policy_keys(cfg: CN) -> None:
     # Logit of new gates; positive: blocks run at the start, as pre-trained weights expect.
     cfg.MODEL.POLICY.SKIPNET.INIT_BIAS = 0.0
 
+
+def _add_deepmoe_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY.DEEPMOE = CN()
     # Layers of the embedding network: 4 for CIFAR, 5 for ImageNet.
     cfg.MODEL.POLICY.DEEPMOE.LAYERS = 4
@@ -197,6 +210,8 @@ def _add_policy_keys(cfg: CN) -> None:
     # In evaluation, gates up to this value are closed as well.
     cfg.MODEL.POLICY.DEEPMOE.THRESHOLD = 0.0
 
+
+def _add_cdb_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY.CDB = CN()
     # d, width of the controllers.
     cfg.MODEL.POLICY.CDB.WIDTH = 32
@@ -213,6 +228,9 @@ def _add_policy_keys(cfg: CN) -> None:
     # alpha_2 of Eq. 15, weight of the execution and FLOPs losses.
     cfg.MODEL.POLICY.CDB.RESOURCE_WEIGHT = 1.0
 
+
+def _add_baseline_policy_keys(cfg: CN) -> None:
+    # ConvNet-AIG.
     cfg.MODEL.POLICY.AIG = CN()
     # t of each block; [] for TARGET_RATE.
     cfg.MODEL.POLICY.AIG.TARGET_RATES = []
@@ -252,7 +270,7 @@ def _add_shapeprop_keys(cfg: CN) -> None:
     # Which weights of a class the mask head "WeightTransferMaskHead" (Mask^X R-CNN) makes the class's mask predictor
     # from: "cls", "box" or "cls+box".
     cfg.MODEL.ROI_MASK_HEAD.TRANSFER_FROM = "cls+box"
-    # Read by the ROI heads "ShapePropROIHeads".
+    # Read by the ROI heads "ShapePropROIHeads" and "ShapePropMaskROIHeads".
     cfg.MODEL.SHAPE_PROP = CN()
     # Learn saliency from boxes (Eq. 8.1 to 8.3); False: from masks only.
     cfg.MODEL.SHAPE_PROP.MIL = True
@@ -281,3 +299,10 @@ def _add_shapeprop_keys(cfg: CN) -> None:
     cfg.MODEL.SHAPE_PROP.SHAPE_WEIGHT = 1.0
     # Detections carry saliency and shape activation, for pictures and for measuring them.
     cfg.MODEL.SHAPE_PROP.OUTPUT_MAPS = False
+
+
+def _add_retina_mask_keys(cfg: CN) -> None:
+    cfg.MODEL.RETINA_MASK = CN()
+    # Predictions of each image, the best after NMS, that the mask branch of the meta-architecture "RetinaMask" is
+    # trained on beside the true boxes; MODEL.ROI_HEADS labels and samples them.
+    cfg.MODEL.RETINA_MASK.PROPOSALS = 100

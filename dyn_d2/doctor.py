@@ -159,7 +159,17 @@ def _datasets() -> Finding:
         )  # fmt: skip
     found = [
         name
-        for name in ("coco", "lvis", "VOC2007", "VOC2012", "cityscapes", "digit_scenes", "cifar10_jpeg", "imagenet")
+        for name in (
+            "coco",
+            "lvis",
+            "VOC2007",
+            "VOC2012",
+            "cityscapes",
+            "bdd100k",
+            "digit_scenes",
+            "cifar10_jpeg",
+            "imagenet",
+        )
         if Path(root, name).exists()
     ]
     return Finding("data sets", "ok", f"{root}: {', '.join(found) or 'none of the builtin sets'}")

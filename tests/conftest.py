@@ -9,12 +9,22 @@ import pytest  # noqa: E402
 
 import dyn_d2  # noqa: E402, F401  chooses the engine and registers everything
 from dyn_d2.engine_choice import describe_engine  # noqa: E402
+from dyn_d2.ops import channel_conv  # noqa: E402
 from dyn_d2.utils.seeds import seed_all  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     seed_all("tests")
+
+
+@pytest.fixture(params=["kernel", "torch"])
+def channel_conv_paths(request, monkeypatch) -> None:
+    """The test runs with the compiled kernel of channel_conv, where there is one, and without."""
+    if request.param == "torch":
+        monkeypatch.setattr(channel_conv, "load", lambda: False)
+    elif not channel_conv.load():
+        pytest.skip("no compiled kernel on this machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -19,12 +19,14 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 META_ARCHITECTURE = {path: read_cfg(str(path)).MODEL.META_ARCHITECTURE for path in CONFIGS}
 DETECTORS = [path for path, name in META_ARCHITECTURE.items() if name.endswith("RCNN")]
 CLASSIFIERS = [path for path, name in META_ARCHITECTURE.items() if name == "ImageClassifier"]
+SINGLE_STAGE = [path for path, name in META_ARCHITECTURE.items() if name.endswith("RetinaMask")]
 SEGMENTORS = [path for path, name in META_ARCHITECTURE.items() if name.endswith("Segmentor")]
 # The same model with less of everything, so that a step takes a second.
 SMALL = [
     "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64",
     "MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "32", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "50",
     "MODEL.RPN.POST_NMS_TOPK_TEST", "20", "MODEL.ROI_HEADS.NUM_CLASSES", "5", "MODEL.SHAPE_PROP.CONV_DIM", "32",
+    "MODEL.RETINANET.NUM_CLASSES", "5", "MODEL.RETINANET.NORM", "",
 ]  # fmt: skip
 
 
@@ -43,7 +45,7 @@ def _name(path: Path) -> str:
 
 
 def test_every_yaml_is_tried() -> None:
-    assert set(CONFIGS) == {*DETECTORS, *CLASSIFIERS, *SEGMENTORS}
+    assert set(CONFIGS) == {*DETECTORS, *SINGLE_STAGE, *CLASSIFIERS, *SEGMENTORS}
 
 
 @pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
@@ -68,6 +70,31 @@ def test_builds_and_trains_a_step(path, classifier, masks):
     with torch.no_grad():
         (output,) = model(_batch(False)[:1])
     assert output["instances"].image_size == (96, 128)
+
+
+@pytest.mark.parametrize("heads", ["", "MaskROIHeads", "ShapePropMaskROIHeads"])
+@pytest.mark.parametrize("path", SINGLE_STAGE, ids=_name)
+def test_single_stage_detectors_train_a_step(path, heads):
+    """``heads``: of the masks; "" for none."""
+    keys = ["MODEL.ROI_HEADS.NAME", heads, "MODEL.MASK_ON", "True"] if heads else ["MODEL.MASK_ON", "False"]
+    cfg = read_cfg(str(path), [*SMALL, *keys])
+    cfg.freeze()
+    model = DynTrainer.build_model(cfg)
+    optimizer = build_optimizer(cfg, model)
+    before = model.head.cls_score.weight.detach().clone()
+    with EventStorage():
+        losses = model(_batch(bool(heads)))
+    expected = {"loss_cls", "loss_box_reg"} | ({"loss_mask"} if heads else set())
+    if heads.startswith("ShapeProp"):
+        expected |= {"loss_saliency", "loss_shape"}
+    assert losses.keys() == expected and all(torch.isfinite(loss) for loss in losses.values())
+    sum(losses.values()).backward()
+    optimizer.step()
+    assert not torch.equal(before, model.head.cls_score.weight)
+    model.eval()
+    with torch.no_grad():
+        (output,) = model(_batch(False)[:1])
+    assert output["instances"].image_size == (96, 128) and output["instances"].has("pred_masks") == bool(heads)
 
 
 @pytest.mark.parametrize("path", SEGMENTORS, ids=_name)

@@ -25,6 +25,9 @@ SMALL_CLASSIFIER = ["MODEL.RESNETS.DEPTH", "8", "SOLVER.MAX_ITER", "4", "SOLVER.
 SMALL_CLASSIFIER += ["SOLVER.SECOND_STAGE.MAX_ITER", "2", "SOLVER.SECOND_STAGE.STEPS", "[]"]
 ELSEWHERE = ("make ", "source ", "export ", "DYN_D2_ENGINE=")
 NEEDS_DATA = ("voc.yaml", "coco.yaml", "lvis.yaml")
+# A file of this repository as text names it; "*" stands for any characters.
+NAMED_FILE = re.compile(r"(?<![\w./-])(?:configs|datasets|docs|dyn_d2|tests|tools)/[\w./*-]*\.(?:yaml|py|md|sh)\b")
+PLACEHOLDERS = re.compile("METHOD|DATASET|NAME")  # of CONTRIBUTING.md: what somebody will add
 
 
 def _blocks(language: str) -> list[str]:
@@ -141,3 +144,14 @@ def test_files_that_docs_link_to_exist():
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if not target.startswith("http"):
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_files_that_text_and_code_name_exist():
+    folders = [path for name in ("configs", "datasets", "docs", "dyn_d2", "tools") for path in (ROOT / name).rglob("*")]
+    texts = [path for path in folders if path.suffix in (".md", ".py", ".sh", ".yaml")]
+    named = set()
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "Makefile", *texts]:
+        named |= {(str(path.relative_to(ROOT)), name) for name in NAMED_FILE.findall(path.read_text())}
+    assert len(named) > 100
+    missing = [pair for pair in named if not PLACEHOLDERS.search(pair[1]) and not any(ROOT.glob(pair[1]))]
+    assert not missing

@@ -4,7 +4,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+
+from dyn_d2.checkpoint import DynCheckpointer, describe
+from dyn_d2.engine.setup import build_cfg
+
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 
 CLASSES = ("red", "green", "blue", "yellow")
 COLOURS = ((220, 40, 40), (40, 200, 60), (50, 60, 220), (220, 210, 40))
@@ -90,3 +97,12 @@ def tiny_opts(data: Path, output: Path, **more) -> list[str]:
         **{key.replace("__", "."): value for key, value in more.items()},
     }
     return [str(part) for pair in keys.items() for part in pair]
+
+
+def save_detector(folder: Path) -> CfgNode:
+    """A fine-tuned detector, as far as its checkpoint tells, with random weights in ``folder``/model_final.pth; its
+    images lie in ``folder``/data."""
+    cfg = build_cfg("", tiny_opts(write_boxes(folder / "data", 2), folder, FEW_SHOT__STAGE="finetune"))
+    torch.manual_seed(0)
+    DynCheckpointer(build_model(cfg), str(folder), metadata=describe(cfg)).save("model_final")
+    return cfg

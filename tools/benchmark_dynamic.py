@@ -12,14 +12,17 @@ once in both memory layouts, in turns, so that a slow minute of the machine hits
     realised  (1 - time) / (1 - FLOPs): the share of the saved multiply-adds that was saved on the clock
     memory    most memory that tensors took during a forward pass, weights not counted, in MB: dense and gated
 
-Both sides have the same weights, and batch norm as a layer of its own. Gates are not computed: decisions are given.
+Both sides have the same weights. Gates are not computed: decisions are given. Batch norm is not the same in all cases:
+
+    blocks    a layer of its own on both sides
+    groups    folded into the groups' convolutions on both sides: dense is the gated network with everything open
+    channels  a layer of its own in the dense network; the gated one does it on the way, where its kernel compiles
 """
 
 import argparse
 import copy
 import statistics
 import sys
-import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,7 +36,7 @@ from dyn_d2.dynamic import Decision, recording
 from dyn_d2.dynamic.decisions import fixed
 from dyn_d2.modeling.policy.base import Policy
 from dyn_d2.utils.atomic import write_json
-from dyn_d2.utils.measure import describe_machine, peak_memory, synchronise
+from dyn_d2.utils.measure import describe_machine, peak_memory, time_call
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
@@ -186,11 +189,7 @@ def _draw(copies: dict, batch: int, share: float, generator: torch.Generator, de
 def _timed(network: nn.Module, images: Tensor, device: str) -> tuple[float, float]:
     """Seconds of a forward pass, and its multiply-adds as a share of the network's without gates."""
     with recording() as trace:
-        synchronise(device)
-        start = time.perf_counter()
-        network(images)
-        synchronise(device)
-        elapsed = time.perf_counter() - start
+        elapsed = time_call(partial(network, images), device)
     return elapsed, float(trace.executed().mean()) / trace.dense() if trace.costs else 1.0
 
 

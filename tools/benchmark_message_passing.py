@@ -17,7 +17,6 @@ a slow minute of the machine hits both. Printed are medians:
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,7 @@ from torch.nn import functional as F
 
 from dyn_d2.ops.message_passing import load, message_passing
 from dyn_d2.utils.atomic import write_json
-from dyn_d2.utils.measure import describe_machine, peak_memory, synchronise
+from dyn_d2.utils.measure import describe_machine, peak_memory, time_call
 
 MODES = ("forward", "training")
 
@@ -76,7 +75,7 @@ def measure(
     for number in range(rounds + 1):
         order = list(seconds) if number % 2 == 0 else list(seconds)[::-1]
         for mode, side in order:
-            elapsed = _timed(partial(_run, mode, side, x, weights), device)
+            elapsed = time_call(partial(_run, mode, side, x, weights), device)
             if number:
                 seconds[mode, side].append(elapsed)
     medians = {mode: {side: statistics.median(seconds[mode, side]) for side in SIDES} for mode in MODES}
@@ -110,19 +109,11 @@ def _run(mode: str, side: str, x: Tensor, weights: Tensor) -> None:
     torch.autograd.grad(out, leaves, x)  # any gradient will do that is there already
 
 
-def _timed(compute: Callable[[], None], device: str) -> float:
-    synchronise(device)
-    start = time.perf_counter()
-    compute()
-    synchronise(device)
-    return time.perf_counter() - start
-
-
 def _seconds_per_byte(device: str) -> float:
     """Of a copy, each byte of which is read once and written once."""
     source = torch.zeros(2**26 if device.startswith("cuda") else 2**24, device=device)
     target = torch.empty_like(source)
-    times = [_timed(partial(target.copy_, source), device) for _ in range(6)]
+    times = [time_call(partial(target.copy_, source), device) for _ in range(6)]
     return statistics.median(times[1:]) / (2 * source.nbytes)
 
 

@@ -3,7 +3,7 @@
 
     tools/check_data.py --json train.json --images folder --base cat dog --novel bird
     tools/check_data.py --dataset coco_2017_val
-    tools/check_data.py --config-file configs/....yaml FEW_SHOT.SPLIT 2
+    tools/check_data.py --config-file configs/TFA/voc.yaml FEW_SHOT.SPLIT 2
 
 Prints every problem with file, annotation id and remedy, and a table of the classes; exit status 1 if there is one.
 """

@@ -34,4 +34,7 @@ if ! "$VENV/bin/python" -c 'import cv2' 2>/dev/null; then
 fi
 "$VENV/bin/python" -c 'import torch, torchvision.ops, pycocotools' \
   || die "the installed packages do not load: 'rm -rf $VENV' and run the same command again."
+# pip builds packages where it sees no torch, so that the operators are compiled here.
+"$VENV/bin/python" -m dyn_d2.ops >/dev/null 2>&1 \
+  || echo "set-up: the operators were not compiled ('$VENV/bin/python -m dyn_d2.ops' says why); slower torch code runs instead"
 touch "$VENV/ready"

@@ -4,8 +4,6 @@
 ``check_dataset`` finds out which of them fits a registered name; ``check_config`` goes through all that a config uses.
 """
 
-import math
-import numbers
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +18,7 @@ from detectron2.structures import BoxMode
 
 from .check_report import Problem, Report, summary
 from .classification import check_classification, is_classification
+from .defects import area_defect, box_defect, flagged_mask_defect, is_integer
 from .few_shot.sources import read_json, read_voc_record, require_source, voc_image_ids
 
 __all__ = [
@@ -33,9 +32,6 @@ __all__ = [
     "clean_json",
     "summary",
 ]
-
-# Rounding puts many published boxes a fraction of a pixel over the edge.
-EDGE_TOLERANCE = 1.0
 
 ImageFile = tuple[str, Any, int, int]  # path, image id, width, height
 
@@ -86,7 +82,7 @@ def _check_categories(report: Report, categories: list[dict]) -> dict[int, str]:
     for category in categories:
         number, name = category.get("id"), category.get("name")
         where = f"{report.title}, category {number!r}"
-        if not _is_integer(number) or not isinstance(name, str) or not name:
+        if not is_integer(number) or not isinstance(name, str) or not name:
             report.add("bad_entry", where, f'needs an integer "id" and a "name", has {number!r} and {name!r}')
         elif number in names or name in names.values():
             report.add("duplicate_category", where, f"id or name {name!r} is used twice")
@@ -110,7 +106,7 @@ def _check_images(report: Report, images: list[dict]) -> dict[Any, dict]:
         if not isinstance(number, int | str) or not isinstance(name, str):
             report.add("bad_entry", where, 'needs an "id" and a "file_name"', number)
             continue
-        if not all(_is_integer(size) and size > 0 for size in _size(image)):
+        if not all(is_integer(size) and size > 0 for size in _size(image)):
             report.add("bad_entry", where, f'"width" and "height" are {_size(image)}, not positive integers', number)
             continue
         files[name] += 1
@@ -143,12 +139,12 @@ def _check_annotations(report: Report, annotations: list[dict], images: dict, na
         image = images[image_id]
         where += f" (image {image_id!r}, {image.get('file_name') or image.get('coco_url')})"
         category = annotation.get("category_id")
-        if not _is_integer(category) or category not in names:
+        if not is_integer(category) or category not in names:
             report.add("unknown_category", where, f"category_id {category!r} is not listed", image_id, number)
         else:
             objects[image_id].append((names[category], bool(annotation.get("iscrowd", 0))))
-        found = [box_defect(annotation.get("bbox"), BoxMode.XYWH_ABS, *_size(image)), _area_defect(annotation)]
-        found.append(mask_defect(annotation.get("segmentation"), *_size(image)))
+        found = [box_defect(annotation.get("bbox"), BoxMode.XYWH_ABS, *_size(image)), area_defect(annotation)]
+        found.append(flagged_mask_defect(annotation, *_size(image)))
         for kind, what in filter(None, found):
             report.add(kind, where, what, image_id, number)
     for image_objects in objects.values():
@@ -223,7 +219,7 @@ def check_records(dicts: Sequence[dict[str, Any]], metadata: Metadata, read_imag
             identity = annotation.get("id", number)
             place = f"{where}, annotation {identity!r}"
             category = annotation.get("category_id")
-            if not _is_integer(category) or not 0 <= category < len(classes):
+            if not is_integer(category) or not 0 <= category < len(classes):
                 what = f"category_id {category!r} is not in 0 .. {len(classes) - 1}"
                 what += " (do the ids start at 1?)" if category == len(classes) else ""
                 report.add("category_range", place, what, image_id, identity)
@@ -231,7 +227,7 @@ def check_records(dicts: Sequence[dict[str, Any]], metadata: Metadata, read_imag
                 objects.append((classes[category], bool(annotation.get("iscrowd", 0))))
             size = record.get("width"), record.get("height")
             found = box_defect(annotation.get("bbox"), annotation.get("bbox_mode"), *size)
-            for kind, what in filter(None, (found, mask_defect(annotation.get("segmentation"), *size))):
+            for kind, what in filter(None, (found, flagged_mask_defect(annotation, *size))):
                 report.add(kind, place, what, image_id, identity)
         report.count(objects)
     # A K-shot set has several records of one image.
@@ -324,63 +320,6 @@ def clean_json(content: dict[str, Any], problems: Iterable[Problem]) -> dict[str
             a for a in content["annotations"] if a.get("id") not in annotations | {None} and a.get("image_id") in ids
         ],
     }
-
-
-# ------------------------------------------------------------------------------------------------------ single values
-
-
-def box_defect(box: Any, mode: Any, width: int | None, height: int | None) -> tuple[str, str] | None:
-    """Kind and description of what is wrong with a box, or None.
-
-    Args:
-        box: four numbers, absolute XYWH or XYXY by ``mode``.
-        width, height: of the image; None where they are unknown.
-    """
-    if mode not in (BoxMode.XYWH_ABS, BoxMode.XYXY_ABS):
-        return "bad_box", f"bbox_mode {mode!r} is neither XYWH_ABS nor XYXY_ABS"
-    if not hasattr(box, "__len__") or len(box) != 4 or not all(_is_number(value) for value in box):
-        return "bad_box", f"box {box!r}"
-    if not all(map(math.isfinite, box)):
-        return "non_finite", f"box {list(box)}"
-    x0, y0, x1, y1 = BoxMode.convert(list(map(float, box)), mode, BoxMode.XYXY_ABS)
-    if x1 <= x0 or y1 <= y0:
-        return "empty_box", f"box {list(box)} has width {x1 - x0:g} and height {y1 - y0:g}"
-    if width is None or height is None:
-        return None
-    if min(x0, y0) < -EDGE_TOLERANCE or x1 > width + EDGE_TOLERANCE or y1 > height + EDGE_TOLERANCE:
-        return "outside", f"box from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g}) leaves the image of {width} x {height}"
-    return None
-
-
-def mask_defect(mask: Any, width: int | None, height: int | None) -> tuple[str, str] | None:
-    """Kind and description of what is wrong with a segmentation (polygons or run lengths), or None."""
-    if not isinstance(mask, list | dict) or not mask:
-        return None
-    if isinstance(mask, dict):
-        if "counts" not in mask or (width is not None and list(mask.get("size", [])) != [height, width]):
-            return "bad_mask", f"run-length mask of size {mask.get('size')} in an image of {width} x {height}"
-        return None
-    for polygon in mask:
-        if not hasattr(polygon, "__len__") or len(polygon) < 6 or len(polygon) % 2:
-            return "bad_mask", f"polygon {polygon!r}"
-        if not all(_is_number(value) and math.isfinite(value) for value in polygon):
-            return "non_finite", "a polygon has coordinates that are no finite numbers"
-    return None
-
-
-def _area_defect(annotation: dict[str, Any]) -> tuple[str, str] | None:
-    area = annotation.get("area")
-    if area is None or (_is_number(area) and math.isfinite(area)):
-        return None
-    return "non_finite", f'"area" is {area!r}'
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _size(image: dict[str, Any]) -> tuple[Any, Any]:

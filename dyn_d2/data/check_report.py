@@ -22,6 +22,8 @@ REMEDIES = {
     "empty_box": "draw the box again or remove the annotation",
     "outside": "move the box into the image: boxes are in pixels, and width and height must be those of the image",
     "bad_mask": "give polygons of at least 3 points, or a run-length encoding of the image's size",
+    "mask_outside": "clip the polygons to the image, or remove them to train on the box alone",
+    "no_mask": 'add the "segmentation", or remove the flag',
     "missing_image": "copy the image to that place, or correct file_name or the image folder",
     "unreadable_image": "replace the file by one that opens, or remove the image and its annotations",
     "size_mismatch": "correct width and height (of the image after its EXIF rotation)",

@@ -9,7 +9,6 @@ those of some images (``FRACTION``, ``SEED``, image-wise), or both. What is left
 
 import difflib
 import logging
-import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -23,7 +22,7 @@ from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data.detection_utils import annotations_to_instances, transform_instance_annotations
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 
-from .check import mask_defect
+from .defects import mask_defect
 from .digit_scenes.polygons import mask_to_polygons
 from .few_shot.splits import COCO_NOVEL
 from .pseudo_masks import add_pseudo_masks
@@ -35,7 +34,6 @@ Record = dict[str, Any]
 VOC_CLASSES = COCO_NOVEL[1]
 # Short names of class lists; "non-" before one means every class of the data set that it does not name.
 CLASS_GROUPS = {"voc": VOC_CLASSES}
-TOLERANCE = 0.05  # share of the image's side by which a polygon may leave it; published data sets have such corners
 
 
 class MaskError(ValueError):
@@ -48,7 +46,7 @@ def limit_masks(
     """Take away the masks that shall not be trained on; boxes stay.
 
     Args:
-        records: data set dicts; left unchanged.
+        records: data set dicts, some of which may be without "annotations"; left unchanged.
         classes: masks of these category ids stay; None for all.
         fraction: masks of this share of the images that have any stay, at least of one unless it is 0. The choice
             depends on the seed and the images' ids only, and those of a smaller share are among those of a larger.
@@ -67,6 +65,8 @@ def limit_masks(
     chosen = set(ordered[:count])
 
     def limited(record: Record, of_record: list[bool]) -> Record:
+        if "annotations" not in record:
+            return record
         annotations = [
             annotation
             if flag and _image(record) in chosen and (classes is None or annotation["category_id"] in classes)
@@ -85,7 +85,7 @@ def _image(record: Record) -> int | str:
 def _flags(record: Record) -> list[bool]:
     return [
         not annotation.get("iscrowd", 0) and has_mask(annotation, record, number)
-        for number, annotation in enumerate(record["annotations"])
+        for number, annotation in enumerate(record.get("annotations", ()))
     ]
 
 
@@ -110,34 +110,16 @@ def has_mask(annotation: Record, record: Record, number: int) -> bool:
     if not present:
         raise MaskError(f"{where}: it says has_mask but has no segmentation. Add the mask, or remove the flag.")
     width, height = record.get("width"), record.get("height")
-    # The full check says what is wrong, but takes minutes for all of COCO.
-    defect = None if _sound_polygons(mask) else mask_defect(mask, width, height)
-    if defect:
+    if defect := mask_defect(mask, width, height):
         raise MaskError(f"{where}: {defect[1]}. Correct the mask, or remove it to train on the box alone.")
-    if isinstance(mask, list) and width and height:
-        x0, y0 = (min(min(polygon[axis::2]) for polygon in mask) for axis in (0, 1))
-        x1, y1 = (max(max(polygon[axis::2]) for polygon in mask) for axis in (0, 1))
-        across, down = TOLERANCE * width, TOLERANCE * height
-        if x0 < -across or y0 < -down or x1 > width + across or y1 > height + down:
-            raise MaskError(
-                f"{where}: its polygons reach from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g}), outside the image of {width} "
-                f"x {height}. Clip them, or remove them to train on the box alone."
-            )
     return True
 
 
-def _sound_polygons(mask: Any) -> bool:
-    """Whether ``mask`` is a list of polygons of finite numbers."""
-    try:
-        return isinstance(mask, list) and all(
-            len(polygon) >= 6 and len(polygon) % 2 == 0 and math.isfinite(sum(polygon)) for polygon in mask
-        )
-    except (TypeError, OverflowError):  # something that is no number
-        return False
-
-
 def masked_classes(
-    names: Sequence[str], thing_classes: Sequence[str], key: str = "INPUT.PARTIAL_MASKS.CLASSES"
+    names: Sequence[str],
+    thing_classes: Sequence[str],
+    absent: Collection[str] = (),
+    key: str = "INPUT.PARTIAL_MASKS.CLASSES",
 ) -> frozenset[int] | None:
     """Category ids of ``INPUT.PARTIAL_MASKS.CLASSES`` or another key of that kind.
 
@@ -145,6 +127,7 @@ def masked_classes(
         names: classes of the data set; "voc" for the 20 of COCO that VOC has, "non-voc" for all but these; empty for
             no restriction.
         thing_classes: the data set's classes.
+        absent: classes that may be named although the data set lacks them, those of other few-shot stages.
         key: that holds the names.
 
     Returns:
@@ -155,25 +138,26 @@ def masked_classes(
     """
     if not names:
         return None
+    known = [*thing_classes, *absent]
     wanted: list[str] = []
     for name in names:
         group = CLASS_GROUPS.get(name.removeprefix("non-"), ())
-        if name in thing_classes or not group:
+        if name in known or not group:
             wanted.append(name)
         elif name.startswith("non-"):
-            _require(group, thing_classes, key, name)
-            wanted += [other for other in thing_classes if other not in group]
+            _require(group, known, key, name)
+            wanted += [other for other in known if other not in group]
         else:
             wanted += group
-    _require(wanted, thing_classes, key)
-    return frozenset(thing_classes.index(name) for name in wanted)
+    _require(wanted, known, key)
+    return frozenset(thing_classes.index(name) for name in wanted if name in thing_classes)
 
 
-def _require(names: Sequence[str], thing_classes: Sequence[str], key: str, group: str = "") -> None:
+def _require(names: Sequence[str], known: Sequence[str], key: str, group: str = "") -> None:
     for name in names:
-        if name not in thing_classes:
-            near = difflib.get_close_matches(name, [*thing_classes, "voc", "non-voc"], n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(thing_classes[:20])}"
+        if name not in known:
+            near = difflib.get_close_matches(name, [*known, "voc", "non-voc"], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(known[:20])}"
             of_group = f" (of {group!r})" if group else ""
             raise ValueError(f"{key} names {name!r}{of_group}, which the data set does not have ({hint}).")
 
@@ -186,18 +170,22 @@ def apply_partial_masks(cfg, records: Sequence[Record]) -> Sequence[Record]:
         MaskError: see :func:`has_mask`.
         UserError, FileNotFoundError: see :func:`~dyn_d2.data.pseudo_masks.add_pseudo_masks`.
     """
-    if not cfg.MODEL.MASK_ON or not len(records) or "annotations" not in records[0]:
+    if not cfg.MODEL.MASK_ON or not any("annotations" in record for record in records):
         return records
     keys = cfg.INPUT.PARTIAL_MASKS
-    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
-    limited = limit_masks(records, masked_classes(keys.CLASSES, names), keys.FRACTION, keys.SEED)
+    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+    names = metadata.get("thing_classes", [])
+    of_other_stages = {*metadata.get("base_classes", ()), *metadata.get("novel_classes", ())} - {*names}
+    classes = masked_classes(keys.CLASSES, names, sorted(of_other_stages))
+    limited = limit_masks(records, classes, keys.FRACTION, keys.SEED)
     limited = add_pseudo_masks(cfg, limited)
     objects: Counter[int] = Counter()
     masks: Counter[int] = Counter()
     images = pseudo = 0
     for record in limited:
-        classes = [a["category_id"] for a in record["annotations"] if not a.get("iscrowd", 0)]
-        masked = [a["category_id"] for a in record["annotations"] if "segmentation" in a]  # of what limit_masks left
+        annotations = record.get("annotations", ())
+        classes = [a["category_id"] for a in annotations if not a.get("iscrowd", 0)]
+        masked = [a["category_id"] for a in annotations if "segmentation" in a]  # of what limit_masks left
         objects.update(classes)
         masks.update(masked)
         images += bool(masked)

@@ -31,7 +31,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
-from .check import mask_defect
+from .defects import mask_defect
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,8 @@ class GrabCut:
     Attributes:
         iterations: of estimating colours and cutting.
         margin: what around a box counts as background, as a share of the box's sides.
+        core: the middle of a box that is held to be the object, as a share of the sides. Without it, half of 55 objects
+            of COCO came out as less than a tenth of their box; with it 5 % did.
         max_side: larger surroundings are shrunk to this many pixels before they are cut.
         min_side: of boxes in pixels; smaller ones get no mask.
         min_share: of the box; smaller masks count as failed.
@@ -58,7 +60,8 @@ class GrabCut:
 
     iterations: int = 5
     margin: float = 0.5
-    max_side: int = 320
+    core: float = 0.5
+    max_side: int = 160
     min_side: int = 8
     min_share: float = 0.1
 
@@ -175,7 +178,7 @@ def _opencv() -> ModuleType:
 def grabcut_mask(image: np.ndarray, box: Sequence[float], settings: GrabCut = DEFAULT) -> np.ndarray | None:
     """The object in a box, as far as its colours differ from those around the box.
 
-    Pixels outside of the box are background, those inside are foreground until their colours say otherwise.
+    Pixels outside of the box are background, those in its middle foreground, for the others their colours decide.
 
     Args:
         image: (H, W, 3) uint8.
@@ -195,16 +198,18 @@ def grabcut_mask(image: np.ndarray, box: Sequence[float], settings: GrabCut = DE
     window = np.ascontiguousarray(image[top:bottom, left:right])
     labels = np.full(window.shape[:2], cv2.GC_BGD, np.uint8)
     labels[y0 - top : y1 - top, x0 - left : x1 - left] = cv2.GC_PR_FGD
+    dx, dy = (round((1 - settings.core) / 2 * side) for side in (x1 - x0, y1 - y0))
+    labels[y0 - top + dy : y1 - top - dy, x0 - left + dx : x1 - left - dx] = cv2.GC_FGD
     shrink = settings.max_side / max(labels.shape)
     if shrink < 1:
         window = cv2.resize(window, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
         labels = cv2.resize(labels, window.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-    counts = [(labels == label).sum() for label in (cv2.GC_BGD, cv2.GC_PR_FGD)]
-    if min(counts) < MIN_PIXELS:
+    outside = (labels == cv2.GC_BGD).sum()
+    if min(outside, labels.size - outside) < MIN_PIXELS:
         return None
     cv2.setRNGSeed(0)  # of this thread: colours are clustered from random starts
     cv2.grabCut(window, labels, None, np.zeros((1, 65)), np.zeros((1, 65)), settings.iterations, cv2.GC_INIT_WITH_MASK)
-    found = (labels == cv2.GC_PR_FGD).astype(np.uint8)
+    found = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
     mask = np.zeros((height, width), dtype=bool)
     mask[top:bottom, left:right] = cv2.resize(found, (right - left, bottom - top), interpolation=cv2.INTER_NEAREST)
     inside = mask[y0:y1, x0:x1].copy()

@@ -1,7 +1,6 @@
 """A trained model as annotator: it predicts the masks of objects whose boxes are known (Progressive Mask R-CNN, thesis
 Table 8.2)."""
 
-import inspect
 import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from dyn_d2.utils.errors import UserError
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, BoxMode, Instances
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def predict_masks(cfg: CfgNode, model: nn.Module, records: Sequence[Record]) -> 
     Boxes and classes are those of the ground truth; the model's box head is not asked.
 
     Args:
-        model: with ``inference(inputs, detected_instances)``, as GeneralizedRCNN has it.
+        model: with ``roi_heads.forward_with_given_boxes``.
         records: data set dicts; every annotation gets a mask, unless the model's is empty.
 
     Returns:
@@ -62,7 +62,7 @@ def predict_masks(cfg: CfgNode, model: nn.Module, records: Sequence[Record]) -> 
     Raises:
         UserError: the model cannot predict masks of given boxes.
     """
-    if "detected_instances" not in inspect.signature(getattr(model, "inference", lambda: None)).parameters:
+    if not hasattr(getattr(model, "roi_heads", None), "forward_with_given_boxes"):
         raise UserError(f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} cannot predict masks of given boxes.")
     mapper = DatasetMapper(cfg, is_train=False)
     model.eval()
@@ -94,8 +94,9 @@ def _masks(mapper: DatasetMapper, model: nn.Module, record: Record) -> Iterable[
     known = Instances((height, width), pred_boxes=boxes)
     known.pred_classes = torch.tensor([a["category_id"] for a in objects])
     known.number = torch.arange(len(objects))
-    (result,) = model.inference([inputs], [known[boxes.nonempty()]])
-    found = result["instances"].to("cpu")
+    features = model.backbone(model.preprocess_image([inputs]).tensor)
+    (found,) = model.roi_heads.forward_with_given_boxes(features, [known[boxes.nonempty()].to(model.device)])
+    found = detector_postprocess(found, record["height"], record["width"]).to("cpu")
     for number, mask in zip(found.number.tolist(), found.pred_masks.numpy(), strict=True):
         if mask.any():
             yield objects[number], mask

@@ -15,6 +15,7 @@ from dyn_d2.checkpoint import LoadReport
 from dyn_d2.data.check import check_image_files, check_records, summary
 from dyn_d2.data.classification import check_labels, is_classification, require_files
 from dyn_d2.evaluation import with_routes
+from dyn_d2.modeling.freeze import has_frozen_parts
 from dyn_d2.utils.errors import UserError
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -107,9 +108,9 @@ def check_trainer(trainer: DynTrainer) -> None:
 
 def head_classes(model: nn.Module) -> int | None:
     """Classes that the model's head predicts, background not counted; None for models without such a head."""
-    heads = getattr(model, "roi_heads", None)
-    if heads is not None and hasattr(heads, "box_predictor"):
-        return heads.box_predictor.cls_score.out_features - 1
+    predictor = getattr(getattr(model, "roi_heads", None), "box_predictor", None)
+    if predictor is not None:
+        return predictor.cls_score.out_features - 1
     return getattr(model, "num_classes", None)
 
 
@@ -136,7 +137,7 @@ def _frozen_problems(cfg, model: nn.Module, report: LoadReport) -> list[str]:
     random = [name for name, p in model.named_parameters() if not p.requires_grad and name not in loaded]
     if not random:
         return []
-    remedy = "set MODEL.BACKBONE.FREEZE_AT 0" if not cfg.MODEL.FREEZE else "check MODEL.WEIGHTS and MODEL.FREEZE"
+    remedy = "check MODEL.WEIGHTS and MODEL.FREEZE" if has_frozen_parts(model) else "set MODEL.BACKBONE.FREEZE_AT 0"
     return [
         f"{len(random)} frozen parameters did not come from MODEL.WEIGHTS ({report.source}) and would stay random: "
         f"{', '.join(random[:5])}{', ...' if len(random) > 5 else ''}; {remedy}."

@@ -38,7 +38,6 @@ METHODS = {
     "joint_shots": (False, "linear"),
 }
 ONE_STAGE = ("joint", "joint_shots")  # methods that are a single training, named as its FEW_SHOT.STAGE
-POLICY_PARTS = "backbone*.policy"  # of a gated backbone, below a feature pyramid or not
 COSINE_BASE = ("lvis",)  # benchmarks whose base model for tfa_cos is published with a cosine head as well
 
 # Keys that may differ between the config of an output directory and a run that goes on there.
@@ -176,15 +175,13 @@ def _apply_method(cfg: CfgNode, given: set[str]) -> None:
 
 
 def _apply_policy_stage(cfg: CfgNode, given: set[str]) -> None:
-    """MODEL.POLICY.STAGE -> SOLVER keys of SOLVER.SECOND_STAGE, and MODEL.FREEZE where the stage freezes the policy."""
-    policy, stage = policy_class(cfg), cfg.MODEL.POLICY.STAGE
-    if stage not in policy.STAGES[1:]:
+    """MODEL.POLICY.STAGE -> SOLVER keys of SOLVER.SECOND_STAGE."""
+    stage = cfg.MODEL.POLICY.STAGE
+    if stage not in policy_class(cfg).STAGES[1:]:
         return
     for key, value in own_schedule(cfg.SOLVER.SECOND_STAGE).items():
         own = {f"SOLVER.{key}"} if f"SOLVER.SECOND_STAGE.{key}" in given else set()  # the more special one wins
         _set(cfg, f"SOLVER.{key}", value, given - own, "stage " + stage)
-    if stage in policy.FROZEN_STAGES and POLICY_PARTS not in cfg.MODEL.FREEZE:
-        _set(cfg, "MODEL.FREEZE", [*cfg.MODEL.FREEZE, POLICY_PARTS], given, "stage " + stage)
 
 
 def feature_parts(cfg: CfgNode) -> list[str]:
@@ -193,6 +190,10 @@ def feature_parts(cfg: CfgNode) -> list[str]:
     if cfg.MODEL.MASK_ON:
         parts += ["roi_heads.mask_head.mask_fcn*"] if cfg.MODEL.ROI_MASK_HEAD.NUM_CONV else []
         parts += ["roi_heads.mask_head.deconv"]
+    if cfg.MODEL.MASK_ON and cfg.MODEL.ROI_HEADS.NAME == "ShapePropROIHeads":  # saliency is predicted by class
+        parts += ["roi_heads.shape_prop.saliency_features"]
+        parts += ["roi_heads.shape_prop.propagation*"] if cfg.MODEL.SHAPE_PROP.PROPAGATION else []
+        parts += ["roi_heads.shape_prop.encoding"] if cfg.MODEL.SHAPE_PROP.INTEGRATION == "encoding" else []
     return parts
 
 

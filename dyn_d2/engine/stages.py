@@ -5,12 +5,13 @@ is unchanged is skipped; one that was killed goes on from its last checkpoint. e
 engine/policy_stages.py say which stages there are.
 """
 
+import argparse
 import hashlib
 import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -168,3 +169,21 @@ def run_stages(stages: list[Stage], config_file: str, opts: list[str], launcher:
         logger.info(f"stage {number} of {len(stages)}: {stage.name}")
         run_stage(stage, config_file, opts, launcher)
     return stages[-1]
+
+
+def train_as_told(train: Callable[[str, list[str], list[str]], Stage], description: str) -> None:
+    """What a tool that trains all stages does: read ``--config-file FILE --num-gpus N KEY VALUE ...``, train, and say
+    where the result is.
+
+    Args:
+        train: gets the yaml file, the ``KEY VALUE`` pairs and options of train_net.py; returns the last stage.
+        description: the beginning of ``--help``.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", default="", metavar="FILE", help="yaml of configs, or your own")
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes of the machine, one for each GPU")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, as for train_net.py")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format=f"[{Path(sys.argv[0]).stem}] %(message)s", stream=sys.stdout)
+    last = train(args.config_file, args.opts, ["--num-gpus", str(args.num_gpus)])
+    logger.info(f"model: {last.weights}\nresults: {last.folder / 'results.json'}")

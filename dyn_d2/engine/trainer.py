@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dyn_d2.checkpoint import CheckpointError, DynCheckpointer, describe
 from dyn_d2.data.resumable import EvaluationLoader, ResumableLoader, build_resumable_train_loader
-from dyn_d2.modeling.freeze import VerifyFrozen, freeze
+from dyn_d2.modeling.freeze import VerifyFrozen, freeze, has_frozen_parts
 from dyn_d2.modeling.meta_arch import find_policy
 from dyn_d2.utils.atomic import remove_leftovers
 from dyn_d2.utils.errors import UserError
@@ -135,7 +135,7 @@ class DynTrainer(DefaultTrainer):
         cfg = self.cfg
         self._guard = LossGuard(self.model, _batch_hint(cfg))
         own = [StepSeeds(cfg.SEED), self._guard, LossAverages(self.checkpointer.model)]
-        if cfg.MODEL.FREEZE:
+        if has_frozen_parts(self.checkpointer.model):
             own.append(VerifyFrozen(self.checkpointer.model))
         if find_policy(getattr(self.checkpointer.model, "backbone", None)) is not None:
             own.append(GateCollapse())

@@ -25,7 +25,18 @@ from .boxes_on_image import class_colour, draw_objects
 BASE_COLOUR, NOVEL_COLOUR = "#4477aa", "#cc3311"
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a picture at 130 dots an inch, without empty margins, as a whole or not at all.
+
+    Args:
+        path: its suffix says in which format: ".png", ".pdf", ".svg".
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ValueError: there is no such format.
+    """
     path = Path(path)
     with atomic_write(path, "wb") as file:
         figure.savefig(file, format=path.suffix[1:], dpi=130, bbox_inches="tight")
@@ -69,7 +80,7 @@ def draw_predictions(
     if set(metadata.get("novel_classes", ())) & set(metadata.thing_classes):
         handles = [Patch(color=BASE_COLOUR, label="base class"), Patch(color=NOVEL_COLOUR, label="novel class")]
         figure.legend(handles=handles, loc="upper center", ncols=2, frameon=False, fontsize=9)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _pair_axes(figure: Figure, pairs: int, aspect: float) -> list[tuple[Axes, Axes]]:
@@ -198,7 +209,7 @@ def draw_precision_recall(dataset: str, results_file: str | Path, path: str | Pa
         axis.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision", title=f"{title}: AP50 (%) in legend")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7, loc="best", framealpha=0.7)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _groups(metadata: Metadata, names: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -238,7 +249,7 @@ def draw_ap_against_shots(
     axis.set(ylabel=f"{metric} (%)")
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3, axis="y")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _draw_bars(axis: Axes, values: Mapping[str, tuple[float, float]]) -> None:
@@ -286,4 +297,4 @@ def draw_bars_by_group(values: Mapping[str, Mapping[str, tuple[float, float]]], 
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3, axis="y")
     figure.legend(loc="lower center", bbox_to_anchor=(0.5, 0.95), ncols=2, fontsize=8, frameon=False)
-    return _save(figure, path)
+    return save_figure(figure, path)

@@ -25,7 +25,7 @@ def mask_groups(cfg: CfgNode, metadata: Metadata) -> dict[str, Sequence[str]]:
     if not (cfg.MODEL.MASK_ON and names):
         return {}
     classes = metadata.thing_classes
-    masked = masked_classes(names, classes, key) or ()
+    masked = masked_classes(names, classes, key=key) or ()
     groups = {
         "{}_with_masks": [name for row, name in enumerate(classes) if row in masked],
         "{}_without_masks": [name for row, name in enumerate(classes) if row not in masked],

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .figures import _save
+from .figures import save_figure
 from .route_statistics import (
     ALL_IMAGES,
     class_rates,
@@ -71,7 +71,7 @@ def draw_rates(table: RouteTable, path: str | Path) -> Path:
     axis.set_title("How often each unit runs")
     _unit_ticks(axis, [str(name) for name in table.unit_names])
     _tidy(axis)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _stage_colour(table: RouteTable, unit: int) -> str:
@@ -112,7 +112,7 @@ def draw_distribution(tables: Mapping[str, RouteTable], path: str | Path) -> Pat
         _tidy(axis)
     axes[0].set_title("How much of the network runs for an image")
     axes[-1].set_xlabel("executed multiply-adds (% of the network without gates)")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def count_text(count: float) -> str:
@@ -160,7 +160,7 @@ def draw_class_rates(table: RouteTable, path: str | Path) -> Path:
     _unit_ticks(axis, titles)
     axis.set_title("Execution rate per class, least executed class on top")
     figure.colorbar(image, ax=axis, label="executed (% of images)", fraction=0.03, pad=0.02)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_classes(table: RouteTable, path: str | Path) -> Path:
@@ -192,7 +192,7 @@ def draw_classes(table: RouteTable, path: str | Path) -> Path:
         right.set(xlabel="accuracy (%)", xlim=(0, 100))
         _tidy(right)
     _tidy(left)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_elements(table: RouteTable, path: str | Path) -> Path:
@@ -216,7 +216,7 @@ def draw_elements(table: RouteTable, path: str | Path) -> Path:
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=8)
     _unit_ticks(axis, [str(name) for name in table.unit_names])
     _tidy(axis)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_similarity(table: RouteTable, path: str | Path) -> Path:
@@ -237,7 +237,7 @@ def draw_similarity(table: RouteTable, path: str | Path) -> Path:
     axis.set_yticks(range(len(names)), names, fontsize=7)
     axis.set_title("Which classes take similar routes")
     figure.colorbar(image, ax=axis, label="correlation of execution rates", fraction=0.04, pad=0.02)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_extremes(table: RouteTable, path: str | Path, count: int = 6) -> Path:
@@ -273,4 +273,4 @@ def draw_extremes(table: RouteTable, path: str | Path, count: int = 6) -> Path:
                 axis.set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center", labelpad=6)
     for x, text in ((0.11 + 0.89 * 0.25, "least executed"), (0.11 + 0.89 * 0.75, "most executed")):
         figure.text(x, 1 - 0.12 / (1.02 * len(chosen) + 0.5), text, ha="center", va="top", fontsize=10)
-    return _save(figure, path)
+    return save_figure(figure, path)

@@ -5,9 +5,9 @@ import itertools
 import json
 import logging
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,16 @@ from tabulate import tabulate
 from torch import nn
 
 from dyn_d2.checkpoint import DynCheckpointer
-from dyn_d2.dynamic import Decision
 from dyn_d2.engine.setup import build_cfg
 from dyn_d2.engine.trainer import DynTrainer
-from dyn_d2.modeling.meta_arch import find_policy
-from dyn_d2.modeling.policy.base import Policy
+from dyn_d2.modeling.meta_arch import gated_network
+from dyn_d2.modeling.policy.all_open import AllOpen
 from dyn_d2.utils.atomic import write_json
+from dyn_d2.utils.measure import time_call
 
 from detectron2.config import CfgNode
 
-from .figures import _save
+from .figures import save_figure
 
 logger = logging.getLogger(__name__)
 
@@ -36,26 +36,18 @@ DENSE = "dense"
 MAIN_METRICS = {"classification": "top1_accuracy", "segm": "AP", "bbox": "AP", "sem_seg": "mIoU"}
 
 
-class ForcedOpen(Policy):
-    """Opens everything at no cost: the dense run of a gated network's weights."""
-
-    def decide(self, index: int, features: torch.Tensor, state: None) -> Decision:
-        return Decision(torch.ones(self.gate_shape(index, features), device=features.device))
-
-
 def force_open(model: nn.Module) -> None:
-    """Put ``ForcedOpen`` in the place of the policy of a model.
+    """Put ``AllOpen`` in the place of the policy of a model: the dense run of a gated network's weights.
 
     Raises:
         ValueError: nothing in the model is gated.
     """
-    backbone = getattr(model, "backbone", None)
-    if find_policy(backbone) is None:
+    gated = gated_network(getattr(model, "backbone", None))
+    if gated is None:
         raise ValueError(
             "MODEL.BACKBONE.NAME is no gated backbone: there is no trade-off to measure. Use build_gated_..._backbone."
         )
-    owner = backbone if isinstance(getattr(backbone, "policy", None), Policy) else backbone.bottom_up
-    owner.policy = ForcedOpen(owner.policy.units).eval()
+    gated.policy = AllOpen(gated.policy.units).eval()
 
 
 @dataclass(frozen=True)
@@ -181,7 +173,7 @@ def _load(point: Point, config_file: str, opts: Sequence[str], output: Path) -> 
     cfg.freeze()
     model = DynTrainer.build_model(cfg)
     DynCheckpointer(model).load(cfg.MODEL.WEIGHTS, strict=not cfg.TEST.ALLOW_PARTIAL_WEIGHTS)
-    if point.dense or find_policy(getattr(model, "backbone", None)) is None:
+    if point.dense or gated_network(getattr(model, "backbone", None)) is None:
         force_open(model)
     return cfg, model.eval()
 
@@ -209,10 +201,8 @@ def time_models(
     with torch.no_grad():
         for number in range(warm_up + timed):
             for (_, model), supply, own in turns[:: 1 if number % 2 else -1]:
-                inputs = list(itertools.islice(supply, batch))
-                start = _now(model)
-                model(inputs)
-                own.append(1000 * (_now(model) - start) / batch)
+                call = partial(model, list(itertools.islice(supply, batch)))
+                own.append(1000 * time_call(call, model.device.type) / batch)
     return [
         {"median": statistics.median(own[warm_up:]), "p90": sorted(own[warm_up:])[round(0.9 * (timed - 1))]}
         for own in times
@@ -225,12 +215,6 @@ def _inputs(cfg: CfgNode, count: int) -> list[dict[str, Any]]:
     if not records:
         raise ValueError(f"{cfg.DATASETS.TEST[0]} is empty: there is nothing to time.")
     return records
-
-
-def _now(model: nn.Module) -> float:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def device_name(model: nn.Module) -> str:
@@ -272,7 +256,7 @@ def draw(records: Sequence[Mapping[str, Any]], names: Mapping[str, str], path: s
     devices = " / ".join(dict.fromkeys(f"{r['device']}, {r['dtype']}" for r in records))
     axes[-1].set_title(devices, fontsize=8, loc="right", color="#666666")
     axes[0].legend(fontsize=8, loc="lower right")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _panel(axis: Axes, records: Sequence[Mapping[str, Any]], names: Mapping[str, str], cost) -> None:

@@ -1,4 +1,4 @@
-"""Frozen means frozen: named parts of a model whose parameters and buffers do not change in training."""
+"""Frozen means frozen: parts of a model whose parameters and buffers do not change in training."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,12 +11,33 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from detectron2.engine import HookBase
 
-_MARK = "dyn_d2_frozen"  # attribute of the modules that MODEL.FREEZE named
+_MARK = "dyn_d2_frozen"  # attribute of the modules that were frozen
 
 
 def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
     """Takes the place of ``train`` on a frozen layer: ``model.train()`` reaches it and changes nothing."""
     return nn.Module.train(module, False)
+
+
+def _keep_in_eval(module: nn.Module) -> None:
+    module.train = MethodType(_stay_in_eval, module)
+    module.eval()
+
+
+def _fix(part: nn.Module) -> None:
+    setattr(part, _MARK, True)
+    part.requires_grad_(False)
+
+
+def freeze_whole(part: nn.Module) -> None:
+    """Freeze a part that shall also behave as in evaluation, not only its leaf layers."""
+    _fix(part)
+    _keep_in_eval(part)
+
+
+def has_frozen_parts(model: nn.Module) -> bool:
+    """Whether ``freeze`` or ``freeze_whole`` was given anything in ``model``."""
+    return any(getattr(module, _MARK, False) for module in model.modules())
 
 
 def _matched_modules(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
@@ -52,12 +73,10 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     frozen: set[int] = set()
     for part in _matched_modules(model, patterns):
         frozen.update(map(id, part.parameters()))
-        setattr(part, _MARK, True)
-        part.requires_grad_(False)
+        _fix(part)
         for layer in part.modules():
             if isinstance(layer, _NormBase) or next(layer.children(), None) is None:
-                layer.train = MethodType(_stay_in_eval, layer)
-                layer.eval()
+                _keep_in_eval(layer)
     if patterns and not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"MODEL.FREEZE {list(patterns)} leaves nothing to train.")
     return [name for name, parameter in model.named_parameters() if id(parameter) in frozen]
@@ -65,7 +84,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
 
 def frozen_fingerprint(model: nn.Module) -> dict[str, str]:
     """A hash, by name, of all that training must not change: every parameter without gradient, and every buffer of the
-    parts that ``freeze`` was given."""
+    frozen parts."""
     tensors = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
     for prefix, module in model.named_modules():
         if getattr(module, _MARK, False):

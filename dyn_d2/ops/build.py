@@ -1,4 +1,4 @@
-"""Compiles the kernels of this package at first use and keeps them for later runs.
+"""Compiles the kernels of this package at first use, or for ``python -m dyn_d2.ops``, and keeps them for later runs.
 
 Needs a C++ compiler and ninja (``pip install ninja``). Where compiling fails a warning says so once and torch code runs
 instead. Environment variables:
@@ -17,11 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+
+from dyn_d2.utils.lock import one_at_a_time
 
 COMPILE_VARIABLE, CACHE_VARIABLE = "DYN_D2_COMPILE", "DYN_D2_OPS_CACHE"
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def load_kernel(name: str, sources: tuple[Path, ...]) -> bool:
         return False
     try:
         folder = _cache_folder() / f"{name}-{_fingerprint(sources)}"
-        with _locked(folder.with_suffix(".lock")):
+        with one_at_a_time(folder.with_suffix(".lock")):
             if not (folder / "complete").exists():
                 _compile(name, sources, folder)
         torch.ops.load_library(folder / f"{name}.so")
@@ -88,16 +89,6 @@ def _cache_folder() -> Path:
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
         raise OSError(f"{folder} belongs to somebody else: set {CACHE_VARIABLE} to a folder of your own")
     return folder
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Only one process at a time is inside; the lock of a process that dies is gone with it."""
-    import fcntl
-
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _compile(name: str, sources: Sequence[Path], folder: Path) -> None:

@@ -1,12 +1,26 @@
-"""A folder that one process at a time may write to."""
+"""What one process at a time may do: write to a folder, make a file."""
 
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dyn_d2.utils.errors import UserError
 
 _held: dict[str, int] = {}  # folder -> descriptor of its lock, open as long as this process lives
+
+
+@contextmanager
+def one_at_a_time(path: str | os.PathLike) -> Iterator[None]:
+    """Only one process is inside, others wait. The lock of a process that dies is gone with it.
+
+    Args:
+        path: of the lock, a file that stays.
+    """
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 class FolderInUse(UserError):

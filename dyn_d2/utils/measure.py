@@ -1,7 +1,8 @@
-"""What benchmarks share: the machine that numbers belong to, and the memory that a computation takes."""
+"""What benchmarks share: the machine that numbers belong to, and the time and memory that a computation takes."""
 
 import os
 import platform
+import time
 from collections.abc import Callable
 
 import torch
@@ -25,6 +26,15 @@ def synchronise(device: str) -> None:
     """Waits until a GPU has done what it was told; nothing on the CPU."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
+
+
+def time_call(compute: Callable[[], object], device: str) -> float:
+    """Seconds of one call of ``compute``, begun and ended when a GPU has nothing left to do."""
+    synchronise(device)
+    start = time.perf_counter()
+    compute()
+    synchronise(device)
+    return time.perf_counter() - start
 
 
 def peak_memory(compute: Callable[[], object], device: str) -> float:

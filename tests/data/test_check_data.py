@@ -47,6 +47,8 @@ DEFECTS: list[tuple[str, Spoil, str]] = [
     ("bad_box", lambda c: c["annotations"][1].pop("bbox"), "annotation 1001"),
     ("bad_mask", lambda c: annotation(c, segmentation=[[1, 1, 2, 2]]), "annotation 1001.*polygon"),
     ("bad_mask", lambda c: annotation(c, segmentation={"counts": "12", "size": [9, 9]}), r"annotation 1001.*\[9, 9\]"),
+    ("mask_outside", lambda c: annotation(c, segmentation=[[1, 1, 9, 9, 1, 90]]), r"annotation 1001.*to \(9, 90\)"),
+    ("no_mask", lambda c: annotation(c, segmentation=[], has_mask=True), "annotation 1001.*has_mask"),
     ("duplicate_annotation", lambda c: annotation(c, id=1000), "annotation 1000"),
     ("bad_entry", lambda c: c["annotations"][1].pop("id"), 'annotation at position 1.*no "id"'),
     ("duplicate_image", lambda c: c["images"].append(dict(c["images"][0])), r"image 1 .*001\.jpg"),
@@ -165,6 +167,8 @@ def record(**values: Any) -> dict[str, Any]:
         ("bad_box", {"bbox_mode": None}, "bbox_mode"),
         ("non_finite", {"bbox": [1, 1, float("inf"), 9]}, "inf"),
         ("bad_mask", {"segmentation": [[1, 2]]}, "polygon"),
+        ("mask_outside", {"segmentation": [[1, 1, 99, 1, 5, 5]]}, "outside the image of 40 x 30"),
+        ("no_mask", {"has_mask": True}, "has no segmentation"),
     ],
 )
 def test_defect_in_dicts(kind: str, values: dict, message: str) -> None:

@@ -94,6 +94,20 @@ def test_crowds_do_not_count() -> None:
     assert "segmentation" not in limit_masks([record(0, crowd)])[0]["annotations"][0]
 
 
+def without_annotations(number: int) -> dict:
+    return {key: value for key, value in record(number).items() if key != "annotations"}
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_images_without_annotations_stay_as_they_are(place) -> None:
+    records = [record(0, annotation(0), annotation(1)), record(1, annotation(1))]
+    records.insert(place, without_annotations(2))
+    limited = limit_masks(records, classes={1})
+    assert limited.pop(place) == without_annotations(2)
+    assert masks_left(limited) == [[False, True], [True]]
+    assert limit_masks([without_annotations(2)]) == [without_annotations(2)]
+
+
 @pytest.mark.parametrize("fraction", [-0.1, 1.5])
 def test_fraction_out_of_range(fraction) -> None:
     with pytest.raises(ValueError, match="FRACTION"):
@@ -258,6 +272,21 @@ def test_classes_that_will_have_no_masks_are_named(data_set, caplog, head, agnos
     apply_partial_masks(cfg, DatasetCatalog.get(data_set))
     assert "4 of 8 objects have masks, in 4 of 4 images" in caplog.text
     assert ("no object of cup has a mask" in caplog.text) == warned
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_masks_are_limited_wherever_an_image_without_annotations_stands(data_set, caplog, first) -> None:
+    cfg = toy_cfg(data_set, "INPUT.PARTIAL_MASKS.CLASSES", ["dog"])
+    records = DatasetCatalog.get(data_set)
+    caplog.set_level("INFO", "dyn_d2.data.partial_masks")
+    limited = apply_partial_masks(
+        cfg, [without_annotations(9), *records] if first else [*records, without_annotations(9)]
+    )
+    assert limited.pop(0 if first else -1) == without_annotations(9)
+    assert masks_left(limited) == 4 * [[False, True]]
+    assert "4 of 8 objects have masks, in 4 of 5 images" in caplog.text
+    bare = [without_annotations(i) for i in range(2)]
+    assert apply_partial_masks(cfg, bare) is bare
 
 
 def test_models_without_masks_are_left_alone(data_set) -> None:

@@ -69,9 +69,16 @@ def test_boxes_without_anything_to_go_by_get_no_mask(box) -> None:
 
 def test_almost_nothing_counts_as_failed() -> None:
     pytest.importorskip("cv2")
-    dot = disc(radius=4)
-    assert grabcut_mask(picture(dot), [20, 12, 76, 68]) is None
-    assert iou(grabcut_mask(picture(dot), [20, 12, 76, 68], GrabCut(min_share=0)), dot) > 0.5
+    dot, around = disc(radius=4), [20, 12, 76, 68]
+    assert grabcut_mask(picture(dot), around, GrabCut(core=0)) is None
+    assert iou(grabcut_mask(picture(dot), around, GrabCut(core=0, min_share=0)), dot) > 0.5
+
+
+def test_the_middle_belongs_to_the_object() -> None:
+    pytest.importorskip("cv2")
+    plain = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)  # colours say nothing
+    assert grabcut_mask(plain, BOX, GrabCut(core=0)) is None
+    assert grabcut_mask(plain, BOX, GrabCut(min_share=0))[32:49, 40:57].all()
 
 
 def test_settings_out_of_range() -> None:
@@ -146,6 +153,20 @@ def test_masks_are_made_once_per_image_box_and_settings(cfg, records, monkeypatc
     for path in Path(cfg.INPUT.PARTIAL_MASKS.CACHE).rglob("*.json"):
         path.write_text('{"half a fi')
     assert apply_partial_masks(cfg, records)[0]["annotations"][0]["pseudo_mask"] and len(calls) == 14
+
+
+def test_processes_share_the_work_and_all_get_everything(cfg, records, monkeypatch) -> None:
+    pytest.importorskip("cv2")
+    alone = apply_partial_masks(cfg, records)
+    cfg.INPUT.PARTIAL_MASKS.CACHE += "_two"
+    shares, fill = [], pseudo_masks._fill
+    monkeypatch.setattr(pseudo_masks, "_fill", lambda jobs, *a: shares.append(len(jobs)) or fill(jobs, *a))
+    monkeypatch.setattr(pseudo_masks.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(pseudo_masks.comm, "synchronize", lambda: None)
+    for rank in (0, 1):
+        monkeypatch.setattr(pseudo_masks.comm, "get_rank", lambda rank=rank: rank)
+        assert apply_partial_masks(cfg, records) == alone
+    assert shares[0] + shares[2] == shares[1] == shares[3]
 
 
 def test_a_kill_leaves_no_half_file(cfg, records, monkeypatch) -> None:

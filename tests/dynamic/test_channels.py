@@ -5,19 +5,10 @@ import torch
 from torch import nn
 
 from dyn_d2.dynamic.channels import chain_costs, run_chain, sparse_conv, unpack
-from dyn_d2.ops import channel_conv
 
 from detectron2.layers import Conv2d, get_norm
 
-
-@pytest.fixture(params=["kernel", "torch"], autouse=True)
-def path(request, monkeypatch) -> str:
-    """Every test runs with the compiled kernel, where there is one, and without."""
-    if request.param == "torch":
-        monkeypatch.setattr(channel_conv, "load", lambda: False)
-    elif not channel_conv.load():
-        pytest.skip("no compiled kernel on this machine")
-    return request.param
+pytestmark = pytest.mark.usefixtures("channel_conv_paths")
 
 
 def make_conv(cin: int, cout: int, kernel: int = 3, norm: str = "BN", **kwargs) -> Conv2d:

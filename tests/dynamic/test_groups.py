@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dyn_d2.dynamic.cost import chain_cost
 from dyn_d2.dynamic.decisions import Decision, fixed, hard_threshold
 from dyn_d2.dynamic.groups import GroupBranch, run_groups
-from dyn_d2.modeling.backbone.cdb_blocks import conv_norm
+from dyn_d2.modeling.backbone.gated_block import conv_norm
 
 IMAGES, GROUPS, CHANNELS, SIZE = 6, 4, 8, 5
 

@@ -7,24 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_detection import CLASSES, tiny_opts, write_boxes
+from tiny_detection import CLASSES, save_detector
 
-from dyn_d2.checkpoint import CheckpointError, DynCheckpointer, describe
+from dyn_d2.checkpoint import CheckpointError
 from dyn_d2.engine.predictor import Predictor
-from dyn_d2.engine.setup import build_cfg
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
-from detectron2.modeling import build_model
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> str:
     """A detector with random weights; its data set is gone."""
     folder = tmp_path_factory.mktemp("tiny")
-    cfg = build_cfg("", tiny_opts(write_boxes(folder / "data", 2), folder, FEW_SHOT__STAGE="finetune"))
-    torch.manual_seed(0)
-    DynCheckpointer(build_model(cfg), str(folder), metadata=describe(cfg)).save("model_final")
+    cfg = save_detector(folder)
     shutil.rmtree(folder / "data")
     for catalog in (DatasetCatalog, MetadataCatalog):
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):

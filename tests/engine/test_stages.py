@@ -12,6 +12,7 @@ from dyn_d2.engine.policy_stages import plan, train_in_stages
 from dyn_d2.engine.setup import build_cfg
 from dyn_d2.engine.stages import StageError
 from dyn_d2.engine.trainer import DynTrainer
+from dyn_d2.modeling.freeze import VerifyFrozen, frozen_fingerprint
 
 from detectron2.engine import HookBase
 
@@ -99,6 +100,17 @@ def test_a_kill_in_each_stage_changes_nothing(policy, runs, tmp_path) -> None:
     assert last.folder.name == second
 
 
+def test_command_line_of_the_tools(monkeypatch, caplog, tmp_path) -> None:
+    def train(*arguments) -> stages.Stage:
+        assert arguments == ("a.yaml", ["SEED", "3"], ["--num-gpus", "2"])
+        return stages.Stage("last", tmp_path, None)
+
+    monkeypatch.setattr("sys.argv", ["tool.py", "--config-file", "a.yaml", "--num-gpus", "2", "SEED", "3"])
+    caplog.set_level("INFO", "dyn_d2")
+    stages.train_as_told(train, "...")
+    assert f"model: {tmp_path / stages.FINAL}\nresults: {tmp_path / 'results.json'}" in caplog.text
+
+
 def test_keys_of_the_second_stage(tmp_path) -> None:
     opts = opts_of(tmp_path, "deepmoe", SOLVER__SECOND_STAGE__WARMUP_ITERS=0, MODEL__FREEZE=["backbone.bottom_up.stem"])
     first, second = (stage.cfg for stage in plan("", opts))
@@ -106,7 +118,6 @@ def test_keys_of_the_second_stage(tmp_path) -> None:
         (cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS) for cfg in (first, second)
     ]
     assert schedules == [(4, 0.01, (3,), 2), (3, 0.002, (), 0)]
-    # Frozen parts that the command line names are the user's business; those of a yaml are joined by the policy.
     assert first.MODEL.FREEZE == second.MODEL.FREEZE == ["backbone.bottom_up.stem"]
     yaml = tmp_path / "deepmoe.yaml"
     yaml.write_text(
@@ -114,9 +125,29 @@ def test_keys_of_the_second_stage(tmp_path) -> None:
     )
     first, second = (build_cfg(str(yaml), ["MODEL.POLICY.STAGE", stage]) for stage in ("joint", "finetune"))
     assert (first.SOLVER.MAX_ITER, second.SOLVER.MAX_ITER) == (40000, 30)
-    assert second.MODEL.FREEZE == ["backbone.stem", "backbone*.policy"] and first.MODEL.FREEZE == ["backbone.stem"]
+    assert first.MODEL.FREEZE == second.MODEL.FREEZE == ["backbone.stem"]
     again = build_cfg(str(yaml), ["MODEL.POLICY.STAGE", "finetune", "SOLVER.MAX_ITER", "9"])
     assert again.SOLVER.MAX_ITER == 9
+
+
+@pytest.mark.parametrize("source", ["nowhere", "yaml", "command line"])
+def test_the_second_stage_freezes_gates_wherever_other_parts_are_frozen(source, tmp_path) -> None:
+    parts, yaml, frozen = ["backbone.bottom_up.stem"], tmp_path / "freeze.yaml", {}
+    yaml.write_text(f"MODEL: {{FREEZE: {parts if source == 'yaml' else []}}}\n")
+    more = {"MODEL__FREEZE": parts} if source == "command line" else {}
+    for stage in ("joint", "finetune"):
+        trainer = DynTrainer(build_cfg(str(yaml), opts_of(tmp_path, "deepmoe", MODEL__POLICY__STAGE=stage, **more)))
+        backbone = trainer.model.train().backbone.bottom_up
+        frozen[stage] = [
+            not any(p.requires_grad for p in part.parameters()) for part in (backbone.stem, backbone.policy)
+        ]
+        assert any(module.training for module in backbone.policy.modules()) == (stage == "joint")
+        watched = frozen_fingerprint(trainer.model)
+        assert ("backbone.bottom_up.policy.embedding.norms.0.running_mean" in watched) == (stage == "finetune")
+        verified = any(isinstance(hook, VerifyFrozen) for hook in trainer._hooks)
+        assert verified == any(frozen[stage])
+    given = source != "nowhere"
+    assert frozen == {"joint": [given, False], "finetune": [given, True]}
 
 
 def test_the_first_stage_is_shared_by_what_only_later_ones_read(tmp_path) -> None:

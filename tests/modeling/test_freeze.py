@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dyn_d2.modeling.freeze import VerifyFrozen, freeze, frozen_fingerprint
+from dyn_d2.modeling.freeze import VerifyFrozen, freeze, freeze_whole, frozen_fingerprint, has_frozen_parts
 
 
 class Net(nn.Module):
@@ -58,6 +58,18 @@ def test_frozen_layers_stay_in_eval_and_the_rest_does_not() -> None:
     # Composite modules keep their mode: a frozen RPN still has to make training proposals.
     assert model.training and model.backbone.training and model.head["norm"].training
     assert not copy.deepcopy(model).train().backbone[1].training
+
+
+def test_what_is_frozen_as_a_whole_behaves_as_in_evaluation() -> None:
+    model = Net()
+    assert not has_frozen_parts(model)
+    freeze_whole(model.backbone)
+    assert has_frozen_parts(model)
+    for net in (model.train(), copy.deepcopy(model).train()):
+        assert not any(module.training for module in net.backbone.modules()) and net.head["norm"].training
+    before = frozen_fingerprint(model)
+    train(model)
+    assert frozen_fingerprint(model) == before and "backbone.1.running_mean" in before
 
 
 def test_wildcards() -> None:

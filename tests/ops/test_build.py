@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tool_runs import environment
 
-from dyn_d2.ops import build, channel_conv
+from dyn_d2.ops import build, channel_conv, message_passing
+from dyn_d2.ops.__main__ import main as ops_main
 
 # No header of torch: compiles in a moment.
 SOURCE = 'extern "C" int answer() { return 42; }\n'
@@ -64,6 +66,22 @@ def test_no_compiler_at_all(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     assert not build.load_kernel("answer", write(tmp_path, SOURCE))
     assert "answer is not compiled" in caplog.text
+
+
+def test_all_operators_are_compiled_on_request(monkeypatch, capsys):
+    monkeypatch.setattr(channel_conv, "load", lambda: True)
+    monkeypatch.setattr(message_passing, "load", lambda device="cpu": True)
+    assert ops_main() == 0 and "message_passing: compiled" in capsys.readouterr().out
+    monkeypatch.setattr(message_passing, "load", lambda device="cpu": False)
+    assert ops_main() == 1 and "message_passing: not compiled, slower torch code" in capsys.readouterr().out
+
+
+def test_command_without_a_compiler_says_why_once_for_each_operator(tmp_path):
+    env = {**environment(), "PATH": str(tmp_path), build.CACHE_VARIABLE: str(tmp_path / "cache"), "CXX": "no-compiler"}
+    run = subprocess.run([sys.executable, "-m", "dyn_d2.ops"], env=env, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 1 and "RuntimeWarning" not in run.stderr
+    for name in ("channel_conv", "message_passing"):
+        assert run.stderr.count(f"{name} is not compiled, slower torch code runs instead (") == 1
 
 
 def test_switched_off(tmp_path, monkeypatch, cache):

@@ -7,15 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
-from tiny_detection import CLASSES, tiny_opts, write_boxes
+from tiny_detection import CLASSES, save_detector
 
-from dyn_d2.checkpoint import DynCheckpointer, describe
-from dyn_d2.engine.setup import build_cfg
 from dyn_d2.utils.errors import UserError
-
-from detectron2.modeling import build_model
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,9 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
-    cfg = build_cfg("", tiny_opts(write_boxes(folder / "data", 2), folder, FEW_SHOT__STAGE="finetune"))
-    torch.manual_seed(0)
-    DynCheckpointer(build_model(cfg), str(folder), metadata=describe(cfg)).save("model_final")
+    save_detector(folder)
     (folder / "data" / "instances.json").unlink()
     (folder / "broken.png").write_bytes(b"no picture")
     (folder / "other").mkdir()

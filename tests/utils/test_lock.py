@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from dyn_d2.utils.lock import FolderInUse, hold_folder
+from dyn_d2.utils.lock import FolderInUse, hold_folder, one_at_a_time
 
 HOLDER = """
 import sys
@@ -30,3 +30,28 @@ def test_another_process_is_refused_until_the_holder_dies(tmp_path):
         holder.communicate()
     hold_folder(folder)
     hold_folder(folder)
+
+
+WRITER = """
+import sys, time
+from dyn_d2.utils.lock import one_at_a_time
+with one_at_a_time(sys.argv[1] + ".lock"):
+    for _ in range(20):
+        with open(sys.argv[1], "a") as file:
+            file.write(sys.argv[2])
+        time.sleep(0.001)
+"""
+
+
+def test_processes_are_inside_one_after_another(tmp_path):
+    file = tmp_path / "letters"
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(file), letter]) for letter in "ab"]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert file.read_text() in (20 * "a" + 20 * "b", 20 * "b" + 20 * "a")
+
+
+def test_an_error_opens_the_lock(tmp_path):
+    with pytest.raises(KeyError), one_at_a_time(tmp_path / "lock"):
+        raise KeyError
+    with one_at_a_time(tmp_path / "lock"):
+        pass

@@ -1,11 +1,8 @@
 """Writes DigitScenes to disk: COCO-format json, JPEG images, label maps, and a manifest that says what is there."""
 
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dyn_d2.utils.atomic import write_json
+from dyn_d2.utils.lock import one_at_a_time
 
 from .polygons import mask_to_polygons
 from .scene import CLASS_NAMES, SEMANTIC_CLASSES, Scene, SceneOptions, render_scene
@@ -75,7 +73,7 @@ def generate_digit_scenes(
     # Through a link, the folder behind it is replaced, not the link.
     root = Path(os.path.realpath(os.path.expanduser(root)))
     root.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(root.parent / f".{root.name}.lock"):
+    with one_at_a_time(root.parent / f".{root.name}.lock"):
         if _is_finished(root, spec, overwrite):
             return False
         partial, old = (root.with_name(f".{root.name}.{state}") for state in ("partial", "old"))
@@ -89,14 +87,6 @@ def generate_digit_scenes(
         partial.rename(root)
         shutil.rmtree(old, ignore_errors=True)
     return True
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """One process at a time; the system opens the lock when its holder dies."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _is_finished(root: Path, spec: DigitScenesSpec, overwrite: bool) -> bool:

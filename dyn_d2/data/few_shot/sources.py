@@ -131,9 +131,10 @@ def load_source(name: str) -> list[dict[str, Any]]:
     require_source(name)
     meta = MetadataCatalog.get(name)
     if meta.get("json_file"):
-        load = load_lvis_json if meta.get("evaluator_type") == "lvis" else load_coco_json
+        lvis = meta.get("evaluator_type") == "lvis"
+        load, keys = (load_lvis_json, ["id"]) if lvis else (load_coco_json, ["id", "has_mask"])
         try:
-            return load(meta.json_file, meta.image_root, name, extra_annotation_keys=["id"])
+            return load(meta.json_file, meta.image_root, name, extra_annotation_keys=keys)
         except BROKEN_JSON as error:
             raise broken_json(meta.json_file, error) from error
     if meta.get("dirname"):

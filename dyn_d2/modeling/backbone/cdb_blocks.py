@@ -5,20 +5,19 @@ Every group is a whole branch with batch norms of its own, so that a closed one 
 
 from collections.abc import Sequence
 
-import fvcore.nn.weight_init as weight_init
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dyn_d2.dynamic import Decision, Router, Unit
-from dyn_d2.dynamic.channels import sparse_conv
 from dyn_d2.dynamic.cost import chain_cost, conv_cost, unit_costs
-from dyn_d2.dynamic.execution import in_layout_of, running_statistics
-from dyn_d2.dynamic.groups import GroupBranch, run_groups, weights_outweigh
+from dyn_d2.dynamic.execution import running_statistics
+from dyn_d2.dynamic.folding import folded_conv
+from dyn_d2.dynamic.groups import GroupBranch, run_groups
 
-from detectron2.layers import Conv2d, get_norm
+from detectron2.modeling.backbone.resnet import BasicStem
 
-from .gated_block import GatedBlock
+from .gated_block import GatedBlock, conv_norm
 
 # Widths of a group where the plain network has 64 channels: Table 1; N = 4 is not printed there.
 _TABLE_WIDTHS = {2: 38, 3: 30, 4: 24}
@@ -36,25 +35,17 @@ def bottleneck_width(plain: int, groups: int) -> int:
     return plain if groups == 1 else max(2 * round(root / 2), 1)
 
 
-def conv_norm(cin: int, cout: int, kernel: int, norm, stride: int = 1, dilation: int = 1, groups: int = 1) -> Conv2d:
-    """A convolution without bias that keeps the size of its map (divided by ``stride``), and its norm."""
-    conv = Conv2d(
-        cin,
-        cout,
-        kernel_size=kernel,
-        stride=stride,
-        padding=dilation * (kernel // 2),
-        dilation=dilation,
-        groups=groups,
-        bias=False,
-        norm=get_norm(norm, cout),
-    )
-    weight_init.c2_msra_fill(conv)
-    return conv
+class FoldedStem(BasicStem):
+    """ResNet's stem, in evaluation with its batch norm folded in, as the groups after it have theirs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or (folded := folded_conv(self.conv1, x)) is None:
+            return super().forward(x)
+        return F.max_pool2d(folded(x, relu=True), kernel_size=3, stride=2, padding=1)
 
 
 class GroupSumBlock(GatedBlock):
-    """finish(skip + sum over n of gate_n F_n(x)), where a policy gives the gates per image.
+    """ReLU(skip + sum over n of gate_n F_n(x)), where a policy gives the gates per image.
 
     Attributes:
         groups: the branches F_1 ... F_N.
@@ -71,25 +62,23 @@ class GroupSumBlock(GatedBlock):
         shortcut: nn.Module | None = None,
         kind: str = "group",
         residual: bool = True,
+        relu: bool = True,
         always_open: int = 0,
     ) -> None:
         """
         Args:
             residual: whether there is a skip path; else only the groups are summed.
             kind: "group", or "block" for a single one whose decision has the shape (N,).
+            relu: whether ReLU follows the sum.
             always_open: how many of the groups, from the first, are not gated.
         """
         super().__init__(in_channels, out_channels, stride)
         self.groups = nn.ModuleList(groups)
         self.shortcut = shortcut
-        self._kind, self._residual, self._always_open = kind, residual, always_open
+        self._kind, self._residual, self._relu, self._always_open = kind, residual, relu, always_open
 
     def units(self, stage: int) -> list[Unit]:
         return [Unit(self.name, self._kind, self.in_channels, len(self.groups) - self._always_open, stage)]
-
-    def finish(self, x: Tensor) -> Tensor:
-        """What comes after the sum; may change it in place."""
-        return F.relu_(x)
 
     def forward(self, x: Tensor, router: Router) -> Tensor:
         decision = self._decide(x, router)
@@ -99,7 +88,7 @@ class GroupSumBlock(GatedBlock):
             self._skip(x, router),
             decision,
             training=self.training,
-            finish=self.finish,
+            relu=self._relu,
             overwrite=router.overwrite,
         )
 
@@ -123,10 +112,8 @@ class GroupSumBlock(GatedBlock):
             return x
         cost, height, width = conv_cost(self.shortcut, *x.shape[-2:])
         router.trace.add_fixed(f"{self.name}.shortcut", cost, x)
-        norm = getattr(self.shortcut, "norm", None)
-        folds = norm is None or getattr(norm, "running_mean", None) is not None
-        if not self.training and folds and not torch.is_grad_enabled() and weights_outweigh(x, self.shortcut.weight):
-            return in_layout_of(x, sparse_conv(x, self.shortcut, norm, None, None, relu=False))
+        if not self.training and (folded := folded_conv(self.shortcut, x)):
+            return folded(x)
         with running_statistics(self.shortcut, len(x) * height * width <= 1):
             return self.shortcut(x)
 

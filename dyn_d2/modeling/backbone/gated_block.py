@@ -1,10 +1,11 @@
 """What the blocks of a gated backbone have in common."""
 
+import fvcore.nn.weight_init as weight_init
 from torch import Tensor
 
 from dyn_d2.dynamic import Router, Unit
 
-from detectron2.layers import CNNBlockBase
+from detectron2.layers import CNNBlockBase, Conv2d, get_norm
 
 
 class GatedBlock(CNNBlockBase):
@@ -30,3 +31,20 @@ class GatedBlock(CNNBlockBase):
             (N, out_channels, H / stride, W / stride). In evaluation nothing that was decided away is computed.
         """
         raise NotImplementedError
+
+
+def conv_norm(cin: int, cout: int, kernel: int, norm, stride: int = 1, dilation: int = 1, groups: int = 1) -> Conv2d:
+    """A convolution without bias that keeps the size of its map (divided by ``stride``), and its norm."""
+    conv = Conv2d(
+        cin,
+        cout,
+        kernel_size=kernel,
+        stride=stride,
+        padding=dilation * (kernel // 2),
+        dilation=dilation,
+        groups=groups,
+        bias=False,
+        norm=get_norm(norm, cout),
+    )
+    weight_init.c2_msra_fill(conv)
+    return conv

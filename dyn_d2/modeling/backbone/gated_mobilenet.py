@@ -14,8 +14,9 @@ from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase, ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY
 
-from .cdb_blocks import GroupSumBlock, conv_norm
+from .cdb_blocks import GroupSumBlock
 from .gated import GatedBackbone
+from .gated_block import conv_norm
 
 # Per stage, one for each power of two in the stride: (expansion E, channels, blocks, stride of the first) of its parts.
 _STAGES = (
@@ -95,11 +96,15 @@ class InvertedResidualGroups(GroupSumBlock):
         ]
         residual = stride == 1 and in_channels == out_channels
         super().__init__(
-            in_channels, out_channels, stride, branches, kind=kind, residual=residual, always_open=0 if residual else 1
+            in_channels,
+            out_channels,
+            stride,
+            branches,
+            kind=kind,
+            residual=residual,
+            relu=False,
+            always_open=0 if residual else 1,
         )
-
-    def finish(self, x: Tensor) -> Tensor:
-        return x
 
 
 def _stage(parts, channels: int, width_mult: float, norm, kind: str, groups: int) -> list[CNNBlockBase]:

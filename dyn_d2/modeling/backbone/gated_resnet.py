@@ -20,6 +20,7 @@ from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
 
+from .cdb_blocks import FoldedStem
 from .gated import GatedBackbone
 from .gated_block import GatedBlock
 
@@ -165,9 +166,9 @@ def build_gated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GatedBa
             cfg, number, count, in_channels=channels, out_channels=out_channels, **arguments
         )
         channels, out_channels, width = out_channels, 2 * out_channels, 2 * width
-    stem = BasicStem(input_shape.channels, res.STEM_OUT_CHANNELS, norm=res.NORM)
+    stem = FoldedStem if cfg.MODEL.GATED.UNIT == "group" else BasicStem
     return GatedBackbone(
-        stem,
+        stem(input_shape.channels, res.STEM_OUT_CHANNELS, norm=res.NORM),
         stages,
         partial(build_policy, cfg),
         out_features=res.OUT_FEATURES,

@@ -4,7 +4,8 @@ Gates sit inside the block only, after norm and ReLU, where scaling an output ch
 channel of the next convolution (Eq. 3.3 to 3.5). The residual trunk is never gated nor widened.
 """
 
-import fvcore.nn.weight_init as weight_init
+from functools import partial
+
 from torch import Tensor, nn
 
 from dyn_d2.dynamic import Cost, Router, Unit
@@ -13,9 +14,9 @@ from dyn_d2.dynamic.cost import conv_cost
 from dyn_d2.dynamic.execution import running_statistics
 from dyn_d2.ops import channel_conv
 
-from detectron2.layers import Conv2d, get_norm
+from detectron2.layers import get_norm
 
-from .gated_block import GatedBlock
+from .gated_block import GatedBlock, conv_norm
 
 
 def channel_norm(norm, channels: int) -> nn.Module | None:
@@ -44,23 +45,9 @@ class _MoEBlock(GatedBlock):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, norm) -> None:
         super().__init__(in_channels, out_channels, stride)
-        self._norm = norm
+        self._conv = partial(conv_norm, norm=partial(channel_norm, norm))
         project = in_channels != out_channels or stride != 1
-        self.shortcut = self._conv(in_channels, out_channels, 1, stride) if project else None
-
-    def _conv(self, cin: int, cout: int, kernel: int, stride: int = 1, dilation: int = 1) -> Conv2d:
-        conv = Conv2d(
-            cin,
-            cout,
-            kernel_size=kernel,
-            stride=stride,
-            padding=dilation * (kernel // 2),
-            dilation=dilation,
-            bias=False,
-            norm=channel_norm(self._norm, cout),
-        )
-        weight_init.c2_msra_fill(conv)
-        return conv
+        self.shortcut = self._conv(in_channels, out_channels, 1, stride=stride) if project else None
 
     def units(self, stage: int) -> list[Unit]:
         return [
@@ -111,7 +98,7 @@ class MoEBasicBlock(_MoEBlock):
         """
         super().__init__(in_channels, out_channels, stride, norm)
         hidden = round(widen * out_channels)
-        self.conv1 = self._conv(in_channels, hidden, 3, stride, dilation)
+        self.conv1 = self._conv(in_channels, hidden, 3, stride=stride, dilation=dilation)
         self.conv2 = self._conv(hidden, out_channels, 3, dilation=dilation)
 
 
@@ -143,8 +130,8 @@ class MoEBottleneckA(_MoEBlock):
         stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
         middle = round(widen * bottleneck_channels)
         first = middle if "conv1" in self.GATED else bottleneck_channels
-        self.conv1 = self._conv(in_channels, first, 1, stride_1x1)
-        self.conv2 = self._conv(first, middle, 3, stride_3x3, dilation)
+        self.conv1 = self._conv(in_channels, first, 1, stride=stride_1x1)
+        self.conv2 = self._conv(first, middle, 3, stride=stride_3x3, dilation=dilation)
         self.conv3 = self._conv(middle, out_channels, 1)
 
 

@@ -1,6 +1,25 @@
 """Meta-architectures of dyn_d2; importing registers them."""
 
 from .classifier import ImageClassifier
-from .dynamic import DynamicModel, DynamicRCNN, DynamicRetinaNet, DynamicSegmentor, find_policy
+from .dynamic import (
+    DynamicModel,
+    DynamicRCNN,
+    DynamicRetinaMask,
+    DynamicRetinaNet,
+    DynamicSegmentor,
+    find_policy,
+    gated_network,
+)
+from .retina_mask import RetinaMask
 
-__all__ = ["DynamicModel", "DynamicRCNN", "DynamicRetinaNet", "DynamicSegmentor", "ImageClassifier", "find_policy"]
+__all__ = [
+    "DynamicModel",
+    "DynamicRCNN",
+    "DynamicRetinaMask",
+    "DynamicRetinaNet",
+    "DynamicSegmentor",
+    "ImageClassifier",
+    "RetinaMask",
+    "find_policy",
+    "gated_network",
+]

@@ -14,16 +14,20 @@ from dyn_d2.modeling.policy.base import Policy
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, RetinaNet, SemanticSegmentor
 from detectron2.utils.events import EventStorage, get_event_storage, has_event_storage
 
+from .retina_mask import RetinaMask
+
 RATE, EXECUTED, ENTROPY = "gate_rate/", "gates/executed_share", "gates/entropy"  # names of the scalars
 
 
-def find_policy(backbone: nn.Module) -> Policy | None:
-    """The policy of a backbone, or of the network below a feature pyramid; None where nothing is gated."""
-    for owner in (backbone, getattr(backbone, "bottom_up", None)):
-        policy = getattr(owner, "policy", None)
-        if isinstance(policy, Policy):
-            return policy
-    return None
+def gated_network(backbone: nn.Module | None) -> nn.Module | None:
+    """What has a policy: a backbone, or the network below a feature pyramid; None where nothing is gated."""
+    networks = (backbone, getattr(backbone, "bottom_up", None))
+    return next((network for network in networks if isinstance(getattr(network, "policy", None), Policy)), None)
+
+
+def find_policy(backbone: nn.Module | None) -> Policy | None:
+    """The policy of ``gated_network``; None where nothing is gated."""
+    return getattr(gated_network(backbone), "policy", None)
 
 
 class DynamicModel:
@@ -121,6 +125,11 @@ class DynamicRCNN(DynamicModel, GeneralizedRCNN):
 @META_ARCH_REGISTRY.register()
 class DynamicRetinaNet(DynamicModel, RetinaNet):
     """RetinaNet for gated backbones."""
+
+
+@META_ARCH_REGISTRY.register()
+class DynamicRetinaMask(DynamicModel, RetinaMask):
+    """RetinaMask for gated backbones."""
 
 
 @META_ARCH_REGISTRY.register()

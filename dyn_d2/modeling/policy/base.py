@@ -1,5 +1,6 @@
 """What a policy is: it decides, per image, which units of a backbone run. It knows neither backbone nor task."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,8 +8,11 @@ from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
 from dyn_d2.dynamic import Decision, Trace, Unit
+from dyn_d2.modeling.freeze import freeze_whole
 
 from detectron2.config import CfgNode
+
+logger = logging.getLogger(__name__)
 
 
 class PolicyRegistry(Registry):
@@ -37,7 +41,8 @@ class Policy(nn.Module):
     Attributes:
         KINDS: the kinds of unit that the policy can decide about.
         STAGES: names of the stages of its training, in order; ("",) where there is one.
-        FROZEN_STAGES: those of them in which the policy itself does not change.
+        FROZEN_STAGES: those of them in which the policy itself does not change and decides as in evaluation;
+            ``build_policy`` sees to it.
         LATER_KEYS: config keys that the first stage does not depend on.
         units: what it decides about, in the order in which a backbone asks.
     """
@@ -127,17 +132,21 @@ def policy_class(cfg: CfgNode) -> type[Policy]:
 
 
 def build_policy(cfg: CfgNode, units: Sequence[Unit]) -> Policy:
-    """The policy MODEL.POLICY.NAME for these units.
+    """The policy MODEL.POLICY.NAME for these units, frozen where MODEL.POLICY.STAGE is one of its ``FROZEN_STAGES``.
 
     Raises:
         ValueError: from ``policy_class``, or the policy cannot decide about units of this kind.
     """
-    policy = policy_class(cfg)
+    chosen = policy_class(cfg)
     kinds = {unit.kind for unit in units}
-    if not kinds <= set(policy.KINDS):
+    if not kinds <= set(chosen.KINDS):
         raise ValueError(
-            f"MODEL.POLICY.NAME {cfg.MODEL.POLICY.NAME} decides about {' and '.join(policy.KINDS)} units, the backbone "
+            f"MODEL.POLICY.NAME {cfg.MODEL.POLICY.NAME} decides about {' and '.join(chosen.KINDS)} units, the backbone "
             f"{cfg.MODEL.BACKBONE.NAME} offers {' and '.join(sorted(kinds))} units: choose another policy or another "
             "MODEL.GATED.UNIT."
         )
-    return policy(units, **policy.from_config(cfg, units))
+    policy = chosen(units, **chosen.from_config(cfg, units))
+    if cfg.MODEL.POLICY.STAGE in chosen.FROZEN_STAGES:
+        freeze_whole(policy)
+        logger.info(f"frozen: the policy, in stage {cfg.MODEL.POLICY.STAGE} of {cfg.MODEL.POLICY.NAME}")
+    return policy

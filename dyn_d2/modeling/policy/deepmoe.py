@@ -102,9 +102,6 @@ class DeepMoE(Policy):
         for head in self.heads:
             nn.init.normal_(head.weight, mean, mean)
         self.classifier = nn.Linear(width, num_classes) if embedding_weight > 0 and num_classes > 0 else None
-        if self.stage == "finetune":
-            self.requires_grad_(False)
-            self.train(self.training)
 
     @classmethod
     def from_config(cls, cfg, units: Sequence[Unit]) -> dict[str, Any]:
@@ -118,10 +115,6 @@ class DeepMoE(Policy):
             "threshold": policy.DEEPMOE.THRESHOLD,
             "num_classes": cfg.MODEL.IMAGE_CLASSIFIER.NUM_CLASSES,
         }
-
-    def train(self, mode: bool = True) -> "DeepMoE":
-        """In stage "finetune" the embedding stays as it is, statistics included."""
-        return super().train(mode and self.stage != "finetune")
 
     def begin(self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None) -> Tensor:
         """(N, width), the embedding."""

@@ -261,9 +261,8 @@ class ShapeProp(nn.Module):
         return ShapeMaps(saliency, self.propagate(saliency, regions, features))
 
 
-@ROI_HEADS_REGISTRY.register()
-class ShapePropROIHeads(DynROIHeads):
-    """DynROIHeads (any classifier) with ShapeProp before the mask head.
+class ShapePropMasks:
+    """Goes before ROI heads like StandardROIHeads in the list of bases, and puts ShapeProp before their mask head.
 
     In training, saliency is learnt from all sampled proposals, whether their object has a mask or not; shape
     activation and mask from the foreground proposals whose object has one. Losses: ``loss_saliency``, ``loss_shape``,
@@ -285,7 +284,7 @@ class ShapePropROIHeads(DynROIHeads):
             shape_prop: None for a model without masks.
             saliency_weight, shape_weight: factors of the losses.
             output_maps: detections get ``pred_saliency`` and ``pred_shape``, (Ri, 1, h, w) logits in their boxes.
-            heads: arguments of DynROIHeads.
+            heads: arguments of the ROI heads.
         """
         super().__init__(**heads)
         self.shape_prop = shape_prop
@@ -296,7 +295,7 @@ class ShapePropROIHeads(DynROIHeads):
         if not cfg.MODEL.MASK_ON:
             return {}
         if not cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE:
-            raise ValueError("ShapePropROIHeads pools regions: MODEL.ROI_MASK_HEAD.POOLER_TYPE must not be empty.")
+            raise ValueError(f"{cls.__name__} pools regions: MODEL.ROI_MASK_HEAD.POOLER_TYPE must not be empty.")
         arguments = super()._init_mask_head(cfg, input_shape)
         channels = input_shape[arguments["mask_in_features"][0]].channels
         side, keys = cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION, cfg.MODEL.SHAPE_PROP
@@ -367,3 +366,8 @@ class ShapePropROIHeads(DynROIHeads):
             for found, saliency, shape in zip(detections, *(part.split(sizes) for part in maps), strict=True):
                 found.pred_saliency, found.pred_shape = saliency, shape
         return detections
+
+
+@ROI_HEADS_REGISTRY.register()
+class ShapePropROIHeads(ShapePropMasks, DynROIHeads):
+    """DynROIHeads (any classifier) with ShapeProp before the mask head."""

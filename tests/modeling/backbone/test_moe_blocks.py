@@ -3,33 +3,15 @@
 import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
+from gated_nets import Forced
 from torch import nn
 
 from dyn_d2.dynamic import Decision, Router
 from dyn_d2.modeling.backbone.moe_blocks import MoEBasicBlock, MoEBottleneckA, MoEBottleneckB
-from dyn_d2.modeling.policy.base import Policy
-from dyn_d2.ops import channel_conv
 
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 
-
-class Given(Policy):
-    """Decides what it is told, in order."""
-
-    def __init__(self, units, gates) -> None:
-        super().__init__(units)
-        self.gates = gates
-
-    def decide(self, index, features, state):
-        return Decision(self.gates[index])
-
-
-@pytest.fixture(params=["kernel", "torch"], autouse=True)
-def path(request, monkeypatch) -> None:
-    if request.param == "torch":
-        monkeypatch.setattr(channel_conv, "load", lambda: False)
-    elif not channel_conv.load():
-        pytest.skip("no compiled kernel on this machine")
+pytestmark = pytest.mark.usefixtures("channel_conv_paths")
 
 
 def make(kind, cin=12, cout=24, **kwargs):
@@ -44,8 +26,12 @@ def make(kind, cin=12, cout=24, **kwargs):
     return block
 
 
+def router_for(block, x, gates) -> Router:
+    return Router(Forced(block.units(1), map(Decision, gates)), x)
+
+
 def run(block, x, gates):
-    router = Router(Given(block.units(1), gates), x)
+    router = router_for(block, x, gates)
     return block(x, router), router.trace
 
 
@@ -90,7 +76,7 @@ def test_evaluation_computes_what_training_masks(kind, kwargs, rate):
 def test_input_is_overwritten_only_where_allowed(cin):
     block, x = make(MoEBottleneckA, cin=cin).eval(), torch.randn(2, cin, 8, 8)
     gates, before = random_gates(block, 2, 0.5), x.clone()
-    router = Router(Given(block.units(1), gates), x)
+    router = router_for(block, x, gates)
     with torch.no_grad():
         expected, _ = run(block, x, gates)
         torch.testing.assert_close(x, before, rtol=0, atol=0)
