@@ -3,11 +3,15 @@
 
     python tools/benchmark.py --zoo COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml MODEL.DEVICE cpu
     python tools/benchmark.py --config-file configs/TFA/digit_scenes.yaml
+    python tools/benchmark.py --config-file configs/ShapeProp/digit_scenes.yaml \\
+        --against MODEL.ROI_HEADS.NAME DynROIHeads --batch 8 MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.0
 
 Each engine runs in a process of its own, in turns (embedded, detectron2, detectron2, embedded, ...), so that a slow
 minute of the machine hits both. Printed are medians over the rounds, the ratio embedded / detectron2 of images per
-second (above 1: the embedded engine is faster) and the peak memory. The data set of the config has to be there.
-Weights are random unless MODEL.WEIGHTS is given; a random model detects little, which makes its inference faster.
+second (above 1: the embedded engine is faster) and the peak memory. With --against it is one engine, with the config as
+given and changed: what ShapeProp costs, above. The data set of the config has to be there. Weights are random unless
+MODEL.WEIGHTS is given; a random model detects little, which makes its inference faster (a score threshold of 0 has it
+detect as much as is allowed).
 """
 
 import argparse
@@ -129,11 +133,35 @@ def _detectron2_is_installed() -> bool:
 
 
 def _run_worker(engine: str, argv: list[str]) -> dict[str, float]:
-    env = {**os.environ, "DYN_D2_ENGINE": engine}
+    env = {**os.environ, **({"DYN_D2_ENGINE": engine} if engine else {})}
     run = subprocess.run([sys.executable, __file__, "--worker", *argv], env=env, capture_output=True, text=True)
     if run.returncode:
-        raise SystemExit(f"the {engine} engine failed:\n{run.stderr[-3000:]}")
+        raise SystemExit(f"{f'the {engine} engine' if engine else 'a run'} failed:\n{run.stderr[-3000:]}")
     return json.loads(run.stdout.splitlines()[-1])
+
+
+def _in_turns(sides: dict[str, tuple[str, list[str]]], rounds: int) -> tuple[dict, dict]:
+    """Medians and single runs of each side: its name -> measure -> value, and its name -> [measure -> value, ...].
+
+    Args:
+        sides: name -> (engine, "" for the usual one; arguments).
+    """
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    for number in range(rounds):
+        for name in sides if number % 2 == 0 else reversed(sides):
+            print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
+            runs[name].append(_run_worker(*sides[name]))
+    medians = {name: {key: statistics.median(r[key] for r in rs) for key in rs[0]} for name, rs in runs.items()}
+    return medians, runs
+
+
+def _table(medians: dict[str, dict[str, float]]) -> str:
+    rows = []
+    for key in (*MEASURES, "memory"):
+        values = [of_side[key] for of_side in medians.values()]
+        ratio = f"{values[0] / values[1]:.2f}" if len(values) == 2 else "-"
+        rows.append([f"{key}, {'MB' if key == 'memory' else 'images/s'}", *(f"{v:.2f}" for v in values), ratio])
+    return tabulate(rows, headers=["", *medians, "ratio"], disable_numparse=True)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -145,6 +173,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--iterations", type=int, default=10, help="timed calls of each measure and round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--engine", choices=("embedded", "detectron2"), help="measure only this one")
+    parser.add_argument("--against", nargs="+", default=[], metavar="KEY VALUE",
+                        help="compare the config with itself changed by these; an option has to follow")  # fmt: skip
     parser.add_argument("--output", default="", help="json file for the numbers")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that change the config")
@@ -153,25 +183,22 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("give either --config-file or --zoo")
     if min(args.rounds, args.iterations, args.batch) < 1:
         parser.error("--rounds, --iterations and --batch have to be at least 1")
+    if len(args.against) % 2:
+        parser.error("--against needs pairs of KEY VALUE, and another option after them")
     if args.worker:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(measure(args, folder)))
         return 0
 
-    engines = [args.engine] if args.engine else ["embedded", *["detectron2"] * _detectron2_is_installed()]
-    runs: dict[str, list[dict[str, float]]] = {engine: [] for engine in engines}
-    for number in range(args.rounds):
-        for engine in engines if number % 2 == 0 else reversed(engines):
-            print(f"round {number + 1} of {args.rounds}: {engine}", file=sys.stderr, flush=True)
-            runs[engine].append(_run_worker(engine, argv))
-    medians = {engine: {key: statistics.median(r[key] for r in rs) for key in rs[0]} for engine, rs in runs.items()}
-    rows = []
-    for key in (*MEASURES, "memory"):
-        values = [medians[engine][key] for engine in engines]
-        ratio = f"{values[0] / values[1]:.2f}" if len(values) == 2 else "-"
-        rows.append([f"{key}, {'MB' if key == 'memory' else 'images/s'}", *(f"{v:.2f}" for v in values), ratio])
-    print(tabulate(rows, headers=["", *engines, "ratio"], disable_numparse=True))
-    if len(engines) == 1 and not args.engine:
+    if args.against:  # the last value of a key wins
+        engine = args.engine or ""
+        sides = {"as given": (engine, argv), "changed": (engine, [*argv, *args.against])}
+    else:
+        engines = [args.engine] if args.engine else ["embedded", *["detectron2"] * _detectron2_is_installed()]
+        sides = {engine: (engine, argv) for engine in engines}
+    medians, runs = _in_turns(sides, args.rounds)
+    print(_table(medians))
+    if len(sides) == 1 and not args.engine:
         print("No other Detectron2 is installed here: there is nothing to compare with.")
     if args.output:
         from dyn_d2.utils.atomic import write_json

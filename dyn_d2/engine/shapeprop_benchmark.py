@@ -133,8 +133,9 @@ def as_table(made: Sequence[Row], known: Mapping[str, Method]) -> str:
 
 CAPTION = (
     "AP of masks in percent, mean ± 95 % confidence interval over the seeds; AP alone is over all classes. Gain: of "
-    "the first column over Mask R-CNN, seed by seed. Gap closed: that gain as a share of the gain that all masks bring "
-    "to Mask R-CNN. saliency_IoU, shape_IoU: best overlap of the maps with the objects' masks (thesis 8.4)."
+    "the first column over training on the masks that there are (mask_rcnn), seed by seed. Gap closed: that gain as a "
+    "share of what all masks bring (oracle). saliency_IoU, shape_IoU: best overlap of the maps with the objects' masks "
+    "(thesis 8.4)."
 )
 
 

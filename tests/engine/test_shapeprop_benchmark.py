@@ -5,13 +5,16 @@ import math
 
 import pytest
 from tiny_detection import tiny_opts, write_boxes
+from tool_runs import ROOT
 
 from dyn_d2.engine import shapeprop_benchmark as benchmark
 from dyn_d2.engine.job_queue import pending
-from dyn_d2.engine.mask_methods import METHODS, Cell, Schedule, cells, methods_of, plan
+from dyn_d2.engine.mask_methods import HOSTS, METHODS, Cell, Schedule, cells, methods_of, plan
 from dyn_d2.engine.setup import read_cfg
 from dyn_d2.engine.shapeprop_benchmark import rows, run, summarise
 from dyn_d2.engine.stages import DONE, StageError
+
+from detectron2.modeling import ROI_HEADS_REGISTRY
 
 SCHEDULE = Schedule(mask_iterations=12, box_iterations=24)
 FEW = ["INPUT.PARTIAL_MASKS.CLASSES", "['red', 'green']"]
@@ -141,6 +144,20 @@ def test_other_methods_and_hosts(opts) -> None:
     cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
     with pytest.raises(ValueError, match="RetinaNet: use GeneralizedRCNN or RetinaMask"):
         methods_of(cfg)
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs" / "ShapeProp").glob("*.yaml")), ids=lambda path: path.stem)
+def test_all_methods_on_each_config(config, tmp_path) -> None:
+    opts = ["OUTPUT_DIR", str(tmp_path)]
+    known = methods_of(read_cfg(str(config), opts))
+    plans = plan(str(config), opts, cells(list(known), ["category"], [0], known), Schedule(30, 100), known)
+    host = HOSTS[read_cfg(str(config), opts).MODEL.META_ARCHITECTURE]
+    for cell, stages in plans.items():
+        assert stages[0].folder.name == "box_seed0" and stages[-1].folder.name.startswith(cell.method)
+        heads = host.shape_prop_heads if known[cell.method].shape_prop else host.heads
+        assert stages[-1].cfg.MODEL.ROI_HEADS.NAME == heads and heads in ROI_HEADS_REGISTRY
+    assert len({stages[-1].folder for stages in plans.values()}) == len(known)
+    assert len({stages[-1].fingerprint() for stages in plans.values()}) == len(known)
 
 
 def test_category_needs_classes(opts) -> None:

@@ -31,6 +31,23 @@ def test_one_round_of_the_embedded_engine(tmp_path) -> None:
     assert not (tmp_path / "out").exists() and not (tmp_path / "output").exists()
 
 
+def test_a_config_against_itself_changed(tmp_path) -> None:
+    config, numbers = tmp_path / "tiny.yaml", tmp_path / "numbers.json"
+    config.write_text(read_cfg("", tiny_opts(write_boxes(tmp_path / "data", 4), tmp_path / "out")).dump())
+    run = subprocess.run(
+        [sys.executable, str(TOOL), "--config-file", str(config), "--against", "MODEL.ROI_BOX_HEAD.NUM_FC", "1",
+         "--rounds", "1", "--iterations", "1", "--output", str(numbers), "MODEL.ROI_BOX_HEAD.FC_DIM", "8"],
+        env={**os.environ, "PYTHONPATH": str(TOOL.parents[1])}, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    head, *_ = run.stdout.splitlines()
+    assert "as given" in head and "changed" in head and "ratio" in head
+    assert set(json.loads(numbers.read_text())["medians"]) == {"as given", "changed"}
+
+
 def test_a_config_is_needed() -> None:
     run = subprocess.run([sys.executable, str(TOOL)], capture_output=True, text=True)
     assert run.returncode == 2 and "either --config-file or --zoo" in run.stderr
+    command = [sys.executable, str(TOOL), "--config-file", "x.yaml", "--against", "A", "B", "C", "--rounds", "1"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 2 and "--against needs pairs" in run.stderr
