@@ -33,16 +33,22 @@ def fold(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
     return conv.weight * scale.reshape(-1, 1, 1, 1), (bias - norm.running_mean) * scale + shift
 
 
-def folded_conv(conv: nn.Conv2d, x: Tensor) -> PackedConv | None:
-    """The convolution with its norm, for evaluation; None where that does not fold."""
+def folded_convs(owner: nn.Module, convs: Sequence[nn.Conv2d], x: Tensor) -> list[PackedConv] | None:
+    """Convolutions of ``owner`` with their norms, for evaluation; None where they do not fold."""
     if not may_fold(x):
         return None
+    return kept(owner, convs, lambda: [_pack(conv) for conv in convs] if all(map(folds, convs)) else None)
 
-    def make() -> PackedConv | None:
-        geometry = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
-        return PackedConv(*fold(conv), **geometry, groups=conv.groups) if folds(conv) else None
 
-    return kept(conv, [conv], make)
+def folded_conv(conv: nn.Conv2d, x: Tensor) -> PackedConv | None:
+    """The convolution with its norm, for evaluation; None where that does not fold."""
+    folded = folded_convs(conv, [conv], x)
+    return folded[0] if folded else None
+
+
+def _pack(conv: nn.Conv2d) -> PackedConv:
+    geometry = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
+    return PackedConv(*fold(conv), **geometry, groups=conv.groups)
 
 
 def kept(owner: nn.Module, convs: Sequence[nn.Conv2d], make: Callable[[], Any]) -> Any:

@@ -5,6 +5,7 @@ Shape shorthand: N images, G groups of a block, each a chain of convolutions wit
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from dyn_d2.ops.packed_conv import PackedConv
 
 from .cost import chain_cost
 from .decisions import Decision
-from .execution import gather, running_statistics
+from .execution import gather, run_by_choice, running_statistics
 from .folding import fold, folds, kept, may_fold
 
 Layer = Callable[[Tensor], Tensor]
@@ -74,7 +75,8 @@ def run_groups(
     opened = [[gate != 0 for gate in each] for each in gates]
     hard = all(gate in (0, 1) for each in gates for gate in each)
     if not training and opened and hard and may_fold(x) and (folded := _folded(branches)):
-        return _run_folded(folded, x, skip, opened, relu, overwrite)
+        chosen = [tuple(n for n, is_open in enumerate(each) if is_open) for each in opened]
+        return run_by_choice(partial(folded.run, relu=relu), x, skip, chosen, overwrite=overwrite)
     size, out = chain_cost(branches[0].convs(), *x.shape[-2:])[1:], skip
     for n, branch in enumerate(branches):
         rows = [i for i, each in enumerate(opened) if each[n]]
@@ -115,7 +117,7 @@ class _Folded:
         self._layers = list(zip(*([fold(conv) for conv in branch.convs()] for branch in branches), strict=True))
         self._choices: OrderedDict[tuple[int, ...], list[PackedConv]] = OrderedDict()
 
-    def run(self, x: Tensor, chosen: tuple[int, ...], total: Tensor | None, relu: bool) -> Tensor:
+    def run(self, x: Tensor, chosen: tuple[int, ...], total: Tensor | None, *, relu: bool) -> Tensor:
         """``total`` plus the groups with these numbers, in place; ``relu``: and ReLU after that."""
         if not chosen:
             return total.relu_() if relu else total
@@ -154,28 +156,3 @@ class _Folded:
 def _folded(branches: Sequence[GroupBranch]) -> _Folded | None:
     convs = [conv for branch in branches for conv in branch.convs()]
     return kept(branches[0], convs, lambda: _Folded(branches) if all(folds(conv) for conv in convs) else None)
-
-
-def _run_folded(
-    folded: _Folded, x: Tensor, skip: Tensor | None, opened: list[list[bool]], relu: bool, overwrite: bool
-) -> Tensor:
-    given, overwrite = x, overwrite or skip is not x
-    if x.device.type == "cpu":  # the layout of packed convolutions
-        x = x.contiguous(memory_format=torch.channels_last)
-    if skip is given:
-        skip, overwrite = x, overwrite or x is not given
-    total = skip if overwrite or skip is None else skip.clone()
-    chosen = [tuple(n for n, is_open in enumerate(each) if is_open) for each in opened]
-    if len(set(chosen)) == 1:
-        return folded.run(x, chosen[0], total, relu)
-    if x.device.type == "cpu":  # image by image, as views: copying costs more than it saves
-        totals = [None] * len(x) if total is None else total.split(1)
-        parts = [folded.run(*each, relu) for each in zip(x.split(1), chosen, totals, strict=True)]
-        return torch.cat(parts) if total is None else total
-    out = total
-    for of in set(chosen):
-        rows = [i for i, each in enumerate(chosen) if each == of]
-        part = folded.run(gather(x, rows), of, None if total is None else gather(total, rows), relu)
-        out = part.new_empty(len(x), *part.shape[1:]) if out is None else out
-        out[rows] = part
-    return out

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import dyn_d2.dynamic.execution as execution
 from dyn_d2.dynamic.decisions import Decision, bernoulli, fixed, hard_threshold, soft
 from dyn_d2.dynamic.execution import gather, run_block, running_statistics, scatter
 
@@ -25,7 +24,11 @@ class Residual(nn.Module):
         self.images += len(x)
         return self.last(self.norm(self.conv(x)))
 
-    def sparse(self, x, decision, skip=None, **options):
+    def fused(self, x, skip):
+        return skip.add_(self.branch(x)).relu_()
+
+    def sparse(self, x, decision, skip=None, *, fused=False, **options):
+        options["fused"] = self.fused if fused and not self.training else None
         return run_block(self.branch, x, x if skip is None else skip, decision, owner=self, **options)
 
     def masked(self, x, gate, skip=None):
@@ -35,42 +38,43 @@ class Residual(nn.Module):
         return gate * F.relu(self.branch(x) + skip) + (1 - gate) * skip
 
 
-@pytest.fixture(params=[True, False], ids=["views", "gather"])
-def views(request, monkeypatch):
-    monkeypatch.setattr(execution, "_views_pay", lambda owner, x: request.param)
+fused_or_not = pytest.mark.parametrize("fused", [True, False], ids=["fused", "layers"])
 
 
+@fused_or_not
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
-def test_evaluation_equals_masking(choice, layout, views):
+def test_evaluation_equals_masking(choice, layout, fused):
     block = Residual().eval().to(memory_format=layout)
     x = torch.randn(4, 4, 5, 6).contiguous(memory_format=layout)
     gate, kept = torch.tensor(choice), x.clone()
     expected = block.masked(x, gate.float())
     with torch.no_grad():
-        out = block.sparse(x, fixed(gate))
+        out = block.sparse(x, fixed(gate), fused=fused)
         assert torch.equal(x, kept)
-        overwritten = block.sparse(x.clone(memory_format=torch.preserve_format), fixed(gate), overwrite=True)
+        copy = x.clone(memory_format=torch.preserve_format)
+        overwritten = block.sparse(copy, fixed(gate), fused=fused, overwrite=True)
     for result in (out, overwritten, block.sparse(x, fixed(gate))):  # the last one with gradients
         torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
-        assert result.is_contiguous(memory_format=layout)
+        assert fused or result.is_contiguous(memory_format=layout)
 
 
+@fused_or_not
 @pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
-def test_evaluation_with_a_projection_of_another_size(choice, views):
+def test_evaluation_with_a_projection_of_another_size(choice, fused):
     block = Residual(stride=2).eval()
     x, skip, gate = torch.randn(4, 4, 6, 6), torch.randn(4, 4, 3, 3), torch.tensor(choice)
     expected = block.masked(x, gate.float(), skip)
     with torch.no_grad():
-        torch.testing.assert_close(block.sparse(x, fixed(gate), skip.clone()), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(block.sparse(x, fixed(gate), skip.clone(), fused=fused), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
-@pytest.mark.parametrize("training", [False, True])
-def test_only_open_images_run(choice, training, views):
+@pytest.mark.parametrize("training, fused", [(False, True), (False, False), (True, False)])
+def test_only_open_images_run(choice, training, fused):
     block = Residual().train(training)
     with torch.set_grad_enabled(training):
-        block.sparse(torch.randn(4, 4, 5, 5), fixed(torch.tensor(choice)))
+        block.sparse(torch.randn(4, 4, 5, 5), fixed(torch.tensor(choice)), fused=fused)
     assert block.images == sum(choice)
 
 

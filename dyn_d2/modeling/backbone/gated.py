@@ -32,7 +32,7 @@ class GatedBackbone(Backbone):
 
     Every forward pass is written into the current trace (:func:`dyn_d2.dynamic.recording`). In evaluation a block may
     overwrite its input, unless that is a feature to be returned: a forward hook that keeps a block's output has to copy
-    it.
+    it; layers inside of blocks are not always called one by one.
 
     Attributes:
         policy: decides about the units of all gated blocks, in their order.

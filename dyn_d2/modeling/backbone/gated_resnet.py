@@ -5,6 +5,7 @@ where F is the block with its final ReLU and S its bare skip path. Names and sha
 that weights of plain ResNets load.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from dyn_d2.dynamic import Router, Unit
 from dyn_d2.dynamic.cost import chain_cost, conv_cost, unit_costs
 from dyn_d2.dynamic.execution import run_block, running_statistics
+from dyn_d2.dynamic.folding import folded_conv, folded_convs
 from dyn_d2.modeling.policy.base import build_policy
 
 from detectron2.config import CfgNode
@@ -27,14 +29,58 @@ from .gated_block import GatedBlock
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
-class _GatedResidual(GatedBlock):
-    """A residual block of Detectron2 that is run as a whole or not at all; to be inherited from before that block."""
-
-    def units(self, stage: int) -> list[Unit]:
-        return [Unit(self.name, "block", self.in_channels, 1, stage)]
+class _Residual:
+    """A residual block of Detectron2, to be inherited from before that block: in evaluation its norms are folded in."""
 
     def _convs(self) -> list[Conv2d]:
         return [self.conv1, self.conv2, *([self.conv3] if hasattr(self, "conv3") else [])]
+
+    def _fused(self, x: Tensor) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """(x, skip) -> ReLU(branch(x) + skip), in place of skip; None where the norms do not fold."""
+        if self.training or (convs := folded_convs(self, self._convs(), x)) is None:
+            return None
+
+        def run(x: Tensor, skip: Tensor) -> Tensor:
+            for conv in convs[:-1]:
+                x = conv(x, relu=True)
+            return convs[-1](x, skip, relu=True)
+
+        return run
+
+    def _project(self, x: Tensor) -> Tensor:
+        """The skip path; x itself where it is the identity."""
+        if self.shortcut is None:
+            return x
+        if not self.training and (folded := folded_conv(self.shortcut, x)):
+            return folded(x)
+        stride = self.shortcut.stride[0]
+        with running_statistics(self.shortcut, len(x) * -(-x.shape[2] // stride) * -(-x.shape[3] // stride) <= 1):
+            return self.shortcut(x)
+
+
+class _PlainResidual(_Residual):
+    """Is always run."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if (fused := self._fused(x)) is None:
+            return super().forward(x)
+        skip = self._project(x)
+        return fused(x, skip.clone() if skip is x else skip)
+
+
+class PlainBasicBlock(_PlainResidual, BasicBlock):
+    """Detectron2's ``BasicBlock``."""
+
+
+class PlainBottleneckBlock(_PlainResidual, BottleneckBlock):
+    """Detectron2's ``BottleneckBlock``."""
+
+
+class _GatedResidual(_Residual, GatedBlock):
+    """Is run as a whole or not at all."""
+
+    def units(self, stage: int) -> list[Unit]:
+        return [Unit(self.name, "block", self.in_channels, 1, stage)]
 
     def _branch(self, x: Tensor) -> Tensor:
         *first, last = self._convs()
@@ -42,22 +88,15 @@ class _GatedResidual(GatedBlock):
             x = F.relu_(conv(x))
         return last(x)
 
-    def _skip(self, x: Tensor, router: Router) -> Tensor:
-        """The skip path, computed once for open and closed images: both need it."""
-        if self.shortcut is None:
-            return x
-        cost, height, width = conv_cost(self.shortcut, *x.shape[-2:])
-        router.trace.add_fixed(f"{self.name}.shortcut", cost, x)
-        with running_statistics(self.shortcut, len(x) * height * width <= 1):
-            return self.shortcut(x)
-
     def forward(self, x: Tensor, router: Router) -> Tensor:
         cost = chain_cost(self._convs(), *x.shape[-2:])[0]
         unit_cost = unit_costs(cost, 1, x.device)
         decision = router.decide(x, unit_cost)
         router.record_units(self.name, decision, unit_cost, cost)
-        skip = self._skip(x, router)
-        return run_block(self._branch, x, skip, decision, owner=self, overwrite=router.overwrite)
+        if self.shortcut is not None:
+            router.trace.add_fixed(f"{self.name}.shortcut", conv_cost(self.shortcut, *x.shape[-2:])[0], x)
+        skip = self._project(x)  # once for open and closed images: both need it
+        return run_block(self._branch, x, skip, decision, owner=self, fused=self._fused(x), overwrite=router.overwrite)
 
 
 class GatedBasicBlock(_GatedResidual, BasicBlock):
@@ -100,8 +139,8 @@ def make_stage(
 
 def _block_classes(cfg: CfgNode, bottleneck: int, arguments: dict) -> tuple[type, type, dict]:
     if not bottleneck:
-        return BasicBlock, GatedBasicBlock, arguments
-    return BottleneckBlock, GatedBottleneckBlock, {**arguments, "bottleneck_channels": bottleneck}
+        return PlainBasicBlock, GatedBasicBlock, arguments
+    return PlainBottleneckBlock, GatedBottleneckBlock, {**arguments, "bottleneck_channels": bottleneck}
 
 
 def _group_classes(cfg: CfgNode, bottleneck: int, arguments: dict) -> tuple[type, type, dict]:
@@ -166,7 +205,7 @@ def build_gated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GatedBa
             cfg, number, count, in_channels=channels, out_channels=out_channels, **arguments
         )
         channels, out_channels, width = out_channels, 2 * out_channels, 2 * width
-    stem = FoldedStem if cfg.MODEL.GATED.UNIT == "group" else BasicStem
+    stem = BasicStem if cfg.MODEL.GATED.UNIT == "channel" else FoldedStem
     return GatedBackbone(
         stem(input_shape.channels, res.STEM_OUT_CHANNELS, norm=res.NORM),
         stages,

@@ -95,11 +95,21 @@ def test_convolutions_run_for_chosen_images_only_and_the_projection_once():
     for name, layer in gated.named_modules():
         if name.endswith(("conv1", "conv2", "shortcut")):
             layer.register_forward_hook(count(name))
-    with torch.no_grad():
-        gated(torch.randn(5, 3, 64, 64))
+    gated(torch.randn(5, 3, 64, 64))  # with gradients: without, layers are not called one by one
     for unit, choice in zip(gated.policy.units, choices, strict=True):
         assert [seen.get(f"{unit.name}.{conv}", 0) for conv in ("conv1", "conv2")] == [int(choice.sum())] * 2
     assert [seen[f"res{i}.0.shortcut"] for i in (3, 4, 5)] == [5, 5, 5]
+
+
+@pytest.mark.parametrize("norm", ["BN", "GN"])  # folded into convolutions, and not
+@pytest.mark.parametrize("images", [1, 5])
+def test_evaluation_computes_what_the_trace_says_and_no_more(images, norm):
+    gated = settle(build(gated_cfg(MODEL__RESNETS__NORM=norm))).eval()
+    for _ in range(3):  # the first time by other operators than later
+        force(gated, random_choices(gated, images))
+        with torch.no_grad(), recording() as trace, FlopCounterMode(display=False) as counter:
+            gated(torch.randn(images, 3, 64, 64))
+        assert counter.get_total_flops() == pytest.approx(2 * float(trace.executed().sum()), rel=1e-6)
 
 
 @pytest.mark.parametrize("make", [gated_cfg, _deep], ids=["basic", "bottleneck"])
