@@ -75,7 +75,7 @@ def test_names_are_those_of_coco():
     assert [name for name in stuff[:91] if name not in NEVER] == things and len(NEVER) == 11
     separated = builtin_meta._get_builtin_metadata("coco_panoptic_separated")
     known = [*separated["thing_classes"], *separated["stuff_classes"][1:]]  # the first one is "things"
-    short = [re.sub("-(other|merged|stuff)", "", name) for name in tree.labels("coco_panoptic")]  # as Detectron2 does
+    short = [re.sub("-(other|merged)", "", name) for name in tree.labels("coco_panoptic")]  # as Detectron2 does
     assert short == known
 
 
