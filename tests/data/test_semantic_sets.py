@@ -191,6 +191,15 @@ def test_pairs_and_maps_that_do_not_fit(tmp_path):
     assert count_pixels([record], 8).tolist() == [0] * 7 + [SHAPE[0] * SHAPE[1], 0]
     with pytest.raises(ValueError, match="b.png holds 7: neither one of 7 classes"):
         count_pixels([record], 7)
-    Image.fromarray(np.zeros(SHAPE, np.uint8)).convert("P").save(record["sem_seg_file_name"])
+
+
+def test_palettes_whose_colours_detectron2_would_take_for_classes(tmp_path):
+    path = tmp_path / "a.png"
+    image = Image.fromarray(np.full(SHAPE, 3, np.uint8)).convert("P")
+    image.putpalette([value for grey in range(256) for value in (grey, grey, grey)])
+    image.save(path)
+    assert (read_label_map(path) == 3).all()
+    image.putpalette([9, 200, 30] * 256)
+    image.save(path)
     with pytest.raises(ValueError, match="mode P, not a grey one"):
-        count_pixels([record], 8)
+        read_label_map(path)
