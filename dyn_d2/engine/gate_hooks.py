@@ -1,4 +1,4 @@
-"""What training needs for gates and the backbone below a head: parameter groups of their own, and a warning where one of them collapses."""
+"""What training needs for gates: parameter groups of their own, as for backbones, and a warning where one collapses."""
 
 import logging
 from collections import defaultdict

@@ -61,8 +61,8 @@ class HierarchicalSegmentor(DynamicModel, SemanticSegmentor):
             )
         if self.training and names == [""] and self.sem_seg_head.several_label_sets:
             raise ValueError(
-                "the model was made for data sets of different labels, but the inputs do not say of which they are: set "
-                'DATALOADER.ONE_DATASET_PER_BATCH True, or give each input its "dataset".'
+                "the model was made for data sets of different labels, but the inputs do not say of which they are: "
+                'set DATALOADER.ONE_DATASET_PER_BATCH True, or give each input its "dataset".'
             )
         return names[0] or None if names else None
 

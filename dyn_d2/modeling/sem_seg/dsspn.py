@@ -86,7 +86,7 @@ class DSSPNHead(nn.Module):
             bottleneck: channels of the 1x1 convolution of a neuron.
             transition_channels: k_0.
             rates: dilations of the transition.
-            block: what a neuron inherits: "concat" (dense block), "sum" (of the ancestors) or "parent" (no dense block).
+            block: what a neuron inherits: "concat" (dense block), "sum" (of the ancestors), "parent" (no dense block).
             dynamic: see above.
             softmax: siblings compete; False: each child has a binary cross-entropy of its own.
             concept_masking: children that a data set does not define are left out of its losses.
@@ -198,8 +198,8 @@ class DSSPNHead(nn.Module):
         """
         if dataset not in self._concepts_of:
             raise KeyError(
-                f"this DSSPN was made for {', '.join(self._concepts_of)}, not for {dataset!r}: name it in DATASETS.TRAIN "
-                "or DATASETS.TEST."
+                f"this DSSPN was made for {', '.join(self._concepts_of)}, not for {dataset!r}: name it in "
+                "DATASETS.TRAIN or DATASETS.TEST."
             )
         return self._plans[self._plan_number[self._concepts_of[dataset]]]
 
@@ -332,8 +332,8 @@ def present_labels(labels: Tensor, counted: Tensor, classes: int) -> Tensor:
     wrong = counted & ((labels < 0) | (labels >= classes))
     if wrong.any():
         raise ValueError(
-            f"the label maps hold {int(labels[wrong][0])}, but the data set has {classes} labels: correct the label maps, "
-            "MODEL.SEM_SEG_HEAD.IGNORE_VALUE, or the data set's stuff_classes."
+            f"the label maps hold {int(labels[wrong][0])}, but the data set has {classes} labels: correct the label "
+            "maps, MODEL.SEM_SEG_HEAD.IGNORE_VALUE, or the data set's stuff_classes."
         )
     numbers = labels.where(counted, classes).flatten(1)
     found = torch.zeros(len(labels), classes + 1, dtype=torch.bool, device=labels.device)

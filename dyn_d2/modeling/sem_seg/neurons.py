@@ -25,7 +25,7 @@ def source_key(source: str) -> str:
 
 
 class Transition(nn.Module):
-    """l_0: parallel dilated 3x3 convolutions (atrous spatial pyramid), summed, then ReLU. (N, C, h, w) -> (N, k_0, h, w)."""
+    """l_0: parallel dilated 3x3 convolutions (atrous spatial pyramid), summed, then ReLU; (N, C, h, w) to (N, k_0, h, w)."""
 
     def __init__(self, in_channels: int, out_channels: int, rates: Sequence[int] = (6, 12, 18)) -> None:
         super().__init__()
