@@ -185,9 +185,8 @@ class _Regions:
 
     def record(self) -> None:
         """Write steps and costs into the trace, if somebody records."""
-        _record(
-            self._head, self._plan, self._x0, lambda name: (self._read[name], self._made[name], self._decided[name])
-        )
+        counts = self._read, self._made, self._decided
+        _record(self._head, self._plan, self._x0, lambda name: tuple(rows[name] for rows in counts))
 
 
 def _as_rows(x: Tensor) -> Tensor:
