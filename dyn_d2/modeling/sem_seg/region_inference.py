@@ -23,6 +23,8 @@ from dyn_d2.dynamic.decisions import fixed
 from .label_plan import Decision, LabelPlan
 from .neurons import TRANSITION
 
+_RUNNER_UP = 0.999  # largest score of another label, as a share of the chosen one's
+
 
 @torch.no_grad()
 def classify_regions(head, plan: LabelPlan, x0: Tensor) -> Tensor:
@@ -30,8 +32,8 @@ def classify_regions(head, plan: LabelPlan, x0: Tensor) -> Tensor:
 
     At each neuron on its way a pixel goes on to the child with the highest probability p. With C the product of these,
     the score of the label at which it ends is C. Any other child of a neuron on the way that is a label itself gets
-    C * p / max p at this neuron: less than the label that was chosen, so that the arg-max is the way through the tree.
-    All other labels get 0.
+    C * p / max p at this neuron, at most 0.999 C, so that the arg-max is the way through the tree. All other labels
+    get 0.
 
     Args:
         head: a :class:`~dyn_d2.modeling.sem_seg.dsspn.DSSPNHead`.
@@ -53,11 +55,13 @@ def classify_regions(head, plan: LabelPlan, x0: Tensor) -> Tensor:
             continue
         logits = features.logits(name, rows)
         probability = logits.softmax(1) if head.softmax else logits.sigmoid()
-        best, choice = probability.max(1)
+        choice = logits.argmax(1)  # probabilities may saturate
+        best = probability.gather(1, choice[:, None])[:, 0]
         confidence[rows] *= best
         for child, goal in enumerate(decision.goals):
             if isinstance(goal, int):
-                share = probability[:, child] / best.clamp(min=1e-30)
+                share = (probability[:, child] / best.clamp(min=1e-30)).clamp(max=_RUNNER_UP)
+                share[choice == child] = 1.0
                 ratio[rows, goal] = torch.maximum(ratio[rows, goal], share)  # several ways may lead to a label
             else:
                 reached.setdefault(goal, []).append(rows[choice == child])
