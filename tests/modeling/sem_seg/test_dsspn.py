@@ -230,7 +230,7 @@ def _reference_ends(head, x0, concepts):
                 values = torch.stack(logits)
                 values = values.softmax(0) if head.softmax else values.sigmoid()
                 scores[i, y, x] *= values.max()
-                here = children[int(values.argmax())]
+                here = children[int(torch.stack(logits).argmax())]
             else:
                 here = children[0]
         ends[i, y, x] = concepts.index(here)
