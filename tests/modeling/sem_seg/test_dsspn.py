@@ -36,7 +36,9 @@ STRIDE = 4
 def _head(train="fine", test=None, **options) -> DSSPNHead:
     small = {"width": 6, "bottleneck": 8, "transition_channels": 5, "rates": (1, 2)}
     shapes = {"p2": ShapeSpec(channels=3, stride=STRIDE)}
-    head = DSSPNHead(shapes, tree=TREE, labels=LABELS, train_set=train, test_set=test or train, **(small | options))
+    head = DSSPNHead(
+        shapes, tree=TREE, labels=LABELS, train_sets=[train], test_sets=[test or train], **(small | options)
+    )
     for parameter in head.neurons.parameters():  # classifiers start near 0, where all children look alike
         torch.nn.init.normal_(parameter, std=0.5)
     return head
@@ -328,7 +330,7 @@ def test_padding_is_not_looked_at():
 
 def test_feature_maps_of_a_pyramid_are_added():
     shapes = {"p3": ShapeSpec(channels=3, stride=8), "p2": ShapeSpec(channels=3, stride=4)}
-    head = DSSPNHead(shapes, tree=TREE, labels=LABELS, train_set="fine", test_set="coarse").eval()
+    head = DSSPNHead(shapes, tree=TREE, labels=LABELS, train_sets=["fine"], test_sets=["coarse"]).eval()
     features = {"p2": torch.rand(1, 3, 8, 8), "p3": torch.rand(1, 3, 4, 4)}
     assert head(features)[0].shape == (1, 5, 32, 32)
     with head.labels_of("fine"):
@@ -353,9 +355,7 @@ def test_levels_are_the_concepts_on_the_way():
 def test_number_of_parameters():
     """Table 6, in megabytes of float32: 217.3 for R-101 with DSSPN, which without a classifier has 42.5 million
     parameters. That leaves 11.8 million for the head: 28 neurons of our widths. (The paper's tree is not published.)"""
-    head = DSSPNHead(
-        {"res5": ShapeSpec(channels=2048, stride=8)}, tree=TREE, labels=LABELS, train_set="fine", test_set="fine"
-    )
+    head = DSSPNHead({"res5": ShapeSpec(channels=2048, stride=8)}, tree=TREE, labels=LABELS, train_sets=["fine"])
     transition = sum(p.numel() for p in head.transition.parameters())
     neuron = sum(p.numel() for p in head.neuron("wild").parameters())
     assert transition == pytest.approx(7.08e6, rel=0.01) and transition + 28 * neuron == pytest.approx(11.8e6, rel=0.03)
