@@ -220,7 +220,8 @@ class RouteEvaluator(DatasetEvaluator):
         self._folder, self._stem = output_dir, stem
         policy = None if model is None else find_policy(model.backbone)
         self._units = {unit.name: unit for unit in policy.units} if policy is not None else {}
-        self._model = None if model is None or isinstance(model, ImageClassifier) else model
+        whole = isinstance(model, ImageClassifier) or getattr(model, "whole_trace", False)
+        self._model = None if whole else model
         self.reset()
 
     def reset(self) -> None:

@@ -10,6 +10,7 @@ from .dynamic import (
     find_policy,
     gated_network,
 )
+from .layer_cascade import LayerCascadeSegmentor
 from .retina_mask import RetinaMask
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "DynamicRetinaNet",
     "DynamicSegmentor",
     "ImageClassifier",
+    "LayerCascadeSegmentor",
     "RetinaMask",
     "find_policy",
     "gated_network",
