@@ -18,7 +18,8 @@ def masked_stage(parts, x, mask):
             up = part.conv2d(_branches(part, x, mask)) * mask
             x = (x + up).relu() * mask + x * (1 - mask) if part.relu else x + up
         elif isinstance(part, Reduction):
-            pooled = F.max_pool2d(x, 3, 1, part.dilation, part.dilation) * mask
+            wide = F.pad(x, (part.dilation,) * 4, value=float("-inf"))
+            pooled = F.max_pool2d(wide, 3, 1, 0, part.dilation) * mask
             x = _cat([_branches(part, x, mask), pooled])
         else:
             x = _residual(part, x, mask)

@@ -69,7 +69,7 @@ def restrict(x: Features, region: Region) -> Pixels:
 
 
 def surround(x: Features, around: Features) -> Features:
-    """x with the table of ``around`` in which x has replaced its pixels: they changed, and the others are carried on."""
+    """x with the table of ``around``, in which the pixels of x are new and the others carried on."""
     if isinstance(x, Tensor):
         return x
     where = x.region.index if around.source is None else x.region.rows_in(around.source)
@@ -140,7 +140,8 @@ def _conv_rows(layer: nn.Conv2d, x: Pixels) -> Tensor:
 def max_pool(x: Features, kernel: int, dilation: int) -> Features:
     """Pooling of stride 1 that keeps the size of a map."""
     if isinstance(x, Tensor):
-        return F.max_pool2d(x, kernel, 1, dilation * (kernel // 2), dilation)
+        margin = dilation * (kernel // 2)  # more than max_pool2d would pad by itself
+        return F.max_pool2d(F.pad(x, (margin,) * 4, value=float("-inf")), kernel, 1, 0, dilation)
     table, taps = x.gathered_by((kernel, kernel), (dilation, dilation))
     return Pixels(region_max_pool(table, taps), x.region)
 

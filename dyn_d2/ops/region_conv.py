@@ -4,8 +4,8 @@ Shape shorthand: N maps of H x W, n chosen pixels of all of them, C channels, C'
 Values of chosen pixels are rows, (n, C), in the order of their places in the memory of an (N, H, W) map. A map in the
 memory layout channels_last is a table of such rows for all pixels (``map_rows``), without a copy.
 
-Neighbours are gathered some hundred pixels at a time, so that they are still in the cache when they are multiplied. On a
-CPU oneDNN multiplies, with weights that it has laid out before: as fast as its dense convolutions, and about twice as
+Neighbours are gathered some hundred pixels at a time, so that they are still in the cache when they are multiplied. On
+a CPU oneDNN multiplies, with weights that it has laid out before: as fast as its dense convolutions, and about twice as
 fast as ``torch.mm`` on the processor where both were measured (docs/layer_cascade.md).
 """
 

@@ -1,8 +1,8 @@
 """Dilated ResNets in three stages for Layer Cascade: stem to res3, res4, res5.
 
-The strides of res4 and res5 are taken out and the convolutions after them dilated instead, by 2 and 4; the first block of
-each keeps the dilation of the stage before, as there was no stride before it (DeepLab's a trous trick). Names and shapes
-of parameters are Detectron2's, so that weights of plain ResNets load.
+The strides of res4 and res5 are taken out and the convolutions after them dilated instead, by 2 and 4 (DeepLab's a
+trous trick): at the places where the plain network has values, the values are the same. Names and shapes of parameters
+are Detectron2's, so that weights of plain ResNets load.
 """
 
 from torch import Tensor, nn
@@ -83,11 +83,18 @@ class CascadeResNet(CascadeBackbone):
         return list((self.res4, self.res5)[stage - 1])
 
 
-def dilate(block: nn.Module, dilation: int) -> None:
-    """Dilate the 3x3 convolutions of a residual block; the size of its output stays."""
-    for layer in block.modules():
-        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
-            layer.dilation = layer.padding = (dilation, dilation)
+def dilate(block: nn.Module, before: int, dilation: int) -> None:
+    """Dilate the 3x3 convolutions of a residual block; the size of its output stays.
+
+    Args:
+        before: of the convolution that carries the stride in the plain network, and of what comes before it.
+        dilation: of what comes after it; the same in all blocks of a stage but the first.
+    """
+    strided = "conv2" if getattr(block, "stride_in_3x3", False) else "conv1"
+    for name in ("conv1", "conv2"):
+        layer = getattr(block, name)
+        if layer.kernel_size == (3, 3):
+            layer.dilation = layer.padding = (before, before) if name <= strided else (dilation, dilation)
 
 
 def check_norm(key: str, norm: str) -> None:
@@ -119,9 +126,10 @@ def build_cascade_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Casca
             if res.DEPTH >= 50:
                 arguments |= {"bottleneck_channels": width, "stride_in_1x1": res.STRIDE_IN_1X1}
                 blocks.append(RegionBottleneckBlock(channels, 4 * width, **arguments))
+                blocks[-1].stride_in_3x3 = not res.STRIDE_IN_1X1
             else:
                 blocks.append(RegionBasicBlock(channels, width, **arguments))
-            dilate(blocks[-1], before if i == 0 else _DILATIONS[number])
+            dilate(blocks[-1], before if i == 0 else _DILATIONS[number], _DILATIONS[number])
             channels = blocks[-1].out_channels
         stages[_NAMES[number]], before = blocks, _DILATIONS[number]
     stem = RegionStem(input_shape.channels, res.STEM_OUT_CHANNELS, norm=res.NORM)

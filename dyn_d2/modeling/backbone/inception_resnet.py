@@ -4,11 +4,10 @@
     stage 2   10 B blocks, Reduction-B            2080 channels
     stage 3   5 C blocks                          2080 channels
 
-Made for segmentation: both reductions have a stride of 1 instead of 2, B blocks and Reduction-B are dilated by 2, C blocks
-by 4, and all convolutions keep the size of a map. In later stages reductions and blocks run on chosen pixels; what the
-others were before is carried on and seen by Reduction-B. Scales of residuals and widths are those of the published
-TensorFlow network, which has 10, 20 and 10 blocks; its weights, as PyTorch has them, load where the numbers of blocks are
-equal (checkpoint/inception_names.py).
+Made for segmentation: both reductions have a stride of 1 instead of 2, B blocks and Reduction-B are dilated by 2, C
+blocks by 4, and all convolutions keep the size of a map. In later stages reductions and blocks run on chosen pixels;
+what the others were before is carried on and seen by Reduction-B. Scales of residuals and widths are those of the published
+TensorFlow network, which has 10, 20 and 10 blocks; its weights in PyTorch load where the numbers of blocks are equal.
 """
 
 from collections.abc import Sequence

@@ -1,5 +1,5 @@
-"""Layer Cascade (Li et al., Not All Pixels Are Equal, CVPR 2017): a classifier after each stage of a backbone settles the
-pixels that it is sure about, and the next stage computes the others only.
+"""Layer Cascade (Li et al., Not All Pixels Are Equal, CVPR 2017): a classifier after each stage of a backbone settles
+the pixels that it is sure about, and the next stage computes the others only.
 
 For pixel i of the map and stage s, with its probabilities p_i^s: confidence c_i^s = max_k p_ik^s; it is settled if
 c_i^s > rho, and M^{s+1} = {i in M^s : c_i^s <= rho}; the last stage settles what is left.
@@ -51,7 +51,7 @@ class StageClassifier(nn.Module):
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class LayerCascadeHead(nn.Module):
-    """The classifiers and the decisions of Layer Cascade, for a :class:`~dyn_d2.modeling.backbone.cascade.CascadeBackbone`.
+    """The classifiers and the decisions of Layer Cascade, for a ``CascadeBackbone`` of modeling/backbone/cascade.py.
 
     In evaluation nothing is computed for pixels that are settled, from the convolutions of later stages to their
     classifiers. What ran is written into the current trace, for each stage and image.
@@ -98,7 +98,7 @@ class LayerCascadeHead(nn.Module):
             )
         check_norm("MODEL.SEM_SEG_HEAD.NORM", norm)
         if len(stage_weights) != len(STAGES):
-            raise ValueError(f"MODEL.LAYER_CASCADE.STAGE_WEIGHTS has {len(stage_weights)} values for {len(STAGES)} stages.")
+            raise ValueError(f"MODEL.LAYER_CASCADE.STAGE_WEIGHTS needs {len(STAGES)} values, not {len(stage_weights)}.")
         self.num_classes, self.loss_weight, self.ignore_value = num_classes, loss_weight, ignore_value
         self.thresholds = _for_stages("THRESHOLDS", thresholds)
         self.train_thresholds = _for_stages("TRAIN_THRESHOLDS", train_thresholds)
@@ -166,8 +166,8 @@ class LayerCascadeHead(nn.Module):
         return *values, None
 
     def losses(self, cascade: "Cascade", counts: Tensor) -> dict[str, Tensor]:
-        """For each stage the cross entropy of its pixels with the labels of the pixels of the image that they stand for,
-        averaged over these: of ``counts``, (N * h * w, K). That of the last stage is "loss_sem_seg"."""
+        """For each stage the cross entropy of its pixels with the labels of the pixels of the image that they stand
+        for, averaged over these: of ``counts``, (N * h * w, K). That of the last stage is "loss_sem_seg"."""
         found = {}
         for name, weight, (logits, region) in zip(STAGES, self.stage_weights, cascade.stages, strict=True):
             own = counts if region is None else counts[region.index]
@@ -268,7 +268,7 @@ def label_counts(targets: Tensor, num_classes: int, ignore_value: int) -> Tensor
 
 
 def _inside(x: Tensor) -> Tensor | None:
-    """(N, h, w) bool: which pixels of a map lie in the image and not in its padding; None for all, or if nobody knows."""
+    """(N, h, w) bool: which pixels of a map lie in the image, not in its padding; None for all, or if nobody knows."""
     trace = current_trace()
     sizes = None if trace is None else trace.image_sizes
     if sizes is None or all(-(-h // STRIDE) == x.shape[-2] and -(-w // STRIDE) == x.shape[-1] for h, w in sizes):
@@ -282,7 +282,7 @@ def _for_stages(key: str, values: Sequence[float]) -> tuple[float, ...]:
     count = len(STAGES) - 1
     if len(values) not in (1, count) or not all(0 <= value <= 1 for value in values):
         raise ValueError(
-            f"MODEL.LAYER_CASCADE.{key} is {list(values)}: give one number between 0 and 1, or {count}, one for each stage "
-            "but the last."
+            f"MODEL.LAYER_CASCADE.{key} is {list(values)}: give one number between 0 and 1, or {count}, one for each "
+            "stage but the last."
         )
     return tuple(values) * (count if len(values) == 1 else 1)
