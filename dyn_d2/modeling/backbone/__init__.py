@@ -1,7 +1,8 @@
-"""Gated and staged backbones; importing this package registers them in Detectron2's BACKBONE registry."""
+"""Gated, staged and dilated backbones; importing this package registers them in Detectron2's BACKBONE registry."""
 
 from . import (  # noqa: F401  only registration
     cascade_resnet,
+    dilated_vgg,
     gated_cifar_resnet,
     gated_drn,
     gated_fpn,

@@ -10,6 +10,7 @@ from .dynamic import (
     find_policy,
     gated_network,
 )
+from .hierarchical import HierarchicalSegmentor
 from .layer_cascade import LayerCascadeSegmentor
 from .retina_mask import RetinaMask
 
@@ -19,6 +20,7 @@ __all__ = [
     "DynamicRetinaMask",
     "DynamicRetinaNet",
     "DynamicSegmentor",
+    "HierarchicalSegmentor",
     "ImageClassifier",
     "LayerCascadeSegmentor",
     "RetinaMask",
