@@ -17,7 +17,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-_PIXELS = 256  # gathered at a time for each CPU thread
+_CPU_VALUES = 2**18  # gathered at a time for each CPU thread, which leaves room in its cache
+_PIXELS = 64, 256  # least and most that each CPU thread works on at a time
 _MULTIPLE = 32  # rows of a product are a multiple: oneDNN prepares anew for each number of rows, in half a millisecond
 _GPU_VALUES = 2**26  # gathered at a time on other devices
 _NAMES = "_reorder_linear_weight", "_linear_pointwise"
@@ -126,14 +127,20 @@ class Taps:
 
         Yields:
             first and last (exclusive) pixel, and the values (m, K, C) of their neighbours, ``fill`` where there is
-            none. There may be up to 31 more pixels than asked for at the end, whose values mean nothing.
+            none, which stay until the next piece. There may be up to 31 more pixels than asked for at the end, whose
+            values mean nothing.
         """
         taps, channels = self.index.shape[1], rows.shape[1]
-        step = _step(rows, taps * channels)
+        step, buffer = _step(rows, taps * channels), None
         if step not in self._pieces:
             self._pieces[step] = [self._piece(start, step) for start in range(0, len(self), step)]
         for start, end, index, empty in self._pieces[step]:
-            yield start, end, rows.index_select(0, index).index_fill_(0, empty, fill).view(-1, taps, channels)
+            if torch.is_grad_enabled() and rows.requires_grad:
+                values = rows.index_select(0, index)
+            else:  # one piece of memory for all
+                buffer = rows.new_empty(len(index), channels) if buffer is None else buffer
+                values = torch.index_select(rows, 0, index, out=buffer[: len(index)])
+            yield start, end, values.index_fill_(0, empty, fill).view(-1, taps, channels)
 
     def _piece(self, start: int, step: int) -> tuple[int, int, Tensor, Tensor]:
         part = self.index[start : start + step]
@@ -144,9 +151,11 @@ class Taps:
 
 def _step(rows: Tensor, values: int) -> int:
     """How many pixels to work on at a time where each needs that many values."""
-    if rows.device.type == "cpu":
-        return _PIXELS * torch.get_num_threads()
-    return max(1024, _GPU_VALUES // max(values, 1)) // _MULTIPLE * _MULTIPLE
+    values = max(values, 1)
+    if rows.device.type != "cpu":
+        return max(1024, _GPU_VALUES // values) // _MULTIPLE * _MULTIPLE
+    least, most = _PIXELS
+    return min(max(_CPU_VALUES // values // _MULTIPLE * _MULTIPLE, least), most) * torch.get_num_threads()
 
 
 def map_rows(x: Tensor) -> Tensor:
@@ -181,7 +190,7 @@ class RegionMatrix:
         matrix = weight.detach().permute(0, 2, 3, 1).reshape(self.outputs, -1).contiguous()  # taps, then channels
         self._bias = matrix.new_zeros(self.outputs) if bias is None else bias.detach()
         self._packed = matrix.device.type == "cpu" and matrix.dtype == torch.float32 and _available()
-        self._matrix = torch.ops.mkldnn._reorder_linear_weight(matrix, _PIXELS) if self._packed else matrix.t()
+        self._matrix = torch.ops.mkldnn._reorder_linear_weight(matrix, _PIXELS[1]) if self._packed else matrix.t()
 
     def times(self, values: Tensor, relu: bool = False) -> Tensor:
         """(m, K * C) -> (m, C')."""

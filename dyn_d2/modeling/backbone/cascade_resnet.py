@@ -108,8 +108,8 @@ def check_norm(key: str, norm: str) -> None:
 
 @BACKBONE_REGISTRY.register()
 def build_cascade_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> CascadeResNet:
-    """A dilated ResNet-18, 34, 50, 101 or 152 from MODEL.RESNETS.{DEPTH, NORM, STRIDE_IN_1X1} and
-    MODEL.BACKBONE.FREEZE_AT.
+    """A dilated ResNet-18, 34, 50, 101 or 152 from MODEL.RESNETS.{DEPTH, NORM, STRIDE_IN_1X1,
+    STEM_OUT_CHANNELS, WIDTH_PER_GROUP} and MODEL.BACKBONE.FREEZE_AT.
 
     Raises:
         ValueError: there is no such depth, or the norm does not go with regions.
@@ -120,7 +120,7 @@ def build_cascade_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Casca
     check_norm("MODEL.RESNETS.NORM", res.NORM)
     stages, channels, before = {}, res.STEM_OUT_CHANNELS, 1
     for number, count in enumerate(BLOCKS_PER_STAGE[res.DEPTH]):
-        width, blocks = 64 * 2**number, []
+        width, blocks = res.WIDTH_PER_GROUP * 2**number, []
         for i in range(count):
             arguments = {"stride": _STRIDES[number] if i == 0 else 1, "norm": res.NORM}
             if res.DEPTH >= 50:
