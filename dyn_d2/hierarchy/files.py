@@ -13,6 +13,7 @@ A file may instead name another tree and the data sets that it is cut to: ``{cut
 """
 
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,22 @@ def load_hierarchy(name_or_path: str | os.PathLike) -> Hierarchy:
         HierarchyError: the file is not of the format above, or the tree not valid.
     """
     text = os.fspath(name_or_path)
-    shipped = text in shipped_hierarchies()
-    path = _SHIPPED / f"{text}.yaml" if shipped else Path(text).expanduser()
+    if text in shipped_hierarchies():
+        return _shipped(text)
+    path = Path(text).expanduser()
     if not path.is_file():
         raise FileNotFoundError(
             f"Concept tree {text!r} is neither a yaml file nor one of {', '.join(shipped_hierarchies())}."
         )
-    name = text if shipped else str(path)
+    return _load(path, str(path))
+
+
+@cache  # trees do not change
+def _shipped(name: str) -> Hierarchy:
+    return _load(_SHIPPED / f"{name}.yaml", name)
+
+
+def _load(path: Path, name: str) -> Hierarchy:
     content = _read(path, name)
     if set(content) == {"cut_of", "datasets"}:
         return _cut(content, path, name)
