@@ -148,6 +148,16 @@ def test_training_reaches_all_parameters(threshold):
         assert share == 1
 
 
+@pytest.mark.parametrize("keys", [{}, INCEPTION], ids=["resnet", "inception"])
+def test_trains_in_bfloat16(keys):
+    model = _model(**{"MODEL.LAYER_CASCADE.TRAIN_THRESHOLDS": [0.3], **keys})
+    with EventStorage(), torch.autocast("cpu", torch.bfloat16):
+        losses = model(_batch())
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(loss) and loss.dtype == torch.float32 for loss in losses.values())
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
 def test_initial_training_sends_all_pixels_through():
     keys = {"MODEL__LAYER_CASCADE__TRAIN_THRESHOLDS": [0.3], "MODEL__LAYER_CASCADE__INITIAL_ITERS": 2}
     head = _model(**keys).sem_seg_head
