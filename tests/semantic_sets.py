@@ -38,7 +38,11 @@ def squares(tmp_path):
         records = _write(tmp_path / name, SIZES[name], len(classes))
         DatasetCatalog.register(name, lambda records=records: records)
         MetadataCatalog.get(name).set(
-            evaluator_type="sem_seg", stuff_classes=classes, ignore_label=255, label_set=label_set
+            evaluator_type="sem_seg",
+            stuff_classes=classes,
+            ignore_label=255,
+            hierarchy="digit_scenes",
+            label_set=label_set,
         )
     yield list(LABEL_SETS)
     for name in LABEL_SETS:

@@ -27,7 +27,7 @@ def _head(children, **options) -> DSSPNHead:
     tree = Hierarchy(children)
     return DSSPNHead(
         {"p2": ShapeSpec(channels=2, stride=1)},
-        tree=tree, labels={"a": ["cat", "dog", "sky"]}, train_set="a", test_set="a", **(small | options),
+        tree=tree, labels={"a": ["cat", "dog", "sky"]}, train_sets=["a"], **(small | options),
     )  # fmt: skip
 
 

@@ -39,6 +39,9 @@ def test_each_data_set_has_its_labels(squares):
             model(_inputs(squares[0], 8, 1) + _inputs(squares[1], 8, 1))
         with pytest.raises(ValueError, match="do not say of which"):
             model(_inputs(None, 8))
+        stock = _model(squares, MODEL__META_ARCHITECTURE="SemanticSegmentor")
+        with pytest.raises(ValueError, match="squares_digits, squares_places have different labels"):
+            stock(_inputs(squares[0], 8))
     model.eval()
     with torch.no_grad():
         for name, classes in zip(squares, (12, 8), strict=True):

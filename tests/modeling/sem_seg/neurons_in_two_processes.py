@@ -18,7 +18,7 @@ def main() -> None:
     seed_all("head")
     shapes = {"p2": ShapeSpec(channels=3, stride=4)}
     small = {"width": 4, "bottleneck": 4, "transition_channels": 4, "rates": (1,)}
-    head = DSSPNHead(shapes, tree=tree, labels=labels, train_set="scenes", test_set="scenes", **small)
+    head = DSSPNHead(shapes, tree=tree, labels=labels, train_sets=["scenes"], **small)
     before = {name: value.detach().clone() for name, value in head.named_parameters()}
     optimizer = torch.optim.SGD(head.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
     wrapped = distribute(head)
