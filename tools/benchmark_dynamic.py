@@ -35,7 +35,7 @@ from dyn_d2.dynamic import Decision, recording
 from dyn_d2.dynamic.decisions import fixed
 from dyn_d2.modeling.policy.base import Policy
 from dyn_d2.utils.atomic import write_json
-from dyn_d2.utils.measure import describe_machine, peak_memory, time_call
+from dyn_d2.utils.measure import describe_machine, peak_memory, realised, time_call, turns
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
@@ -145,17 +145,17 @@ def measure(
     # A network in each layout: changing the layout between two runs would cost memory traffic, and the caches.
     copies = {(side, layout): _in_layout(networks[side], layout) for side, layout in seconds}
     inputs = {layout: images.contiguous(memory_format=LAYOUTS[layout]) for layout in LAYOUTS}
-    flops = []
+    flops, drawn = [], -1
     untimed = -(-warm_up // batch)  # weights are packed for each choice of groups when it comes for the second time
-    for number in range(untimed + rounds):
-        order = list(seconds) if number % 2 == 0 else list(seconds)[::-1]
-        _draw(copies, batch, case.share, generator, device)
-        for side, layout in order:
-            elapsed, ratio = _timed(copies[side, layout], inputs[layout], device)
-            if number >= untimed:
-                seconds[side, layout].append(elapsed)
-                if side == "gated":
-                    flops.append(ratio)
+    for number, (side, layout), counts in turns(list(seconds), rounds, untimed):
+        if number > drawn:
+            _draw(copies, batch, case.share, generator, device)
+            drawn = number
+        elapsed, ratio = _timed(copies[side, layout], inputs[layout], device)
+        if counts:
+            seconds[side, layout].append(elapsed)
+            if side == "gated":
+                flops.append(ratio)
     medians = {key: statistics.median(values) for key, values in seconds.items()}
     best = {side: min(LAYOUTS, key=lambda layout: medians[side, layout]) for side in networks}
     time_ratio = medians["gated", best["gated"]] / medians["dense", best["dense"]]
@@ -164,7 +164,7 @@ def measure(
         "batch": batch,
         "flops_ratio": flops_ratio,
         "time_ratio": time_ratio,
-        "realised": (1 - time_ratio) / (1 - flops_ratio),
+        "realised": realised(time_ratio, flops_ratio),
         "layout": best,
         "seconds": {side: medians[side, best[side]] for side in networks},
         "memory_mb": {

@@ -21,7 +21,13 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from .torchvision_names import SETTINGS, from_torchvision
+from . import timm_names, torchvision_names
+
+# Who publishes weights under names of their own: how to rename them, and what they were trained with.
+_FOREIGN = (
+    ("torchvision", torchvision_names.from_torchvision, torchvision_names.SETTINGS),
+    ("timm", timm_names.from_timm, timm_names.SETTINGS),
+)
 
 METADATA = "dyn_d2"  # the entry of a checkpoint that describes it
 
@@ -293,10 +299,12 @@ class DynCheckpointer(DetectionCheckpointer):
         data = read_checkpoint(filename)
         if "matching_heuristics=True" in self.report.source.partition("?")[2]:
             data["matching_heuristics"] = True
-        renamed = from_torchvision(data["model"])
-        if renamed and not data["model"].keys() & self.model.state_dict().keys():
-            self.logger.info(f"{filename} is a network of torchvision, which was trained with {SETTINGS}.")
-            data["model"], data["matching_heuristics"] = renamed, True
+        for origin, rename, settings in _FOREIGN:
+            renamed = rename(data["model"])
+            if renamed and not data["model"].keys() & self.model.state_dict().keys():
+                self.logger.info(f"{filename} is a network of {origin}, which was trained with {settings}.")
+                data["model"], data["matching_heuristics"] = renamed, True
+                break
         return data
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:

@@ -4,7 +4,7 @@ import os
 
 from torch import nn
 
-from dyn_d2.modeling.meta_arch import find_policy
+from dyn_d2.modeling.meta_arch import LayerCascadeSegmentor, find_policy
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -23,6 +23,7 @@ from .class_groups import ClassGroups, GroupedCOCOEvaluator
 from .classification import ClassificationEvaluator
 from .concept_levels import ConceptLevelEvaluator
 from .few_shot import FewShotLVISEvaluator, FewShotVOCEvaluator, few_shot_groups
+from .layer_cascade import LayerCascadeEvaluator
 from .partial_masks import mask_groups
 from .routes import RouteEvaluator
 from .shape_quality import ShapeQualityEvaluator
@@ -90,7 +91,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
 def with_routes(
     evaluator: DatasetEvaluator, cfg: CfgNode, model: nn.Module, dataset_name: str, output_folder: str | None = None
 ) -> DatasetEvaluator:
-    """``evaluator``, and beside it one of the routes where the backbone of ``model`` is gated, or its head dynamic.
+    """``evaluator``, and beside it one of the routes where the backbone of ``model`` is gated, or its head dynamic; for
+    Layer Cascade also one of its stages.
 
     The files lie in ``output_folder``, by default OUTPUT_DIR/inference, named routes.npz and routes.json, or
     routes_DATASET where DATASETS.TEST has several sets.
@@ -99,4 +101,7 @@ def with_routes(
         return evaluator
     stem = "routes" if len(cfg.DATASETS.TEST) == 1 else f"routes_{dataset_name}"
     folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-    return DatasetEvaluators([evaluator, RouteEvaluator(dataset_name, folder, model=model, stem=stem)])
+    evaluators = [evaluator, RouteEvaluator(dataset_name, folder, model=model, stem=stem)]
+    if isinstance(model, LayerCascadeSegmentor):
+        evaluators.append(LayerCascadeEvaluator(dataset_name, folder))
+    return DatasetEvaluators(evaluators)

@@ -221,8 +221,9 @@ class RouteEvaluator(DatasetEvaluator):
         policy = None if model is None else find_policy(model.backbone)
         self._units = {unit.name: unit for unit in policy.units} if policy is not None else {}
         self._units |= {unit.name: unit for unit in _head_units(model)}
-        whole = isinstance(model, ImageClassifier) or getattr(model, "whole_trace", False)
-        self._model = None if whole else model
+        whole = getattr(model, "whole_trace", False)
+        self._model = None if whole or isinstance(model, ImageClassifier) else model
+        self._not_counted = list(NOT_COUNTED[:-1] if whole else NOT_COUNTED)
         self.reset()
 
     def reset(self) -> None:
@@ -268,7 +269,7 @@ class RouteEvaluator(DatasetEvaluator):
             logger.warning("There was no image: no routes to report.")
             return {"routes": {}}
         table = self._merge(parts)
-        summary = summarise(table)
+        summary = summarise(table) | {"not_counted": self._not_counted}
         if self._rest:
             rest = float(np.mean(self._rest)) / 1e9
             summary["whole_model"] = {
@@ -287,7 +288,7 @@ class RouteEvaluator(DatasetEvaluator):
             f"executed: {mean} of {dense} GFLOPs (1e9 multiply-adds), {summary['executed_percent']:.1f} %, "
             f"of which gates {summary['gates_percent']:.2f} %"
         )
-        logger.info(f"Not counted as multiply-adds: {', '.join(NOT_COUNTED)}.")
+        logger.info(f"Not counted as multiply-adds: {', '.join(self._not_counted)}.")
         return {"routes": flat_metrics(summary)}
 
     def _merge(self, parts: Sequence[Mapping[str, Any]]) -> RouteTable:

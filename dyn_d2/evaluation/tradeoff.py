@@ -37,11 +37,15 @@ MAIN_METRICS = {"classification": "top1_accuracy", "segm": "AP", "bbox": "AP", "
 
 
 def force_open(model: nn.Module) -> None:
-    """Put ``AllOpen`` in the place of the policy of a model: the dense run of a gated network's weights.
+    """Put ``AllOpen`` in the place of the policy of a model, or have a cascade settle nothing early: the dense run of a
+    dynamic network's weights.
 
     Raises:
         ValueError: nothing in the model is gated.
     """
+    if hasattr(model, "force_open"):
+        model.force_open()
+        return
     gated = gated_network(getattr(model, "backbone", None))
     if gated is None:
         raise ValueError(
@@ -173,7 +177,8 @@ def _load(point: Point, config_file: str, opts: Sequence[str], output: Path) -> 
     cfg.freeze()
     model = DynTrainer.build_model(cfg)
     DynCheckpointer(model).load(cfg.MODEL.WEIGHTS, strict=not cfg.TEST.ALLOW_PARTIAL_WEIGHTS)
-    if point.dense or gated_network(getattr(model, "backbone", None)) is None:
+    static = gated_network(getattr(model, "backbone", None)) is None and not hasattr(model, "force_open")
+    if point.dense or static:
         force_open(model)
     return cfg, model.eval()
 

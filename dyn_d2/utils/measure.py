@@ -3,10 +3,13 @@
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+Key = TypeVar("Key")
 
 
 def describe_machine(device: str, dtype: torch.dtype) -> dict:
@@ -35,6 +38,22 @@ def time_call(compute: Callable[[], object], device: str) -> float:
     compute()
     synchronise(device)
     return time.perf_counter() - start
+
+
+def turns(keys: Sequence[Key], rounds: int, warm_up: int) -> Iterator[tuple[int, Key, bool]]:
+    """Who runs when, so that a slow minute of the machine hits all: in each round everybody once, in alternating order.
+
+    Yields:
+        number of the round, who runs, and whether it counts; the first ``warm_up`` rounds do not.
+    """
+    for number in range(warm_up + rounds):
+        for key in keys if number % 2 == 0 else keys[::-1]:
+            yield number, key, number >= warm_up
+
+
+def realised(time_ratio: float, flops_ratio: float) -> float | None:
+    """The share of the saved multiply-adds that was saved on the clock; None where there is nothing to save."""
+    return (1 - time_ratio) / (1 - flops_ratio) if flops_ratio < 1 else None
 
 
 def peak_memory(compute: Callable[[], object], device: str) -> float:

@@ -1,6 +1,7 @@
-"""Gated backbones, and a dilated one; importing this package registers them in Detectron2's BACKBONE registry."""
+"""Gated, staged and dilated backbones; importing this package registers them in Detectron2's BACKBONE registry."""
 
 from . import (  # noqa: F401  only registration
+    cascade_resnet,
     dilated_vgg,
     gated_cifar_resnet,
     gated_drn,
@@ -8,4 +9,5 @@ from . import (  # noqa: F401  only registration
     gated_mobilenet,
     gated_resnet,
     gated_vgg,
+    inception_resnet,
 )

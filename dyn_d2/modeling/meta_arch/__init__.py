@@ -11,6 +11,7 @@ from .dynamic import (
     gated_network,
 )
 from .hierarchical import HierarchicalSegmentor
+from .layer_cascade import LayerCascadeSegmentor
 from .retina_mask import RetinaMask
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "DynamicSegmentor",
     "HierarchicalSegmentor",
     "ImageClassifier",
+    "LayerCascadeSegmentor",
     "RetinaMask",
     "find_policy",
     "gated_network",
