@@ -31,7 +31,7 @@ class _GatedResidual(GatedBlock):
     """A residual block of Detectron2 that is run as a whole or not at all; to be inherited from before that block."""
 
     def units(self, stage: int) -> list[Unit]:
-        return [Unit(self.name, "block", self.in_channels, 1, stage)]
+        return [Unit(self.name, "block", self.in_channels, 1, stage, self.out_channels)]
 
     def _convs(self) -> list[Conv2d]:
         return [self.conv1, self.conv2, *([self.conv3] if hasattr(self, "conv3") else [])]
@@ -74,7 +74,8 @@ def make_stage(
     """The blocks of one stage, of the kind that MODEL.GATED.UNIT asks for.
 
     Args:
-        number: of the stage, from 0. SkipNet always runs the first block of the first stage.
+        number: of the stage, from 0. The first block of the first stage is a unit with MODEL.GATED.FIRST_BLOCK only:
+            SkipNet always runs it.
         count: of blocks.
         bottleneck: channels of the 3x3 convolution of bottleneck blocks; 0: basic blocks.
         in_channels: of the first block.
@@ -92,7 +93,7 @@ def make_stage(
     first, others, arguments = make(cfg, bottleneck, arguments)
     blocks = []
     for i in range(count):
-        block_class = first if i == number == 0 else others
+        block_class = first if i == number == 0 and not cfg.MODEL.GATED.FIRST_BLOCK else others
         blocks.append(block_class(in_channels, out_channels, stride=stride if i == 0 else 1, **arguments))
         in_channels = out_channels
     return blocks
