@@ -13,7 +13,7 @@ from pathlib import Path
 import dyn_d2  # noqa: F401  chooses the engine
 
 # isort: split
-from dyn_d2.data.digit_scenes import DigitScenesSpec, SceneOptions, describe, generate_digit_scenes
+from dyn_d2.data.digit_scenes import DigitScenesSpec, SceneOptions, describe, generate_digit_scenes, write_variants
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -53,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         spec = DigitScenesSpec(options.num_train, options.num_val, options.seed, scene)
         written = generate_digit_scenes(options.root, spec, options.overwrite, options.quiet)
+        write_variants(options.root)
     except (ValueError, FileExistsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

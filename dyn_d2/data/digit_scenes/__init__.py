@@ -8,6 +8,7 @@ from .generate import DigitScenesSpec, generate_digit_scenes
 from .register import register_digit_scenes
 from .scene import CLASS_NAMES, IGNORE, SEMANTIC_CLASSES, SceneOptions, render_scene
 from .statistics import describe, split_statistics
+from .variants import VARIANTS, write_variants
 
 __all__ = [
     "CLASS_NAMES",
@@ -15,11 +16,13 @@ __all__ = [
     "IGNORE",
     "SEMANTIC_CLASSES",
     "SceneOptions",
+    "VARIANTS",
     "describe",
     "generate_digit_scenes",
     "register_digit_scenes",
     "render_scene",
     "split_statistics",
+    "write_variants",
 ]
 
 register_digit_scenes()

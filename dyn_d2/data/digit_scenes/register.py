@@ -5,17 +5,21 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dyn_d2.hierarchy import load_hierarchy
+
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
 from .generate import SPLITS, annotation_file
-from .scene import CLASS_NAMES, IGNORE, SEMANTIC_CLASSES
+from .scene import CLASS_NAMES, IGNORE
+from .variants import FINE, TREE, VARIANTS, label_set, map_folder
 
 PREPARE_COMMAND = "python datasets/prepare_digit_scenes.py"
 
 
 def register_digit_scenes(root: str | os.PathLike | None = None, name: str = "digit_scenes") -> None:
-    """Register ``{name}_train``, ``{name}_val`` (boxes, masks), ``{name}_train_sem``, ``{name}_val_sem`` (label maps).
+    """Register ``{name}_train``, ``{name}_val`` (boxes, masks), ``{name}_train_sem``, ``{name}_val_sem`` (label maps),
+    and ``{name}_VARIANT_train_sem``, ``{name}_VARIANT_val_sem`` of the label sets in ``variants.py``.
 
     Args:
         root: the folder that ``generate_digit_scenes`` made; default ``$DETECTRON2_DATASETS/digit_scenes``.
@@ -26,7 +30,7 @@ def register_digit_scenes(root: str | os.PathLike | None = None, name: str = "di
     root = Path(os.path.expanduser(root))
     for split in SPLITS:
         dataset, json_file = f"{name}_{split}", annotation_file(root, split)
-        image_root, sem_seg_root = str(root / "images" / split), str(root / "semantic" / split)
+        image_root = str(root / "images" / split)
         _register(
             dataset,
             lambda json_file=json_file, image_root=image_root, dataset=dataset: load_coco_json(
@@ -41,20 +45,31 @@ def register_digit_scenes(root: str | os.PathLike | None = None, name: str = "di
                 "prepare_command": PREPARE_COMMAND,
             },
         )
-        _register(
-            f"{dataset}_sem",
-            lambda json_file=json_file, image_root=image_root, sem_seg_root=sem_seg_root: load_label_maps(
-                json_file, image_root, sem_seg_root
-            ),
-            {
-                "evaluator_type": "sem_seg",
-                "image_root": image_root,
-                "sem_seg_root": sem_seg_root,
-                "stuff_classes": list(SEMANTIC_CLASSES),
-                "ignore_label": IGNORE,
-                "prepare_command": PREPARE_COMMAND,
-            },
-        )
+        _register_label_maps(f"{dataset}_sem", FINE, json_file, image_root, root / "semantic" / split)
+        for variant, first in VARIANTS.items():
+            own = slice(first, None, len(VARIANTS)) if split == "train" else slice(None)
+            maps = map_folder(root, variant, split)
+            _register_label_maps(f"{name}_{variant}_{split}_sem", label_set(variant), json_file, image_root, maps, own)
+
+
+def _register_label_maps(
+    dataset: str, labels: str, json_file: Path, image_root: str, maps: Path, own: slice = slice(None)
+) -> None:
+    """Of the label set ``labels``; ``own``: which of the images."""
+    _register(
+        dataset,
+        lambda: load_label_maps(json_file, image_root, str(maps))[own],
+        {
+            "evaluator_type": "sem_seg",
+            "image_root": image_root,
+            "sem_seg_root": str(maps),
+            "stuff_classes": list(load_hierarchy(TREE).labels(labels)),
+            "ignore_label": IGNORE,
+            "hierarchy": TREE,
+            "label_set": labels,
+            "prepare_command": PREPARE_COMMAND,
+        },
+    )
 
 
 def _register(name: str, load: Any, metadata: dict[str, Any]) -> None:
@@ -77,6 +92,11 @@ def _existing(json_file: Path) -> Path:
 def load_label_maps(json_file: Path, image_root: str, sem_seg_root: str) -> list[dict[str, Any]]:
     """Records for semantic segmentation: file_name, sem_seg_file_name, image_id, height, width."""
     images = json.loads(_existing(json_file).read_text(encoding="utf-8"))["images"]
+    if not Path(sem_seg_root).is_dir():
+        raise FileNotFoundError(
+            f"{sem_seg_root} does not exist: `{PREPARE_COMMAND} --root {json_file.parents[1]}` adds it and "
+            "keeps the rest."
+        )
     return [
         {
             "file_name": os.path.join(image_root, image["file_name"]),

@@ -1,0 +1,140 @@
+"""Label maps: 8-bit grey PNG files with one class a pixel, and the one mapping that makes them from published ids.
+
+Shape shorthand: H, W - height and width of the image; K - number of classes.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dyn_d2.utils.atomic import atomic_write
+
+Record = dict[str, Any]
+
+IGNORE = 255
+
+
+class LabelTable:
+    """What each published id means: a class, or nothing that counts.
+
+    >>> table = LabelTable({0: IGNORE, 7: 0, 8: 1})
+    """
+
+    def __init__(self, classes: Mapping[int, int]) -> None:
+        """
+        Args:
+            classes: published id (0 or more) -> class (0 to 254) or ``IGNORE``. Ids that are not there are errors.
+
+        Raises:
+            ValueError: an id or class is out of range.
+        """
+        wrong = {raw: number for raw, number in classes.items() if raw < 0 or not 0 <= number <= IGNORE}
+        if wrong:
+            raise ValueError(f"Ids from 0 to classes from 0 to {IGNORE - 1} or {IGNORE} are possible, not {wrong}.")
+        self._table = np.full(max(classes, default=0) + 1, -1, np.int16)
+        for raw, number in classes.items():
+            self._table[raw] = number
+
+    def apply(self, ids: np.ndarray, source: str | os.PathLike) -> np.ndarray:
+        """
+        Args:
+            ids: (H, W) integers.
+            source: the file that they are from, for the message.
+
+        Returns:
+            (H, W) uint8 classes.
+
+        Raises:
+            ValueError: ids that the table does not know; names the file and up to ten of them.
+        """
+        known = (ids >= 0) & (ids < len(self._table))
+        classes = np.where(known, self._table[np.where(known, ids, 0)], -1)
+        if (classes < 0).any():
+            unknown = np.unique(ids[classes < 0])[:10].tolist()
+            raise ValueError(
+                f"{source} holds ids that its data set does not define: {', '.join(map(str, unknown))}. Is it another "
+                "version of the data set, or a coloured map in place of one of ids?"
+            )
+        return classes.astype(np.uint8)
+
+
+def write_label_map(path: str | os.PathLike, classes: np.ndarray) -> None:
+    """Write (H, W) uint8 as a grey PNG, atomically."""
+    with atomic_write(path, "wb") as file:
+        Image.fromarray(classes).save(file, format="PNG")
+
+
+def read_label_map(path: str | os.PathLike) -> np.ndarray:
+    """(H, W) uint8.
+
+    Raises:
+        ValueError: not 8-bit grey. Detectron2 would silently take the brightness of a palette's colours for classes.
+    """
+    with Image.open(path) as image:
+        if image.mode != "L":
+            raise ValueError(
+                f"{path} is a PNG of mode {image.mode}, not a grey one of 8 bits: it is no label map; "
+                "datasets/prepare_semantic.py writes these."
+            )
+        return np.array(image)
+
+
+def load_pairs(images: str | os.PathLike, maps: str | os.PathLike, image_suffix: str = ".jpg") -> list[Record]:
+    """A record for every label map in the folder ``maps``, sorted by name, with the image of that name in ``images``.
+
+    Returns:
+        Records with file_name, sem_seg_file_name and image_id, the name without its ending.
+
+    Raises:
+        FileNotFoundError: there is no label map, or one has no image.
+    """
+    paths = sorted(Path(maps).glob("*.png"))
+    if not paths:
+        raise FileNotFoundError(f"{maps} holds no *.png.")
+    present = set(os.listdir(images))
+    missing = [path.stem + image_suffix for path in paths if path.stem + image_suffix not in present]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of the {len(paths)} label maps in {maps} have no image in {images}, the first is "
+            f"{missing[0]}: unpack the images again, or remove these maps."
+        )
+    return [
+        {
+            "file_name": os.path.join(images, path.stem + image_suffix),
+            "sem_seg_file_name": str(path),
+            "image_id": path.stem,
+        }
+        for path in paths
+    ]
+
+
+def count_pixels(records: Iterable[Record], classes: int, ignore_label: int = IGNORE) -> np.ndarray:
+    """How many pixels each class has.
+
+    Args:
+        classes: K.
+
+    Returns:
+        (K + 1,) int64, ignored pixels last.
+
+    Raises:
+        ValueError: a map holds something else than 0 ... K - 1 and ``ignore_label``; names file and values.
+    """
+    counts = np.zeros(256, np.int64)
+    allowed = np.zeros(256, bool)
+    allowed[:classes] = allowed[ignore_label] = True
+    for record in records:
+        path = record["sem_seg_file_name"]
+        found = np.bincount(read_label_map(path).ravel(), minlength=256)
+        wrong = np.flatnonzero(found.astype(bool) & ~allowed)
+        if len(wrong):
+            raise ValueError(
+                f"{path} holds {', '.join(map(str, wrong[:10]))}: neither one of {classes} classes (from 0) nor the "
+                f"ignore label {ignore_label}."
+            )
+        counts += found
+    return np.append(counts[:classes], counts[ignore_label])

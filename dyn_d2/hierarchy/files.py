@@ -1,0 +1,122 @@
+"""Concept trees as yaml files.
+
+Two mappings; a concept that has no children needs no line of its own::
+
+    concepts:                      # concept: [children]; a child may stand below several concepts
+      everything: [animal, sky]
+      animal: [cat, dog]
+    datasets:                      # data set: {label: concept}, in the order of the data set's classes
+      pets: {kitten: cat, dog: dog}
+      farm: {animal: animal, sky: sky}     # a coarse label, on a concept with children
+
+A file may instead name another tree and the data sets that it is cut to: ``{cut_of: universal, datasets: [ade20k]}``.
+"""
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dyn_d2.utils.atomic import atomic_write
+
+from .tree import Hierarchy, HierarchyError
+
+_SHIPPED = Path(__file__).with_name("trees")
+
+
+def shipped_hierarchies() -> tuple[str, ...]:
+    """The names that :func:`load_hierarchy` knows."""
+    return tuple(sorted(path.stem for path in _SHIPPED.glob("*.yaml")))
+
+
+def load_hierarchy(name_or_path: str | os.PathLike) -> Hierarchy:
+    """A shipped tree by its name, or the tree of a yaml file.
+
+    Raises:
+        FileNotFoundError: there is neither such a tree nor such a file.
+        HierarchyError: the file is not of the format above, or the tree not valid.
+    """
+    text = os.fspath(name_or_path)
+    if text in shipped_hierarchies():
+        return _shipped(text)
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Concept tree {text!r} is neither a yaml file nor one of {', '.join(shipped_hierarchies())}."
+        )
+    return _load(path, str(path))
+
+
+@cache  # trees do not change
+def _shipped(name: str) -> Hierarchy:
+    return _load(_SHIPPED / f"{name}.yaml", name)
+
+
+def _load(path: Path, name: str) -> Hierarchy:
+    content = _read(path, name)
+    if set(content) == {"cut_of", "datasets"}:
+        return _cut(content, path, name)
+    if "concepts" not in content or set(content) - {"concepts", "datasets"}:
+        raise HierarchyError(f"{name} has the keys {sorted(content)}: 'concepts' and 'datasets' are wanted.")
+    concepts, datasets = content["concepts"] or {}, content.get("datasets") or {}
+    _check_types(concepts, datasets, name)
+    return Hierarchy(concepts, datasets, name=name)
+
+
+def _cut(content: dict[str, Any], path: Path, name: str) -> Hierarchy:
+    whole = content["cut_of"]
+    beside = path.parent / str(whole)
+    tree = load_hierarchy(beside if beside.is_file() else str(whole)).cut(*content["datasets"])
+    tree.name = name
+    return tree
+
+
+def save_hierarchy(tree: Hierarchy, path: str | os.PathLike) -> None:
+    """Write the yaml file of a tree, for instance of a cut, to change it by hand."""
+    with atomic_write(path) as file:
+        yaml.safe_dump(tree.as_dict(), file, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads every key and value as text ("no", 5), and takes a key that comes twice for the mistake that it is."""
+
+    yaml_implicit_resolvers: dict = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise HierarchyError(f"{self.name}, line {line}: {key.value!r} is mapped twice; keep one of the lines.")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: Path, name: str) -> dict[str, Any]:
+    with open(path, encoding="utf-8") as file:
+        try:
+            content = yaml.load(file, _Loader)  # a SafeLoader
+        except yaml.YAMLError as error:
+            raise HierarchyError(f"{name} is no yaml: {error}") from error
+    if not isinstance(content, dict):
+        raise HierarchyError(f"{name} is no mapping with 'concepts' and 'datasets'.")
+    return content
+
+
+def _check_types(concepts: Any, datasets: Any, name: str) -> None:
+    for title, mapping in (("concepts", concepts), ("datasets", datasets)):
+        if not isinstance(mapping, dict):
+            raise HierarchyError(f"{name}: {title!r} is no mapping.")
+    for concept, below in concepts.items():
+        if not isinstance(below, list) or not all(isinstance(child, str) and child for child in below):
+            raise HierarchyError(f"{name}: the children of {concept!r} are no list of names.")
+    for dataset, labels in datasets.items():
+        if not isinstance(labels, dict):
+            raise HierarchyError(f"{name}: the labels of {dataset!r} are no mapping from label to concept.")
+        for label, concept in labels.items():
+            if isinstance(concept, list):
+                raise HierarchyError(f"{name}: label {label!r} of {dataset} is mapped more than once: {concept}.")
+            if not concept:
+                raise HierarchyError(f"{name}: label {label!r} of {dataset} is not mapped to a concept.")
