@@ -24,7 +24,7 @@ _MOBILENET_BLOCKS = (1, 2, 3, 7, 4)
 
 def from_torchvision(weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """Renamed weights of a ResNet (``layer1.0.bn1.weight`` -> ``res2.0.conv1.norm.weight``) of MobileNetV2, or of a
-    VGG with batch norm (whose names are ours).
+    VGG (whose names are ours).
 
     Counters of batches are left out; the last layer is named ``linear``.
 
@@ -35,7 +35,7 @@ def from_torchvision(weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         rename = _resnet_name
     elif {"features.0.0.weight", "features.1.conv.0.0.weight", "features.18.1.running_mean"} <= weights.keys():
         rename = _mobilenet_name
-    elif {"features.0.weight", "features.1.running_mean", "classifier.6.weight"} <= weights.keys():
+    elif {"features.0.weight", "features.28.weight", "classifier.6.weight"} <= weights.keys():
         rename = _same_name
     else:
         return None

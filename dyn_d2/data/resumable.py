@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dyn_d2.data.classification import ClassificationMapper, is_classification
 from dyn_d2.data.partial_masks import PartialMaskMapper, apply_partial_masks
+from dyn_d2.data.random_scale import scale_crop_flip
 from dyn_d2.utils.errors import UserError
 from dyn_d2.utils.seeds import derive_seed
 
@@ -275,15 +276,13 @@ def build_resumable_train_loader(cfg, mapper: Callable[[dict], dict | None] | No
         raise ValueError("DATASETS.TRAIN is empty: name a registered data set, or set FEW_SHOT.BENCHMARK.")
     if cfg.MODEL.LOAD_PROPOSALS or cfg.MODEL.KEYPOINT_ON:
         raise ValueError("dyn_d2 trains neither on precomputed proposals (MODEL.LOAD_PROPOSALS) nor on keypoints.")
-    records = get_detection_dataset_dicts(
-        list(cfg.DATASETS.TRAIN), filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    )
+    records = _records(cfg)
     labels = is_classification(cfg.DATASETS.TRAIN[0])
     records = apply_partial_masks(cfg, records)
     batches = BatchesByPosition(
         _sample_order(cfg, records, cfg.SEED),
         cfg.SOLVER.IMS_PER_BATCH,
-        groups=aspect_groups(records) if cfg.DATALOADER.ASPECT_RATIO_GROUPING and not labels else None,
+        groups=_groups(cfg, records, labels),
         rank=comm.get_rank(),
         world=comm.get_world_size(),
     )
@@ -292,11 +291,35 @@ def build_resumable_train_loader(cfg, mapper: Callable[[dict], dict | None] | No
     return ResumableLoader(mapped, batches, cfg.DATALOADER.NUM_WORKERS, _count_classes(records, labels))
 
 
+def _records(cfg) -> list[dict]:
+    """The training records; with ONE_DATASET_PER_BATCH, or one data set, each says of which ("dataset") it is."""
+    names, filter_empty = list(cfg.DATASETS.TRAIN), cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    if len(names) > 1 and not cfg.DATALOADER.ONE_DATASET_PER_BATCH:
+        return get_detection_dataset_dicts(names, filter_empty=filter_empty)
+    return [
+        {**record, "dataset": name}
+        for name in names
+        for record in get_detection_dataset_dicts([name], filter_empty=filter_empty)
+    ]
+
+
+def _groups(cfg, records: list[dict], labels: bool) -> list[int] | None:
+    """Group numbers of the samples that may share a batch: of one data set, where that is asked for, and of one aspect.
+    As a batch is made when its last image comes up, each data set gets batches in proportion to its size."""
+    aspects = aspect_groups(records) if cfg.DATALOADER.ASPECT_RATIO_GROUPING and not labels else None
+    if not cfg.DATALOADER.ONE_DATASET_PER_BATCH:
+        return aspects
+    number = {name: i for i, name in enumerate(cfg.DATASETS.TRAIN)}
+    return [2 * number[r["dataset"]] + (aspects[i] if aspects else 0) for i, r in enumerate(records)]
+
+
 def build_mapper(cfg, dataset_name: str, is_train: bool) -> Callable[[dict], dict | None]:
     """The mapper that fits the data set: of images with a label, or Detectron2's of images with objects, in training on
     masks the one for which some objects may have none."""
     if is_classification(dataset_name):
         return ClassificationMapper(cfg, is_train=is_train)
+    if is_train and cfg.INPUT.RANDOM_SCALE:
+        return DatasetMapper(cfg, is_train=True, augmentations=scale_crop_flip(cfg))
     mapper = PartialMaskMapper if is_train and cfg.MODEL.MASK_ON else DatasetMapper
     return mapper(cfg, is_train=is_train)
 
@@ -331,6 +354,7 @@ class EvaluationLoader:
             mapper: default the one that ``build_mapper`` chooses.
         """
         records = get_detection_dataset_dicts([dataset_name], filter_empty=False)
+        records = [{**record, "dataset": dataset_name} for record in records]
         self._batches = build_detection_test_loader(
             _kept(records),
             mapper=partial(readable, mapper or build_mapper(cfg, dataset_name, is_train=False)),

@@ -24,7 +24,7 @@ class Unit:
 
     Attributes:
         name: of the module in the backbone, e.g. "res3.1".
-        kind: "block", "group" or "channel".
+        kind: "block", "group" or "channel"; "neuron" for a semantic neuron.
         channels: of the feature map that the policy sees.
         size: how many elements are decided: 1 for a block, the number of groups or of channels.
         stage: number of the stage, from 0.
@@ -111,7 +111,8 @@ class Trace:
     """The record of one forward pass of a dynamic network over a batch of N images.
 
     Attributes:
-        steps: the decisions in the order in which they were taken.
+        steps: the decisions of the policy in the order in which they were taken.
+        task_steps: decisions behind the backbone that no policy takes, such as which neurons of DSSPN ran.
         costs: of all parts of the backbone, gates included.
         image_sizes: (height, width) of each image before padding; None where nobody told.
         labels: (N,) image-level classes where the task has them.
@@ -125,6 +126,7 @@ class Trace:
     """
 
     steps: list[Step] = field(default_factory=list)
+    task_steps: list[Step] = field(default_factory=list)
     costs: list[Cost] = field(default_factory=list)
     image_sizes: Sequence[tuple[int, int]] | None = None
     labels: Tensor | None = None
@@ -159,7 +161,8 @@ class Trace:
 
     def routes(self) -> list[Route]:
         """The trace taken apart by image; ready to be kept after the forward pass."""
-        opened = {step.unit.name: step.decision.open.cpu().numpy() for step in self.steps}
+        steps = (*self.steps, *self.task_steps)
+        opened = {step.unit.name: step.decision.open.cpu().numpy() for step in steps}
         columns = [column.detach().cpu().tolist() for column in (self.executed(), self.expected(), self.gates())]
         taken = {} if self.levels is None else {k: v.cpu().numpy() for k, v in self.levels.modules.items()}
         return [

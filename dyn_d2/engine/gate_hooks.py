@@ -1,12 +1,13 @@
-"""What training needs for gates: a parameter group of their own, and a warning where one of them collapses."""
+"""What training needs for gates: parameter groups of their own, as for backbones, and a warning where one collapses."""
 
 import logging
 from collections import defaultdict
+from collections.abc import Iterable
 
 from torch import nn
 from torch.optim import Optimizer
 
-from dyn_d2.modeling.meta_arch.dynamic import RATE
+from dyn_d2.modeling.meta_arch.dynamic import RATE, find_policy
 
 from detectron2.engine import HookBase
 
@@ -26,13 +27,30 @@ def separate_gates(optimizer: Optimizer, policy: nn.Module, lr_factor: float = 1
     """
     if lr_factor < 0:
         raise ValueError(f"SOLVER.GATE_LR_FACTOR is {lr_factor}: use 0 or more.")
-    gates = {id(parameter) for parameter in policy.parameters()}
+    _separate(optimizer, policy.parameters(), lr_factor, {"weight_decay": weight_decay} if weight_decay >= 0 else {})
+
+
+def scale_backbone_rate(optimizer: Optimizer, backbone: nn.Module, lr_factor: float) -> None:
+    """Multiply the rate of the parameters of ``backbone``, but for those of its policy, in groups of their own.
+
+    Raises:
+        ValueError: ``lr_factor`` is negative.
+    """
+    if lr_factor < 0:
+        raise ValueError(f"SOLVER.BACKBONE_LR_FACTOR is {lr_factor}: use 0 or more.")
+    policy = find_policy(backbone)
+    gates = set() if policy is None else set(policy.parameters())
+    _separate(optimizer, [parameter for parameter in backbone.parameters() if parameter not in gates], lr_factor, {})
+
+
+def _separate(optimizer: Optimizer, parameters: Iterable[nn.Parameter], lr_factor: float, options: dict) -> None:
+    chosen = {id(parameter) for parameter in parameters}
     for group in list(optimizer.param_groups):
-        own = [parameter for parameter in group["params"] if id(parameter) in gates]
-        others = [parameter for parameter in group["params"] if id(parameter) not in gates]
+        own = [parameter for parameter in group["params"] if id(parameter) in chosen]
+        others = [parameter for parameter in group["params"] if id(parameter) not in chosen]
         if not own:
             continue
-        changed = {"lr": group["lr"] * lr_factor} | ({"weight_decay": weight_decay} if weight_decay >= 0 else {})
+        changed = {"lr": group["lr"] * lr_factor, **options}
         if others:
             group["params"] = others
             optimizer.add_param_group({**group, **changed, "params": own})

@@ -26,10 +26,11 @@ from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 
-from .gate_hooks import GateCollapse, separate_gates
+from .gate_hooks import GateCollapse, scale_backbone_rate, separate_gates
 from .hooks import DivergenceError, LossAverages, LossGuard, StepSeeds
 from .launch import is_lost_contact
 from .policy_stages import describe_policy, enter_stage
+from .poly import POLY, poly_schedule
 
 logger = logging.getLogger(__name__)
 
@@ -92,12 +93,23 @@ class DynTrainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg, model: nn.Module) -> torch.optim.Optimizer:
-        """Detectron2's, with the gates of the policy in groups of their own (SOLVER.GATE_*)."""
+        """Detectron2's, with the gates of the policy (SOLVER.GATE_*) and the backbone (BACKBONE_LR_FACTOR) in groups of
+        their own."""
         optimizer = super().build_optimizer(cfg, model)
-        policy = find_policy(getattr(model, "backbone", None))
+        backbone = getattr(model, "backbone", None)
+        if backbone is not None and cfg.SOLVER.BACKBONE_LR_FACTOR != 1:
+            scale_backbone_rate(optimizer, backbone, cfg.SOLVER.BACKBONE_LR_FACTOR)
+        policy = find_policy(backbone)
         if policy is not None:
             separate_gates(optimizer, policy, cfg.SOLVER.GATE_LR_FACTOR, cfg.SOLVER.GATE_WEIGHT_DECAY)
         return optimizer
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        """Detectron2's, or "WarmupPolyLR"."""
+        if cfg.SOLVER.LR_SCHEDULER_NAME == POLY:
+            return poly_schedule(cfg, optimizer)
+        return super().build_lr_scheduler(cfg, optimizer)
 
     @classmethod
     def build_train_loader(cls, cfg) -> ResumableLoader:

@@ -87,12 +87,12 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
 def with_routes(
     evaluator: DatasetEvaluator, cfg: CfgNode, model: nn.Module, dataset_name: str, output_folder: str | None = None
 ) -> DatasetEvaluator:
-    """``evaluator``, and beside it one of the routes where the backbone of ``model`` is gated.
+    """``evaluator``, and beside it one of the routes where the backbone of ``model`` is gated, or its head dynamic.
 
     The files lie in ``output_folder``, by default OUTPUT_DIR/inference, named routes.npz and routes.json, or
     routes_DATASET where DATASETS.TEST has several sets.
     """
-    if find_policy(getattr(model, "backbone", None)) is None:
+    if find_policy(getattr(model, "backbone", None)) is None and not getattr(model, "whole_trace", False):
         return evaluator
     stem = "routes" if len(cfg.DATASETS.TEST) == 1 else f"routes_{dataset_name}"
     folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")

@@ -4,7 +4,7 @@ A FLOP here is a multiply-add, as in the papers; a GFLOP is 1e9 of them.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -220,7 +220,9 @@ class RouteEvaluator(DatasetEvaluator):
         self._folder, self._stem = output_dir, stem
         policy = None if model is None else find_policy(model.backbone)
         self._units = {unit.name: unit for unit in policy.units} if policy is not None else {}
-        self._model = None if model is None or isinstance(model, ImageClassifier) else model
+        self._units |= {unit.name: unit for unit in _head_units(model)}
+        whole = isinstance(model, ImageClassifier) or getattr(model, "whole_trace", False)
+        self._model = None if whole else model
         self.reset()
 
     def reset(self) -> None:
@@ -306,6 +308,11 @@ class RouteEvaluator(DatasetEvaluator):
             **{cost: np.concatenate([np.asarray(part[cost], dtype=float) for part in parts]) for cost in _COSTS},
             **columns,
         )
+
+
+def _head_units(model: nn.Module | None) -> Iterable[Unit]:
+    """The units of a dynamic semantic head."""
+    return getattr(getattr(model, "sem_seg_head", None), "units", {}).values()
 
 
 def _size(record: Mapping[str, Any]) -> tuple[int, int]:

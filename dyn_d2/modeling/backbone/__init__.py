@@ -1,6 +1,7 @@
-"""Gated backbones; importing this package registers them in Detectron2's BACKBONE registry."""
+"""Gated backbones, and a dilated one; importing this package registers them in Detectron2's BACKBONE registry."""
 
 from . import (  # noqa: F401  only registration
+    dilated_vgg,
     gated_cifar_resnet,
     gated_drn,
     gated_fpn,

@@ -129,7 +129,9 @@ def _check(cfg: CfgNode) -> None:
     res = cfg.MODEL.RESNETS
     if res.DEPTH not in BLOCKS_PER_STAGE:
         raise ValueError(f"MODEL.RESNETS.DEPTH is {res.DEPTH}: use one of {', '.join(map(str, BLOCKS_PER_STAGE))}.")
-    needed = {} if res.DEPTH >= 50 else {"RES2_OUT_CHANNELS": 64, "RES5_DILATION": 1, "NUM_GROUPS": 1}
+    needed = (
+        {} if res.DEPTH >= 50 else {"RES2_OUT_CHANNELS": 64, "RES4_DILATION": 1, "RES5_DILATION": 1, "NUM_GROUPS": 1}
+    )
     if cfg.MODEL.GATED.UNIT != "block":
         needed["NUM_GROUPS"] = 1
     for key, value in needed.items():
@@ -138,8 +140,11 @@ def _check(cfg: CfgNode) -> None:
                 f"MODEL.RESNETS.{key} has to be {value}, not {res[key]}, with MODEL.RESNETS.DEPTH {res.DEPTH} and "
                 f"MODEL.GATED.UNIT {cfg.MODEL.GATED.UNIT}."
             )
-    if res.RES5_DILATION not in (1, 2):
-        raise ValueError(f"MODEL.RESNETS.RES5_DILATION is {res.RES5_DILATION}: use 1 or 2.")
+    if (res.RES4_DILATION, res.RES5_DILATION) not in ((1, 1), (1, 2), (2, 4)):
+        raise ValueError(
+            f"MODEL.RESNETS.RES4_DILATION is {res.RES4_DILATION} and RES5_DILATION is {res.RES5_DILATION}: use 1 and 1 "
+            "(stride 32), 1 and 2 (stride 16) or 2 and 4 (stride 8)."
+        )
     if any(res.DEFORM_ON_PER_STAGE):
         raise ValueError("MODEL.RESNETS.DEFORM_ON_PER_STAGE: gated backbones have no deformable convolution.")
 
@@ -157,7 +162,7 @@ def build_gated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GatedBa
     channels, out_channels, width = res.STEM_OUT_CHANNELS, res.RES2_OUT_CHANNELS, res.NUM_GROUPS * res.WIDTH_PER_GROUP
     stages = {}
     for number, count in enumerate(BLOCKS_PER_STAGE[res.DEPTH]):
-        dilation = res.RES5_DILATION if number == 3 else 1
+        dilation = (1, 1, res.RES4_DILATION, res.RES5_DILATION)[number]
         arguments = {"norm": res.NORM, "stride": 1 if number == 0 or dilation > 1 else 2}
         if deep:
             arguments |= {"bottleneck": width, "stride_in_1x1": res.STRIDE_IN_1X1, "dilation": dilation}

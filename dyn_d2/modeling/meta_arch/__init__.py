@@ -10,6 +10,7 @@ from .dynamic import (
     find_policy,
     gated_network,
 )
+from .hierarchical import HierarchicalSegmentor
 from .retina_mask import RetinaMask
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "DynamicRetinaMask",
     "DynamicRetinaNet",
     "DynamicSegmentor",
+    "HierarchicalSegmentor",
     "ImageClassifier",
     "RetinaMask",
     "find_policy",

@@ -1,5 +1,6 @@
 """Semantic segmentation heads of dyn_d2; importing registers them."""
 
+from .dsspn import DSSPNHead
 from .pmn_head import PMNHead
 
-__all__ = ["PMNHead"]
+__all__ = ["DSSPNHead", "PMNHead"]
