@@ -25,8 +25,8 @@ def add_dyn_d2_config(cfg: CN) -> None:
 
 
 def _stage_solver() -> CN:
-    # What one stage has of its own; 0, [] and -1 mean as in SOLVER.
-    return CN({"BASE_LR": 0.0, "MAX_ITER": 0, "STEPS": [], "WARMUP_ITERS": -1})
+    # What one stage has of its own; 0, [], -1 and "" mean as in SOLVER.
+    return CN({"BASE_LR": 0.0, "MAX_ITER": 0, "STEPS": [], "WARMUP_ITERS": -1, "LR_SCHEDULER_NAME": ""})
 
 
 def _add_detector_keys(cfg: CN) -> None:

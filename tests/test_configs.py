@@ -127,7 +127,8 @@ def test_classifiers_train_a_step_in_each_stage(path, stage):
     cfg = read_cfg(str(path))
     deep = {"build_gated_cifar_resnet_backbone": [8, 256]}.get(cfg.MODEL.BACKBONE.NAME, [18, 64])
     small = ["MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", deep[0], "MODEL.RESNETS.RES2_OUT_CHANNELS", deep[1]]
-    small += ["MODEL.IMAGE_CLASSIFIER.NUM_CLASSES", 5, "MODEL.POLICY.STAGE", stage]
+    small += ["MODEL.IMAGE_CLASSIFIER.NUM_CLASSES", 10, "MODEL.POLICY.STAGE", stage]
+    small += ["MODEL.POLICY.PMN.TREE", "digits" if cfg.MODEL.POLICY.PMN.TREE else ""]
     # The data set of a yaml need not be here; scikit-learn's digits are.
     cfg.merge_from_list([*small, "DATASETS.TRAIN", "('digits_train',)", "DATASETS.TEST", "('digits_test',)"])
     derive(cfg, ["MODEL.IMAGE_CLASSIFIER.NUM_CLASSES"])
@@ -145,7 +146,7 @@ def test_classifiers_train_a_step_in_each_stage(path, stage):
     model.eval()
     with torch.no_grad():
         outputs = model(images)
-    assert all(output["scores"].shape == (5,) and output["route"].executed > 0 for output in outputs)
+    assert all(output["scores"].shape == (10,) and output["route"].executed > 0 for output in outputs)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "TFA").glob("*.yaml")), ids=lambda path: path.stem)

@@ -67,14 +67,25 @@ class KnowledgeLevels:
     def __len__(self) -> int:
         return len(self.names)
 
-    def children_of(self, num_classes: int) -> Tensor:
+    def children_of(self, num_classes: int, names: Sequence[str] = ()) -> Tensor:
         """``children`` for a head with that many classes.
 
+        Args:
+            names: of the classes, in the order of the head; empty where they are not known.
+
         Raises:
-            ValueError: the data set has another number of classes.
+            ValueError: the labels of the tree are others.
         """
         if self.children is None:
             return torch.ones(len(self), num_classes, dtype=torch.bool)
+        if names and set(names) != set(self.labels):
+            differ = sorted(set(names) ^ set(self.labels))
+            raise ValueError(
+                f"the labels of the concept tree and the classes of the data set differ in {', '.join(differ[:10])}: "
+                "choose MODEL.POLICY.PMN.TREE and LABELS for the data set that is trained on."
+            )
+        if names:
+            return self.children[:, [self.labels.index(name) for name in names]]
         if self.children.shape[1] != num_classes:
             raise ValueError(
                 f"the concept tree has {self.children.shape[1]} classes, the head predicts {num_classes}: "

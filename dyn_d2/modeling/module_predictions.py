@@ -13,6 +13,8 @@ from dyn_d2.dynamic.cost import linear_cost
 from dyn_d2.dynamic.levels import add_weighted, average, class_weights
 from dyn_d2.dynamic.trace import Cost, Trace, spread
 
+from detectron2.data import MetadataCatalog
+
 from .policy.gate_layers import check_choice, pool_valid
 from .policy.pmn import PMN, build_levels
 from .policy.pmn_rollout import ModuleOutput, PMNState, Prediction, state_of
@@ -40,10 +42,15 @@ class WeightedAverage(nn.Module):
         self.register_buffer("children", children, persistent=False)
 
     @classmethod
-    def from_config(cls, cfg, num_classes: int) -> "WeightedAverage":
-        """For MODEL.POLICY.PMN and a head of that many classes."""
-        pmn = cfg.MODEL.POLICY.PMN
-        return cls(build_levels(cfg).children_of(num_classes), pmn.OFF_LEVEL_WEIGHT, pmn.WEIGH)
+    def from_config(cls, cfg, num_classes: int, names: str) -> "WeightedAverage":
+        """For MODEL.POLICY.PMN and a head of that many classes.
+
+        Args:
+            names: the field of the training set's metadata that names them.
+        """
+        pmn, sets = cfg.MODEL.POLICY.PMN, cfg.DATASETS.TRAIN
+        classes = list(MetadataCatalog.get(sets[0]).get(names, None) or []) if sets else []
+        return cls(build_levels(cfg).children_of(num_classes, classes), pmn.OFF_LEVEL_WEIGHT, pmn.WEIGH)
 
     def forward(self, state: PMNState, scores_of: ScoresOf) -> dict[str, Tensor]:
         """

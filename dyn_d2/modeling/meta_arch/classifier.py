@@ -72,9 +72,8 @@ class ImageClassifier(DynamicModel, nn.Module):
         backbone = build_backbone(cfg)
         policy, modules = find_policy(backbone), None
         if isinstance(policy, PMN):
-            modules = ModuleClassifier(
-                policy, WeightedAverage.from_config(cfg, cfg.MODEL.IMAGE_CLASSIFIER.NUM_CLASSES)
-            )
+            classes = cfg.MODEL.IMAGE_CLASSIFIER.NUM_CLASSES
+            modules = ModuleClassifier(policy, WeightedAverage.from_config(cfg, classes, "thing_classes"))
         return {
             "backbone": backbone,
             "modules": modules,

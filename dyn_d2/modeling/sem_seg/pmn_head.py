@@ -100,7 +100,7 @@ class PMNHead(nn.Module):
             "num_classes": head.NUM_CLASSES,
             "width": head.CONVS_DIM,
             "rates": head.ASPP_RATES,
-            "combine": WeightedAverage.from_config(cfg, head.NUM_CLASSES),
+            "combine": WeightedAverage.from_config(cfg, head.NUM_CLASSES, "stuff_classes"),
             "common_stride": head.COMMON_STRIDE,
             "loss_weight": head.LOSS_WEIGHT,
             "ignore_value": head.IGNORE_VALUE,

@@ -124,7 +124,7 @@ def test_every_policy_says_which_units_it_cannot_decide_about(name):
 
 
 def test_unknown_names_and_stages_are_named_with_the_remedy():
-    with pytest.raises(ValueError, match="MODEL.POLICY.NAME is 'skipnt': use one of all_open, cdb"):
+    with pytest.raises(ValueError, match="MODEL.POLICY.NAME is 'skipnt': use one of all_open, blockdrop, cdb"):
         make("skipnt")
     with pytest.raises(ValueError, match="MODEL.POLICY.STAGE is 'joint': skipnet_rnn has the stages sp, hrl"):
         make("skipnet_rnn", "STAGE", "joint")
