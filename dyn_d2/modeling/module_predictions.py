@@ -39,7 +39,7 @@ class WeightedAverage(nn.Module):
         if not 0 < off_level <= 1:
             raise ValueError(f"MODEL.POLICY.PMN.OFF_LEVEL_WEIGHT is {off_level}: use a value in (0, 1].")
         self.off_level, self.weigh = off_level, check_choice("PMN.WEIGH", weigh, ("logits", "probabilities"))
-        self.register_buffer("children", children, persistent=False)
+        self.register_buffer("classes_below", children, persistent=False)
 
     @classmethod
     def from_config(cls, cfg, num_classes: int, names: str) -> "WeightedAverage":
@@ -84,7 +84,7 @@ class WeightedAverage(nn.Module):
         return scores.softmax(1) if self.weigh == "probabilities" else scores
 
     def _weights(self, prediction: Prediction) -> Tensor:
-        weights = class_weights(prediction.levels, self.children, self.off_level)
+        weights = class_weights(prediction.levels, self.classes_below, self.off_level)
         return torch.where(prediction.plain[:, None], 1.0, weights)
 
     def _logits(self, mean: Tensor) -> Tensor:
