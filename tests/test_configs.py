@@ -97,9 +97,18 @@ def test_single_stage_detectors_train_a_step(path, heads):
     assert output["instances"].image_size == (96, 128) and output["instances"].has("pred_masks") == bool(heads)
 
 
-@pytest.mark.parametrize("path", SEGMENTORS, ids=_name)
-def test_segmentors_train_a_step(path):
+def _stages(paths: list[Path]) -> list:
+    return [
+        pytest.param(path, stage, id=f"{_name(path)}-{stage}" if stage else _name(path))
+        for path in paths
+        for stage in policy_class(read_cfg(str(path))).STAGES
+    ]
+
+
+@pytest.mark.parametrize(("path", "stage"), _stages(SEGMENTORS))
+def test_segmentors_train_a_step(path, stage):
     cfg = read_cfg(str(path), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "32"])
+    cfg.MODEL.POLICY.STAGE = stage
     cfg.freeze()
     model = DynTrainer.build_model(cfg)
     image = torch.randint(0, 255, (3, 64, 96), dtype=torch.uint8)
@@ -114,15 +123,7 @@ def test_segmentors_train_a_step(path):
     assert output["sem_seg"].shape == (cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, 64, 96)
 
 
-def _stages() -> list:
-    return [
-        pytest.param(path, stage, id=f"{_name(path)}-{stage}" if stage else _name(path))
-        for path in CLASSIFIERS
-        for stage in policy_class(read_cfg(str(path))).STAGES
-    ]
-
-
-@pytest.mark.parametrize(("path", "stage"), _stages())
+@pytest.mark.parametrize(("path", "stage"), _stages(CLASSIFIERS))
 def test_classifiers_train_a_step_in_each_stage(path, stage):
     cfg = read_cfg(str(path))
     deep = {"build_gated_cifar_resnet_backbone": [8, 256]}.get(cfg.MODEL.BACKBONE.NAME, [18, 64])

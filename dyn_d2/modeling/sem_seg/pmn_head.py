@@ -4,6 +4,7 @@ Shape shorthand: N images, n of them at a module, K classes.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,20 +69,20 @@ class PMNHead(nn.Module):
             width: of the features that are classified.
             rates: dilations of the pyramid.
             combine: weighted average of the modules' predictions.
-            common_stride: of these feature maps; predictions are enlarged by it.
+            common_stride: the smallest of these maps, at which predictions are averaged; the average is enlarged by it.
             loss_weight: factor of the loss.
             ignore_value: label of pixels that count neither in the loss nor in the reward.
 
         Raises:
-            ValueError: no stage is given, or one of another stride.
+            ValueError: no stage is given, or the smallest stride is another one.
         """
         super().__init__()
         strides = {name: shape.stride for name, shape in input_shape.items()}
-        if set(strides.values()) != {common_stride}:
+        self.finest = min(strides, key=strides.get, default="")
+        if not strides or strides[self.finest] != common_stride:
             raise ValueError(
-                f"PMNHead averages predictions of stride MODEL.SEM_SEG_HEAD.COMMON_STRIDE {common_stride}, but "
-                f"MODEL.SEM_SEG_HEAD.IN_FEATURES has the strides {strides}: name the stages that consist of modules, "
-                "of a dilated backbone such as build_gated_drn_backbone."
+                f"MODEL.SEM_SEG_HEAD.COMMON_STRIDE is {common_stride}, but MODEL.SEM_SEG_HEAD.IN_FEATURES, which names "
+                f"the stages that consist of modules, has the strides {strides}: set it to the smallest."
             )
         self.common_stride, self.loss_weight, self.ignore_value = common_stride, loss_weight, ignore_value
         channels = sorted({shape.channels for shape in input_shape.values()})
@@ -117,7 +118,7 @@ class PMNHead(nn.Module):
         """
         trace = current_trace()
         state = state_of(trace)
-        logits = self.combine(state, self._scores)
+        logits = self.combine(state, partial(self._scores, features[self.finest].shape[-2:]))
         if not self.training:
             return self._enlarged(logits[GREEDY]), {}
         if targets is None:
@@ -127,8 +128,18 @@ class PMNHead(nn.Module):
         trace.image_losses = losses.detach()
         return None, {"loss_sem_seg": losses.mean() * self.loss_weight}
 
-    def _scores(self, features: Tensor, rows: Tensor) -> Tensor:
-        return self.aspp(F.relu(self.projections[str(features.shape[1])](features)))
+    def _scores(self, size: tuple[int, int], features: Tensor, rows: Tensor) -> Tensor:
+        """F_Phi at the common stride; the maps of that stride have the ``size``."""
+        key = str(features.shape[1])
+        if key not in self.projections:
+            raise ValueError(
+                f"a module gives {key} channels, MODEL.SEM_SEG_HEAD.IN_FEATURES has {', '.join(self.projections)}: it "
+                "has to name all stages that consist of modules (the last MODEL.POLICY.PMN.STAGES)."
+            )
+        scores = self.aspp(F.relu(self.projections[key](features)))
+        if scores.shape[-2:] == size:
+            return scores
+        return F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
 
     def _enlarged(self, logits: Tensor) -> Tensor:
         return F.interpolate(logits, scale_factor=self.common_stride, mode="bilinear", align_corners=False)
