@@ -173,11 +173,11 @@ def _add_policy_keys(cfg: CN) -> None:
     # What decides: "all_open" (the plain network), "skipnet_ffgate1", "skipnet_ffgate2", "skipnet_rnn", "deepmoe",
     # "cdb", "convnet_aig", "pmn", "blockdrop", "random_skip" or "fixed".
     cfg.MODEL.POLICY.NAME = "all_open"
-    # Stage of its training: "sp" or "hrl" of SkipNet, "joint" or "finetune" of DeepMoE, "pretrain" or "joint" of PMN and
-    # BlockDrop; "" for the first.
+    # Stage of its training: "sp" or "hrl" of SkipNet, "joint" or "finetune" of DeepMoE, "pretrain" or "joint" of PMN
+    # and BlockDrop; "" for the first.
     cfg.MODEL.POLICY.STAGE = ""
-    # SkipNet, ConvNet-AIG, CDB, PMN, BlockDrop: what the probability of a unit has to exceed to run in evaluation; SkipNet's stage "sp"
-    # trains with it too.
+    # SkipNet, ConvNet-AIG, CDB, BlockDrop: what the probability of a unit has to exceed to run in evaluation; SkipNet's
+    # stage "sp" trains with it too. PMN: what q has to exceed for an image to go on.
     cfg.MODEL.POLICY.THRESHOLD = 0.5
     # Of the sigmoid of SkipNet's gates and of the Gumbel soft-max of ConvNet-AIG.
     cfg.MODEL.POLICY.TEMPERATURE = 1.0

@@ -19,7 +19,7 @@ class Router:
     of its units in the order in which the backbone lists them, and records what its computation cost.
 
     Some policies stop images for good (PMN). Before each gated block the backbone calls ``leave``, which takes the
-    images that stop out of the batch: nothing that comes later sees them. Shape shorthand: N images, n have not stopped.
+    images that stop out of the batch: nothing that comes later sees them. Shape shorthand: N images, n not stopped.
 
     Attributes:
         overwrite: whether the next block may overwrite its input; set by the backbone, which knows what it returns.

@@ -84,7 +84,7 @@ class Cost:
 
 @dataclass
 class TakenLevels:
-    """Which of M knowledge levels the modules of a network took (PMN): ``modules`` maps names of units to bool (N, M)."""
+    """Which of M knowledge levels the modules of a network took (PMN): ``modules`` maps unit names to bool (N, M)."""
 
     names: tuple[str, ...]
     modules: dict[str, Tensor]

@@ -45,8 +45,8 @@ def draw_level_use(table: RouteTable, path: str | Path) -> Path:
 
 
 def draw_levels(table: RouteTable, path: str | Path, count: int = 6) -> Path:
-    """For an image of each of ``count`` classes, the levels that were taken, with the number of the first module that took
-    each (dark) and of all others (light), up to the module at which the image stopped."""
+    """For an image of each of ``count`` classes, the levels that were taken, with the number of the first module that
+    took each (dark) and of all others (light), up to the module at which the image stopped."""
     chosen = _examples(table, count)
     pixels, _ = load_images(table, chosen)
     total = len(table.level_modules)
@@ -80,7 +80,7 @@ def _draw_one(axis, table: RouteTable, index: int, total: int) -> None:
 
 
 def _examples(table: RouteTable, count: int) -> list[int]:
-    """Of evenly spread classes, least executed first, the image in the middle; of unlabelled images evenly spread ones."""
+    """Of evenly spread classes, least executed first, the image in the middle; evenly spread ones of unlabelled images."""
     percent, members = executed_percent(table), list(groups(table).values())
     if len(members) == 1:
         members = np.array_split(members[0][np.argsort(percent[members[0]], kind="stable")], min(count, len(table)))

@@ -17,7 +17,7 @@ from detectron2.data import MetadataCatalog
 
 from .policy.gate_layers import check_choice, pool_valid
 from .policy.pmn import PMN, build_levels
-from .policy.pmn_rollout import ModuleOutput, PMNState, Prediction, state_of
+from .policy.pmn_rollout import GREEDY, ModuleOutput, PMNState, Prediction, state_of
 
 ScoresOf = Callable[[Tensor, Tensor], Tensor]  # ((n, C, h, w), rows (n,)) -> scores
 
@@ -61,13 +61,16 @@ class WeightedAverage(nn.Module):
             Name of the rollout -> float32 logits (N, K, ...); with a gradient for the rollouts in ``state.trained``.
         """
         totals: dict[str, Tensor | None] = dict.fromkeys(state.rollouts)
+        images = len(state.rollouts[GREEDY].counts)
         for output in state.outputs:
             scores = self._scores(output, state, scores_of)
             for name, prediction in output.predictions.items():
                 index = prediction.predicts.nonzero()[:, 0]
                 own = scores[index] if name in state.trained else scores[index].detach()
                 weights = self._weights(prediction.part(index))
-                totals[name] = add_weighted(totals[name], own, output.rows[index], weights, len(state.rollouts[name].counts))
+                totals[name] = add_weighted(
+                    totals[name], own, output.rows[index], weights, len(state.rollouts[name].counts)
+                )
         return {name: self._logits(average(total, state.rollouts[name].counts)) for name, total in totals.items()}
 
     def _scores(self, output: ModuleOutput, state: PMNState, scores_of: ScoresOf) -> Tensor:

@@ -57,8 +57,7 @@ class PolicyNetwork(nn.Module):
         self.norm = GateNorm(WIDTHS[0])
         channels = [WIDTHS[0], *WIDTHS]
         self.blocks = nn.ModuleList(
-            PolicyBlock(a, b, 1 if i == 0 else 2)
-            for i, (a, b) in enumerate(zip(channels, channels[1:], strict=False))
+            PolicyBlock(a, b, 1 if i == 0 else 2) for i, (a, b) in enumerate(zip(channels, channels[1:], strict=False))
         )
         self.score = nn.Linear(WIDTHS[-1], outputs)
         for layer in self.modules():

@@ -312,7 +312,7 @@ def _modules(units: Sequence[Unit], num_stages: int) -> list[int]:
     """Indices of the units that are modules."""
     stages = sorted({unit.stage for unit in units})
     if not 0 <= num_stages <= len(stages):
-        raise ValueError(f"MODEL.POLICY.PMN.STAGES is {num_stages}, but {len(stages)} stages have blocks to switch off.")
+        raise ValueError(f"MODEL.POLICY.PMN.STAGES is {num_stages}, but {len(stages)} stages have gated blocks.")
     chosen = stages[-num_stages:] if num_stages else stages
     return [index for index, unit in enumerate(units) if unit.stage in chosen]
 

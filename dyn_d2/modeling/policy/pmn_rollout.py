@@ -26,7 +26,7 @@ class Rollout:
         taken: bool (N, M), Omega'_k: levels taken by any module so far.
         counts: int64 (N,), |a'|: how many modules predict.
         levels: for each module so far a_k, bool (N, M).
-        log_probs: for each module so far (N,), log pi of the actions that were taken there; empty where none is sampled.
+        log_probs: for each module so far (N,), log pi of the actions taken there; empty where none is sampled.
         accuracy: (N,) in [0, 1], A of Eq. 7; set by the head.
     """
 

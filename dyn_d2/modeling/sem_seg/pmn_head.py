@@ -43,8 +43,8 @@ class AtrousPyramid(nn.Module):
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class PMNHead(nn.Module):
-    """F_Phi, shared by all modules: a 1x1 convolution with ReLU to a common width, one for each number of channels, then
-    an atrous pyramid. Only images that a module predicts for pass it there.
+    """F_Phi, shared by all modules: a 1x1 convolution with ReLU to a common width, one for each number of channels,
+    then an atrous pyramid. Only images that a module predicts for pass it there.
 
     It reads the features of the modules from the trace; the feature maps of the backbone tell it the channels only.
     """

@@ -9,7 +9,10 @@ from dyn_d2.dynamic import recording
 from dyn_d2.modeling.policy.pmn_rollout import GREEDY
 
 BACKBONES = {
-    "build_gated_cifar_resnet_backbone": {"MODEL__RESNETS__DEPTH": 14, "MODEL__RESNETS__OUT_FEATURES": ["res3", "res4"]},
+    "build_gated_cifar_resnet_backbone": {
+        "MODEL__RESNETS__DEPTH": 14,
+        "MODEL__RESNETS__OUT_FEATURES": ["res3", "res4"],
+    },
     "build_gated_resnet_backbone": {"MODEL__RESNETS__OUT_FEATURES": ["res3", "res5"]},
 }
 
