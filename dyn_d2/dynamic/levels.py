@@ -18,7 +18,7 @@ class KnowledgeLevels:
         labels: names of the K classes; empty where nobody named them.
         start: bool (M,), what the first module may take.
         reach: bool (M, M), ``reach[i, j]``: level j lies within the hops below level i.
-        children: bool (M, K), the classes that are children of each level; None where all are children of the one level.
+        children: bool (M, K), the classes that are children of a level; None: all are, of the one level.
     """
 
     def __init__(

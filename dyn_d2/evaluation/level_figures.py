@@ -80,7 +80,7 @@ def _draw_one(axis, table: RouteTable, index: int, total: int) -> None:
 
 
 def _examples(table: RouteTable, count: int) -> list[int]:
-    """Of evenly spread classes, least executed first, the image in the middle; evenly spread ones of unlabelled images."""
+    """The image in the middle of each of evenly spread classes, least executed first; of unlabelled images any."""
     percent, members = executed_percent(table), list(groups(table).values())
     if len(members) == 1:
         members = np.array_split(members[0][np.argsort(percent[members[0]], kind="stable")], min(count, len(table)))

@@ -68,9 +68,7 @@ class WeightedAverage(nn.Module):
                 index = prediction.predicts.nonzero()[:, 0]
                 own = scores[index] if name in state.trained else scores[index].detach()
                 weights = self._weights(prediction.part(index))
-                totals[name] = add_weighted(
-                    totals[name], own, output.rows[index], weights, len(state.rollouts[name].counts)
-                )
+                totals[name] = add_weighted(totals[name], own, output.rows[index], weights, images)
         return {name: self._logits(average(total, state.rollouts[name].counts)) for name, total in totals.items()}
 
     def _scores(self, output: ModuleOutput, state: PMNState, scores_of: ScoresOf) -> Tensor:

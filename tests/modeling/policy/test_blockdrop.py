@@ -79,7 +79,7 @@ def test_the_loss_is_that_of_the_paper(step):
             prob = 0.8 * trace.state[n, index] + 0.2 * (1 - trace.state[n, index])
             expected -= (rewards[0] - rewards[1]) * float(log_likelihood(gates(trace)[index][n], prob.detach())) / 6
             entropy = -(prob * prob.log() + (1 - prob) * (1 - prob).log())
-            expected -= entropy_weight * float(entropy) / 6
+            expected -= entropy_weight * float(entropy.detach()) / 6
     losses = policy.losses(trace, {})
     assert losses["loss_policy"].item() == pytest.approx(expected, abs=1e-4)
     assert policy.steps == step + 1

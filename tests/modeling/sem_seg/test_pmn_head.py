@@ -11,6 +11,7 @@ from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.modeling.policy.pmn_rollout import GREEDY, SAMPLED
 from dyn_d2.utils.errors import UserError
 
+from detectron2.structures import ImageList
 from detectron2.utils.events import EventStorage
 
 
@@ -29,7 +30,8 @@ def test_logits_are_the_average_over_modules_at_the_common_stride():
     head, inputs = model.sem_seg_head, batch(2)
     with recording() as trace, torch.no_grad():
         outputs = model.forward_task(inputs)
-        images = model.preprocess_image(inputs).tensor
+        normal = [(item["image"] - model.pixel_mean) / model.pixel_std for item in inputs]
+        images = ImageList.from_tensors(normal, model.backbone.size_divisibility).tensor
     modules = [output.module for output in trace.state.outputs]
     assert modules == [1, 3, 5]  # the last blocks of res3, res4, res5
     with torch.no_grad():
