@@ -30,6 +30,7 @@ def test_wheel_builds_in_an_empty_environment(tmp_path):
     assert "dyn_d2/embedded/detectron2/modeling/meta_arch/rcnn.py" in names
     assert "dyn_d2/embedded/detectron2/model_zoo/configs/Base-RCNN-FPN.yaml" in names
     assert "dyn_d2/data/digit_scenes/photo_regions.json" in names
+    assert "dyn_d2/hierarchy/trees/universal.yaml" in names
     for end in (".cpp", ".h", ".cu", "_kernels.cuh"):
         assert f"dyn_d2/ops/message_passing/message_passing{end}" in names
     assert not [name for name in names if name.startswith(("tests", "tools"))]

@@ -14,10 +14,12 @@ from torch import nn
 from dyn_d2.checkpoint import LoadReport
 from dyn_d2.data.check import check_image_files, check_records, summary
 from dyn_d2.data.classification import check_labels, is_classification, require_files
+from dyn_d2.data.semantic import IGNORE, count_pixels
 from dyn_d2.evaluation import with_routes
 from dyn_d2.modeling.freeze import has_frozen_parts
 from dyn_d2.utils.errors import UserError
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
@@ -29,6 +31,7 @@ logger = logging.getLogger(__name__)
 FEW_SHOT_STAGES = ("novel", "finetune")
 DRY_RUN_IMAGES = 2
 READ_IMAGES = 1000  # of larger data sets the images are only looked for, not opened
+READ_MAPS = 200  # label maps of a data set, evenly spread
 
 
 class PreflightError(UserError):
@@ -94,7 +97,7 @@ def check_trainer(trainer: DynTrainer) -> None:
     if cfg.FEW_SHOT.BENCHMARK:
         problems += _stage_problems(cfg, report, classes)
         problems += _instance_problems(cfg, trainer, classes, list(metadata.get("novel_classes", [])))
-    problems += _data_problems(trainer)
+    problems += _data_problems(trainer) + _label_map_problems(trainer.cfg)
     problems += _evaluation_problems(trainer)
     _raise(problems, "the first step")
     counts = ", ".join(f"{name} {trainer.data_loader.instances[i]}" for i, name in enumerate(classes[:40]))
@@ -198,6 +201,24 @@ def _data_problems(trainer: DynTrainer) -> list[str]:
         report.tolerate(metadata.get("tolerated_defects", ["empty_box"]))
         if not report.ok:
             problems.append(f"data set {name} has {summary(report.problems, per_kind=5)}")
+    return problems
+
+
+def _label_map_problems(cfg: CfgNode) -> list[str]:
+    """Label maps with values that are no class of their data set; at most READ_MAPS of each set are read."""
+    if not comm.is_main_process():
+        return []
+    problems = []
+    for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
+        metadata = MetadataCatalog.get(name)
+        if not metadata.get("stuff_classes", None):
+            continue
+        try:
+            records = [record for record in DatasetCatalog.get(name) if "sem_seg_file_name" in record]
+            some = records[:: max(1, -(-len(records) // READ_MAPS))]
+            count_pixels(some, len(metadata.stuff_classes), metadata.get("ignore_label", IGNORE))
+        except (ValueError, OSError) as error:
+            problems.append(f"data set {name}: {error}")
     return problems
 
 

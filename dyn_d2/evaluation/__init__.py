@@ -2,11 +2,13 @@
 
 from .build import build_evaluator, with_routes
 from .class_groups import GroupedCOCOEvaluator, group_means
+from .concept_levels import ConceptLevelEvaluator
 from .few_shot import FewShotLVISEvaluator, FewShotVOCEvaluator
 from .routes import RouteEvaluator, RouteTable
 from .shape_quality import ShapeQualityEvaluator
 
 __all__ = [
+    "ConceptLevelEvaluator",
     "FewShotLVISEvaluator",
     "FewShotVOCEvaluator",
     "GroupedCOCOEvaluator",

@@ -21,6 +21,7 @@ from detectron2.evaluation import (
 
 from .class_groups import ClassGroups, GroupedCOCOEvaluator
 from .classification import ClassificationEvaluator
+from .concept_levels import ConceptLevelEvaluator
 from .few_shot import FewShotLVISEvaluator, FewShotVOCEvaluator, few_shot_groups
 from .partial_masks import mask_groups
 from .routes import RouteEvaluator
@@ -57,7 +58,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
 
     Sets with ``base_classes`` in their metadata get base and novel AP as well; those in COCO's format, where a model
     with masks was trained on the masks of some classes, AP of the classes with and without; and models that output
-    shape activations how good these are.
+    shape activations how good these are. Sets with labels on a concept tree get the scores at each level.
 
     Args:
         output_folder: where predictions are written; OUTPUT_DIR/inference when None.
@@ -79,6 +80,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
     few_shot = few_shot_groups(metadata)
     evaluators = [_BUILDERS[k](cfg, dataset_name, folder, few_shot | by_masks if k == "coco" else few_shot)
                   for k in kinds]  # fmt: skip
+    if {"sem_seg", "cityscapes_sem_seg"} & set(kinds) and metadata.get("hierarchy", None):
+        evaluators.append(ConceptLevelEvaluator(dataset_name, folder))
     if cfg.MODEL.MASK_ON and cfg.MODEL.SHAPE_PROP.OUTPUT_MAPS:
         evaluators.append(ShapeQualityEvaluator(dataset_name, by_masks))
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)

@@ -3,18 +3,20 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_detection import tiny_opts, write_boxes
 
 from dyn_d2.checkpoint import CheckpointError
 from dyn_d2.checkpoint.surgery import Source, operate, save
+from dyn_d2.data.semantic.label_maps import write_label_map
 from dyn_d2.engine.hooks import DivergenceError
-from dyn_d2.engine.preflight import PreflightError, check_files, check_trainer
+from dyn_d2.engine.preflight import PreflightError, _label_map_problems, check_files, check_trainer
 from dyn_d2.engine.setup import build_cfg
 from dyn_d2.engine.trainer import DynTrainer, evaluate
 
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 FINETUNE = ["FEW_SHOT.STAGE", "finetune", "FEW_SHOT.METHOD", "tfa_cos", "FEW_SHOT.SHOTS", "1"]
 
@@ -136,3 +138,22 @@ def test_gated_classifier_passes_with_its_routes_and_wrong_class_count_is_named(
     trainer.resume_or_load(resume=False)
     with pytest.raises(PreflightError, match="predicts 12 classes.*has 10: set.*MODEL.IMAGE_CLASSIFIER.NUM_CLASSES"):
         check_trainer(trainer)
+
+
+def test_label_maps_with_unknown_values_are_found(base, tmp_path) -> None:
+    paths = [str(tmp_path / f"{i}.png") for i in range(3)]
+    for i, path in enumerate(paths):
+        write_label_map(path, np.full((4, 5), 2 * i, np.uint8))
+    DatasetCatalog.register("maps_test", lambda: [{"file_name": "x", "sem_seg_file_name": path} for path in paths])
+    MetadataCatalog.get("maps_test").set(stuff_classes=["a", "b", "c"], ignore_label=4)
+    cfg = build_cfg("", base[0])
+    assert _label_map_problems(cfg) == []
+    cfg.defrost()
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("maps_test",)
+    assert _label_map_problems(cfg) == []
+    MetadataCatalog.get("maps_test").stuff_classes.append("d")  # a longer list does not hurt
+    write_label_map(paths[1], np.full((4, 5), 7, np.uint8))
+    (problem,) = _label_map_problems(cfg)
+    assert problem.startswith("data set maps_test: ") and "1.png holds 7" in problem
+    DatasetCatalog.remove("maps_test")
+    MetadataCatalog.remove("maps_test")

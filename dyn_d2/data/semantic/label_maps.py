@@ -72,15 +72,17 @@ def read_label_map(path: str | os.PathLike) -> np.ndarray:
     """(H, W) uint8.
 
     Raises:
-        ValueError: not 8-bit grey. Detectron2 would silently take the brightness of a palette's colours for classes.
+        ValueError: not 8-bit grey. Detectron2 would silently take the brightness of a palette's colours for classes;
+            palettes in which this is the class itself pass.
     """
     with Image.open(path) as image:
-        if image.mode != "L":
+        classes, as_read = np.array(image), np.array(image.convert("L"))
+        if image.mode not in ("L", "P") or (classes != as_read).any():
             raise ValueError(
                 f"{path} is a PNG of mode {image.mode}, not a grey one of 8 bits: it is no label map; "
                 "datasets/prepare_semantic.py writes these."
             )
-        return np.array(image)
+        return as_read
 
 
 def load_pairs(images: str | os.PathLike, maps: str | os.PathLike, image_suffix: str = ".jpg") -> list[Record]:
