@@ -391,7 +391,7 @@ def _add_dsspn_keys(cfg: CN) -> None:
     cfg.MODEL.DSSPN.WIDTH = 48
     # Channels of a neuron's 1x1 convolution (its number is lost in our copy of the paper).
     cfg.MODEL.DSSPN.BOTTLENECK = 256
-    # k_0, width of the transition (lost too; chosen so that the head has the paper's number of parameters).
+    # k_0, width of the transition (lost too; with 256 it alone would be larger than the whole head of Table 6).
     cfg.MODEL.DSSPN.TRANSITION_CHANNELS = 128
     # Dilations of the transition.
     cfg.MODEL.DSSPN.RATES = [6, 12, 18]

@@ -6,6 +6,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest  # noqa: E402
+from semantic_sets import squares  # noqa: E402, F401  a fixture
 
 import dyn_d2  # noqa: E402, F401  chooses the engine and registers everything
 from dyn_d2.engine_choice import describe_engine  # noqa: E402

@@ -109,17 +109,18 @@ def _stages(paths: list[Path]) -> list:
 def test_segmentors_train_a_step(path, stage):
     cfg = read_cfg(str(path), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "32"])
     cfg.MODEL.POLICY.STAGE = stage
+    cfg.MODEL.RESNETS.DEPTH = min(cfg.MODEL.RESNETS.DEPTH, 50)
     cfg.freeze()
     model = DynTrainer.build_model(cfg)
-    image = torch.randint(0, 255, (3, 64, 96), dtype=torch.uint8)
+    image = {"image": torch.randint(0, 255, (3, 64, 96), dtype=torch.uint8), "height": 64, "width": 96}
     labels = torch.randint(0, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, (64, 96))
     with EventStorage():
-        losses = model([{"image": image, "sem_seg": labels, "height": 64, "width": 96}] * 2)
+        losses = model([{**image, "sem_seg": labels, "dataset": cfg.DATASETS.TRAIN[0]}] * 2)
     assert "loss_sem_seg" in losses and all(torch.isfinite(loss) for loss in losses.values())
     sum(losses.values()).backward()
     model.eval()
     with torch.no_grad():
-        (output,) = model([{"image": image, "height": 64, "width": 96}])
+        (output,) = model([{**image, "dataset": cfg.DATASETS.TEST[0]}])
     assert output["sem_seg"].shape == (cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, 64, 96)
 
 

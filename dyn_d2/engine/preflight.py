@@ -118,6 +118,8 @@ def head_classes(model: nn.Module) -> int | None:
 
 
 def _head_problems(cfg, model: nn.Module, classes: list[str]) -> list[str]:
+    if hasattr(model, "sem_seg_head"):  # the classes of label maps are another list, and may differ between data sets
+        return []
     rows = head_classes(model)
     problems = []
     if rows is not None and classes and rows != len(classes):

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 NOT_COUNTED = (
     "normalisation", "activations and soft-max", "pooling", "residual additions", "resizing",
-    "whatever follows the backbone of a detector or segmentor",
+    "what follows the backbone, except in ImageClassifier and HierarchicalSegmentor",
 )  # fmt: skip
 _COSTS = ("executed", "expected", "dense", "gates")
 _FORMAT = 1

@@ -129,9 +129,8 @@ def _check(cfg: CfgNode) -> None:
     res = cfg.MODEL.RESNETS
     if res.DEPTH not in BLOCKS_PER_STAGE:
         raise ValueError(f"MODEL.RESNETS.DEPTH is {res.DEPTH}: use one of {', '.join(map(str, BLOCKS_PER_STAGE))}.")
-    needed = (
-        {} if res.DEPTH >= 50 else {"RES2_OUT_CHANNELS": 64, "RES4_DILATION": 1, "RES5_DILATION": 1, "NUM_GROUPS": 1}
-    )
+    small = {"RES2_OUT_CHANNELS": 64, "RES4_DILATION": 1, "RES5_DILATION": 1, "NUM_GROUPS": 1}
+    needed = {} if res.DEPTH >= 50 else small
     if cfg.MODEL.GATED.UNIT != "block":
         needed["NUM_GROUPS"] = 1
     for key, value in needed.items():

@@ -36,7 +36,7 @@ class HierarchicalSegmentor(DynamicModel, SemanticSegmentor):
         """Inputs and outputs as in the parent, and as above.
 
         Raises:
-            ValueError: the batch mixes data sets of different labels, or nobody says of which it is.
+            ValueError: the batch mixes data sets of different labels, or nobody says of which of several it is.
         """
         head = self.sem_seg_head
         with head.labels_of(self._dataset(batched_inputs)):
@@ -58,11 +58,6 @@ class HierarchicalSegmentor(DynamicModel, SemanticSegmentor):
             raise ValueError(
                 f"a batch has images of {', '.join(name or '(unnamed)' for name in names)}, whose labels differ: set "
                 "DATALOADER.ONE_DATASET_PER_BATCH True."
-            )
-        if self.training and names == [""] and self.sem_seg_head.several_label_sets:
-            raise ValueError(
-                "the model was made for data sets of different labels, but the inputs do not say of which they are: "
-                'set DATALOADER.ONE_DATASET_PER_BATCH True, or give each input its "dataset".'
             )
         return names[0] or None if names else None
 

@@ -59,9 +59,8 @@ class DSSPNHead(nn.Module):
         *,
         tree: Hierarchy,
         labels: Mapping[str, Sequence[str]],
-        train_set: str,
-        test_set: str,
-        several_label_sets: bool = False,
+        train_sets: Sequence[str],
+        test_sets: Sequence[str] = (),
         width: int = 48,
         bottleneck: int = 256,
         transition_channels: int = 128,
@@ -80,8 +79,8 @@ class DSSPNHead(nn.Module):
             input_shape: feature name -> channels (of all features the same) and stride.
             tree: one neuron is made for each concept with two children or more.
             labels: registered data set -> concept of each of its labels.
-            train_set, test_set: which of them is meant where nobody says (``labels_of``).
-            several_label_sets: whether the sets to train on have different labels, so that somebody has to say.
+            train_sets, test_sets: which of them are meant in training and evaluation where nobody says (``labels_of``);
+                an empty list means the other one.
             width: k.
             bottleneck: channels of the 1x1 convolution of a neuron.
             transition_channels: k_0.
@@ -110,9 +109,9 @@ class DSSPNHead(nn.Module):
         channels = {shape.channels for shape in input_shape.values()}
         if len(channels) > 1:
             raise ValueError(f"MODEL.SEM_SEG_HEAD.IN_FEATURES have {sorted(channels)} channels; DSSPN adds them up.")
-        self.several_label_sets = several_label_sets
         self.tree, self.dynamic, self.softmax, self.block = tree, dynamic, softmax, block
-        self.train_set, self.test_set, self._asked = train_set, test_set, None
+        self._sets = {True: list(train_sets or test_sets), False: list(test_sets or train_sets)}
+        self._asked: str | None = None
         self.loss_weight, self.ignore_value = loss_weight, ignore_value
         self._loss = partial(neuron_loss, softmax=softmax, outside_negative=outside_negative)
         self._average = average
@@ -159,9 +158,8 @@ class DSSPNHead(nn.Module):
             "input_shape": {name: shape for name, shape in input_shape.items() if name in head.IN_FEATURES},
             "tree": tree,
             "labels": labels,
-            "train_set": (train + test)[0],
-            "test_set": (test + train)[0],
-            "several_label_sets": len({labels[name] for name in train}) > 1,
+            "train_sets": train,
+            "test_sets": test,
             "width": dsspn.WIDTH,
             "bottleneck": dsspn.BOTTLENECK,
             "transition_channels": dsspn.TRANSITION_CHANNELS,
@@ -187,8 +185,21 @@ class DSSPNHead(nn.Module):
 
     @property
     def plan(self) -> LabelPlan:
-        """For the data set at hand."""
-        return self.plan_of(self._asked or (self.train_set if self.training else self.test_set))
+        """For the data set at hand.
+
+        Raises:
+            ValueError: nobody said which one it is, and there are several with different labels.
+        """
+        if self._asked:
+            return self.plan_of(self._asked)
+        first, *others = (self.plan_of(name) for name in self._sets[self.training])
+        if any(other is not first for other in others):
+            raise ValueError(
+                f"{', '.join(self._sets[self.training])} have different labels, and the inputs do not say of which "
+                "they are: set MODEL.META_ARCHITECTURE to HierarchicalSegmentor and DATALOADER.ONE_DATASET_PER_BATCH "
+                'True, or give each input its "dataset".'
+            )
+        return first
 
     def plan_of(self, dataset: str) -> LabelPlan:
         """For a data set.
@@ -248,7 +259,7 @@ class DSSPNHead(nn.Module):
         if not self.dynamic:
             decide, run = torch.ones_like(decide), torch.ones_like(run)
         self._record(plan, x0, decide, run)
-        total, depths = x0.sum() * 0.0, {}
+        total, depths = x0.flatten()[:0].float().sum(), {}  # 0, connected to the graph
         for decision, images, logits in self._logits(plan, x0, decide, run):
             below = plan.below[:, decision.columns]
             inside = plan.inside[:, list(plan.decisions).index(decision.neuron)]

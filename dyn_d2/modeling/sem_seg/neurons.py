@@ -25,7 +25,8 @@ def source_key(source: str) -> str:
 
 
 class Transition(nn.Module):
-    """l_0: parallel dilated 3x3 convolutions (atrous spatial pyramid), summed, then ReLU; (N, C, h, w) to (N, k_0, h, w)."""
+    """l_0: parallel dilated 3x3 convolutions (atrous spatial pyramid), summed, then ReLU. (N, C, h, w) to
+    (N, k_0, h, w)."""
 
     def __init__(self, in_channels: int, out_channels: int, rates: Sequence[int] = (6, 12, 18)) -> None:
         super().__init__()
@@ -73,13 +74,16 @@ class SemanticNeuron(nn.Module):
         self.bias = nn.Parameter(torch.zeros(bottleneck))
         self.evolve = nn.Conv2d(bottleneck, width, 3, padding=1)
         self.classify = nn.ModuleDict({key_of(child): nn.Conv2d(width, 1, 1) for child in children})
-        for conv in self.reduce.values():
-            nn.init.normal_(conv.weight, std=sqrt(2 / sum(sources.values())))
-        nn.init.normal_(self.evolve.weight, std=sqrt(2 / (9 * bottleneck)))
-        nn.init.zeros_(self.evolve.bias)
-        for conv in self.classify.values():
-            nn.init.normal_(conv.weight, std=0.01)
-            nn.init.zeros_(conv.bias)
+        for name, parameter in self.named_parameters():
+            nn.init.normal_(parameter, std=self.initial_std(name))
+
+    def initial_std(self, parameter: str) -> float:
+        """Standard deviation of the random start of a parameter, by its name within the neuron."""
+        if parameter.endswith("bias"):
+            return 0.0
+        inputs = sum(conv.in_channels for conv in self.reduce.values())
+        layers = {"reduce": sqrt(2 / inputs), "evolve": sqrt(2 / (9 * self.evolve.in_channels)), "classify": 0.01}
+        return layers[parameter.partition(".")[0]]
 
     def forward(self, sources: Sequence[Tensor]) -> Tensor:
         """One (N, channels, h, w) tensor for each of ``sources`` -> (N, width, h, w)."""

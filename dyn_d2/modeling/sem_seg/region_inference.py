@@ -20,8 +20,10 @@ from torch.nn import functional as F
 from dyn_d2.dynamic import Cost, Step, current_trace
 from dyn_d2.dynamic.decisions import fixed
 
-from .label_plan import LabelPlan
+from .label_plan import Decision, LabelPlan
 from .neurons import TRANSITION
+
+_RUNNER_UP = 0.999  # largest score of another label, as a share of the chosen one's
 
 
 @torch.no_grad()
@@ -30,8 +32,8 @@ def classify_regions(head, plan: LabelPlan, x0: Tensor) -> Tensor:
 
     At each neuron on its way a pixel goes on to the child with the highest probability p. With C the product of these,
     the score of the label at which it ends is C. Any other child of a neuron on the way that is a label itself gets
-    C * p / max p at this neuron: less than the label that was chosen, so that the arg-max is the way through the tree.
-    All other labels get 0.
+    C * p / max p at this neuron, at most 0.999 C, so that the arg-max is the way through the tree. All other labels
+    get 0.
 
     Args:
         head: a :class:`~dyn_d2.modeling.sem_seg.dsspn.DSSPNHead`.
@@ -51,14 +53,15 @@ def classify_regions(head, plan: LabelPlan, x0: Tensor) -> Tensor:
         rows = torch.cat(reached.pop(name, [start[:0]]))
         if not len(rows):
             continue
-        children = decision.children[: len(decision.goals)]
-        logits = head.neuron(name).scores(features.at(name, rows), children)
+        logits = features.logits(name, rows)
         probability = logits.softmax(1) if head.softmax else logits.sigmoid()
-        best, choice = probability.max(1)
+        choice = logits.argmax(1)  # probabilities may saturate
+        best = probability.gather(1, choice[:, None])[:, 0]
         confidence[rows] *= best
         for child, goal in enumerate(decision.goals):
             if isinstance(goal, int):
-                share = probability[:, child] / best.clamp(min=1e-30)
+                share = (probability[:, child] / best.clamp(min=1e-30)).clamp(max=_RUNNER_UP)
+                share[choice == child] = 1.0
                 ratio[rows, goal] = torch.maximum(ratio[rows, goal], share)  # several ways may lead to a label
             else:
                 reached.setdefault(goal, []).append(rows[choice == child])
@@ -80,8 +83,7 @@ def _inside_images(stride: int, x0: Tensor) -> Tensor:
 
 
 class _Everywhere:
-    """Features of all neurons that the data set needs, on all positions: the fixed structure, and the reference of the
-    other."""
+    """All neurons that the data set needs, on all positions: the fixed structure, and the reference of the other."""
 
     def __init__(self, head, plan: LabelPlan, x0: Tensor) -> None:
         self._head, self._plan, self._x0 = head, plan, x0
@@ -89,11 +91,14 @@ class _Everywhere:
         for name in plan.needed:
             sources = [maps[source] for source in (TRANSITION, *head.above[name])]
             maps[name] = head.neuron(name)(head.combine(name, sources))
-        self._rows = {name: _as_rows(value) for name, value in maps.items()}
+        self._logits = {
+            name: head.neuron(name).scores(_as_rows(maps[name]), _children(decision))
+            for name, decision in plan.decisions.items()
+        }
 
-    def at(self, name: str, rows: Tensor) -> Tensor:
-        """(len(rows), k) features of a neuron."""
-        return self._rows[name][rows]
+    def logits(self, name: str, rows: Tensor) -> Tensor:
+        """(len(rows), C) logits of the children that a neuron decides between."""
+        return self._logits[name][rows]
 
     def record(self) -> None:
         """Write steps and costs into the trace, if somebody records."""
@@ -103,7 +108,7 @@ class _Everywhere:
 
 
 class _Regions:
-    """Features of neurons at the positions that need them, computed when they are asked for."""
+    """Neurons at the positions that need them, computed when they are asked for."""
 
     def __init__(self, head, plan: LabelPlan, x0: Tensor) -> None:
         count, channels, height, width = x0.shape
@@ -120,15 +125,15 @@ class _Regions:
         self._read = {name: x0.new_zeros(count, dtype=torch.long) for name in plan.needed}  # rows per image
         self._made, self._decided = dict(self._read), dict(self._read)
 
-    def at(self, name: str, rows: Tensor) -> Tensor:
-        """(len(rows), k) features of a neuron."""
+    def logits(self, name: str, rows: Tensor) -> Tensor:
+        """(len(rows), C) logits of the children that a neuron decides between."""
         wanted = torch.zeros(self._count, dtype=torch.bool, device=rows.device)
         wanted[rows] = True
         self._decided[name] = self._decided[name] + self._per_image(rows)
         for _ in range(self._heights[name]):
             wanted = self._grown(wanted.nonzero().flatten())
         self._ensure(name, wanted)
-        return self._rows[name][rows]
+        return self._head.neuron(name).scores(self._rows[name][rows], _children(self._plan.decisions[name]))
 
     def _grown(self, rows: Tensor) -> Tensor:
         """(count,) bool: the rows and all around them."""
@@ -185,9 +190,13 @@ class _Regions:
 
     def record(self) -> None:
         """Write steps and costs into the trace, if somebody records."""
-        _record(
-            self._head, self._plan, self._x0, lambda name: (self._read[name], self._made[name], self._decided[name])
-        )
+        counts = self._read, self._made, self._decided
+        _record(self._head, self._plan, self._x0, lambda name: tuple(rows[name] for rows in counts))
+
+
+def _children(decision: Decision) -> tuple[str, ...]:
+    """Those that the data set defines; without concept masking a neuron has learned others too."""
+    return decision.children[: len(decision.goals)]
 
 
 def _as_rows(x: Tensor) -> Tensor:

@@ -36,7 +36,9 @@ STRIDE = 4
 def _head(train="fine", test=None, **options) -> DSSPNHead:
     small = {"width": 6, "bottleneck": 8, "transition_channels": 5, "rates": (1, 2)}
     shapes = {"p2": ShapeSpec(channels=3, stride=STRIDE)}
-    head = DSSPNHead(shapes, tree=TREE, labels=LABELS, train_set=train, test_set=test or train, **(small | options))
+    head = DSSPNHead(
+        shapes, tree=TREE, labels=LABELS, train_sets=[train], test_sets=[test or train], **(small | options)
+    )
     for parameter in head.neurons.parameters():  # classifiers start near 0, where all children look alike
         torch.nn.init.normal_(parameter, std=0.5)
     return head
@@ -144,7 +146,7 @@ def _reference_loss(head, x0, targets, concepts, *, softmax=False, masking=True,
                     )
                     truth = [float(c == own or c in TREE.ancestors(own)) for c in children]
                     if softmax:
-                        loss = -(logits.softmax(0) * torch.tensor(truth)).sum().log()
+                        loss = logits.logsumexp(0) - logits[torch.tensor(truth) > 0].logsumexp(0)
                     else:
                         loss = F.binary_cross_entropy_with_logits(logits, torch.tensor(truth), reduction="sum")
                     sums[name] = sums.get(name, 0) + loss
@@ -188,6 +190,30 @@ def test_fixed_structure_has_the_same_loss_and_runs_everything(monkeypatch):
     assert calls == {name: [2] for name in head.plan_of("fine").needed}
 
 
+def _kept_for_backward(head, x0, targets) -> int:
+    """Elements of the tensors that the backward pass waits for; views of one tensor count once."""
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), EventStorage():
+        head.losses(x0, targets)["loss_sem_seg"].backward()
+    return sum(kept.values())
+
+
+def test_memory_grows_with_the_active_neurons():
+    head, x0 = _head(), torch.rand(1, 5, 40, 40, requires_grad=True)
+    amounts = []
+    for labels in ([7], [7, 0], [7, 0, 2, 5]):
+        targets = torch.tensor(labels).repeat_interleave(160 // len(labels)).expand(1, 160, 160)
+        amounts.append(_kept_for_backward(head, x0, targets))
+    head.dynamic = False
+    amounts.append(_kept_for_backward(head, x0, targets))
+    assert amounts == sorted(amounts) and amounts[0] < 0.5 * amounts[-1]
+
+
 @pytest.mark.parametrize("targets", [torch.full((2, 24, 32), 255), torch.zeros(0, 24, 32, dtype=torch.long)])
 def test_nothing_to_learn_is_a_connected_zero(targets):
     head, x = _head(), torch.rand(len(targets), 3, 6, 8, requires_grad=True)
@@ -206,6 +232,14 @@ def test_wrong_labels_are_named():
         _head(block="dense")
 
 
+@torch.no_grad()
+def _balance(head, x) -> None:
+    """Biases with which no child is far ahead of its siblings on ``x``, so that pixels take many ways."""
+    for name, features in _reference_features(head, head.transition(x)).items():
+        for conv in head.neuron(name).classify.values():
+            conv.bias -= F.conv2d(features, conv.weight, conv.bias).mean()
+
+
 def _reference_ends(head, x0, concepts):
     """(N, h, w) label and its score: each position walks down the tree by itself."""
     features = _reference_features(head, x0)
@@ -222,7 +256,7 @@ def _reference_ends(head, x0, concepts):
                 values = torch.stack(logits)
                 values = values.softmax(0) if head.softmax else values.sigmoid()
                 scores[i, y, x] *= values.max()
-                here = children[int(values.argmax())]
+                here = children[int(torch.stack(logits).argmax())]
             else:
                 here = children[0]
         ends[i, y, x] = concepts.index(here)
@@ -235,6 +269,7 @@ def _reference_ends(head, x0, concepts):
 def test_pixels_walk_down_the_tree(dataset, options, dynamic):
     head = _head(dataset, dynamic=dynamic, **options).eval()
     x = torch.randn(2, 3, 7, 6)
+    _balance(head, x)
     with torch.no_grad():
         ends, scores = _reference_ends(head, head.transition(x), LABELS[dataset])
         output, losses = head({"p2": x})
@@ -248,6 +283,7 @@ def test_pixels_walk_down_the_tree(dataset, options, dynamic):
 def test_neurons_run_on_their_regions_only():
     head = _head().eval()
     x = torch.randn(2, 3, 12, 12)
+    _balance(head, x)
     regions, everywhere = [], []
     for dynamic, costs in ((True, regions), (False, everywhere)):
         head.dynamic = dynamic
@@ -289,12 +325,12 @@ def test_padding_is_not_looked_at():
         cut = head({"p2": x})[0]
     whole = head({"p2": x})[0]
     assert torch.allclose(cut[..., :12, :20], whole[..., :12, :20], atol=1e-6)
-    assert not cut[..., 16:, :].any() or cut[..., 20:, :].abs().sum() == 0
+    assert not cut[..., 16:, :].any() and not cut[..., 24:].any() and whole[..., 16:, :].any()
 
 
 def test_feature_maps_of_a_pyramid_are_added():
     shapes = {"p3": ShapeSpec(channels=3, stride=8), "p2": ShapeSpec(channels=3, stride=4)}
-    head = DSSPNHead(shapes, tree=TREE, labels=LABELS, train_set="fine", test_set="coarse").eval()
+    head = DSSPNHead(shapes, tree=TREE, labels=LABELS, train_sets=["fine"], test_sets=["coarse"]).eval()
     features = {"p2": torch.rand(1, 3, 8, 8), "p3": torch.rand(1, 3, 4, 4)}
     assert head(features)[0].shape == (1, 5, 32, 32)
     with head.labels_of("fine"):
@@ -316,12 +352,10 @@ def test_levels_are_the_concepts_on_the_way():
     assert levels.dtype == torch.int16
 
 
-def test_number_of_parameters_is_the_papers():
-    """Table 6, in megabytes of float32: 217.3 for R-101 with DSSPN, 176.6 for DeepLab's R-101, whose backbone has 42.5
-    million parameters: a head of 11.8 million with the 28 neurons of such a tree."""
-    head = DSSPNHead(
-        {"res5": ShapeSpec(channels=2048, stride=8)}, tree=TREE, labels=LABELS, train_set="fine", test_set="fine"
-    )
+def test_number_of_parameters():
+    """Table 6, in megabytes of float32: 217.3 for R-101 with DSSPN, which without a classifier has 42.5 million
+    parameters. That leaves 11.8 million for the head: 28 neurons of our widths. (The paper's tree is not published.)"""
+    head = DSSPNHead({"res5": ShapeSpec(channels=2048, stride=8)}, tree=TREE, labels=LABELS, train_sets=["fine"])
     transition = sum(p.numel() for p in head.transition.parameters())
     neuron = sum(p.numel() for p in head.neuron("wild").parameters())
     assert transition == pytest.approx(7.08e6, rel=0.01) and transition + 28 * neuron == pytest.approx(11.8e6, rel=0.03)

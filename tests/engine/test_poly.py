@@ -1,0 +1,50 @@
+"""The poly schedule and the rate of the backbone."""
+
+import pytest
+import torch
+from tiny_tasks import task_opts
+
+from dyn_d2.engine.gate_hooks import scale_backbone_rate
+from dyn_d2.engine.setup import read_cfg
+from dyn_d2.engine.trainer import DynTrainer
+from dyn_d2.modeling.meta_arch import find_policy
+
+
+def _cfg(**more):
+    cfg = read_cfg("", task_opts("semantic_fpn", SOLVER__LR_SCHEDULER_NAME="WarmupPolyLR", **more))
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.BASE_LR = 10, 0, 0.5
+    return cfg
+
+
+@pytest.mark.parametrize(("power", "ending"), [(0.9, 0.0), (2.0, 0.3)])
+def test_poly_is_a_power_of_what_is_left(power, ending):
+    cfg = _cfg(SOLVER__POLY_LR_POWER=power, SOLVER__POLY_LR_CONSTANT_ENDING=ending)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    schedule = DynTrainer.build_lr_scheduler(cfg, optimizer)
+    for iteration in range(10):
+        expected = 0.5 * max((1 - iteration / 10) ** power, ending)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)
+        optimizer.step(), schedule.step()
+
+
+def test_warm_up_and_wrong_power():
+    cfg = _cfg()
+    cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.WARMUP_FACTOR = 5, 0.1
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    DynTrainer.build_lr_scheduler(cfg, optimizer)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
+    with pytest.raises(ValueError, match="POLY_LR_POWER is -1"):
+        DynTrainer.build_lr_scheduler(_cfg(SOLVER__POLY_LR_POWER=-1.0), optimizer)
+
+
+def test_backbone_has_its_own_rate_and_gates_another():
+    cfg = _cfg(MODEL__POLICY__NAME="convnet_aig", SOLVER__BACKBONE_LR_FACTOR=0.01, SOLVER__GATE_LR_FACTOR=2.0)
+    model = DynTrainer.build_model(cfg)
+    optimizer = DynTrainer.build_optimizer(cfg, model)
+    rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    gates = set(find_policy(model.backbone).parameters())
+    for name, parameter in model.named_parameters():
+        factor = 2.0 if parameter in gates else 0.01 if name.startswith("backbone") else 1.0
+        assert rate[id(parameter)] == pytest.approx(0.5 * factor), name
+    with pytest.raises(ValueError, match="BACKBONE_LR_FACTOR is -1"):
+        scale_backbone_rate(optimizer, model.backbone, -1.0)
