@@ -16,6 +16,7 @@ def add_dyn_d2_config(cfg: CN) -> None:
     _add_skipnet_keys(cfg)
     _add_deepmoe_keys(cfg)
     _add_cdb_keys(cfg)
+    _add_pmn_keys(cfg)
     _add_baseline_policy_keys(cfg)
     _add_shapeprop_keys(cfg)
     _add_retina_mask_keys(cfg)
@@ -25,8 +26,8 @@ def add_dyn_d2_config(cfg: CN) -> None:
 
 
 def _stage_solver() -> CN:
-    # What one stage has of its own; 0, [] and -1 mean as in SOLVER.
-    return CN({"BASE_LR": 0.0, "MAX_ITER": 0, "STEPS": [], "WARMUP_ITERS": -1})
+    # What one stage has of its own; 0, [], -1 and "" mean as in SOLVER.
+    return CN({"BASE_LR": 0.0, "MAX_ITER": 0, "STEPS": [], "WARMUP_ITERS": -1, "LR_SCHEDULER_NAME": ""})
 
 
 def _add_detector_keys(cfg: CN) -> None:
@@ -109,6 +110,8 @@ def _add_gated_keys(cfg: CN) -> None:
     cfg.MODEL.GATED = CN()
     # What can be switched off: "block" (SkipNet), "group" (CDB) or "channel" (DeepMoE).
     cfg.MODEL.GATED.UNIT = "block"
+    # Whether the first block of the first stage of a ResNet is a unit too (PMN, BlockDrop); SkipNet always runs it.
+    cfg.MODEL.GATED.FIRST_BLOCK = False
     # Bottleneck block of DeepMoE: "A" gates the outputs of its 1x1 and 3x3 convolution, "B" that of the 3x3 one.
     cfg.MODEL.GATED.BOTTLENECK = "A"
     # How many times as many gated channels as the plain network DeepMoE has: 1 is "narrow", 2 "wide".
@@ -169,12 +172,13 @@ def _add_stage_keys(cfg: CN) -> None:
 def _add_policy_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY = CN()
     # What decides: "all_open" (the plain network), "skipnet_ffgate1", "skipnet_ffgate2", "skipnet_rnn", "deepmoe",
-    # "cdb", "convnet_aig", "random_skip" or "fixed".
+    # "cdb", "convnet_aig", "pmn", "blockdrop", "random_skip" or "fixed".
     cfg.MODEL.POLICY.NAME = "all_open"
-    # Stage of its training: "sp" or "hrl" of SkipNet, "joint" or "finetune" of DeepMoE; "" for the first.
+    # Stage of its training: "sp" or "hrl" of SkipNet, "joint" or "finetune" of DeepMoE, "pretrain" or "joint" of PMN
+    # and BlockDrop; "" for the first.
     cfg.MODEL.POLICY.STAGE = ""
-    # SkipNet, ConvNet-AIG, CDB: what the probability of a unit has to exceed to run in evaluation; SkipNet's stage "sp"
-    # trains with it too.
+    # SkipNet, ConvNet-AIG, CDB, BlockDrop: what the probability of a unit has to exceed to run in evaluation; SkipNet's
+    # stage "sp" trains with it too. PMN: what q has to exceed for an image to go on.
     cfg.MODEL.POLICY.THRESHOLD = 0.5
     # Of the sigmoid of SkipNet's gates and of the Gumbel soft-max of ConvNet-AIG.
     cfg.MODEL.POLICY.TEMPERATURE = 1.0
@@ -230,6 +234,58 @@ def _add_cdb_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY.CDB.NOISE = 1.0
     # alpha_2 of Eq. 15, weight of the execution and FLOPs losses.
     cfg.MODEL.POLICY.CDB.RESOURCE_WEIGHT = 1.0
+
+
+def _add_pmn_keys(cfg: CN) -> None:
+    cfg.MODEL.POLICY.PMN = CN()
+    # The concept tree: name of a shipped one or a yaml file; "" for one level above all classes.
+    cfg.MODEL.POLICY.PMN.TREE = ""
+    # Data set of the tree whose labels are the classes; "" for the name of the tree.
+    cfg.MODEL.POLICY.PMN.LABELS = ""
+    # What is decided: "levels" (PMN), "modules" ("Policy-adaptive" of Table 1), "stop" ("Policy"), or nothing: "fixed",
+    # "random" or "distribute".
+    cfg.MODEL.POLICY.PMN.ACTIONS = "levels"
+    # Modules that the last three run; 0 for all.
+    cfg.MODEL.POLICY.PMN.MODULES = 0
+    # Stages, from the end, whose blocks are modules: 2 in segmentation, 0 (all) in classification.
+    cfg.MODEL.POLICY.PMN.STAGES = 0
+    # How many steps down the tree the graph search looks (Table 4: 1).
+    cfg.MODEL.POLICY.PMN.HOPS = 2
+    # Later modules may take levels that were taken before (Table 4: "w/o overlap").
+    cfg.MODEL.POLICY.PMN.OVERLAP = True
+    # beta of Eq. 6 for classes outside of the levels that a module took; 1.0 is "w/o weighting" of Table 4.
+    cfg.MODEL.POLICY.PMN.OFF_LEVEL_WEIGHT = 0.8
+    # What beta multiplies: "logits" (the formula) or "probabilities".
+    cfg.MODEL.POLICY.PMN.WEIGH = "logits"
+    # Width of the LSTM and of its input.
+    cfg.MODEL.POLICY.PMN.WIDTH = 512
+    # alpha of Eq. 12 for levels, and of Eq. 11 for going on. With 0.8 for the latter, a sampled path is longer than k
+    # modules with probability 0.8^k at most.
+    cfg.MODEL.POLICY.PMN.ALPHA = 0.8
+    cfg.MODEL.POLICY.PMN.STOP_ALPHA = 0.8
+    # lambda of Eq. 7: what stopping early is worth against accuracy.
+    cfg.MODEL.POLICY.PMN.LAMBDA = 0.5
+    # Weight of the policy gradient.
+    cfg.MODEL.POLICY.PMN.WEIGHT = 1.0
+    # Which predictions the network learns from: the "sampled" ones, or "both" (the greedy ones too).
+    cfg.MODEL.POLICY.PMN.TRAIN_ON = "sampled"
+    # Logit of going on, at the start.
+    cfg.MODEL.POLICY.PMN.INIT_BIAS = 0.0
+    # Rates of the atrous convolutions of PMNHead.
+    cfg.MODEL.SEM_SEG_HEAD.ASPP_RATES = [6, 12, 18, 24]
+
+    cfg.MODEL.POLICY.BLOCKDROP = CN()
+    # Bounds the probabilities that are sampled from.
+    cfg.MODEL.POLICY.BLOCKDROP.ALPHA = 0.8
+    # gamma, the negative reward of a wrong answer; 5 or 10 in the authors' code.
+    cfg.MODEL.POLICY.BLOCKDROP.PENALTY = 5.0
+    # Weight of the policy gradient.
+    cfg.MODEL.POLICY.BLOCKDROP.WEIGHT = 1.0
+    # Logit of new probabilities.
+    cfg.MODEL.POLICY.BLOCKDROP.INIT_BIAS = 0.0
+    # The first ITERS steps of stage "joint" decide about more and more blocks, from the last one on, with a gamma and a
+    # weight of the entropy of their own.
+    cfg.MODEL.POLICY.BLOCKDROP.CURRICULUM = CN({"ITERS": 0, "PENALTY": 1.0, "ENTROPY": 0.1})
 
 
 def _add_baseline_policy_keys(cfg: CN) -> None:

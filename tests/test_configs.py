@@ -97,9 +97,18 @@ def test_single_stage_detectors_train_a_step(path, heads):
     assert output["instances"].image_size == (96, 128) and output["instances"].has("pred_masks") == bool(heads)
 
 
-@pytest.mark.parametrize("path", SEGMENTORS, ids=_name)
-def test_segmentors_train_a_step(path):
+def _stages(paths: list[Path]) -> list:
+    return [
+        pytest.param(path, stage, id=f"{_name(path)}-{stage}" if stage else _name(path))
+        for path in paths
+        for stage in policy_class(read_cfg(str(path))).STAGES
+    ]
+
+
+@pytest.mark.parametrize(("path", "stage"), _stages(SEGMENTORS))
+def test_segmentors_train_a_step(path, stage):
     cfg = read_cfg(str(path), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "32"])
+    cfg.MODEL.POLICY.STAGE = stage
     cfg.MODEL.RESNETS.DEPTH = min(cfg.MODEL.RESNETS.DEPTH, 50)
     cfg.freeze()
     model = DynTrainer.build_model(cfg)
@@ -115,20 +124,13 @@ def test_segmentors_train_a_step(path):
     assert output["sem_seg"].shape == (cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, 64, 96)
 
 
-def _stages() -> list:
-    return [
-        pytest.param(path, stage, id=f"{_name(path)}-{stage}" if stage else _name(path))
-        for path in CLASSIFIERS
-        for stage in policy_class(read_cfg(str(path))).STAGES
-    ]
-
-
-@pytest.mark.parametrize(("path", "stage"), _stages())
+@pytest.mark.parametrize(("path", "stage"), _stages(CLASSIFIERS))
 def test_classifiers_train_a_step_in_each_stage(path, stage):
     cfg = read_cfg(str(path))
     deep = {"build_gated_cifar_resnet_backbone": [8, 256]}.get(cfg.MODEL.BACKBONE.NAME, [18, 64])
     small = ["MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", deep[0], "MODEL.RESNETS.RES2_OUT_CHANNELS", deep[1]]
-    small += ["MODEL.IMAGE_CLASSIFIER.NUM_CLASSES", 5, "MODEL.POLICY.STAGE", stage]
+    small += ["MODEL.IMAGE_CLASSIFIER.NUM_CLASSES", 10, "MODEL.POLICY.STAGE", stage]
+    small += ["MODEL.POLICY.PMN.TREE", "digits" if cfg.MODEL.POLICY.PMN.TREE else ""]
     # The data set of a yaml need not be here; scikit-learn's digits are.
     cfg.merge_from_list([*small, "DATASETS.TRAIN", "('digits_train',)", "DATASETS.TEST", "('digits_test',)"])
     derive(cfg, ["MODEL.IMAGE_CLASSIFIER.NUM_CLASSES"])
@@ -146,7 +148,7 @@ def test_classifiers_train_a_step_in_each_stage(path, stage):
     model.eval()
     with torch.no_grad():
         outputs = model(images)
-    assert all(output["scores"].shape == (5,) and output["route"].executed > 0 for output in outputs)
+    assert all(output["scores"].shape == (10,) and output["route"].executed > 0 for output in outputs)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "TFA").glob("*.yaml")), ids=lambda path: path.stem)

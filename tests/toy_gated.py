@@ -52,11 +52,13 @@ def ask(
         router = Router(policy, images)
         router.trace.add_fixed("stem", 0.0, images)
         for i, (unit, x) in enumerate(zip(policy.units, features, strict=True)):
+            x = router.leave(x if trace.rows is None else x[trace.rows])
             if unit.kind == "channel":
                 router.decide(x)
                 continue
             cost = torch.full((unit.size,), 10.0 * (i + 1))
             router.record_units(unit.name, router.decide(x, cost), cost)
+        router.finish(features[-1] if trace.rows is None else features[-1][trace.rows])
     return trace
 
 

@@ -15,6 +15,7 @@ once in both memory layouts, in turns, so that a slow minute of the machine hits
 Both sides have the same weights. Gates are not computed: decisions are given. What dense is:
 
     blocks, groups  the gated network with everything open, which on a CPU runs as folded and packed convolutions too
+    stops           the same; each image stops at a block of its own, as with PMN, and nothing behind it runs
     channels        Detectron2's ResNet, whose batch norms are layers; the gated side does them on the way
 """
 
@@ -52,15 +53,18 @@ class Case:
         keys: config keys of the gated network.
         dense: backbone that the gated one is compared with; "" for the gated one with everything open.
         share: of what can be switched off that stays open.
+        stops: whether images stop for good instead of skipping blocks.
     """
 
     keys: dict = field(default_factory=dict)
     dense: str = ""
     share: float = 0.5
+    stops: bool = False
 
 
 CASES = {
     "blocks": Case(),
+    "stops": Case({"MODEL.GATED.FIRST_BLOCK": True}, stops=True),
     "groups": Case({"MODEL.GATED.UNIT": "group", "MODEL.GATED.GROUPS": 4}),
     "channels": Case({"MODEL.GATED.UNIT": "channel", "MODEL.GATED.WIDEN": 1.0}, dense="build_resnet_backbone"),
 }
@@ -79,6 +83,30 @@ class Forced(Policy):
 
     def decide(self, index: int, features: Tensor, state: None) -> Decision:
         return self._decisions[index]
+
+
+class ForcedStops(Policy):
+    """Stops each image behind the block that ``draw`` has drawn."""
+
+    stops = True
+
+    def draw(self, images: int, share: float, generator: torch.Generator, device: str) -> None:
+        """New blocks to stop behind, evenly spread around ``share`` of all."""
+        most = max(round(2 * share * len(self.units)) - 1, 1)
+        self._last = torch.randint(1, most + 1, (images,), generator=generator).to(device)
+
+    def begin(self, images: Tensor, image_sizes: list | None) -> dict[str, Tensor]:
+        return {"left": self._last}
+
+    def stay(self, index: int, features: Tensor, state: dict[str, Tensor]) -> Tensor | None:
+        if index in (0, len(self.units)):
+            return None
+        goes = state["left"] > index
+        state["left"] = state["left"][goes]
+        return goes
+
+    def decide(self, index: int, features: Tensor, state: dict[str, Tensor]) -> Decision:
+        return fixed(torch.ones(len(features), device=features.device))
 
 
 def _random_subset(rows: int, count: int, share: float, generator: torch.Generator) -> Tensor:
@@ -101,7 +129,7 @@ def build_networks(case: Case, device: str, dtype: torch.dtype, opts: list[str])
     else:
         dense = build_backbone(gated_cfg, ShapeSpec(channels=3))
     dense.load_state_dict(gated.state_dict())
-    gated.policy = Forced(gated.policy.units)
+    gated.policy = (ForcedStops if case.stops else Forced)(gated.policy.units)
     return {name: net.to(device, dtype).eval() for name, net in (("dense", dense), ("gated", gated))}
 
 

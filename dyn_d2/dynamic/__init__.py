@@ -2,4 +2,4 @@
 
 from .decisions import Decision  # noqa: F401
 from .routing import Router  # noqa: F401
-from .trace import Cost, Route, Step, Trace, Unit, current_trace, recording  # noqa: F401
+from .trace import Cost, Route, Step, TakenLevels, Trace, Unit, current_trace, recording  # noqa: F401

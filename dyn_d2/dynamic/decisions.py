@@ -50,9 +50,20 @@ def soft(prob: Tensor) -> Decision:
 def bernoulli(prob: Tensor) -> Decision:
     """A sample of the policy with its log-probability, for REINFORCE (SkipNet, Eq. 2.4); no gradient in the gate."""
     action = torch.bernoulli(prob.detach())
+    return Decision(action, prob, log_likelihood(action, prob))
+
+
+def log_likelihood(action: Tensor, prob: Tensor) -> Tensor:
+    """log of p^a (1 - p)^(1 - a) for actions a of {0, 1} or bool (PMN, Eq. 2 and the factors of Eq. 5)."""
     # Saturated probabilities would give log 0 for what can still be sampled in float32.
     safe = prob.clamp(1e-6, 1 - 1e-6)
-    return Decision(action, prob, torch.where(action > 0, safe.log(), (1 - safe).log()))
+    return torch.where(action > 0, safe.log(), (1 - safe).log())
+
+
+def bounded(prob: Tensor, alpha: float) -> Tensor:
+    """alpha p + (1 - alpha)(1 - p), which lies in [1 - alpha, alpha]: what is sampled from so that a policy does not
+    stop to explore (PMN, Eq. 11 and 12; BlockDrop)."""
+    return alpha * prob + (1 - alpha) * (1 - prob)
 
 
 def gumbel(logits: Tensor, temperature: float = 1.0, noise: bool = True) -> Decision:

@@ -35,9 +35,9 @@ def single_value(like: Tensor) -> bool:
     return like.shape[0] * like.shape[2] * like.shape[3] <= 1
 
 
-def gather(x: Tensor, rows: Sequence[int]) -> Tensor:
-    """The images ``rows`` of x (N, C, H, W), in the memory layout of x."""
-    index = torch.tensor(rows, device=x.device)
+def gather(x: Tensor, rows: Sequence[int] | Tensor) -> Tensor:
+    """A copy of the images ``rows`` of x (N, C, H, W), in the memory layout of x."""
+    index = torch.as_tensor(rows, dtype=torch.int64, device=x.device)
     if _channels_last(x):  # plain indexing would give the standard layout
         return x.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
     return x.index_select(0, index)

@@ -113,3 +113,34 @@ def target_rate_loss(gates: Sequence[Tensor], targets: Sequence[float]) -> Tenso
     """
     terms = [(target - execution_rate(gate)) ** 2 for gate, target in zip(gates, targets, strict=True)]
     return torch.stack(terms).mean()
+
+
+def usage_reward(stops: Tensor, modules: int, accuracy: Tensor, weight: float) -> Tensor:
+    """R of PMN, Eq. 7: lambda (1 - (m / K)^2) + A.
+
+    Args:
+        stops: (N,), m: the modules that ran.
+        modules: K.
+        accuracy: (N,), A in [0, 1].
+        weight: lambda.
+
+    Returns:
+        float32 (N,).
+    """
+    return weight * (1 - (stops.float() / modules) ** 2) + accuracy.float()
+
+
+def drop_reward(opened: Tensor, accuracy: Tensor, penalty: float) -> Tensor:
+    """R of BlockDrop (Wu et al., CVPR 2018, Eq. 3): 1 - (share of open blocks)^2 for a right answer, -penalty for a
+    wrong one; between the two in proportion where the accuracy is neither 0 nor 1.
+
+    Args:
+        opened: (N, T) of {0, 1} or bool.
+        accuracy: (N,) in [0, 1].
+
+    Returns:
+        float32 (N,).
+    """
+    usage = opened.float().mean(1)
+    right = accuracy.float()
+    return right * (1 - usage**2) - (1 - right) * penalty

@@ -1,12 +1,15 @@
 """Between a gated backbone and its policy: one forward pass asks, in order, what to run, and writes it down."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from dyn_d2.utils.errors import UserError
 
 from .decisions import Decision
-from .trace import Cost, Step, Trace, Unit, current_trace
+from .execution import gather
+from .trace import Cost, Step, Trace, Unit, current_trace, spread
 
 
 class Router:
@@ -14,6 +17,9 @@ class Router:
 
     A gated backbone makes one at the start of ``forward`` and hands it to its blocks; each block asks for the decisions
     of its units in the order in which the backbone lists them, and records what its computation cost.
+
+    Some policies stop images for good (PMN). Before each gated block the backbone calls ``leave``, which takes the
+    images that stop out of the batch: nothing that comes later sees them. Shape shorthand: N images, n not stopped.
 
     Attributes:
         overwrite: whether the next block may overwrite its input; set by the backbone, which knows what it returns.
@@ -36,7 +42,8 @@ class Router:
                 "code runs the backbone inside dyn_d2.dynamic.recording() and adds policy.losses)."
             )
         self.trace = Trace() if recorded is None else recorded
-        self._policy, self._next = policy, 0
+        self.trace.images = len(images)
+        self._policy, self._next, self._finished = policy, 0, False
         self.overwrite = False
         sizes = self.trace.image_sizes
         padded = sizes is not None and any(tuple(size) != tuple(images.shape[-2:]) for size in sizes)
@@ -46,10 +53,10 @@ class Router:
             self.trace.add_fixed("policy", cost, images, gate=True)
 
     def decide(self, features: Tensor, unit_cost: Tensor | None = None) -> Decision:
-        """The decision for the next unit.
+        """The decision for the next unit, about the n images that have not stopped.
 
         Args:
-            features: (N, C, H, W), the input of the unit's block.
+            features: (n, C, H, W), the input of the unit's block.
             unit_cost: (size,) multiply-adds per image of each element of the unit when open; None for channels.
         """
         unit: Unit = self._policy.units[self._next]
@@ -57,9 +64,44 @@ class Router:
         cost = self._policy.decision_cost(self._next, *features.shape[-2:])
         if cost:
             self.trace.add_fixed(f"policy.{unit.name}", cost, features, gate=True)
-        self.trace.steps.append(Step(unit, decision, unit_cost))
+        recorded = decision if self.trace.rows is None else replace(decision, gate=self.trace.spread(decision.gate))
+        self.trace.steps.append(Step(unit, recorded, unit_cost))
         self._next += 1
         return decision
+
+    def leave(self, features: Tensor) -> Tensor:
+        """``features`` (n, C, H, W), the input of the next unit's block, without the images that stop before it."""
+        if not self._policy.stops:
+            return features
+        cost = self._policy.stay_cost(self._next)
+        if cost:
+            self.trace.add_fixed(f"policy.stay.{self._next}", cost, features, gate=True)
+        stay = self._policy.stay(self._next, features, self.trace.state)
+        if stay is None or bool(stay.all()):
+            return features
+        kept = stay.nonzero()[:, 0]
+        self.trace.rows = kept if self.trace.rows is None else self.trace.rows[kept]
+        return gather(features, kept)
+
+    @property
+    def due(self) -> bool:
+        """Whether all units have been decided about, so that ``finish`` has to be called."""
+        return self._next == len(self._policy.units) and not self._finished
+
+    def finish(self, features: Tensor) -> Tensor:
+        """Called after the last gated block with its output (n, C, H, W).
+
+        Returns:
+            (N, C, H, W), zeros for the images that have stopped.
+        """
+        features = self.whole(self.leave(features))
+        self.trace.rows, self._finished = None, True
+        self.trace.levels = self._policy.taken_levels(self.trace.state)
+        return features
+
+    def whole(self, features: Tensor) -> Tensor:
+        """The same as (N, C, H, W), zeros for the images that have stopped."""
+        return self.trace.spread(features)
 
     def record_units(self, name: str, decision: Decision, unit_cost: Tensor, dense: float | None = None) -> None:
         """Record the cost of a block or of groups whose open elements alone were computed.
@@ -68,13 +110,13 @@ class Router:
             unit_cost: (size,), as for ``decide``.
             dense: of the network without gates; None: the sum of ``unit_cost``.
         """
-        shape = len(decision.gate), len(unit_cost)
+        shape, rows, images = (len(decision.gate), len(unit_cost)), self.trace.rows, self.trace.images
 
         def executed() -> Tensor:
-            return decision.open.float().reshape(shape) @ unit_cost
+            return spread(decision.open.float().reshape(shape) @ unit_cost, rows, images)
 
         def expected() -> Tensor:
-            return decision.prob.float().reshape(shape) @ unit_cost
+            return spread(decision.prob.float().reshape(shape) @ unit_cost, rows, images)
 
         dense = float(unit_cost.sum()) if dense is None else dense
         self.trace.costs.append(Cost(name, dense, executed, executed if decision.prob is None else expected))

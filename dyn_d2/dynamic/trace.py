@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ class Unit:
         channels: of the feature map that the policy sees.
         size: how many elements are decided: 1 for a block, the number of groups or of channels.
         stage: number of the stage, from 0.
+        out_channels: of the feature map that its block gives; 0 where nobody needs it.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Unit:
     channels: int
     size: int = 1
     stage: int = 0
+    out_channels: int = 0
 
 
 @dataclass
@@ -81,14 +83,27 @@ class Cost:
 
 
 @dataclass
+class TakenLevels:
+    """Which of M knowledge levels the modules of a network took (PMN): ``modules`` maps unit names to bool (N, M)."""
+
+    names: tuple[str, ...]
+    modules: dict[str, Tensor]
+
+
+@dataclass
 class Route:
-    """The trace of one image, as numpy: ``open`` maps unit names to bool arrays (size,); costs in multiply-adds."""
+    """The trace of one image, as numpy: ``open`` maps unit names to bool arrays (size,); costs in multiply-adds.
+
+    ``levels`` maps names of modules to bool arrays over ``level_names``, where modules take knowledge levels.
+    """
 
     open: dict[str, np.ndarray]
     dense: float
     executed: float
     expected: float
     gates: float
+    level_names: tuple[str, ...] = ()
+    levels: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass
@@ -102,8 +117,12 @@ class Trace:
         image_sizes: (height, width) of each image before padding; None where nobody told.
         labels: (N,) image-level classes where the task has them.
         image_losses: (N,) the task's loss of each image, without gradient, where the task has one.
+        accuracies: (N,) how right the prediction for each image is, in [0, 1], where the task knows it.
         greedy: the trace of the same batch under the most likely decisions, where the policy asked for it.
         state: what the policy keeps during the forward pass, see :class:`dyn_d2.modeling.policy.Policy`.
+        levels: what modules recognise, where a policy chooses that.
+        images: N, once the forward pass has begun.
+        rows: int64 (n,), during the forward pass: the images that have not stopped; None for all of them.
     """
 
     steps: list[Step] = field(default_factory=list)
@@ -112,8 +131,12 @@ class Trace:
     image_sizes: Sequence[tuple[int, int]] | None = None
     labels: Tensor | None = None
     image_losses: Tensor | None = None
+    accuracies: Tensor | None = None
     state: Any = None
     greedy: "Trace | None" = None
+    levels: TakenLevels | None = None
+    images: int = 0
+    rows: Tensor | None = None
 
     def dense(self) -> float:
         """Multiply-adds per image of the network without gates."""
@@ -141,22 +164,44 @@ class Trace:
         steps = (*self.steps, *self.task_steps)
         opened = {step.unit.name: step.decision.open.cpu().numpy() for step in steps}
         columns = [column.detach().cpu().tolist() for column in (self.executed(), self.expected(), self.gates())]
+        taken = {} if self.levels is None else {k: v.cpu().numpy() for k, v in self.levels.modules.items()}
         return [
-            Route({name: np.atleast_1d(value[i]) for name, value in opened.items()}, self.dense(), *numbers)
+            Route(
+                {name: np.atleast_1d(value[i]) for name, value in opened.items()},
+                self.dense(),
+                *numbers,
+                level_names=self.levels.names if self.levels else (),
+                levels={name: value[i] for name, value in taken.items()},
+            )
             for i, numbers in enumerate(zip(*columns, strict=True))
         ]
 
+    def spread(self, values: Tensor) -> Tensor:
+        """``values`` (n, ...) of the images that have not stopped as (N, ...), 0 for those that have."""
+        return spread(values, self.rows, self.images)
+
     def add_fixed(self, name: str, cost: float, like: Tensor, dense: float | None = None, gate: bool = False) -> None:
-        """Record a part that runs for every image.
+        """Record a part that runs for every image that has not stopped.
 
         Args:
             cost: multiply-adds per image.
-            like: any tensor of the batch, (N, ...).
+            like: any tensor of those images, (n, ...).
             dense: of the network without gates, where that is another number.
             gate: whether it is a cost of deciding; such a part costs the dense network nothing.
         """
-        each = partial(torch.full, (len(like),), float(cost), device=like.device)
+        count, rows, images, device = len(like), self.rows, self.images, like.device  # not the map itself
+
+        def each() -> Tensor:
+            return spread(torch.full((count,), float(cost), device=device), rows, images)
+
         self.costs.append(Cost(name, (0.0 if gate else cost) if dense is None else dense, each, gate=gate))
+
+
+def spread(values: Tensor, rows: Tensor | None, images: int) -> Tensor:
+    """``values`` (n, ...) of the images ``rows`` as (images, ...), 0 for the others; as they are where rows is None."""
+    if rows is None:
+        return values
+    return values.new_zeros(images, *values.shape[1:]).index_copy(0, rows, values)
 
 
 _current: ContextVar[Trace | None] = ContextVar("dyn_d2_trace", default=None)

@@ -1,6 +1,7 @@
 """The stages in which a policy is trained (Policy.STAGES), e.g. SkipNet's "sp" and "hrl", and the weights that each of
 them may start from. What a stage changes in the config is in setup.py."""
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from detectron2.config import CfgNode
 
 from .setup import build_cfg, read_cfg
 from .stages import Stage, StageError, run_stages
+
+logger = logging.getLogger(__name__)
 
 
 class PolicyStage(Stage):
@@ -69,6 +72,17 @@ def previous_stage(cfg: CfgNode) -> str:
     """The stage whose result stage MODEL.POLICY.STAGE starts from; "" for the first."""
     stages, stage = policy_class(cfg).STAGES, cfg.MODEL.POLICY.STAGE
     return stages[stages.index(stage) - 1] if stage in stages[1:] else ""
+
+
+def warn_of_other_stage(cfg: CfgNode, report: LoadReport) -> None:
+    """Say so where a model is evaluated as one of another stage than it was trained in: some policies (PMN, BlockDrop)
+    decide nothing in their first."""
+    told, stage = report.metadata.get("policy") or {}, cfg.MODEL.POLICY.STAGE or policy_class(cfg).STAGES[0]
+    if told and told["name"] == cfg.MODEL.POLICY.NAME and told["stage"] != stage:
+        logger.warning(
+            f"{report.source} was trained in stage {told['stage']} of {told['name']}, but is evaluated as one of stage "
+            f"{stage}: add MODEL.POLICY.STAGE {told['stage']}."
+        )
 
 
 def enter_stage(cfg: CfgNode, model: nn.Module, report: LoadReport) -> None:

@@ -29,7 +29,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from .gate_hooks import GateCollapse, scale_backbone_rate, separate_gates
 from .hooks import DivergenceError, LossAverages, LossGuard, StepSeeds
 from .launch import is_lost_contact
-from .policy_stages import describe_policy, enter_stage
+from .policy_stages import describe_policy, enter_stage, warn_of_other_stage
 from .poly import POLY, poly_schedule
 
 logger = logging.getLogger(__name__)
@@ -210,6 +210,7 @@ def evaluate(cfg) -> dict[str, Any]:
     model = DynTrainer.build_model(cfg)
     checkpointer = DynCheckpointer(model)
     checkpointer.load(cfg.MODEL.WEIGHTS, strict=not cfg.TEST.ALLOW_PARTIAL_WEIGHTS)
+    warn_of_other_stage(cfg, checkpointer.report)
     shots_hash = checkpointer.report.metadata.get("few_shot", {}).get("shots_hash")
     if shots_hash and cfg.DATASETS.TRAIN:  # the objects that these weights have seen; they are not drawn again here
         MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).set(shots_hash=shots_hash)

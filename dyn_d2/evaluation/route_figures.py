@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .figures import save_figure
+from .level_figures import draw_level_use, draw_levels
 from .route_statistics import (
     ALL_IMAGES,
     class_rates,
@@ -51,6 +52,9 @@ def draw_routes(table: RouteTable, folder: str | Path, prefix: str = "", images:
         "similarity of the classes' routes": (draw_similarity, "class_similarity"),
         "easiest and hardest images": (lambda t, p: draw_extremes(t, p, images), "easiest_hardest"),
     }
+    if len(table.level_names):
+        draw["levels by module"] = draw_level_use, "level_use"
+        draw["levels of some images"] = (lambda t, p: draw_levels(t, p, images), "levels")
     drawn = {}
     for what, (function, name) in draw.items():
         try:

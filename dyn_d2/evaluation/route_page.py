@@ -12,6 +12,7 @@ from PIL import Image
 
 from dyn_d2.utils.atomic import atomic_write
 
+from .level_figures import taken_levels
 from .route_figures import span
 from .route_statistics import (
     class_rates,
@@ -101,6 +102,11 @@ def _run(name: str, table: RouteTable, images: int, most_photos: int, limits: tu
         "columns": titles,
         "elements": [_rounded(row) for row in 100 * use_of_elements(table)],
         "similarity": [_rounded(row, 3) for row in class_similarity(table)] if len(members) <= MOST_SIMILAR else [],
+        "levels": [
+            {"name": level, "rate": _rounded(use["rate"]), "modules": _rounded(list(use["modules"].values()))}
+            for level, use in summary["levels"].items()
+        ],
+        "level_modules": table.level_modules.tolist(),
         "photos": photos,
         "problem": problem,
     }
@@ -132,6 +138,7 @@ def _photos(table: RouteTable, indices: list[int]) -> tuple[dict[int, dict[str, 
             "executed": float(table.executed[index]),
             "dense": float(table.dense[index]),
             "route": np.round(100 * route).astype(int).tolist(),
+            "levels": taken_levels(table, index) if len(table.level_names) else None,
         }
         for index, route in zip(indices, routes, strict=True)
     }, problem

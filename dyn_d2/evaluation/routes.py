@@ -5,7 +5,8 @@ A FLOP here is a multiply-add, as in the papers; a GFLOP is 1e9 of them.
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,9 @@ class RouteTable:
         file_names, image_ids: (N,) strings, "" where the record has none.
         heights, widths: (N,) of the images as they went in.
         labels, predictions: (N,) class numbers, -1 where there is none.
+        level_names: of the L knowledge levels that modules take (PMN); empty where they take none.
+        level_modules: names of the modules that take them.
+        level_bits: (N, B) uint8; for each module in turn the levels it took, packed as ``bits``.
     """
 
     dataset: str
@@ -64,6 +68,9 @@ class RouteTable:
     widths: np.ndarray
     labels: np.ndarray
     predictions: np.ndarray
+    level_names: np.ndarray = field(default_factory=partial(np.array, [], dtype=str))
+    level_modules: np.ndarray = field(default_factory=partial(np.array, [], dtype=str))
+    level_bits: np.ndarray = field(default_factory=partial(np.zeros, (0, 0), dtype=np.uint8))
 
     def __len__(self) -> int:
         return len(self.executed)
@@ -85,6 +92,12 @@ class RouteTable:
         """(N, U) share of each unit's elements that were open."""
         columns = [self.opened(unit).mean(1) for unit in range(len(self.unit_names))]
         return np.stack(columns, 1) if columns else np.zeros((len(self), 0))
+
+    def levels(self) -> np.ndarray:
+        """(N, modules, L) bool: which levels each module took for each image."""
+        count = len(self.level_names)
+        packed = self.level_bits.reshape(-1, len(self.level_modules), -(-count // 8))
+        return np.unpackbits(packed, axis=2, count=count).astype(bool)
 
     def element_rates(self, chosen: np.ndarray | slice = slice(None)) -> list[np.ndarray]:
         """For each unit (size,) how often each element was open, among the images ``chosen``."""
@@ -112,7 +125,8 @@ class RouteTable:
             raise FileNotFoundError(f"{path} does not exist: evaluate a gated model, it writes inference/routes.npz.")
         try:
             with np.load(path, allow_pickle=False) as file:
-                arrays = {f.name: file[f.name] for f in fields(cls)}
+                # Files from before there were levels lack these.
+                arrays = {f.name: file[f.name] for f in fields(cls) if f.default_factory is MISSING or f.name in file}
                 version = int(file["format"])
         except (KeyError, ValueError, OSError, EOFError) as error:
             raise ValueError(f"{path} is no file of routes: {error}") from error
@@ -142,6 +156,7 @@ def summarise(table: RouteTable) -> dict[str, Any]:
             }
             for i, name in enumerate(names)
         },
+        "levels": _level_use(table),
         "classes": {},
     }
     for label, chosen in table.members().items():
@@ -156,6 +171,20 @@ def summarise(table: RouteTable) -> dict[str, Any]:
     return summary
 
 
+def _level_use(table: RouteTable) -> dict[str, dict[str, Any]]:
+    """For each knowledge level, for how many images some module took it, in percent, and each module."""
+    if not len(table.level_names):
+        return {}
+    taken, modules = table.levels(), [str(name) for name in table.level_modules]
+    return {
+        str(name): {
+            "rate": 100 * float(taken[:, :, i].any(1).mean()),
+            "modules": dict(zip(modules, (100 * taken[:, :, i].mean(0)).tolist(), strict=True)),
+        }
+        for i, name in enumerate(table.level_names)
+    }
+
+
 def _statistics(values: np.ndarray) -> dict[str, float]:
     return {name: float(getattr(values, name)()) for name in ("mean", "std", "min", "max")}
 
@@ -166,7 +195,8 @@ def _percent(part: float, whole: float) -> float:
 
 def flat_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     """The part of a summary that stands beside the metrics of the task, one level deep. "GFLOPs" is what was executed
-    on average; all GFLOPs are 1e9 multiply-adds, rates are percent."""
+    on average; all GFLOPs are 1e9 multiply-adds, rates are percent; "blocks_run" is how many gated blocks ran for an
+    image."""
     executed = summary["executed"]
     flat = {
         "GFLOPs": executed["mean"],
@@ -179,6 +209,9 @@ def flat_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     whole = summary.get("whole_model")
     if whole:
         flat |= {"GFLOPs_whole_model": whole["executed"], "GFLOPs_whole_model_dense": whole["dense"]}
+    blocks = [unit["rate"] for unit in summary["units"].values() if unit["kind"] == "block"]
+    if blocks:
+        flat["blocks_run"] = sum(blocks) / 100
     # With a "-" in its name a metric is not printed, but it is in results.json.
     return flat | {f"rate-{name}": unit["rate"] for name, unit in summary["units"].items()}
 
@@ -248,6 +281,9 @@ class RouteEvaluator(DatasetEvaluator):
             {
                 "units": {name: len(value) for name, value in routes[0].open.items()},
                 "bits": np.concatenate(packed, 1) if packed else np.zeros((len(routes), 0), np.uint8),
+                "level_names": routes[0].level_names,
+                "level_modules": list(routes[0].levels),
+                "level_bits": _packed_levels(routes),
                 **{cost: [getattr(route, cost) for route in routes] for cost in _COSTS},
                 "file_names": [str(record.get("file_name", "")) for record in inputs],
                 "image_ids": [str(record.get("image_id", "")) for record in inputs],
@@ -306,9 +342,20 @@ class RouteEvaluator(DatasetEvaluator):
             unit_sizes=np.array(list(sizes.values()), dtype=int),
             unit_stages=np.array([unit.stage for unit in units], dtype=int),
             bits=np.concatenate([part["bits"] for part in parts]),
+            level_names=np.array(parts[0]["level_names"], dtype=str),
+            level_modules=np.array(parts[0]["level_modules"], dtype=str),
+            level_bits=np.concatenate([part["level_bits"] for part in parts]),
             **{cost: np.concatenate([np.asarray(part[cost], dtype=float) for part in parts]) for cost in _COSTS},
             **columns,
         )
+
+
+def _packed_levels(routes: Sequence[Route]) -> np.ndarray:
+    """(images, B) uint8, see ``RouteTable.level_bits``."""
+    if not routes[0].levels:
+        return np.zeros((len(routes), 0), np.uint8)
+    taken = np.stack([np.stack(list(route.levels.values())) for route in routes])
+    return np.packbits(taken, axis=2).reshape(len(routes), -1)
 
 
 def _head_units(model: nn.Module | None) -> Iterable[Unit]:

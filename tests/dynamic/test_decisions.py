@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from dyn_d2.dynamic import Decision
-from dyn_d2.dynamic.decisions import bernoulli, fixed, gumbel, hard_threshold, noisy_argmax, relu_gates, soft
+from dyn_d2.dynamic.decisions import (
+    bernoulli,
+    bounded,
+    fixed,
+    gumbel,
+    hard_threshold,
+    log_likelihood,
+    noisy_argmax,
+    relu_gates,
+    soft,
+)
 
 
 def test_hard_threshold_rounds_forward_and_passes_the_gradient_of_the_probability():
@@ -134,3 +144,14 @@ def test_empty_batches():
 
 def test_open_ignores_the_gradient():
     assert Decision(torch.tensor([0.5, 0.0], requires_grad=True)).open.requires_grad is False
+
+
+def test_likelihood_of_actions_and_bounded_probabilities_are_those_of_pmn():
+    """Eq. 2 (and each factor of Eq. 5), 11 and 12."""
+    prob, action = torch.rand(50), torch.rand(50) < 0.5
+    found = log_likelihood(action, prob)
+    for p, a, value in zip(prob.tolist(), action.tolist(), found.tolist(), strict=True):
+        assert value == pytest.approx(math.log(p ** int(a) * (1 - p) ** (1 - int(a))), abs=1e-4)
+    limits = bounded(torch.tensor([0.0, 0.5, 1.0]), 0.8)
+    assert limits.tolist() == pytest.approx([0.2, 0.5, 0.8])
+    torch.testing.assert_close(bounded(prob, 1.0), prob)

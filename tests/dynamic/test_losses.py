@@ -9,6 +9,7 @@ import torch
 from dyn_d2.dynamic.decisions import bernoulli, hard_threshold
 from dyn_d2.dynamic.losses import (
     category_loss,
+    drop_reward,
     executed_cost,
     execution_loss,
     execution_rate,
@@ -17,6 +18,7 @@ from dyn_d2.dynamic.losses import (
     policy_gradient_loss,
     skip_returns,
     target_rate_loss,
+    usage_reward,
 )
 
 
@@ -154,3 +156,17 @@ def test_empty_batches_give_finite_losses_with_backward():
     )
     total.backward()
     assert total.isfinite() and gate.grad.shape == (0, 2)
+
+
+def test_the_reward_of_pmn_is_equation_7():
+    stops, accuracy = torch.randint(1, 27, (6,)), torch.rand(6)
+    found = usage_reward(stops, 26, accuracy, 0.5)
+    for n in range(6):
+        expected = 0.5 * (1 - (stops[n].item() / 26) ** 2) + accuracy[n].item()
+        assert found[n].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_reward_of_blockdrop():
+    opened = torch.tensor([[1, 0, 0, 1], [1, 1, 1, 1], [0, 0, 0, 0], [1, 0, 0, 0]])
+    found = drop_reward(opened, torch.tensor([1.0, 1.0, 0.0, 0.5]), 5.0)
+    assert found.tolist() == pytest.approx([1 - 0.25, 0.0, -5.0, 0.5 * (1 - 1 / 16) - 2.5])

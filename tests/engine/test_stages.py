@@ -1,6 +1,7 @@
 """Training of a policy in stages: one command, resumable in every stage, and refused from the wrong weights."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from tiny_detection import tiny_opts, write_boxes
 
 from dyn_d2.checkpoint import CheckpointError
 from dyn_d2.engine import stages
-from dyn_d2.engine.policy_stages import plan, train_in_stages
+from dyn_d2.engine.policy_stages import plan, train_in_stages, warn_of_other_stage
 from dyn_d2.engine.setup import build_cfg
 from dyn_d2.engine.stages import StageError
 from dyn_d2.engine.trainer import DynTrainer
@@ -213,3 +214,12 @@ def test_the_gates_are_sharpened_once_when_a_stage_begins(tmp_path) -> None:
     again = trainer_of(tmp_path, "skipnet_rnn", "hrl", MODEL__WEIGHTS=tmp_path / "hrl" / "model_final.pth", **more)
     again.resume_or_load(resume=False)
     assert torch.equal(again.checkpointer.model.state_dict()[name], after)
+
+
+@pytest.mark.parametrize(("stage", "warns"), [("joint", False), ("pretrain", True), ("", True)])
+def test_evaluating_in_another_stage_is_said(stage, warns, caplog) -> None:
+    cfg = build_cfg("", ["MODEL.POLICY.NAME", "pmn", "MODEL.POLICY.STAGE", stage])
+    report = SimpleNamespace(source="model_final.pth", metadata={"policy": {"name": "pmn", "stage": "joint"}})
+    with caplog.at_level("WARNING"):
+        warn_of_other_stage(cfg, report)
+    assert ("add MODEL.POLICY.STAGE joint" in caplog.text) == warns

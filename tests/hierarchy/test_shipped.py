@@ -21,7 +21,7 @@ NEVER = "street sign;hat;shoe;eye glasses;plate;mirror;window;desk;door;blender;
 
 
 def test_names():
-    assert set(shipped_hierarchies()) == {*COUNTS, "universal", "cifar100", "digit_scenes"}
+    assert set(shipped_hierarchies()) == {*COUNTS, "universal", "cifar10", "cifar100", "digits", "digit_scenes"}
 
 
 def test_digit_scenes():
@@ -105,3 +105,8 @@ def test_files_hold_lines_that_a_person_can_read():
     for path in files._SHIPPED.glob("*.yaml"):
         text = path.read_text()
         assert max(map(len, text.splitlines())) <= 125 and yaml.safe_load(text)
+
+
+def test_cifar10_and_digits():
+    assert list(load_hierarchy("cifar10").labels("cifar10")) == list(names.CIFAR10)
+    assert list(load_hierarchy("digits").labels("digits")) == list(names.DIGITS)

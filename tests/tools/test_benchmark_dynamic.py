@@ -6,6 +6,8 @@ import pytest
 import torch
 from tool_runs import load_tool
 
+from dyn_d2.dynamic import recording
+
 SMALL = ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
 
 
@@ -14,7 +16,7 @@ def tool():
     return load_tool("benchmark_dynamic")
 
 
-@pytest.mark.parametrize("case", ["blocks", "groups", "channels"])
+@pytest.mark.parametrize("case", ["blocks", "stops", "groups", "channels"])
 def test_schema(tool, case, tmp_path, capsys):
     path = tmp_path / "numbers.json"
     arguments = ["--case", case, "--batch", "2", "--size", "64", "--rounds", "2", "--warm-up", "0"]
@@ -51,6 +53,18 @@ def test_half_of_the_blocks_of_each_image_are_closed(tool):
     opened = torch.stack([policy.decide(i, None, None).open for i in range(len(policy.units))], 1)
     assert set(opened.sum(1).tolist()) == {3, 4}  # of 7
     assert not (opened == opened[0]).all()
+
+
+def test_each_image_stops_where_it_was_told(tool):
+    networks = tool.build_networks(tool.CASES["stops"], "cpu", torch.float32, SMALL)
+    policy = networks["gated"].policy
+    policy.draw(200, 0.5, torch.Generator().manual_seed(0), "cpu")
+    assert set(policy._last.tolist()) == set(range(1, 8))  # of 8 blocks
+    policy.draw(3, 0.5, torch.Generator().manual_seed(1), "cpu")
+    with torch.no_grad(), recording() as trace:
+        networks["gated"](torch.randn(3, 3, 64, 64))
+    opened = torch.stack([step.decision.open for step in trace.steps], 1)
+    assert opened.sum(1).tolist() == policy._last.tolist()
 
 
 def test_nothing_to_measure_is_said(tool, capsys):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from dyn_d2.dynamic import Router, Unit
 from dyn_d2.dynamic.cost import chain_cost
+from dyn_d2.dynamic.execution import running_statistics
 from dyn_d2.modeling.policy.base import Policy
 
 from detectron2.layers import CNNBlockBase
@@ -107,19 +108,24 @@ class GatedBackbone(Backbone):
         return self
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(N, C, H, W) -> name -> feature map, as ``output_shape`` describes them."""
+        """(N, C, H, W) -> name -> feature map, as ``output_shape`` describes them.
+
+        Maps behind the block at which the policy has stopped an image are zeros for that image.
+        """
         router = Router(self.policy, images)
         x = self._run_fixed("stem", self.stem, images, router)
         features = {"stem": x} if "stem" in self._out_features else {}
         for stage in self.stage_names:
             for i, block in enumerate(getattr(self, stage)):
                 if isinstance(block, GatedBlock):
+                    x = router.leave(x)
                     router.overwrite = self._may_overwrite(x, images, features)
                     x = block(x, router)
+                    x = router.finish(x) if router.due else x
                 else:
                     x = self._run_fixed(f"{stage}.{i}", block, x, router)
             if stage in self._out_features:
-                features[stage] = x
+                features[stage] = router.whole(x)
         return features
 
     @staticmethod
@@ -130,4 +136,5 @@ class GatedBackbone(Backbone):
 
     def _run_fixed(self, name: str, block: CNNBlockBase, x: Tensor, router: Router) -> Tensor:
         router.trace.add_fixed(name, fixed_cost(block, *x.shape[-2:]), x)
-        return block(x)
+        with running_statistics(block, not len(x)):  # all images may have stopped
+            return block(x)

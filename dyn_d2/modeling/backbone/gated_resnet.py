@@ -80,7 +80,7 @@ class _GatedResidual(_Residual, GatedBlock):
     """Is run as a whole or not at all."""
 
     def units(self, stage: int) -> list[Unit]:
-        return [Unit(self.name, "block", self.in_channels, 1, stage)]
+        return [Unit(self.name, "block", self.in_channels, 1, stage, self.out_channels)]
 
     def _branch(self, x: Tensor) -> Tensor:
         *first, last = self._convs()
@@ -113,7 +113,8 @@ def make_stage(
     """The blocks of one stage, of the kind that MODEL.GATED.UNIT asks for.
 
     Args:
-        number: of the stage, from 0. SkipNet always runs the first block of the first stage.
+        number: of the stage, from 0. The first block of the first stage is a unit with MODEL.GATED.FIRST_BLOCK only:
+            SkipNet always runs it.
         count: of blocks.
         bottleneck: channels of the 3x3 convolution of bottleneck blocks; 0: basic blocks.
         in_channels: of the first block.
@@ -131,7 +132,7 @@ def make_stage(
     first, others, arguments = make(cfg, bottleneck, arguments)
     blocks = []
     for i in range(count):
-        block_class = first if i == number == 0 else others
+        block_class = first if i == number == 0 and not cfg.MODEL.GATED.FIRST_BLOCK else others
         blocks.append(block_class(in_channels, out_channels, stride=stride if i == 0 else 1, **arguments))
         in_channels = out_channels
     return blocks

@@ -7,14 +7,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dyn_d2.dynamic import current_trace
+from dyn_d2.dynamic import Trace, current_trace
 from dyn_d2.dynamic.cost import linear_cost
+from dyn_d2.modeling.module_predictions import ModuleClassifier, WeightedAverage
+from dyn_d2.modeling.policy.pmn import PMN
+from dyn_d2.modeling.policy.pmn_rollout import GREEDY
 
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import ImageList
 
-from .dynamic import DynamicModel
+from .dynamic import DynamicModel, find_policy
 
 
 @META_ARCH_REGISTRY.register()
@@ -33,6 +36,7 @@ class ImageClassifier(DynamicModel, nn.Module):
         in_feature: str = "",
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
+        modules: ModuleClassifier | None = None,
     ) -> None:
         """
         Args:
@@ -40,6 +44,7 @@ class ImageClassifier(DynamicModel, nn.Module):
             num_classes: K.
             in_feature: which of its feature maps to classify; "" for the last.
             pixel_mean, pixel_std: one number a channel; the input becomes ``(image - pixel_mean) / pixel_std``.
+            modules: classifies the features of the modules that the policy "pmn" chooses, instead of the last map.
 
         Raises:
             ValueError: the backbone has no such feature map, or K < 2.
@@ -54,6 +59,7 @@ class ImageClassifier(DynamicModel, nn.Module):
                 f"MODEL.IMAGE_CLASSIFIER.IN_FEATURE is {in_feature!r}: the backbone gives {', '.join(shapes)}."
             )
         self.backbone, self.num_classes, self.in_feature = backbone, num_classes, in_feature
+        self.module_classifier = modules
         self._stride = shapes[in_feature].stride
         self.linear = nn.Linear(shapes[in_feature].channels, num_classes)
         nn.init.normal_(self.linear.weight, std=0.01)
@@ -63,8 +69,14 @@ class ImageClassifier(DynamicModel, nn.Module):
 
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:
+        backbone = build_backbone(cfg)
+        policy, modules = find_policy(backbone), None
+        if isinstance(policy, PMN):
+            classes = cfg.MODEL.IMAGE_CLASSIFIER.NUM_CLASSES
+            modules = ModuleClassifier(policy, WeightedAverage.from_config(cfg, classes, "thing_classes"))
         return {
-            "backbone": build_backbone(cfg),
+            "backbone": backbone,
+            "modules": modules,
             "num_classes": cfg.MODEL.IMAGE_CLASSIFIER.NUM_CLASSES,
             "in_feature": cfg.MODEL.IMAGE_CLASSIFIER.IN_FEATURE,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
@@ -96,15 +108,32 @@ class ImageClassifier(DynamicModel, nn.Module):
         """
         images = self.preprocess_image(batched_inputs)
         feature = self.backbone(images.tensor)[self.in_feature]
-        logits = self.linear(self._pooled(feature, images))
         trace = current_trace()
+        if self.module_classifier is not None:
+            return self._from_modules(trace, batched_inputs)
+        logits = self.linear(self._pooled(feature, images))
         if trace is not None:
             trace.add_fixed("linear", linear_cost(self.linear), feature)
         if not self.training:
             return [{"scores": scores} for scores in logits.float().softmax(-1)]
-        losses = F.cross_entropy(logits.float(), self._labels(batched_inputs), reduction="none")
+        labels = self._labels(batched_inputs)
+        losses = F.cross_entropy(logits.float(), labels, reduction="none")
         if trace is not None:
             trace.image_losses = losses.detach()
+            trace.accuracies = (logits.argmax(1) == labels).float()
+        return {"loss_cls": losses.mean()}
+
+    def _from_modules(self, trace: Trace | None, batched_inputs: list[dict[str, Any]]) -> Any:
+        """The same from the modules that PMN chose."""
+        logits = self.module_classifier(trace, self.linear)
+        if not self.training:
+            return [{"scores": scores} for scores in logits[GREEDY].softmax(-1)]
+        labels = self._labels(batched_inputs)
+        for name, rollout in trace.state.rollouts.items():
+            rollout.accuracy = (logits[name].argmax(1) == labels).float()
+        trained = [F.cross_entropy(logits[name], labels, reduction="none") for name in trace.state.trained]
+        losses = torch.stack(trained).mean(0)
+        trace.image_losses = losses.detach()
         return {"loss_cls": losses.mean()}
 
     def _pooled(self, feature: Tensor, images: ImageList) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
-from dyn_d2.dynamic import Decision, Trace, Unit
+from dyn_d2.dynamic import Decision, TakenLevels, Trace, Unit
 from dyn_d2.modeling.freeze import freeze_whole
 
 from detectron2.config import CfgNode
@@ -45,12 +45,14 @@ class Policy(nn.Module):
             ``build_policy`` sees to it.
         LATER_KEYS: config keys that the first stage does not depend on.
         units: what it decides about, in the order in which a backbone asks.
+        stops: whether it ends the computation of some images early, so that ``stay`` is asked before each gated block.
     """
 
     KINDS: tuple[str, ...] = ("block", "group", "channel")
     STAGES: tuple[str, ...] = ("",)
     FROZEN_STAGES: tuple[str, ...] = ()
     LATER_KEYS: tuple[str, ...] = ()
+    stops: bool = False
 
     def __init__(self, units: Sequence[Unit]) -> None:
         super().__init__()
@@ -73,6 +75,25 @@ class Policy(nn.Module):
             state: of this forward pass; may be changed.
         """
         raise NotImplementedError
+
+    def stay(self, index: int, features: Tensor, state: Any) -> Tensor | None:
+        """Which of the n images that have not stopped go on to unit ``index``: bool (n,), None for all.
+
+        Asked once more after the last block, with the number of units as ``index``; then nothing follows.
+
+        Args:
+            features: (n, C, H, W), the output of the block before.
+            state: of this forward pass; may be changed.
+        """
+        return None
+
+    def stay_cost(self, index: int) -> float:
+        """Multiply-adds per image of ``stay``."""
+        return 0.0
+
+    def taken_levels(self, state: Any) -> TakenLevels | None:
+        """What each module recognises, asked after the last block; None where that is no decision."""
+        return None
 
     def gate_shape(self, index: int, features: Tensor) -> tuple[int, ...]:
         """Shape of the decision about unit ``index``: (N,) for a block, else (N, size)."""

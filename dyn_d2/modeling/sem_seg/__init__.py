@@ -2,5 +2,6 @@
 
 from .dsspn import DSSPNHead
 from .layer_cascade import LayerCascadeHead
+from .pmn_head import PMNHead
 
-__all__ = ["DSSPNHead", "LayerCascadeHead"]
+__all__ = ["DSSPNHead", "LayerCascadeHead", "PMNHead"]

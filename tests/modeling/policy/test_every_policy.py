@@ -12,7 +12,13 @@ STAGED = [(name, kind, stage) for name, kind in CASES for stage in POLICY_REGIST
 
 
 def _losses(policy, trace: Trace) -> dict[str, torch.Tensor]:
-    trace.image_losses = torch.rand(len(gates(trace)[0]))
+    """With made-up losses and accuracies of the images, on a made-up greedy path where the policy wants one."""
+    images = len(gates(trace)[0])
+    trace.image_losses, trace.accuracies = torch.rand(images), torch.rand(images)
+    for rollout in getattr(trace.state, "rollouts", {}).values():
+        rollout.accuracy = torch.rand(images)
+    if policy.wants_greedy:
+        trace.greedy = Trace(trace.steps, accuracies=torch.rand(images))
     return policy.losses(trace, {"loss_cls": trace.image_losses.mean()})
 
 
@@ -118,7 +124,7 @@ def test_every_policy_says_which_units_it_cannot_decide_about(name):
 
 
 def test_unknown_names_and_stages_are_named_with_the_remedy():
-    with pytest.raises(ValueError, match="MODEL.POLICY.NAME is 'skipnt': use one of all_open, cdb"):
+    with pytest.raises(ValueError, match="MODEL.POLICY.NAME is 'skipnt': use one of all_open, blockdrop, cdb"):
         make("skipnt")
     with pytest.raises(ValueError, match="MODEL.POLICY.STAGE is 'joint': skipnet_rnn has the stages sp, hrl"):
         make("skipnet_rnn", "STAGE", "joint")
