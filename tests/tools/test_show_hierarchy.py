@@ -66,8 +66,8 @@ def test_a_data_set_is_counted_and_drawn(dataset, capsys):
 
 def test_misfits_are_told(dataset):
     main, tree = load_tool("show_hierarchy").main, str(dataset / "zoo.yaml")
-    with pytest.raises(ValueError, match="no data set 'nowhere'"):
-        main([tree, "--dataset", "nowhere"])
+    with pytest.raises(ValueError, match="no data set 'no_such_set'"):
+        main([tree, "--dataset", "no_such_set"])
     with pytest.raises(ValueError, match="does not fit 'shop': classes that have no concept: 'tuna', 'eel'"):
         main([tree, "--dataset", NAME, "--label-set", "shop"])
     write_label_map(dataset / "1.png", np.array([[3]], np.uint8))
