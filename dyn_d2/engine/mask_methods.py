@@ -246,8 +246,7 @@ class _Planner:
             data = _partial_masks(masked if cell.setting == CATEGORY else [], _image_share(cell.setting))
         own: dict[str, Any] = {**data, **self._solver(self.schedule.mask_iterations), "TEST.MASKED_CLASSES": masked}
         own["MODEL.ROI_HEADS.NAME"] = self._host.shape_prop_heads if method.shape_prop else self._host.heads
-        if method.shape_prop:
-            own["MODEL.SHAPE_PROP.OUTPUT_MAPS"] = True
+        own["MODEL.SHAPE_PROP.OUTPUT_MAPS"] = method.shape_prop  # only these have maps
         if self.schedule.mask_rate is not None:
             own["SOLVER.BASE_LR"] = self.schedule.mask_rate
         if teacher:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dyn_d2.data.semantic.label_maps import IGNORE
-from dyn_d2.hierarchy import Hierarchy, load_hierarchy
+from dyn_d2.hierarchy import load_hierarchy
 from dyn_d2.utils.atomic import write_json
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -49,7 +49,7 @@ class ConceptLevelEvaluator(DatasetEvaluator):
         tree = load_hierarchy(metadata.hierarchy)
         tree.check_labels(metadata.label_set, self._classes)
         labels = tree.labels(metadata.label_set)
-        self._levels = concepts_by_depth(tree, [labels[name] for name in self._classes])
+        self._levels = tree.by_depth([labels[name] for name in self._classes])[1:]  # at the root all are equal
         self._truth = {r["file_name"]: r["sem_seg_file_name"] for r in DatasetCatalog.get(dataset_name)}
         self.reset()
 
@@ -99,13 +99,6 @@ class ConceptLevelEvaluator(DatasetEvaluator):
         return {"levels": metrics}
 
 
-def concepts_by_depth(tree: Hierarchy, concepts: Sequence[str]) -> list[list[str]]:
-    """For each depth from 1 to the deepest label's (D), the concept that each label of ``concepts`` (K) counts as."""
-    paths = [tree.path(concept) for concept in concepts]
-    depth = max((len(path) - 1 for path in paths), default=0)
-    return [[path[min(level, len(path) - 1)] for path in paths] for level in range(1, depth + 1)]
-
-
 def confusion(
     predicted: torch.Tensor, truth: torch.Tensor, classes: int, ignore_label: int, source: str = "the ground truth"
 ) -> np.ndarray:
@@ -139,7 +132,7 @@ def level_metrics(
     """
     Args:
         counts: (K, K) int, as from :func:`confusion`, not all zero.
-        levels: from :func:`concepts_by_depth`.
+        levels: for each level the concept of each class, from :meth:`Hierarchy.by_depth`.
 
     Returns:
         mIoU, pixel_accuracy and class_accuracy of the labels, and mIoU-depthD, pixel_accuracy-depthD of every depth, in

@@ -108,6 +108,15 @@ class Hierarchy:
             way.append(self.parents[way[-1]][0])
         return tuple(reversed(way))
 
+    def by_depth(self, concepts: Sequence[str]) -> list[list[str]]:
+        """For each depth, from the root to the deepest of ``concepts`` (K), the K concepts on their main paths there;
+        one that lies higher stands for itself."""
+        paths = [self.path(concept) for concept in concepts]
+        return [
+            [path[min(depth, len(path) - 1)] for path in paths]
+            for depth in range(max((len(path) for path in paths), default=1))
+        ]
+
     def labels(self, dataset: str) -> dict[str, str]:
         """Label -> concept of one data set, in the data set's order of classes.
 

@@ -89,11 +89,11 @@ class PackedConv:
 if _available():  # so that torch's FlopCounterMode sees them
 
     @register_flop_formula(torch.ops.mkldnn._convolution_pointwise)
-    def _flops(x: list[int], weight: list[int], *_: Any, out_shape: list[int], **__: Any):
+    def _flops(x: list[int], weight: list[int], *_: Any, out_shape: list[int], **__: Any) -> int:
         return conv_flop_count(x, weight, out_shape)
 
     @register_flop_formula(torch.ops.mkldnn._convolution_pointwise_)
     def _flops_of_sum(
-        other: list[int], x: list[int], weight: list[int], *_: Any, out_shape: list[int], **__: Any
+        total: list[int], x: list[int], weight: list[int], *_: Any, out_shape: list[int], **__: Any
     ) -> int:
         return conv_flop_count(x, weight, out_shape)

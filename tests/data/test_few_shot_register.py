@@ -211,8 +211,8 @@ def test_data_sets_go_through_the_standard_loading(custom_cfg) -> None:
     assert len(get_detection_dataset_dicts(list(cfg.DATASETS.TRAIN), filter_empty=True)) == 4
 
 
-def test_missing_data_names_the_environment_variable(few_shot_cfg, monkeypatch) -> None:
-    forget("nowhere")
+def test_missing_data_names_the_environment_variable(few_shot_cfg, request) -> None:
+    request.addfinalizer(lambda: forget("nowhere"))
     register_coco_instances("nowhere", {"thing_classes": list(_coco_names())}, "/nowhere/a.json", "/nowhere")
     cfg = few_shot_cfg(BENCHMARK="coco", TRAIN_SETS=["nowhere"], TEST_SETS=["nowhere"])
     apply_few_shot(cfg)  # a configuration can be looked at without data

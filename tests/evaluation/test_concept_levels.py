@@ -11,7 +11,7 @@ from levels_in_two_processes import evaluate_half
 from dyn_d2.config import add_dyn_d2_config
 from dyn_d2.data.semantic.label_maps import write_label_map
 from dyn_d2.evaluation import ConceptLevelEvaluator, build_evaluator
-from dyn_d2.evaluation.concept_levels import concepts_by_depth, confusion, level_metrics
+from dyn_d2.evaluation.concept_levels import confusion, level_metrics
 from dyn_d2.hierarchy import Hierarchy, HierarchyError, save_hierarchy
 
 from detectron2.config import get_cfg
@@ -110,7 +110,7 @@ def test_same_as_detectron2s_evaluator(images, metadata):
 
 def test_coarse_labels_stay_themselves_below():
     tree = Hierarchy(CHILDREN, {"coarse": {"beast": "animal", "sky": "sky", "car": "car"}})
-    levels = concepts_by_depth(tree, ["animal", "sky", "car"])
+    levels = tree.by_depth(["animal", "sky", "car"])[1:]
     assert levels == [["animal", "sky", "thing"], ["animal", "sky", "car"]]
     metrics, _ = level_metrics(np.diag([3, 2, 1]), ["beast", "sky", "car"], levels)
     assert set(metrics.values()) == {100.0}

@@ -149,3 +149,13 @@ def test_missing_tree():
     with pytest.raises(FileNotFoundError, match="neither a yaml file nor one of .*cifar100"):
         load_hierarchy("nowhere")
     assert {"cifar100", "digit_scenes"} <= set(shipped_hierarchies())
+
+
+def test_by_depth_goes_from_the_root_to_the_concepts_themselves():
+    concepts = list(TREE.concepts)
+    rows = TREE.by_depth(concepts)
+    assert len(rows) == 1 + max(len(TREE.path(concept)) - 1 for concept in concepts)
+    assert set(rows[0]) == {TREE.root} and rows[-1] == concepts
+    for above, below in zip(rows, rows[1:], strict=False):
+        assert all(a == b or a in TREE.parents[b] for a, b in zip(above, below, strict=True))
+    assert TREE.by_depth([]) == [[]]

@@ -11,13 +11,9 @@ from torch.nn import functional as F
 
 from dyn_d2.dynamic import Decision, Router, Unit
 from dyn_d2.dynamic.cost import chain_cost, conv_cost, unit_costs
-from dyn_d2.dynamic.execution import running_statistics
-from dyn_d2.dynamic.folding import folded_conv
 from dyn_d2.dynamic.groups import GroupBranch, run_groups
 
-from detectron2.modeling.backbone.resnet import BasicStem
-
-from .gated_block import GatedBlock, conv_norm
+from .gated_block import GatedBlock, conv_norm, project
 
 # Widths of a group where the plain network has 64 channels: Table 1; N = 4 is not printed there.
 _TABLE_WIDTHS = {2: 38, 3: 30, 4: 24}
@@ -33,15 +29,6 @@ def bottleneck_width(plain: int, groups: int) -> int:
         return max(round(_TABLE_WIDTHS[groups] * plain / 64), 1)
     root = plain * ((16 + 153 / groups) ** 0.5 - 4) / 9
     return plain if groups == 1 else max(2 * round(root / 2), 1)
-
-
-class FoldedStem(BasicStem):
-    """ResNet's stem, in evaluation with its batch norm folded in, as the groups after it have theirs."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training or (folded := folded_conv(self.conv1, x)) is None:
-            return super().forward(x)
-        return F.max_pool2d(folded(x, relu=True), kernel_size=3, stride=2, padding=1)
 
 
 class GroupSumBlock(GatedBlock):
@@ -110,12 +97,8 @@ class GroupSumBlock(GatedBlock):
             return None
         if self.shortcut is None:
             return x
-        cost, height, width = conv_cost(self.shortcut, *x.shape[-2:])
-        router.trace.add_fixed(f"{self.name}.shortcut", cost, x)
-        if not self.training and (folded := folded_conv(self.shortcut, x)):
-            return folded(x)
-        with running_statistics(self.shortcut, len(x) * height * width <= 1):
-            return self.shortcut(x)
+        router.trace.add_fixed(f"{self.name}.shortcut", conv_cost(self.shortcut, *x.shape[-2:])[0], x)
+        return project(self.shortcut, x)
 
 
 class CDBBlock(GroupSumBlock):

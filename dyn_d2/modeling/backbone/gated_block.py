@@ -1,9 +1,12 @@
 """What the blocks of a gated backbone have in common."""
 
 import fvcore.nn.weight_init as weight_init
-from torch import Tensor
+from torch import Tensor, nn
 
 from dyn_d2.dynamic import Router, Unit
+from dyn_d2.dynamic.cost import conv_cost
+from dyn_d2.dynamic.execution import running_statistics
+from dyn_d2.dynamic.folding import folded_conv
 
 from detectron2.layers import CNNBlockBase, Conv2d, get_norm
 
@@ -48,3 +51,12 @@ def conv_norm(cin: int, cout: int, kernel: int, norm, stride: int = 1, dilation:
     )
     weight_init.c2_msra_fill(conv)
     return conv
+
+
+def project(shortcut: nn.Conv2d, x: Tensor) -> Tensor:
+    """The projection of a skip path; in evaluation with its norm folded in."""
+    if not shortcut.training and (folded := folded_conv(shortcut, x)):
+        return folded(x)
+    _, height, width = conv_cost(shortcut, *x.shape[-2:])
+    with running_statistics(shortcut, len(x) * height * width <= 1):
+        return shortcut(x)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from dyn_d2.dynamic import Router, Unit
 from dyn_d2.dynamic.cost import chain_cost, conv_cost, unit_costs
-from dyn_d2.dynamic.execution import run_block, running_statistics
+from dyn_d2.dynamic.execution import run_block
 from dyn_d2.dynamic.folding import folded_conv, folded_convs
 from dyn_d2.modeling.policy.base import build_policy
 
@@ -22,11 +22,19 @@ from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
 
-from .cdb_blocks import FoldedStem
 from .gated import GatedBackbone
-from .gated_block import GatedBlock
+from .gated_block import GatedBlock, project
 
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+
+class FoldedStem(BasicStem):
+    """ResNet's stem, in evaluation with its batch norm folded in, as the blocks after it have theirs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or (folded := folded_conv(self.conv1, x)) is None:
+            return super().forward(x)
+        return F.max_pool2d(folded(x, relu=True), kernel_size=3, stride=2, padding=1)
 
 
 class _Residual:
@@ -49,13 +57,7 @@ class _Residual:
 
     def _project(self, x: Tensor) -> Tensor:
         """The skip path; x itself where it is the identity."""
-        if self.shortcut is None:
-            return x
-        if not self.training and (folded := folded_conv(self.shortcut, x)):
-            return folded(x)
-        stride = self.shortcut.stride[0]
-        with running_statistics(self.shortcut, len(x) * -(-x.shape[2] // stride) * -(-x.shape[3] // stride) <= 1):
-            return self.shortcut(x)
+        return x if self.shortcut is None else project(self.shortcut, x)
 
 
 class _PlainResidual(_Residual):

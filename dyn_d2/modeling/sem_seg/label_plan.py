@@ -113,9 +113,7 @@ class LabelPlan(nn.Module):
     def _level_table(self) -> Tensor:
         """(depth + 1, K) number of the concept that each label belongs to at each depth; the label's own below it."""
         number = {concept: i for i, concept in enumerate(self._tree.concepts)}
-        paths = [self._tree.path(concept) for concept in self.concepts]
-        depths = range(max((len(path) for path in paths), default=1))
-        return torch.tensor([[number[path[min(d, len(path) - 1)]] for path in paths] for d in depths])
+        return torch.tensor([[number[concept] for concept in row] for row in self._tree.by_depth(self.concepts)])
 
     def levels(self, labels: Tensor) -> Tensor:
         """(H, W) label numbers -> (depth + 1, H, W) int16: at each depth of the tree the number, in ``tree.concepts``,
