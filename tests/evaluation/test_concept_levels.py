@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from levels_in_two_processes import evaluate_half
+from two_processes import results_of_two
 
 from dyn_d2.config import add_dyn_d2_config
 from dyn_d2.data.semantic.label_maps import write_label_map
@@ -129,18 +129,21 @@ def test_build_evaluator_puts_both_side_by_side(images, metadata, tmp_path):
     assert os.path.isfile(tmp_path / "inference" / f"{NAME}_levels.json")
 
 
+def _evaluate_half(rank: int, folder: str, records: list, metadata: dict, outputs: list) -> dict | None:
+    """Process 0 has the first image, process 1 the others."""
+    DatasetCatalog.register("levels_of_two", lambda: records)
+    MetadataCatalog.get("levels_of_two").set(**metadata)
+    evaluator = ConceptLevelEvaluator("levels_of_two", folder)
+    for i, (given, output) in enumerate(zip(records, outputs, strict=True)):
+        if (i > 0) == bool(rank):
+            evaluator.process([given], [output])
+    return evaluator.evaluate()
+
+
 def test_two_processes_give_the_result_of_one(images, metadata, tmp_path):
     alone = ConceptLevelEvaluator(NAME)
     alone.process(*images)
-    context = torch.multiprocessing.get_context("spawn")
-    ready = context.SimpleQueue()
-    arguments = (str(tmp_path), images[0], metadata, images[1], ready)
-    processes = [context.Process(target=evaluate_half, args=(rank, *arguments)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    results = dict(ready.get() for _ in processes)
-    for process in processes:
-        process.join()
+    results = results_of_two(_evaluate_half, tmp_path, str(tmp_path), images[0], metadata, images[1])
     assert results[1] is None
     assert results[0]["levels"] == pytest.approx(alone.evaluate()["levels"])
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from gated_nets import force
 from route_tables import ALWAYS, LINEAR, RES3, RES4, SIZE, classifier_cfg, route_table
-from routes_in_two_processes import evaluate_half
 from torch import nn
+from two_processes import results_of_two
 
 from dyn_d2.dynamic import Route, recording
 from dyn_d2.evaluation import build_evaluator, with_routes
@@ -93,22 +93,22 @@ def _batches(sizes=(2, 3, 2)):
     return inputs, outputs
 
 
+def _evaluate_half(rank: int, folder: str, inputs: list, outputs: list) -> dict:
+    """Process 0 has two batches, process 1 the third."""
+    evaluator = RouteEvaluator("digits_test", folder)
+    for number in ((0, 1), (2,))[rank]:
+        evaluator.process(inputs[number], outputs[number])
+    return evaluator.evaluate()
+
+
 def test_two_processes_give_the_result_of_one(tmp_path):
     inputs, outputs = _batches()
     alone = RouteEvaluator("digits_test", str(tmp_path / "alone"))
     for given, output in zip(inputs, outputs, strict=True):
         alone.process(given, output)
     expected = alone.evaluate()
-    context = torch.multiprocessing.get_context("spawn")
-    ready = context.SimpleQueue()
-    arguments = (str(tmp_path), inputs, outputs, ready)
-    processes = [context.Process(target=evaluate_half, args=(rank, *arguments)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    results = dict(ready.get() for _ in processes)
-    for process in processes:
-        process.join()
-    assert results == {0: expected, 1: {}}
+    results = results_of_two(_evaluate_half, tmp_path, str(tmp_path), inputs, outputs)
+    assert results == [expected, {}]
     one, two = RouteTable.load(tmp_path / "alone" / "routes.npz"), RouteTable.load(tmp_path / "routes.npz")
     for name, value in vars(one).items():
         np.testing.assert_array_equal(getattr(two, name), value)

@@ -7,7 +7,7 @@ import uuid
 import numpy as np
 import pytest
 import torch
-from shapes_in_two_processes import evaluate_half
+from two_processes import results_of_two
 
 from dyn_d2.evaluation import ShapeQualityEvaluator
 from dyn_d2.evaluation.shape_quality import best_overlap, paste_maps
@@ -115,19 +115,21 @@ def test_objects_by_hand(shapes, caplog) -> None:
     assert np.isnan(evaluator.evaluate()["shape"]["found"])
 
 
+def _evaluate_half(rank: int, folder: str, file: str) -> dict:
+    """Process 0 has the first image, process 1 the others."""
+    register_coco_instances("shapes_of_two", {}, file, folder)
+    evaluator = ShapeQualityEvaluator("shapes_of_two", GROUPS)
+    for i, (given, output) in enumerate(zip(INPUTS, OUTPUTS, strict=True)):
+        if (i > 0) == bool(rank):
+            evaluator.process([given], [output])
+    return evaluator.evaluate()
+
+
 def test_two_processes_give_the_result_of_one(shapes, tmp_path) -> None:
     name, file = shapes
     alone = ShapeQualityEvaluator(name, GROUPS)
     alone.process(INPUTS, OUTPUTS)
-    context = torch.multiprocessing.get_context("spawn")
-    ready = context.SimpleQueue()
-    arguments = (str(tmp_path), file, GROUPS, INPUTS, OUTPUTS, ready)
-    processes = [context.Process(target=evaluate_half, args=(rank, *arguments)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    results = dict(ready.get() for _ in processes)
-    for process in processes:
-        process.join()
+    results = results_of_two(_evaluate_half, tmp_path, str(tmp_path), file)
     assert results[1] == {}
     assert results[0]["shape"] == pytest.approx(alone.evaluate()["shape"], nan_ok=True)
 

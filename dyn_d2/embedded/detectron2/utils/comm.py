@@ -85,13 +85,20 @@ def synchronize() -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _gloo_group_for(world: Any) -> Any:
-    return dist.new_group(backend="gloo") if dist.get_backend() == dist.Backend.NCCL else world
+def _gloo_group_beside(world: Any) -> Any:
+    return dist.new_group(backend="gloo")
 
 
 def _object_group(group: Any) -> Any:
-    """Objects go over gloo, through host memory. Cached per world: a second run in this process gets its own."""
-    return _gloo_group_for(dist.group.WORLD) if group is None else group
+    """Objects go over gloo, through host memory.
+
+    The group that is made beside NCCL's is cached per world, so that a second run in this process gets its own. A world
+    of gloo is not kept here: after destroy_process_group its threads have to end, or they abort Python as it ends.
+    """
+    if group is not None:
+        return group
+    world = dist.group.WORLD
+    return _gloo_group_beside(world) if dist.get_backend() == dist.Backend.NCCL else world
 
 
 def all_gather(data: Any, group: Any = None) -> list:
