@@ -101,9 +101,10 @@ class ForcedStops(Policy):
     def stay(self, index: int, features: Tensor, state: dict[str, Tensor]) -> Tensor | None:
         if index in (0, len(self.units)):
             return None
-        goes = state["left"] > index
-        state["left"] = state["left"][goes]
-        return goes
+        return state["left"] > index
+
+    def keep(self, kept: Tensor, state: dict[str, Tensor]) -> None:
+        state["left"] = state["left"][kept]
 
     def decide(self, index: int, features: Tensor, state: dict[str, Tensor]) -> Decision:
         return fixed(torch.ones(len(features), device=features.device))

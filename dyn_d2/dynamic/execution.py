@@ -60,6 +60,27 @@ def scatter(target: Tensor, rows: Sequence[int], values: Tensor, in_place: bool 
     return target.index_copy(0, index, values)
 
 
+def move_to_front(x: Tensor, stay: Tensor) -> tuple[Tensor, Tensor]:
+    """Drops images in place: those that stay and lie behind move to where others leave.
+
+    Where few leave, hardly anything is copied, and no new memory is touched, which costs more than the copy.
+
+    Args:
+        x: (N, C, H, W), which is overwritten.
+        stay: bool (N,).
+
+    Returns:
+        (n, C, H, W), a view of the front of ``x``, and int64 (n,), which images these are, no longer in order.
+    """
+    count = int(stay.sum())
+    order = torch.arange(count, device=x.device)
+    free, late = (~stay[:count]).nonzero()[:, 0], stay[count:].nonzero()[:, 0] + count
+    order[free] = late
+    for target, source in zip(free.tolist(), late.tolist(), strict=True):
+        x[target].copy_(x[source])
+    return x[:count], order
+
+
 def run_block(
     branch: Layer,
     x: Tensor,
@@ -149,7 +170,7 @@ def run_by_choice(
     if identity:
         skip = x if overwrite or x is not given else x.clone()
     if len(set(chosen)) == 1 and chosen[0] != idle:
-        return run(x, chosen[0], skip)
+        return _run_in_pieces(run, x, chosen[0], skip)
     if x.device.type == "cpu" and skip is not None and x[0].numel() >= VIEWS_FROM:
         for part, choice, total in zip(x.split(1), chosen, skip.split(1), strict=True):
             if choice != idle:
@@ -160,10 +181,21 @@ def run_by_choice(
         rows = [i for i, each in enumerate(chosen) if each == choice]
         part = gather(x, rows)
         total = part if identity else None if skip is None else gather(skip, rows)
-        part = run(part, choice, total)
+        part = _run_in_pieces(run, part, choice, total)
         out = part.new_empty(len(x), *part.shape[1:]) if out is None else out
         scatter(out, rows, part, in_place=True)
     return out
+
+
+def _run_in_pieces(run, x: Tensor, choice: Hashable, skip: Tensor | None) -> Tensor:
+    """``run``, on a CPU for pieces of 2^k images: oneDNN compiles a kernel for each new number of images, which takes
+    as long as some images do, and how many chose the same is a new number again and again."""
+    if x.device.type != "cpu" or skip is None:
+        return run(x, choice, skip)
+    sizes = [1 << bit for bit in reversed(range(len(x).bit_length())) if len(x) >> bit & 1]
+    for part, total in zip(x.split(sizes), skip.split(sizes), strict=True):
+        run(part, choice, total)
+    return skip
 
 
 def _run_relaxed(run, x: Tensor, skip: Tensor, gate: Tensor, rows: list[int], owner: nn.Module) -> Tensor:

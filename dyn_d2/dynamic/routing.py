@@ -8,7 +8,7 @@ from torch import Tensor
 from dyn_d2.utils.errors import UserError
 
 from .decisions import Decision
-from .execution import gather
+from .execution import gather, move_to_front
 from .trace import Cost, Step, Trace, Unit, current_trace, spread
 
 
@@ -69,8 +69,12 @@ class Router:
         self._next += 1
         return decision
 
-    def leave(self, features: Tensor) -> Tensor:
-        """``features`` (n, C, H, W), the input of the next unit's block, without the images that stop before it."""
+    def leave(self, features: Tensor, overwrite: bool = False) -> Tensor:
+        """``features`` (n, C, H, W), the input of the next unit's block, without the images that stop before it.
+
+        Args:
+            overwrite: whether ``features`` may be overwritten; the images that go on then change their order.
+        """
         if not self._policy.stops:
             return features
         cost = self._policy.stay_cost(self._next)
@@ -79,9 +83,14 @@ class Router:
         stay = self._policy.stay(self._next, features, self.trace.state)
         if stay is None or bool(stay.all()):
             return features
-        kept = stay.nonzero()[:, 0]
+        if overwrite:
+            features, kept = move_to_front(features, stay)
+        else:
+            kept = stay.nonzero()[:, 0]
+            features = gather(features, kept)
+        self._policy.keep(kept, self.trace.state)
         self.trace.rows = kept if self.trace.rows is None else self.trace.rows[kept]
-        return gather(features, kept)
+        return features
 
     @property
     def due(self) -> bool:

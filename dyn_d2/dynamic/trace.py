@@ -122,7 +122,8 @@ class Trace:
         state: what the policy keeps during the forward pass, see :class:`dyn_d2.modeling.policy.Policy`.
         levels: what modules recognise, where a policy chooses that.
         images: N, once the forward pass has begun.
-        rows: int64 (n,), during the forward pass: the images that have not stopped; None for all of them.
+        rows: int64 (n,), during the forward pass: the images that have not stopped, in the order in which they lie in
+            the feature maps; None for all of them.
     """
 
     steps: list[Step] = field(default_factory=list)

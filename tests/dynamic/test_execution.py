@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dyn_d2.dynamic.decisions import Decision, bernoulli, fixed, hard_threshold, soft
-from dyn_d2.dynamic.execution import gather, run_block, running_statistics, scatter
+from dyn_d2.dynamic.execution import gather, move_to_front, run_block, run_by_choice, running_statistics, scatter
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 CHOICES = {"none": [0, 0, 0, 0], "one": [0, 0, 1, 0], "some": [1, 0, 1, 1], "all": [1, 1, 1, 1]}
@@ -207,3 +207,29 @@ def test_gradient_through_what_was_chosen_only():
     ours, x.grad = x.grad, None
     block.masked(x, gate).sum().backward()
     torch.testing.assert_close(ours, x.grad, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("stay", [[0, 0, 0], [1, 1, 1], [0, 1, 1, 0, 0, 1], [1, 1, 0, 0], [0, 0, 1, 1], []])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_images_that_stay_move_to_the_front(stay, layout):
+    x = torch.randn(len(stay), 3, 4, 5).contiguous(memory_format=layout)
+    before, stay = x.clone(), torch.tensor(stay, dtype=torch.bool)
+    front, order = move_to_front(x, stay)
+    assert sorted(order.tolist()) == stay.nonzero().flatten().tolist()
+    assert torch.equal(front, before[order]) and front.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+    assert not len(stay) or front.is_contiguous(memory_format=layout)
+    moved = sum(place != image for place, image in enumerate(order.tolist()))
+    assert moved <= int((~stay).sum())
+
+
+def test_on_a_cpu_images_run_in_few_different_numbers():
+    seen = set()
+
+    def run(x, _, skip):
+        seen.add(len(x))
+        return skip.add_(1)
+
+    for count in range(1, 20):
+        x = torch.randn(count, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(run_by_choice(run, x, x, [True] * count), x + 1)
+    assert seen == {1, 2, 4, 8, 16}

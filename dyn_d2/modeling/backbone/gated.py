@@ -118,7 +118,7 @@ class GatedBackbone(Backbone):
         for stage in self.stage_names:
             for i, block in enumerate(getattr(self, stage)):
                 if isinstance(block, GatedBlock):
-                    x = router.leave(x)
+                    x = router.leave(x, self._may_overwrite(x, images, features))
                     router.overwrite = self._may_overwrite(x, images, features)
                     x = block(x, router)
                     x = router.finish(x) if router.due else x

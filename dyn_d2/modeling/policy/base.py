@@ -87,6 +87,10 @@ class Policy(nn.Module):
         """
         return None
 
+    def keep(self, kept: Tensor, state: Any) -> None:
+        """Called when images have stopped: of the n images of the last ``stay``, ``kept``, int64 (n',), go on, in this
+        order, which need not be ascending."""
+
     def stay_cost(self, index: int) -> float:
         """Multiply-adds per image of ``stay``."""
         return 0.0

@@ -203,9 +203,10 @@ class PMN(Policy):
         self._remember(module, features, predictions, state)
         if last:
             return None
-        going = torch.stack([rollout.going[rows] for rollout in state.rollouts.values()]).any(0)
-        state.keep(going)
-        return going
+        return torch.stack([rollout.going[rows] for rollout in state.rollouts.values()]).any(0)
+
+    def keep(self, kept: Tensor, state: PMNState) -> None:
+        state.keep(kept)
 
     def _remember(self, module: int, features: Tensor, predictions: dict, state: PMNState) -> None:
         needed = torch.stack([prediction.predicts for prediction in predictions.values()]).any(0).nonzero()[:, 0]

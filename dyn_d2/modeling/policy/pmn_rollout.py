@@ -125,11 +125,11 @@ class PMNState:
         """The area of some of the images."""
         return None if self.valid is None else ValidArea(self.valid.sizes[rows], self.valid.padded)
 
-    def keep(self, going: Tensor) -> None:
-        """Go on with those of ``rows`` for which ``going``, bool (n,), is True."""
-        self.rows = self.rows[going]
+    def keep(self, kept: Tensor) -> None:
+        """Go on with the elements ``kept``, int64 (n',), of ``rows``, in this order."""
+        self.rows = self.rows[kept]
         if self.hidden is not None:
-            self.hidden = self.hidden[0][going], self.hidden[1][going]
+            self.hidden = self.hidden[0][kept], self.hidden[1][kept]
 
 
 def state_of(trace: Trace | None) -> PMNState:

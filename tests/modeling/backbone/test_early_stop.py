@@ -94,6 +94,26 @@ def test_an_image_gets_in_a_batch_what_it_gets_alone(name):
             assert not list(features.values())[-1][n].any()
 
 
+def test_the_policy_follows_when_images_change_places():
+    torch.manual_seed(0)
+    own = {"MODEL__POLICY__NAME": "pmn", "MODEL__POLICY__STAGE": "joint", "MODEL__POLICY__PMN__WIDTH": 8,
+           "MODEL__GATED__FIRST_BLOCK": True, "MODEL__RESNETS__DEPTH": 20}  # fmt: skip
+    net = settle(build(gated_cfg("build_gated_cifar_resnet_backbone", MODEL__RESNETS__OUT_FEATURES=["res4"], **own)))
+    torch.nn.init.normal_(net.policy.score.weight, std=2.0)
+    x = torch.randn(8, 3, 32, 32) + 4 * torch.randn(8, 3, 1, 1)  # of different colours
+
+    def rollout(images):
+        with torch.no_grad(), recording() as trace:
+            features = net.eval()(images)["res4"]
+        greedy = trace.state.rollouts[GREEDY]
+        return greedy.stops, torch.stack(greedy.levels, 1), features, trace.executed()
+
+    together, alone = rollout(x), [rollout(image[None]) for image in x]
+    assert len(together[0].unique()) > 2, "images stop at different modules"
+    for got, expected in zip(together, map(torch.cat, zip(*alone, strict=True)), strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_without_images_that_go_on_nothing_runs():
     net = stopping("build_gated_cifar_resnet_backbone", [1, 1]).eval()
     counter = FlopCounterMode(display=False)
