@@ -4,12 +4,17 @@
     python tools/benchmark_segmentation.py                                  # all cases
     python tools/benchmark_segmentation.py --case region_conv --size 65 --rounds 20 --output region.json
     python tools/benchmark_segmentation.py --case region_stage --train      # a training step in place of evaluation
+    python tools/benchmark_segmentation.py --case dsspn --train --labels coco_stuff --size 24 --batch 4
 
 Cases:
 
     region_conv   single convolutions (with their norm folded in) on 10, 25, 50 and 100 % of the pixels
     region_stage  res4 and res5 of a dilated ResNet-50 on so many pixels, and all that belongs to it: finding the pixels
                   in the mask, gathering, tables of neighbours, residuals
+    dsspn         DSSPN on the universal tree, with images that wake 6 to 10 neurons each. Training: a step of the fixed
+                  structure (dense) and of the dynamic one, forward, backward and SGD; of the neurons alone, of the head
+                  (transition and neurons) and of the whole model (backbone and head). Evaluation: the fixed structure,
+                  and a flat head (DeepLab's atrous pyramid straight to the classes), against the dynamic one
 
 All ways of computing the same run in turns, so that a slow minute of the machine hits all. Dense is the fastest of
 several: torch's layers in both memory layouts, and oneDNN with packed weights. Printed are
@@ -19,25 +24,33 @@ several: torch's layers in both memory layouts, and oneDNN with packed weights. 
     realised  (1 - time) / (1 - FLOPs): the share of the saved multiply-adds that was saved on the clock
     memory    most memory that tensors took, weights and inputs not counted, in MB: dense and dynamic
 
-Regions are blobs, as segmentation leaves them; weights are random.
+Regions are blobs, as segmentation leaves them; weights are random. DSSPN in evaluation computes everything, but
+label maps tell where pixels go.
 """
 
 import argparse
 import copy
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
 from tabulate import tabulate
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from dyn_d2.config import add_dyn_d2_config
 from dyn_d2.dynamic.pixels import restrict
+from dyn_d2.hierarchy import load_hierarchy
+from dyn_d2.modeling.sem_seg import region_inference
+from dyn_d2.modeling.sem_seg.dsspn import DSSPNHead
+from dyn_d2.modeling.sem_seg.label_plan import LabelPlan
+from dyn_d2.modeling.sem_seg.pmn_head import AtrousPyramid
 from dyn_d2.ops.packed_conv import PackedConv
 from dyn_d2.ops.region_conv import Region, RegionMatrix, map_rows, region_conv, to_map
 from dyn_d2.utils.atomic import write_json
@@ -50,6 +63,8 @@ from detectron2.modeling import build_backbone
 LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 # Input and output channels, side of the kernel, dilation: the layers of res4 and res5, and the hidden layer of a head.
 LAYERS = ((256, 256, 3, 2), (512, 512, 3, 4), (1024, 256, 1, 1), (256, 1024, 1, 1), (1024, 256, 3, 1))
+
+FLAT_RATES = (6, 12, 18, 24)  # DeepLab v2
 
 
 @dataclass(frozen=True)
@@ -196,7 +211,135 @@ def _run(compute: Callable[[Tensor], Tensor], train: bool, x: Tensor) -> None:
         compute(x.detach().requires_grad_()).sum().backward()
 
 
-CASES = {"region_conv": region_conv_cases, "region_stage": region_stage_cases}
+def dsspn_cases(args: argparse.Namespace) -> Iterator[Comparison]:
+    """DSSPN over a ResNet of output stride 8; see the head of this file."""
+    torch.manual_seed(0)
+    net = _dilated_resnet(args.depth, args.device)
+    head = tree_head(args.labels, net.output_shape()).to(args.device)
+    heads = {"fixed": copy.deepcopy(head), "dynamic": head}
+    heads["fixed"].dynamic = False
+    generator = torch.Generator().manual_seed(0)
+    labels, awake = label_maps(head.plan, args.batch, args.size, generator)
+    images = torch.randn(args.batch, 3, 8 * args.size, 8 * args.size, generator=generator).to(args.device)
+    make = _dsspn_steps if args.train else _dsspn_evaluations
+    for name, dense, dynamic in make(net, heads, images, labels.to(args.device)):
+        name += f", {sum(awake) / len(awake):.1f} of {len(head.plan.needed)} neurons an image"
+        yield Comparison(name, dense, dynamic, _flops(*dynamic.values()) / _flops(*dense.values()))
+
+
+def _dilated_resnet(depth: int, device: str) -> nn.Module:
+    cfg = get_cfg()
+    add_dyn_d2_config(cfg)
+    keys = {"NAME": "build_cascade_resnet_backbone", "FREEZE_AT": 0}
+    cfg.merge_from_list([item for key, value in keys.items() for item in (f"MODEL.BACKBONE.{key}", value)])
+    cfg.MODEL.RESNETS.DEPTH = depth
+    return build_backbone(cfg, ShapeSpec(channels=3)).to(device)
+
+
+def tree_head(labels: str, shapes: dict[str, ShapeSpec]) -> DSSPNHead:
+    """DSSPN on the universal tree over the last stage, for the labels of one of the tree's data sets, or "leaves": all
+    concepts without children, which need every neuron of the tree."""
+    tree = load_hierarchy("universal")
+    concepts = tree.leaves if labels == "leaves" else tuple(tree.labels(labels).values())
+    return DSSPNHead({"stage3": shapes["stage3"]}, tree=tree, labels={labels: concepts}, train_sets=[labels])
+
+
+def label_maps(plan: LabelPlan, batch: int, size: int, generator: torch.Generator) -> tuple[Tensor, list[int]]:
+    """(N, size, size) labels, and how many neurons each image wakes: 6 to 10, where the map is not too small.
+
+    Labels are added at random as long as they wake no more neurons than were drawn; each has some patches of 4 x 4.
+    """
+    maps, side = [], -(-size // 4)
+    for most in torch.randint(6, 11, (batch,), generator=generator).tolist():
+        chosen: list[int] = []
+        for label in torch.randperm(len(plan.concepts), generator=generator).tolist():
+            if len(chosen) < side * side and awake_neurons(plan, [*chosen, label]) <= most:
+                chosen.append(label)
+        patches = torch.tensor(chosen).repeat(side * side)[: side * side]
+        patches = patches[torch.randperm(side * side, generator=generator)].view(side, side)
+        maps.append(patches.repeat_interleave(4, 0).repeat_interleave(4, 1)[:size, :size])
+    return torch.stack(maps), [awake_neurons(plan, found.unique().tolist()) for found in maps]
+
+
+def awake_neurons(plan: LabelPlan, labels: list[int]) -> int:
+    """How many neurons run for an image that shows these labels."""
+    present = torch.zeros(1, len(plan.concepts), dtype=torch.bool)
+    present[0, labels] = True
+    return int(plan.active(present)[1].sum())
+
+
+def _dsspn_steps(net: nn.Module, heads: dict[str, DSSPNHead], images: Tensor, labels: Tensor) -> Iterator[tuple]:
+    """Name, and dense and dynamic ways, of training steps."""
+    targets = labels.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    features = net(images)["stage3"]
+    x0 = heads["dynamic"].transition(features).requires_grad_()  # what comes before a part needs its gradient
+    features.requires_grad_()
+    parts: dict[str, tuple] = {
+        "neurons": (x0, lambda head: head.neurons, lambda head, x: head.losses(x, targets)),
+        "head": (features, lambda head: head, lambda head, x: head({"stage3": x}, targets)[1]),
+        "whole model": (images, lambda head: nn.ModuleList([head, net]), lambda head, x: head(net(x), targets)[1]),
+    }
+    for name, (x, owner, loss) in parts.items():
+        ways = {side: _training_step(owner(head), partial(loss, head), x) for side, head in heads.items()}
+        yield f"step of the {name}", {"fixed": ways["fixed"]}, {"dynamic": ways["dynamic"]}
+
+
+def _training_step(owner: nn.Module, loss: Callable[[Tensor], dict[str, Tensor]], x: Tensor) -> Callable[[], None]:
+    optimizer = torch.optim.SGD(owner.parameters(), lr=0.0, momentum=0.9)  # at a rate of 0 all rounds do the same
+
+    def run() -> None:
+        with torch.enable_grad():
+            loss(x.detach().requires_grad_(x.requires_grad))["loss_sem_seg"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run
+
+
+def _dsspn_evaluations(net: nn.Module, heads: dict[str, DSSPNHead], images: Tensor, labels: Tensor) -> Iterator[tuple]:
+    """Name, and dense and dynamic ways, of evaluations; scores are enlarged to the size of the images."""
+    net.eval()
+    fixed, dynamic = (heads[side].eval() for side in ("fixed", "dynamic"))
+    features = {"stage3": net(images)["stage3"]}
+    classes = len(dynamic.plan.concepts)
+    pyramid = AtrousPyramid(features["stage3"].shape[1], classes, FLAT_RATES).to(images.device).eval()
+
+    def flat(features: Mapping[str, Tensor]) -> Tensor:
+        return F.interpolate(pyramid(features["stage3"]), scale_factor=8, mode="bilinear", align_corners=False)
+
+    for name, given in (("head", lambda: features), ("whole model", lambda: net(images))):
+        tree = {"dynamic": lambda given=given: told(dynamic, given(), labels)}
+        yield f"{name}, {classes} classes", {"fixed": lambda given=given: told(fixed, given(), labels)}, tree
+        yield f"{name}, {classes} classes", {"flat head": lambda given=given: flat(given())}, tree
+
+
+def told(head: DSSPNHead, features: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+    """The scores of ``head``, which computes all it needs to find the way of each pixel, but is then told the way to
+    ``labels``: with random weights all images would wake all neurons."""
+    patches = (_leading(kind, head.plan, labels) for kind in (region_inference._Regions, region_inference._Everywhere))
+    with next(patches), next(patches):
+        return head(features)[0]
+
+
+def _leading(kind: type, plan: LabelPlan, labels: Tensor):
+    """Inside this context the logits that ``kind`` computes are largest on the way to ``labels``."""
+    compute = kind.logits
+
+    def logits(self, name: str, rows: Tensor) -> Tensor:
+        below = plan.below[:, plan.decisions[name].columns]
+        return compute(self, name, rows).sigmoid() + 10 * below[labels.flatten()[rows]]
+
+    return mock.patch.object(kind, "logits", logits)
+
+
+def _flops(compute: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        compute()
+    return counter.get_total_flops()
+
+
+CASES = {"region_conv": region_conv_cases, "region_stage": region_stage_cases, "dsspn": dsspn_cases}
+SIZES = {"region_conv": (65, 1), "region_stage": (65, 1), "dsspn": (24, 4)}  # of the maps, and of the batch
 
 
 @torch.no_grad()
@@ -204,8 +347,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--share", nargs="+", type=float, default=[0.1, 0.25, 0.5, 1.0], help="of the pixels")
-    parser.add_argument("--size", type=int, default=65, help="height and width of the maps")
-    parser.add_argument("--batch", type=int, default=1, help="images")
+    parser.add_argument("--size", type=int, help="height and width of the maps; default: 65, DSSPN 24 (192 pixels)")
+    parser.add_argument("--batch", type=int, help="images; default: 1, DSSPN 4")
+    parser.add_argument("--labels", default="leaves", help="of DSSPN: a data set of the universal tree, or its leaves")
     parser.add_argument("--depth", type=int, default=50, help="of the ResNet")
     parser.add_argument("--train", action="store_true", help="forward and backward")
     parser.add_argument("--rounds", type=int, default=10)
@@ -214,15 +358,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: torch's choice")
     parser.add_argument("--output", default="", help="json file for the numbers")
     args = parser.parse_args(argv)
-    if min(args.rounds, args.size, args.batch) < 1 or not all(0 < share <= 1 for share in args.share):
+    if min(n for n in (args.rounds, args.size, args.batch) if n is not None) < 1 or not all(
+        0 < share <= 1 for share in args.share
+    ):
         parser.error("--rounds, --size and --batch have to be at least 1, --share above 0 and up to 1")
     if args.threads:
         torch.set_num_threads(args.threads)
     results = []
     for case in args.case:
-        for comparison in CASES[case](args):
+        size, batch = (own or default for own, default in zip((args.size, args.batch), SIZES[case], strict=True))
+        for comparison in CASES[case](argparse.Namespace(**{**vars(args), "size": size, "batch": batch})):
             numbers = measure(comparison, rounds=args.rounds, warm_up=args.warm_up, device=args.device)
-            results.append({"case": case, "size": args.size, "batch": args.batch, "train": args.train, **numbers})
+            results.append({"case": case, "size": size, "batch": batch, "train": args.train, **numbers})
             print(f"{case}, {comparison.name}: time {numbers['time_ratio']:.3f}", file=sys.stderr, flush=True)
     machine = describe_machine(args.device, torch.float32)
     heads = ["case", "what", "dense ms", "dynamic ms", "FLOPs", "time", "realised", "memory MB"]

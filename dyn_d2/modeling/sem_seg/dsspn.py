@@ -260,11 +260,12 @@ class DSSPNHead(nn.Module):
             decide, run = torch.ones_like(decide), torch.ones_like(run)
         self._record(plan, x0, decide, run)
         total, depths = x0.flatten()[:0].float().sum(), {}  # 0, connected to the graph
+        labelled = counted.sum().clamp(min=1)
         for decision, images, logits in self._logits(plan, x0, decide, run):
             below = plan.below[:, decision.columns]
             inside = plan.inside[:, list(plan.decisions).index(decision.neuron)]
             loss, positions = self._loss(logits.float(), labels[images], counted[images], below, inside)
-            scale = positions if self._average == "neuron" else counted.sum().clamp(min=1)
+            scale = positions if self._average == "neuron" else labelled
             depth = self.tree.depth(decision.neuron)
             depths[depth] = depths.get(depth, 0) + (loss / scale).detach()
             total = total + loss / scale
@@ -274,21 +275,19 @@ class DSSPNHead(nn.Module):
     def _logits(self, plan: LabelPlan, x0: Tensor, decide: Tensor, run: Tensor) -> Iterator[tuple[Any, Tensor, Tensor]]:
         """For each neuron that decides for some image: its decision, the numbers of these images (N',), and logits
         (N', C, h, w). Each neuron runs once, for all its images together."""
-        whole = list(range(len(x0)))
-        kept: dict[str, tuple[Tensor, list[int]]] = {TRANSITION: (x0, whole)}
+        kept = {TRANSITION: _Images(x0, list(range(len(x0))))}
         for number, name in enumerate(plan.needed):
             images = run[:, number].nonzero().flatten().tolist()
             if not images:
                 continue
-            sources = [_pick(*kept[source], images) for source in (TRANSITION, *self.above[name])]
-            features = self.neuron(name)(self.combine(name, sources))
-            kept[name] = features, images
+            sources = [kept[source].of(images) for source in (TRANSITION, *self.above[name])]
+            kept[name] = _Images(self.neuron(name)(self.combine(name, sources)), images)
             if name in plan.decisions:
                 decision = plan.decisions[name]
                 deciding = decide[:, list(plan.decisions).index(name)].nonzero().flatten().tolist()
                 if deciding:
                     weight, bias = self.neuron(name).classifier(decision.children)
-                    logits = F.conv2d(_pick(features, images, deciding), weight[:, :, None, None], bias)
+                    logits = F.conv2d(kept[name].of(deciding), weight[:, :, None, None], bias)
                     yield decision, torch.tensor(deciding, device=x0.device), logits
 
     def neuron(self, name: str) -> SemanticNeuron:
@@ -361,12 +360,24 @@ def upsample(scores: Tensor, stride: int) -> Tensor:
     return F.pad(grown, (0, stride - 1, 0, stride - 1), mode="replicate")
 
 
-def _pick(x: Tensor, have: list[int], want: list[int]) -> Tensor:
-    """The images ``want`` of those that ``x`` holds; ``x`` itself where these are all."""
-    if have == want:
-        return x
-    place = {image: row for row, image in enumerate(have)}
-    return x.index_select(0, torch.tensor([place[image] for image in want], device=x.device))
+class _Images:
+    """Feature maps (n, C, h, w) of the images ``images`` of a batch, of which neurons take those that wake them.
+
+    Each choice is copied once, however many neurons make it. An index in place of parts would give each neuron that
+    reads the maps a gradient of all images, most of it zeros, to be added up.
+    """
+
+    def __init__(self, maps: Tensor, images: list[int]) -> None:
+        self._chosen = {tuple(images): maps}
+        self._parts = dict(zip(images, maps.split([1] * len(images)), strict=True))
+
+    def of(self, images: list[int]) -> Tensor:
+        """(len(images), C, h, w)."""
+        key = tuple(images)
+        if key not in self._chosen:
+            parts = [self._parts[image] for image in images]
+            self._chosen[key] = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return self._chosen[key]
 
 
 def _check_option(key: str, value: str, known: Sequence[str]) -> None:
