@@ -222,7 +222,7 @@ def test_images_that_stay_move_to_the_front(stay, layout):
     assert moved <= int((~stay).sum())
 
 
-def test_on_a_cpu_images_run_in_few_different_numbers():
+def test_on_a_cpu_images_run_in_few_different_numbers(monkeypatch):
     seen = set()
 
     def run(x, _, skip):
@@ -233,3 +233,7 @@ def test_on_a_cpu_images_run_in_few_different_numbers():
         x = torch.randn(count, 3, 4, 4).contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(run_by_choice(run, x, x, [True] * count), x + 1)
     assert seen == {1, 2, 4, 8, 16}
+    monkeypatch.setattr("dyn_d2.dynamic.execution.PIECE", 5 * 48)
+    seen.clear()
+    torch.testing.assert_close(run_by_choice(run, x, x, [True] * len(x)), x + 1)
+    assert seen == {4, 2, 1}
