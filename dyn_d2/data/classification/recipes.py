@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from dyn_d2.data.parts import register_parts
+
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
@@ -81,5 +83,7 @@ def _register_custom(cfg: CfgNode, set_key: Callable[[str, Any, str], None]) -> 
     for split, folder in (("train", train), ("test", test)):
         if folder:
             register_folders(f"{CUSTOM}_{split}", folder, classes_from=train)
+            MetadataCatalog.get(f"{CUSTOM}_{split}").split = split
         sets = (f"{CUSTOM}_{split}",) if folder else ()
         set_key(f"DATASETS.{split.upper()}", sets, f"CLASSIFICATION.CUSTOM.{split.upper()}")
+    register_parts(f"{CUSTOM}_train")
