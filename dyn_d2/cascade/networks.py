@@ -29,13 +29,14 @@ class NetworkModel(CascadeModel):
     Costs are multiply-adds: those of the route where the network is gated, else counted once for each input size.
     """
 
-    def __init__(self, name: str, cfg: CfgNode, model: nn.Module, dataset: str) -> None:
+    def __init__(self, name: str, cfg: CfgNode, model: nn.Module, dataset: str, classes: Sequence[str] = ()) -> None:
         """
         Args:
             cfg: the config of ``model``.
             dataset: of the records; says which mapper decodes them.
+            classes: names in the order of the model's outputs; empty where nobody knows.
         """
-        self.name, self.cfg, self.model = name, cfg, model.eval()
+        self.name, self.cfg, self.model, self.classes = name, cfg, model.eval(), list(classes)
         self.classifies = cfg.MODEL.META_ARCHITECTURE == CLASSIFIER
         self.device = "cuda" if cfg.MODEL.DEVICE.startswith("cuda") else "cpu"
         self._mapper = build_mapper(cfg, dataset, is_train=False)
@@ -49,8 +50,8 @@ class NetworkModel(CascadeModel):
         Raises:
             FileNotFoundError, CheckpointError: no such checkpoint, or it does not carry its config.
         """
-        cfg, model, _ = load_model(weights)
-        return cls(name or default_name(weights), cfg, model, dataset)
+        cfg, model, described = load_model(weights)
+        return cls(name or default_name(weights), cfg, model, dataset, described.get("classes", ()))
 
     def weights_hash(self) -> str:
         return weights_hash(self.model)

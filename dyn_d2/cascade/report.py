@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
+from dyn_d2.data.classification import ensure_classes
 from dyn_d2.data.parts import HELD_OUT, held_out_problem
 from dyn_d2.evaluation.build import build_evaluator
 from dyn_d2.evaluation.tradeoff import main_metric
@@ -43,12 +44,24 @@ class Measured:
 def check_models(models: Sequence[NetworkModel], held_out: str, test: str = "") -> None:
     """
     Raises:
+        KeyError: a data set is not registered.
         ValueError: classifiers and detectors mixed, other classes, or ``held_out`` is no held-out set of theirs.
     """
+    for dataset in filter(None, (held_out, test)):
+        if dataset not in DatasetCatalog.list():
+            raise KeyError(f"data set {dataset} is not registered: see datasets/README.md for those that are.")
     kinds = {model.classifies for model in models}
     if len(kinds) > 1:
         raise ValueError("a cascade is of classifiers or of detectors: " + ", ".join(
             f"{model.name} is a {'classifier' if model.classifies else 'detector'}" for model in models))  # fmt: skip
+    for dataset in filter(None, (held_out, test)):
+        names = ensure_classes(dataset)
+        for model in models:
+            if model.classes and names and model.classes != names:
+                raise ValueError(
+                    f"{model.name} knows {len(model.classes)} classes ({', '.join(model.classes[:5])}, ...), {dataset} "
+                    f"has {len(names)} ({', '.join(names[:5])}, ...): they have to be the same in the same order."
+                )
     trained = {name for model in models for name in model.cfg.DATASETS.TRAIN}
     tested = {name for model in models for name in model.cfg.DATASETS.TEST} | ({test} if test else set())
     if held_out == test:
