@@ -19,7 +19,7 @@ from .detection import image_losses
 from .execution import CascadeModel
 from .table import as_probabilities
 
-CLASSIFIER = "ImageClassifier"
+CLASSIFIERS = ("ImageClassifier", "MultiPathClassifier")
 
 
 class NetworkModel(CascadeModel):
@@ -37,7 +37,7 @@ class NetworkModel(CascadeModel):
             classes: names in the order of the model's outputs; empty where nobody knows.
         """
         self.name, self.cfg, self.model, self.classes = name, cfg, model.eval(), list(classes)
-        self.classifies = cfg.MODEL.META_ARCHITECTURE == CLASSIFIER
+        self.classifies = cfg.MODEL.META_ARCHITECTURE in CLASSIFIERS
         self.device = "cuda" if cfg.MODEL.DEVICE.startswith("cuda") else "cpu"
         self._mapper = build_mapper(cfg, dataset, is_train=False)
         self._counted: dict[tuple[int, ...], float] = {}

@@ -35,17 +35,18 @@ def apply_classification(cfg: CfgNode, set_key: Callable[[str, Any, str], None])
         set_key: (key, value, why) -> sets a derived value, unless the user gave one.
 
     Raises:
-        ValueError: ImageClassifier on a data set without labels of images, or an unknown recipe.
+        ValueError: a classifier on a data set without labels of images, or an unknown recipe.
         FileNotFoundError: a data set whose classes are its folders is not there.
     """
     _register_custom(cfg, set_key)
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
-    if cfg.MODEL.META_ARCHITECTURE == "ImageClassifier":
+    if cfg.MODEL.META_ARCHITECTURE in ("ImageClassifier", "MultiPathClassifier"):
         others = [name for name in names if not is_classification(name)]
         if others:
             raise ValueError(
-                f"MODEL.META_ARCHITECTURE is ImageClassifier, but {', '.join(others)} is no registered data set with "
-                'one label an image (evaluator_type "classification"): see datasets/README.md for those that are.'
+                f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, but {', '.join(others)} is no registered "
+                'data set with one label an image (evaluator_type "classification"): see datasets/README.md for those '
+                "that are."
             )
     names = [name for name in names if is_classification(name)]
     if not names:
