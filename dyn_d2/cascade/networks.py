@@ -1,6 +1,6 @@
 """Networks of this package as members of a cascade, straight from their checkpoints."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dyn_d2.data.resumable import build_mapper
 from dyn_d2.engine.predictor import load_model
 from dyn_d2.evaluation.results import weights_hash
+from dyn_d2.evaluation.routes import rest_cost
 
 from detectron2.config import CfgNode
 
@@ -69,19 +70,25 @@ class NetworkModel(CascadeModel):
         return [{"instances": output["instances"].to("cpu")} for output in outputs]
 
     def costs(self, inputs: list[dict[str, Any]], answers: Sequence[Any]) -> np.ndarray:
-        # The route of a gated detector is that of its backbone: heads have to be counted as well.
-        if self._routes is not None and self.classifies:
+        if self._routes is None:
+            return np.array([self._by_size(entry, self._count) for entry in inputs])
+        if self.classifies:
             return np.array(self._routes)
-        return np.array([self._count(entry) for entry in inputs])
+        # The route of a gated detector is that of its backbone; the heads' cost is taken to depend on the size only.
+        rest = [self._by_size(entry, lambda e: rest_cost(self.model, [e])) for entry in inputs]
+        return np.array(self._routes) + np.array(rest)
+
+    def _by_size(self, entry: dict[str, Any], count: Callable[[dict[str, Any]], float]) -> float:
+        size = tuple(entry["image"].shape)
+        if size not in self._counted:
+            self._counted[size] = count(entry)
+        return self._counted[size]
 
     @torch.no_grad()
     def _count(self, entry: dict[str, Any]) -> float:
-        size = tuple(entry["image"].shape)
-        if size not in self._counted:
-            with FlopCounterMode(display=False) as counter:
-                self.model([entry])
-            self._counted[size] = counter.get_total_flops() / 2  # it counts multiplications and additions apart
-        return self._counted[size]
+        with FlopCounterMode(display=False) as counter:
+            self.model([entry])
+        return counter.get_total_flops() / 2  # it counts multiplications and additions apart
 
     def losses(self, records: Sequence[dict[str, Any]], answers: Sequence[Any]) -> np.ndarray:
         """(n,) zero-one losses; of a detector one minus the average precision in each image."""

@@ -139,6 +139,10 @@ class PathPolicy(Policy):
         Args:
             features: (n, F, 1, 1), the flattened coarsest map of the layer at the junction.
         """
+        if self.training and len(features) == 1:
+            raise ValueError(
+                "routers have batch norm: SOLVER.IMS_PER_BATCH has to give each process two images or more."
+            )
         scores = self.routers[index](features.flatten(1))
         state.scores[index] = scores
         choice = scores.detach().argmax(1)

@@ -207,6 +207,8 @@ def test_bad_input_is_named():
     model = _model()
     with pytest.raises(ValueError, match="images of one size"):
         model([*_batch(1), *_batch(1, 16)])
+    with EventStorage(), pytest.raises(ValueError, match="two images or more"):
+        model(_batch(1))
     with EventStorage(), pytest.raises(ValueError, match="the label of an image is 10"):
         model([{**entry, "label": 10} for entry in _batch(2)])
     from dyn_d2.dynamic import Trace
