@@ -3,8 +3,9 @@
 import json
 
 import pytest
+from cascade_networks import save_classifier, save_detector
 from tiny_detection import CLASSES, write_boxes
-from tool_runs import ROOT, load_tool
+from tool_runs import load_tool
 
 from dyn_d2.cascade import load_cascade
 
@@ -12,23 +13,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 
-@pytest.fixture(scope="module")
-def networks():
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("cascade_networks", ROOT / "tests" / "cascade" / "networks.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def classifiers(tmp_path) -> list[str]:
+    return [save_classifier(tmp_path / name, depth) for name, depth in (("fast", 8), ("slow", 14))]
 
 
 @pytest.fixture
-def classifiers(networks, tmp_path) -> list[str]:
-    return [networks.save_classifier(tmp_path / name, depth) for name, depth in (("fast", 8), ("slow", 14))]
-
-
-@pytest.fixture
-def detectors(networks, tmp_path):
+def detectors(tmp_path):
     names = []
     for number, split in enumerate(("train", "held_out", "test")):
         data = write_boxes(tmp_path / split, 4, seed=number)
@@ -37,7 +28,7 @@ def detectors(networks, tmp_path):
             name, {"split": split, "thing_classes": list(CLASSES)}, str(data), str(data.parent / "images")
         )
         names.append(name)
-    yield [networks.save_detector(tmp_path / f"d{size}", size, names[0], data) for size in (40, 80)]
+    yield [save_detector(tmp_path / f"d{size}", size, names[0], data) for size in (40, 80)]
     for name in names:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
@@ -92,7 +83,7 @@ def test_detectors(tmp_path, detectors):
     assert (tmp_path / "out" / "ap_against_time.png").stat().st_size > 5000
 
 
-def test_what_is_refused(tmp_path, networks, classifiers):
+def test_what_is_refused(tmp_path, classifiers):
     held_out = ["--held-out", "digits_train_held_out"]
     with pytest.raises(ValueError, match="digits_test is a test split"):
         _main(tmp_path, classifiers, "--held-out", "digits_test")
@@ -106,6 +97,6 @@ def test_what_is_refused(tmp_path, networks, classifiers):
         _main(tmp_path, classifiers, *held_out, "--budget", "0.01", "--methods", "entropy")
     with pytest.raises(ValueError, match="--methods for classifiers are"):
         _main(tmp_path, classifiers, *held_out, "--methods", "box_entropy_max")
-    whole = networks.save_classifier(tmp_path / "whole", 8, train="digits_train")
+    whole = save_classifier(tmp_path / "whole", 8, train="digits_train")
     with pytest.raises(ValueError, match="a model was trained on images of digits_train_held_out"):
         _main(tmp_path, [whole, classifiers[1]], *held_out)

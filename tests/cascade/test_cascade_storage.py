@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from networks import save_classifier
+from cascade_networks import save_classifier
 
 from dyn_d2.cascade import Cascade, Logistic, NetworkModel, Threshold, load_cascade
 from dyn_d2.cascade.calibration import Member, store, stored_path

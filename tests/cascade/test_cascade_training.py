@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from cascade_tables import random_table
 from sklearn.linear_model import LogisticRegression
-from tables import random_table
 
 from dyn_d2.cascade import Goal, Logistic, calibrate, entropy, evaluate
 from dyn_d2.cascade.rules import Network, NetworkRule, Threshold, rule_from_state

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from tables import random_table, slow_outcome, softmax
+from cascade_tables import random_table, slow_outcome, softmax
 
 from dyn_d2.cascade import Logistic, PredictionTable, Threshold, confidence, entropy, evaluate, oracle
 from dyn_d2.cascade.measures import box_entropies, measure

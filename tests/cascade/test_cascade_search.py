@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from tables import random_table, slow_outcome
+from cascade_tables import random_table, slow_outcome
 
 from dyn_d2.cascade import Goal, PredictionTable, Threshold, calibrate, candidates, entropy, evaluate
 from dyn_d2.cascade.search import Candidate, alphas, front, grid_candidates, stage_wise

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tables import random_table
+from cascade_tables import random_table
 
 from dyn_d2.cascade import Cascade, CascadeModel, Threshold, collect, evaluate, run_alone
 from dyn_d2.cascade.execution import realised
