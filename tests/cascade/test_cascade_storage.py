@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 import torch
 from cascade_networks import save_classifier
+from tiny_tasks import batch, task_opts
 
 from dyn_d2.cascade import Cascade, Logistic, NetworkModel, Threshold, load_cascade
 from dyn_d2.cascade.calibration import Member, store, stored_path
 from dyn_d2.checkpoint import CheckpointError, read_checkpoint
+from dyn_d2.engine.setup import read_cfg
 
 from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
 
 DATASET = "digits_test"
 
@@ -77,3 +80,13 @@ def test_costs_of_gated_and_plain_networks(tmp_path, models):
     gated = NetworkModel.load(save_classifier(tmp_path, 8, "random_skip"), DATASET)
     inputs = gated.prepare(records)
     assert (gated.costs(inputs, gated.answer(inputs)) <= routes).all()
+
+
+def test_costs_of_a_gated_detector_are_its_route_and_its_heads():
+    cfg = read_cfg("", task_opts("rcnn_fpn", MODEL__POLICY__NAME="all_open"))
+    cfg.freeze()
+    model = NetworkModel("gated", cfg, build_model(cfg), "digit_scenes_val")
+    inputs = [{key: entry[key] for key in ("image", "height", "width")} for entry in batch(1)]
+    answers = model.answer(inputs)
+    assert "instances" in answers[0] and model._routes is not None
+    assert model.costs(inputs, answers)[0] == pytest.approx(model._count(inputs[0]), rel=1e-6)
