@@ -18,6 +18,7 @@ def add_dyn_d2_config(cfg: CN) -> None:
     _add_cdb_keys(cfg)
     _add_pmn_keys(cfg)
     _add_baseline_policy_keys(cfg)
+    _add_multipath_keys(cfg)
     _add_shapeprop_keys(cfg)
     _add_retina_mask_keys(cfg)
     _add_layer_cascade_keys(cfg)
@@ -128,7 +129,7 @@ def _add_gated_keys(cfg: CN) -> None:
 
 def _add_classifier_keys(cfg: CN) -> None:
     cfg.MODEL.IMAGE_CLASSIFIER = CN()
-    # Classes of the meta-architecture "ImageClassifier".
+    # Classes of the meta-architectures "ImageClassifier" and "MultiPathClassifier".
     cfg.MODEL.IMAGE_CLASSIFIER.NUM_CLASSES = 10
     # Which feature map of the backbone it classifies; "" for the last.
     cfg.MODEL.IMAGE_CLASSIFIER.IN_FEATURE = ""
@@ -172,7 +173,8 @@ def _add_stage_keys(cfg: CN) -> None:
 def _add_policy_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY = CN()
     # What decides: "all_open" (the plain network), "skipnet_ffgate1", "skipnet_ffgate2", "skipnet_rnn", "deepmoe",
-    # "cdb", "convnet_aig", "pmn", "blockdrop", "random_skip" or "fixed".
+    # "cdb", "convnet_aig", "pmn", "blockdrop", "random_skip" or "fixed"; of a multi-path network "path_actor",
+    # "path_critic" or "path_optimistic_critic".
     cfg.MODEL.POLICY.NAME = "all_open"
     # Stage of its training: "sp" or "hrl" of SkipNet, "joint" or "finetune" of DeepMoE, "pretrain" or "joint" of PMN
     # and BlockDrop; "" for the first.
@@ -306,6 +308,45 @@ def _add_baseline_policy_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY.FIXED.CLOSED = []
     # Which are closed by TARGET_RATE: "last" or "even" (evenly spread).
     cfg.MODEL.POLICY.FIXED.ORDER = "last"
+
+
+def _add_multipath_keys(cfg: CN) -> None:
+    # "Deciding How to Decide": read by build_multipath_backbone and the meta-architecture "MultiPathClassifier".
+    cfg.MODEL.MULTIPATH = CN()
+    # "chain" (after each layer an exit and the next one), "tree" (the first levels have an exit and two copies of what
+    # follows), or "static" (a chain whose only exit is at its end: the baseline, with MODEL.POLICY.NAME all_open).
+    cfg.MODEL.MULTIPATH.TOPOLOGY = "chain"
+    # Levels of a tree that split in two.
+    cfg.MODEL.MULTIPATH.SPLITS = 3
+    # Levels of layers; 0 for as many as there are CHANNELS.
+    cfg.MODEL.MULTIPATH.DEPTH = 0
+    # Side of the finest scale, in pixels; each further one is half as large.
+    cfg.MODEL.MULTIPATH.SIDE = 32
+    # Of the layers of each level: how many scales, and channels of each scale.
+    cfg.MODEL.MULTIPATH.SCALES = [4, 4, 3, 3, 2, 2, 1, 1]
+    cfg.MODEL.MULTIPATH.CHANNELS = [16, 16, 32, 32, 64, 64, 128, 128]
+    # k_l2, weight of the squared weights, which are counted by the share of images that use them. Takes the place of
+    # SOLVER.WEIGHT_DECAY.
+    cfg.MODEL.MULTIPATH.WEIGHT_PENALTY = 0.0001
+    # Multiply the gradients of each part by 1 / sqrt(mean p^2): the throughput-adjusted learning rate (TALR).
+    cfg.MODEL.MULTIPATH.ADJUST_RATES = True
+    cfg.MODEL.POLICY.PATHS = CN()
+    # Widths of the hidden layers of a router.
+    cfg.MODEL.POLICY.PATHS.WIDTHS = [16, 16]
+    # tau at the start; 0 for 1 (actor) or 0.1 (critics).
+    cfg.MODEL.POLICY.PATHS.TEMPERATURE = 0.0
+    # Iterations in which tau is halved.
+    cfg.MODEL.POLICY.PATHS.HALVING = 20000
+    # k_cpt, what a multiply-add costs: 0 to 6.4e-8 in the authors' code.
+    cfg.MODEL.POLICY.PATHS.COMPUTE_WEIGHT = 1e-8
+    # k_dec of the actor: keeps scores small, decisions soft.
+    cfg.MODEL.POLICY.PATHS.DECISION_WEIGHT = 0.01
+    # k_cre of the critics: weight of their regression.
+    cfg.MODEL.POLICY.PATHS.REGRESSION_WEIGHT = 0.001
+    # Critics regress wrong answers (0 or 1) in place of the cross entropy.
+    cfg.MODEL.POLICY.PATHS.CLASS_ERROR = False
+    # For SOLVER.LR_SCHEDULER_NAME "HalvingLR": iterations in which the rate is halved, continuously.
+    cfg.SOLVER.HALVING_ITERS = 10000
 
 
 def _add_shapeprop_keys(cfg: CN) -> None:

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 META_ARCHITECTURE = {path: read_cfg(str(path)).MODEL.META_ARCHITECTURE for path in CONFIGS}
 DETECTORS = [path for path, name in META_ARCHITECTURE.items() if name.endswith("RCNN")]
+MULTI_PATH = [path for path, name in META_ARCHITECTURE.items() if name == "MultiPathClassifier"]
 CLASSIFIERS = [path for path, name in META_ARCHITECTURE.items() if name == "ImageClassifier"]
 SINGLE_STAGE = [path for path, name in META_ARCHITECTURE.items() if name.endswith("RetinaMask")]
 SEGMENTORS = [path for path, name in META_ARCHITECTURE.items() if name.endswith("Segmentor")]
@@ -45,7 +46,7 @@ def _name(path: Path) -> str:
 
 
 def test_every_yaml_is_tried() -> None:
-    assert set(CONFIGS) == {*DETECTORS, *SINGLE_STAGE, *CLASSIFIERS, *SEGMENTORS}
+    assert set(CONFIGS) == {*DETECTORS, *SINGLE_STAGE, *CLASSIFIERS, *SEGMENTORS, *MULTI_PATH}
 
 
 @pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
@@ -145,6 +146,31 @@ def test_classifiers_train_a_step_in_each_stage(path, stage):
     sum(losses.values()).backward()
     optimizer.step()
     assert not torch.equal(before, model.linear.weight)
+    model.eval()
+    with torch.no_grad():
+        outputs = model(images)
+    assert all(output["scores"].shape == (10,) and output["route"].executed > 0 for output in outputs)
+
+
+@pytest.mark.parametrize("policy", ["path_actor", "path_critic", "path_optimistic_critic", "all_open"])
+@pytest.mark.parametrize("path", MULTI_PATH, ids=_name)
+def test_multi_path_networks_train_a_step(path, policy):
+    topology = "static" if policy == "all_open" else "chain"
+    cfg = read_cfg(
+        str(path), ["MODEL.DEVICE", "cpu", "MODEL.POLICY.NAME", policy, "MODEL.MULTIPATH.TOPOLOGY", topology]
+    )
+    cfg.merge_from_list(["DATASETS.TRAIN", "('digits_train',)", "DATASETS.TEST", "('digits_test',)"])
+    derive(cfg)
+    model = DynTrainer.build_model(cfg)
+    optimizer = DynTrainer.build_optimizer(cfg, model)
+    images = [{"image": torch.randint(0, 255, (3, 8, 8), dtype=torch.uint8), "label": i} for i in range(3)]
+    with EventStorage():
+        losses = model(images)
+    assert {"loss_cls", "loss_weights"} <= losses.keys() and all(torch.isfinite(loss) for loss in losses.values())
+    before = model.backbone.layers[0].across[0].weight.detach().clone()
+    sum(losses.values()).backward()
+    optimizer.step()
+    assert not torch.equal(before, model.backbone.layers[0].across[0].weight)
     model.eval()
     with torch.no_grad():
         outputs = model(images)

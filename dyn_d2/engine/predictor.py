@@ -50,25 +50,8 @@ class Predictor:
             CheckpointError: unreadable; without a config and none is given; or it does not hold the whole model.
             KeyError: ``opts`` or the config have keys that do not exist.
         """
-        described = read_checkpoint(weights).get("dyn_d2") or {}
-        if config_file:
-            cfg = read_cfg(config_file, opts)
-        elif "config" in described:
-            cfg = _own_config(weights, described)
-            cfg.merge_from_list(list(opts))
-        else:
-            raise CheckpointError(
-                f"{weights} does not carry its config: give the yaml it was trained with (--config-file)."
-            )
-        cfg.MODEL.WEIGHTS = weights
-        if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-            cfg.MODEL.DEVICE = "cpu"
+        cfg, model, described = load_model(weights, config_file, opts)
         names = list(described.get("classes", ()))
-        if config_file and names:  # a plain yaml counts COCO's classes
-            cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = len(names)
-        cfg.freeze()
-        model = build_model(cfg).eval()
-        DynCheckpointer(model).load(weights, checkpointables=[], strict=True)
         rows = head_classes(model)
         if rows is None:
             raise CheckpointError(f"{weights} holds a {cfg.MODEL.META_ARCHITECTURE}, which detects no classes.")
@@ -100,6 +83,35 @@ class Predictor:
                 found = self.model(inputs)[0]["instances"]
         found = found.to("cpu")
         return found[found.scores.argsort(descending=True)]
+
+
+def load_model(
+    weights: str, config_file: str = "", opts: Iterable[str] = ()
+) -> tuple[CfgNode, nn.Module, dict[str, Any]]:
+    """The model that a checkpoint holds, in evaluation mode, with its frozen config and the file's "dyn_d2" entry.
+
+    Arguments and errors are those of ``Predictor.load``.
+    """
+    described = read_checkpoint(weights).get("dyn_d2") or {}
+    if config_file:
+        cfg = read_cfg(config_file, opts)
+    elif "config" in described:
+        cfg = _own_config(weights, described)
+        cfg.merge_from_list(list(opts))
+    else:
+        raise CheckpointError(
+            f"{weights} does not carry its config: give the yaml it was trained with (--config-file)."
+        )
+    cfg.MODEL.WEIGHTS = weights
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    names = list(described.get("classes", ()))
+    if config_file and names:  # a plain yaml counts COCO's classes
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = len(names)
+    cfg.freeze()
+    model = build_model(cfg).eval()
+    DynCheckpointer(model).load(weights, checkpointables=[], strict=True)
+    return cfg, model, described
 
 
 def _names_from_catalog(cfg: CfgNode, rows: int) -> list[str]:

@@ -27,6 +27,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 
 from .gate_hooks import GateCollapse, scale_backbone_rate, separate_gates
+from .halving import HALVING, halving_schedule
 from .hooks import DivergenceError, LossAverages, LossGuard, StepSeeds
 from .launch import is_lost_contact
 from .policy_stages import describe_policy, enter_stage, warn_of_other_stage
@@ -106,7 +107,9 @@ class DynTrainer(DefaultTrainer):
 
     @classmethod
     def build_lr_scheduler(cls, cfg, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-        """Detectron2's, or "WarmupPolyLR"."""
+        """Detectron2's, "WarmupPolyLR" or "HalvingLR"."""
+        if cfg.SOLVER.LR_SCHEDULER_NAME == HALVING:
+            return halving_schedule(cfg, optimizer)
         if cfg.SOLVER.LR_SCHEDULER_NAME == POLY:
             return poly_schedule(cfg, optimizer)
         return super().build_lr_scheduler(cfg, optimizer)

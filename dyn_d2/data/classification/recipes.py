@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from dyn_d2.data.parts import register_parts
+
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
@@ -33,17 +35,18 @@ def apply_classification(cfg: CfgNode, set_key: Callable[[str, Any, str], None])
         set_key: (key, value, why) -> sets a derived value, unless the user gave one.
 
     Raises:
-        ValueError: ImageClassifier on a data set without labels of images, or an unknown recipe.
+        ValueError: a classifier on a data set without labels of images, or an unknown recipe.
         FileNotFoundError: a data set whose classes are its folders is not there.
     """
     _register_custom(cfg, set_key)
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
-    if cfg.MODEL.META_ARCHITECTURE == "ImageClassifier":
+    if cfg.MODEL.META_ARCHITECTURE in ("ImageClassifier", "MultiPathClassifier"):
         others = [name for name in names if not is_classification(name)]
         if others:
             raise ValueError(
-                f"MODEL.META_ARCHITECTURE is ImageClassifier, but {', '.join(others)} is no registered data set with "
-                'one label an image (evaluator_type "classification"): see datasets/README.md for those that are.'
+                f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, but {', '.join(others)} is no registered "
+                'data set with one label an image (evaluator_type "classification"): see datasets/README.md for those '
+                "that are."
             )
     names = [name for name in names if is_classification(name)]
     if not names:
@@ -81,5 +84,7 @@ def _register_custom(cfg: CfgNode, set_key: Callable[[str, Any, str], None]) -> 
     for split, folder in (("train", train), ("test", test)):
         if folder:
             register_folders(f"{CUSTOM}_{split}", folder, classes_from=train)
+            MetadataCatalog.get(f"{CUSTOM}_{split}").split = split
         sets = (f"{CUSTOM}_{split}",) if folder else ()
         set_key(f"DATASETS.{split.upper()}", sets, f"CLASSIFICATION.CUSTOM.{split.upper()}")
+    register_parts(f"{CUSTOM}_train")

@@ -1,8 +1,9 @@
 """Registers the image classification data sets. Nothing is read before a data set is used.
 
 Metadata: evaluator_type "classification"; thing_classes, the class names in the order of the labels (of data sets with
-one folder a class once ``ensure_classes`` has looked); recipe, a key of ``recipes.RECIPES``; of CIFAR-100 superclasses
-and superclass_of, the number of each class' superclass.
+one folder a class once ``ensure_classes`` has looked); recipe, a key of ``recipes.RECIPES``; split, "train" or "test"
+(of the parts of a training set "fit" or "held_out"); of CIFAR-100 superclasses and superclass_of, the number of each
+class' superclass.
 """
 
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dyn_d2.data.few_shot.sources import ROOT_VARIABLE, forget
+from dyn_d2.data.parts import TEST, TRAIN, register_parts
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -94,15 +96,19 @@ def root() -> Path:
 
 
 def register_classification_sets() -> None:
-    """Register all data sets of this module, under the names {name}_{split}."""
+    """Register all data sets of this module, under the names {name}_{split}, and the parts of the training sets."""
     for name, data in PUBLISHED.items():
         for split in data.splits:
-            _register(f"{name}_{split}", partial(_load_published, name, split), dict(data.metadata))
+            _register(f"{name}_{split}", partial(_load_published, name, split), {**data.metadata, "split": split})
+        register_parts(f"{name}_train")
     for split in ("train", "val"):
         register_folders(f"imagenet_{split}", partial(_imagenet_folder, split), address=IMAGENET_ADDRESS)
-    for split in ("train", "test"):
-        metadata = {"thing_classes": list(names.DIGITS), "recipe": "digits"}
-        _register(f"digits_{split}", partial(read_digits, split == "train"), metadata)
+    MetadataCatalog.get("imagenet_train").split, MetadataCatalog.get("imagenet_val").split = TRAIN, TEST
+    register_parts("imagenet_train", 0.02)  # the thesis takes 25.6k of the 1.28M images
+    for split in (TRAIN, TEST):
+        metadata = {"thing_classes": list(names.DIGITS), "recipe": "digits", "split": split}
+        _register(f"digits_{split}", partial(read_digits, split == TRAIN), metadata)
+    register_parts("digits_train", 0.2)
 
 
 def register_folders(
@@ -158,6 +164,7 @@ def require_files(name: str) -> None:
     Raises:
         FileNotFoundError: names the files, the environment variable, and where the data set is published.
     """
+    name = MetadataCatalog.get(name).get("part_of", None) or name
     base, _, split = name.rpartition("_")
     if base in PUBLISHED:
         _paths(base, split)

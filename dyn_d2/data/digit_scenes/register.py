@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dyn_d2.data.parts import register_parts
 from dyn_d2.hierarchy import load_hierarchy
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -43,8 +44,11 @@ def register_digit_scenes(root: str | os.PathLike | None = None, name: str = "di
                 "thing_classes": list(CLASS_NAMES),
                 "thing_dataset_id_to_contiguous_id": {number + 1: number for number in range(len(CLASS_NAMES))},
                 "prepare_command": PREPARE_COMMAND,
+                "split": "train" if split == "train" else "test",
             },
         )
+        if split == "train":
+            register_parts(dataset, 0.2)
         _register_label_maps(f"{dataset}_sem", FINE, json_file, image_root, root / "semantic" / split)
         for variant, first in VARIANTS.items():
             own = slice(first, None, len(VARIANTS)) if split == "train" else slice(None)

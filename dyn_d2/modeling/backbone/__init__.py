@@ -10,4 +10,5 @@ from . import (  # noqa: F401  only registration
     gated_resnet,
     gated_vgg,
     inception_resnet,
+    multipath,
 )

@@ -12,6 +12,7 @@ from .dynamic import (
 )
 from .hierarchical import HierarchicalSegmentor
 from .layer_cascade import LayerCascadeSegmentor
+from .multipath import MultiPathClassifier
 from .retina_mask import RetinaMask
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "HierarchicalSegmentor",
     "ImageClassifier",
     "LayerCascadeSegmentor",
+    "MultiPathClassifier",
     "RetinaMask",
     "find_policy",
     "gated_network",

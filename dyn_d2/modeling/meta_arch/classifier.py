@@ -116,7 +116,7 @@ class ImageClassifier(DynamicModel, nn.Module):
             trace.add_fixed("linear", linear_cost(self.linear), feature)
         if not self.training:
             return [{"scores": scores} for scores in logits.float().softmax(-1)]
-        labels = self._labels(batched_inputs)
+        labels = labels_of(batched_inputs, self.num_classes, self.device)
         losses = F.cross_entropy(logits.float(), labels, reduction="none")
         if trace is not None:
             trace.image_losses = losses.detach()
@@ -128,7 +128,7 @@ class ImageClassifier(DynamicModel, nn.Module):
         logits = self.module_classifier(trace, self.linear)
         if not self.training:
             return [{"scores": scores} for scores in logits[GREEDY].softmax(-1)]
-        labels = self._labels(batched_inputs)
+        labels = labels_of(batched_inputs, self.num_classes, self.device)
         for name, rollout in trace.state.rollouts.items():
             rollout.accuracy = (logits[name].argmax(1) == labels).float()
         trained = [F.cross_entropy(logits[name], labels, reduction="none") for name in trace.state.trained]
@@ -144,13 +144,19 @@ class ImageClassifier(DynamicModel, nn.Module):
         own = [(-(-h // self._stride), -(-w // self._stride)) for h, w in images.image_sizes]
         return torch.stack([x[:, :h, :w].mean((1, 2)) for x, (h, w) in zip(feature, own, strict=True)])
 
-    def _labels(self, batched_inputs: list[dict[str, Any]]) -> Tensor:
-        for inputs in batched_inputs:
-            label = inputs.get("label")
-            if label is None or not 0 <= int(label) < self.num_classes:
-                name = inputs.get("file_name", "an image")
-                raise ValueError(
-                    f"the label of {name} is {label}, but MODEL.IMAGE_CLASSIFIER.NUM_CLASSES is {self.num_classes}: "
-                    f"training needs labels from 0 to {self.num_classes - 1}."
-                )
-        return torch.tensor([int(inputs["label"]) for inputs in batched_inputs], device=self.device)
+
+def labels_of(batched_inputs: list[dict[str, Any]], num_classes: int, device: torch.device) -> Tensor:
+    """(N,) labels of a training batch.
+
+    Raises:
+        ValueError: one is missing, or is not in [0, num_classes).
+    """
+    for inputs in batched_inputs:
+        label = inputs.get("label")
+        if label is None or not 0 <= int(label) < num_classes:
+            name = inputs.get("file_name", "an image")
+            raise ValueError(
+                f"the label of {name} is {label}, but MODEL.IMAGE_CLASSIFIER.NUM_CLASSES is {num_classes}: "
+                f"training needs labels from 0 to {num_classes - 1}."
+            )
+    return torch.tensor([int(inputs["label"]) for inputs in batched_inputs], device=device)

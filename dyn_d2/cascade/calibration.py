@@ -1,0 +1,95 @@
+"""A calibrated cascade in the checkpoint of its first model, under the entry "cascade"."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dyn_d2.checkpoint import CheckpointError, read_checkpoint
+from dyn_d2.utils.atomic import atomic_write
+
+from .execution import Cascade
+from .networks import NetworkModel
+from .rules import Rule, rule_from_state
+
+ENTRY = "cascade"
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model of a stored cascade: its checkpoint, relative to the folder of the first one, and its hash."""
+
+    name: str
+    weights: str
+    weights_hash: str
+
+
+def store(weights: str | os.PathLike, members: Sequence[Member], rules: Sequence[Rule], about: dict[str, Any]) -> None:
+    """Write a cascade into the checkpoint of its first model, in place of an older one; all else in the file stays.
+
+    Args:
+        weights: a .pth file.
+        about: how it was calibrated and what is expected of it, as numbers and text.
+
+    Raises:
+        CheckpointError: the file is none that can be written to, or cannot be read.
+    """
+    path = Path(weights)
+    if path.suffix != ".pth" or not path.is_file():
+        raise CheckpointError(f"{path} cannot carry a cascade: it has to be a .pth file on this machine.")
+    data = read_checkpoint(str(path))
+    data[ENTRY] = {
+        "members": [vars(member).copy() for member in members],
+        "rules": [rule.state() for rule in rules],
+        "about": about,
+    }
+    with atomic_write(path, "wb") as file:
+        torch.save(data, file)
+
+
+def read_stored(weights: str | os.PathLike) -> tuple[list[Member], list[Rule], dict[str, Any]]:
+    """What ``store`` wrote.
+
+    Raises:
+        FileNotFoundError, CheckpointError: no such file, or it carries no cascade, or a broken one.
+    """
+    entry = read_checkpoint(str(weights)).get(ENTRY)
+    if entry is None:
+        raise CheckpointError(f"{weights} carries no cascade: calibrate one with tools/calibrate_cascade.py.")
+    try:
+        members = [Member(**member) for member in entry["members"]]
+        return members, [rule_from_state(state) for state in entry["rules"]], dict(entry["about"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the cascade in {weights} cannot be read ({error}): calibrate it again.") from error
+
+
+def stored_path(weights: str | os.PathLike, first: str | os.PathLike) -> str:
+    """The path of a later model's checkpoint, relative to the folder of the first model's."""
+    return os.path.relpath(Path(weights).resolve(), Path(first).resolve().parent)
+
+
+def load_cascade(weights: str | os.PathLike, dataset: str) -> tuple[Cascade, dict[str, Any]]:
+    """The cascade that a checkpoint carries, ready to run, and what ``store`` was told about it.
+
+    Args:
+        dataset: of the records that it will be given.
+
+    Raises:
+        FileNotFoundError: the checkpoint of a later model is not where it was.
+        CheckpointError: no cascade, or a model is no longer the one that was calibrated.
+    """
+    members, rules, about = read_stored(weights)
+    models = []
+    for number, member in enumerate(members):
+        path = str(weights) if number == 0 else os.path.normpath(Path(weights).resolve().parent / member.weights)
+        model = NetworkModel.load(path, dataset, member.name)
+        if model.weights_hash() != member.weights_hash:
+            raise CheckpointError(
+                f"{path} holds other weights than those that the cascade in {weights} was calibrated with: calibrate "
+                "it again."
+            )
+        models.append(model)
+    return Cascade(models, rules), about

@@ -1,0 +1,78 @@
+"""Cascades of detectors: how good the detections of one image are. Not in the thesis, which cascades classifiers.
+
+Average precision is a number of a whole test set, so that no image has "the right answer" that a threshold could keep.
+Calibration counts the average precision within each image instead; results are reported as COCO's.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detectron2.structures import Boxes, BoxMode, Instances, pairwise_iou
+
+IOUS = tuple(np.linspace(0.5, 0.95, 10).tolist())
+RECALLS = np.linspace(0, 1, 101)
+MOST = 100  # detections of an image that count, as in COCO's AP
+
+
+def image_losses(predictions: Sequence[Instances], records: Sequence[dict[str, Any]]) -> np.ndarray:
+    """(n,) one minus ``image_precision`` of each image.
+
+    Args:
+        predictions: in the frame of the whole image.
+        records: data set dicts with "annotations"; crowds do not count.
+    """
+    return np.array([1 - image_precision(found, *_truth(r)) for found, r in zip(predictions, records, strict=True)])
+
+
+def _truth(record: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    if "annotations" not in record:
+        raise ValueError(
+            f"image {record.get('image_id')} has no annotations: a cascade is calibrated on labelled images."
+        )
+    objects = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects]
+    return torch.tensor(boxes).reshape(-1, 4).float(), torch.tensor([a["category_id"] for a in objects]).long()
+
+
+def image_precision(found: Instances, boxes: Tensor, classes: Tensor) -> float:
+    """Average precision of one image in [0, 1]: the mean, over IoU 0.5 to 0.95 and over the classes that are in the
+    image or are found in it, of precision at 101 recalls. An image of nothing in which nothing is found has 1.
+
+    A class that is found and not there counts as 0: COCO's AP has no other way to say so for a single image.
+
+    Args:
+        found: pred_boxes, scores, pred_classes.
+        boxes: (R, 4), x0 y0 x1 y1.
+        classes: (R,).
+    """
+    if len(found) == 0 and len(classes) == 0:
+        return 1.0
+    best = found.scores.argsort(descending=True, stable=True)[:MOST]
+    found_boxes, found_classes = found.pred_boxes.tensor[best], found.pred_classes[best]
+    values = []
+    for name in torch.cat([classes, found_classes]).unique():
+        overlaps = pairwise_iou(Boxes(found_boxes[found_classes == name]), Boxes(boxes[classes == name])).numpy()
+        values.append(np.mean([_precision(overlaps, iou) for iou in IOUS]))
+    return float(np.mean(values))
+
+
+def _precision(overlaps: np.ndarray, iou: float) -> float:
+    """Of one class at one IoU; ``overlaps`` (detections, best first; objects)."""
+    detections, objects = overlaps.shape
+    if not detections or not objects:
+        return 0.0
+    free, right = np.ones(objects, dtype=bool), np.zeros(detections, dtype=bool)
+    for row in range(detections):
+        candidates = np.where(free, overlaps[row], -1.0)
+        place = int(candidates.argmax())
+        if candidates[place] >= iou:
+            right[row], free[place] = True, False
+    hits = right.cumsum()
+    precision = hits / np.arange(1, detections + 1)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    first = np.searchsorted(hits / objects, RECALLS - 1e-12, side="left")
+    return float(np.append(envelope, 0.0)[np.minimum(first, detections)].mean())

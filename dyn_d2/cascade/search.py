@@ -1,0 +1,145 @@
+"""Thresholds by grid search, and the choice among cascades of any kind at an accuracy or budget (Eq. 4.10, 4.11)."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .measures import SMALL_IS_UNCERTAIN, measure
+from .outcome import Outcome, answering_level, outcome_of_levels
+from .rules import Rule, Threshold
+from .table import PredictionTable
+
+POINTS = 100  # thresholds of a level that are tried (section 4.4)
+COMBINATIONS = 20_000  # at most, when the levels of a deep cascade are searched together
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A cascade that may be chosen: its M rules, and what they give on the images that they were made on.
+
+    Attributes:
+        settings: what led to it, e.g. {"lambda": 0.1}.
+    """
+
+    rules: tuple[Rule, ...]
+    outcome: Outcome
+    settings: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The cheapest cascade of at least ``accuracy``, or the most accurate one of at most ``budget``; one of the two.
+
+    Attributes:
+        accuracy: in [0, 1].
+        budget: mean cost of an image as a share of the last model's.
+    """
+
+    accuracy: float | None = None
+    budget: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.accuracy is None) == (self.budget is None):
+            raise ValueError("a cascade is calibrated for an accuracy or for a budget: give one of the two.")
+        if self.accuracy is not None and not 0 <= self.accuracy <= 1:
+            raise ValueError(f"an accuracy of {self.accuracy:g} cannot be reached: give a share between 0 and 1.")
+        if self.budget is not None and not self.budget > 0:
+            raise ValueError(f"a budget of {self.budget:g} of the last model's cost is none: give a positive share.")
+
+    @classmethod
+    def as_the_last(cls, table: PredictionTable, epsilon: float = 0.0) -> "Goal":
+        """(1 - epsilon) times the accuracy of the last model (Eq. 4.11)."""
+        return cls(accuracy=(1 - epsilon) * float(table.accuracies[-1]))
+
+    def choose(self, candidates: Sequence[Candidate]) -> Candidate:
+        """
+        Raises:
+            ValueError: no candidate reaches the goal; says what the best one reaches.
+        """
+        outcomes = [candidate.outcome for candidate in candidates]
+        if self.accuracy is not None:
+            reached = [c for c in candidates if c.outcome.accuracy >= self.accuracy - 1e-12]
+            if not reached:
+                best = max(outcome.accuracy for outcome in outcomes)
+                raise ValueError(
+                    f"no threshold reaches an accuracy of {100 * self.accuracy:.2f} %: the best of {len(outcomes)} "
+                    f"cascades has {100 * best:.2f} %. Ask for at most that, or add a more accurate model."
+                )
+            return min(reached, key=lambda c: (c.outcome.cost, -c.outcome.accuracy))
+        reached = [c for c in candidates if c.outcome.relative_cost <= self.budget + 1e-12]
+        if not reached:
+            least = min(outcome.relative_cost for outcome in outcomes)
+            raise ValueError(
+                f"no threshold reaches a budget of {self.budget:.3g} of the last model's cost: the cheapest of "
+                f"{len(outcomes)} cascades takes {least:.3g}. Ask for at least that, or begin with a cheaper model."
+            )
+        return max(reached, key=lambda c: (c.outcome.accuracy, -c.outcome.cost))
+
+
+def alphas(values: np.ndarray, name: str, points: int = POINTS) -> np.ndarray:
+    """Thresholds to try: ``points`` quantiles of the values, and one with which every image is passed on.
+
+    Quantiles, not equal steps: the entropies of a good classifier crowd near 0.
+
+    Args:
+        values: (n,) of the measure ``name``, n > 0.
+    """
+    # Values themselves, not points between them: then the first (last, for a confidence) passes nothing on.
+    found = np.quantile(values, np.linspace(0, 1, points), method="nearest")
+    beyond = np.nextafter(values.max(), np.inf) if name in SMALL_IS_UNCERTAIN else np.nextafter(values.min(), -np.inf)
+    return np.unique(np.append(found, beyond))
+
+
+def grid_candidates(table: PredictionTable, name: str, points: int = POINTS) -> list[Candidate]:
+    """A cascade for every threshold of the measure ``name``; with more than two models, for every combination of
+    thresholds of all levels, of which fewer are tried so that there are at most ``COMBINATIONS``."""
+    levels = len(table.names) - 1
+    each = max(2, min(points, int(COMBINATIONS ** (1 / levels) + 1e-9) - 1))
+    options = []
+    for outputs in table.outputs[:-1]:
+        values = measure(name, outputs)
+        rules = [Threshold(name, float(alpha)) for alpha in alphas(values, name, each)]
+        options.append([(rule, rule.of_values(values)) for rule in rules])
+    found = []
+    for chosen in itertools.product(*options):
+        level = answering_level(np.stack([h for _, h in chosen]))
+        found.append(Candidate(tuple(r for r, _ in chosen), outcome_of_levels(level, table.losses, table.costs)))
+    return found
+
+
+def stage_wise(table: PredictionTable, name: str, goal: Goal, points: int = POINTS) -> Candidate:
+    """One threshold after the other, from the least accurate model on ("Beyond Two Element Cascades").
+
+    The threshold of a level is chosen for the cascade that passes its images straight to the last model; the next
+    model then comes in between. The thesis does not say which accuracy a stage has to keep; here it is the goal's at
+    every stage, so that a later stage can always keep what the one before reached.
+
+    Raises:
+        ValueError: from ``Goal.choose``.
+    """
+    rules: list[Rule] = []
+    passed: list[np.ndarray] = []
+    for level, outputs in enumerate(table.outputs[:-1]):
+        part = table.subset([*range(level + 1), len(table.names) - 1])
+        values = measure(name, outputs)
+        found = []
+        for alpha in alphas(values, name, points):
+            rule = Threshold(name, float(alpha))
+            answers = answering_level(np.stack([*passed, rule.of_values(values)]))
+            found.append(Candidate((*rules, rule), outcome_of_levels(answers, part.losses, part.costs)))
+        best = goal.choose(found)
+        rules.append(best.rules[-1])
+        passed.append(best.rules[-1].of_values(values))
+    return best
+
+
+def front(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that no other beats in both accuracy and cost, from the cheapest on."""
+    best, found = -np.inf, []
+    for candidate in sorted(candidates, key=lambda c: (c.outcome.cost, -c.outcome.accuracy)):
+        if candidate.outcome.accuracy > best:
+            best = candidate.outcome.accuracy
+            found.append(candidate)
+    return found

@@ -1,0 +1,200 @@
+"""IDK classifiers that learn: by the cost-aware objective (Eq. 4.12 to 4.16), or, as baselines, without the cost.
+
+Losses count errors, costs are divided by the last model's: ``weight``, the lambda of Eq. 4.12, is the share of errors
+that one run of the last model is worth. The thesis' 0.04 with costs in G multiply-adds is 0.04 times the last model's
+G here (0.45 for its ResNet-152).
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dyn_d2.utils.seeds import derive_seed
+
+from .measures import measure
+from .outcome import evaluate, expected_cost, expected_loss, objective
+from .rules import THESIS_WIDTHS, Logistic, Network, NetworkRule
+from .search import Candidate, Goal
+from .table import PredictionTable
+
+LAMBDAS = tuple(float(value) for value in np.geomspace(1e-3, 1.0, 20))
+# Where the search for a sigmoid begins, as quantiles of the measure: J is not convex in the intercept.
+_STARTS = (0.5, 0.75, 0.9)
+_BATCH = 512
+
+
+def cost_aware_candidates(
+    table: PredictionTable, name: str, lambdas: Sequence[float] = LAMBDAS, joint: bool = True, steps: int = 300
+) -> list[Candidate]:
+    """For each lambda the sigmoids of a measure (Eq. 4.5) that minimise J (Eq. 4.12).
+
+    Args:
+        name: the measure, "entropy" in the thesis.
+        joint: all levels of a deep cascade together, by Eq. 4.15 and 4.16; False: one after the other, each as if what
+            it passes on went to the last model, and on those images only that reach it.
+        steps: of Adam on batches of 512; the thesis has "stochastic gradient descent" without a rate.
+    """
+    values = np.stack([measure(name, outputs) for outputs in table.outputs[:-1]])
+    weights, costs = np.asarray(lambdas, dtype=np.float64), table.costs / table.costs[-1]
+    if joint:
+        slopes, intercepts = fit_logistic(values, table.losses, costs, weights, steps=steps)
+    else:
+        slopes, intercepts = _fit_one_by_one(name, values, table.losses, costs, weights, steps)
+    found = []
+    for row, weight in enumerate(weights):
+        rules = tuple(Logistic(name, *pair) for pair in zip(slopes[row], intercepts[row], strict=True))
+        found.append(Candidate(rules, evaluate(table, rules), {"lambda": float(weight)}))
+    return found
+
+
+def _fit_one_by_one(name: str, values, losses, costs, weights, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    reaching = np.ones((len(weights), values.shape[1]))
+    slopes, intercepts = [], []
+    for level, own in enumerate(values):
+        pair = [level, len(losses) - 1]
+        slope, intercept = fit_logistic(own[None], losses[pair], costs[pair], weights, reaching, steps)
+        slopes.append(slope[:, 0])
+        intercepts.append(intercept[:, 0])
+        h = [Logistic(name, a, b).of_values(own) for a, b in zip(slopes[-1], intercepts[-1], strict=True)]
+        reaching = reaching * (np.stack(h) > 0.5)
+    return np.stack(slopes, 1), np.stack(intercepts, 1)
+
+
+def fit_logistic(
+    values: np.ndarray,
+    losses: np.ndarray,
+    costs: np.ndarray,
+    weights: np.ndarray,
+    reaching: np.ndarray | None = None,
+    steps: int = 300,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Slopes and intercepts, (L, M) each, that minimise J for each of L values of lambda.
+
+    From several starts, of which the one with the least J under hard decisions is kept.
+
+    Args:
+        values: (M, n) of the measure.
+        losses: (N, n).
+        costs: (N,).
+        weights: (L,) values of lambda.
+        reaching: (L, n), 1 for the images that count, 0 for the others; None: all count.
+    """
+    mean, std = values.mean(1, keepdims=True), values.std(1, keepdims=True) + 1e-12
+    count = np.ones((len(weights), values.shape[1])) if reaching is None else reaching
+    x, e, c, lam, count = (torch.from_numpy(np.asarray(part)).float()
+                           for part in ((values - mean) / std, losses, costs, weights, count))  # fmt: skip
+    begin = torch.stack([torch.quantile(x, q, dim=1) for q in _STARTS])  # S x M
+    slope = torch.full((len(_STARTS), len(lam), len(x), 1), 4.0, requires_grad=True)
+    intercept = (-4.0 * begin[:, None, :, None]).repeat(1, len(lam), 1, 1).requires_grad_()
+
+    def total(h: Tensor, rows: Tensor | slice) -> Tensor:  # S x L
+        each = expected_loss(h, e[:, rows]) + lam[:, None] * expected_cost(h, c)
+        return (each * count[:, rows]).mean(-1)
+
+    optimizer = torch.optim.Adam([slope, intercept], lr=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    generator = torch.Generator().manual_seed(derive_seed("idk logistic", values.shape[1]))
+    for _ in range(steps):
+        rows = torch.randint(values.shape[1], (min(_BATCH, values.shape[1]),), generator=generator)
+        optimizer.zero_grad()
+        total(torch.sigmoid(slope * x[:, rows] + intercept), rows).sum().backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        best = torch.stack([total((slope[i] * x + intercept[i] > 0).float(), slice(None)) for i in range(len(slope))])
+        chosen = best.argmin(0), torch.arange(len(lam))
+        a, b = (part[chosen][..., 0].double().numpy() for part in (slope, intercept))
+    return a / std[:, 0], b - a * mean[:, 0] / std[:, 0]
+
+
+def refined(make: Callable[[Sequence[float]], list[Candidate]], goal: Goal, lambdas: Sequence[float]) -> Candidate:
+    """The best of ``make(lambdas)``, then of a second sweep between the neighbours of its lambda.
+
+    Raises:
+        ValueError: from ``Goal.choose``.
+    """
+    found = make(lambdas)
+    best = goal.choose(found)
+    ordered = sorted(lambdas)
+    place = ordered.index(min(ordered, key=lambda value: abs(value - best.settings["lambda"])))
+    low, high = ordered[max(place - 1, 0)], ordered[min(place + 1, len(ordered) - 1)]
+    if low >= high:
+        return best
+    return goal.choose([*found, *make(np.geomspace(max(low, 1e-9), high, len(ordered)).tolist())])
+
+
+def network_candidates(
+    table: PredictionTable, lambdas: Sequence[float], widths: Sequence[int] = THESIS_WIDTHS, epochs: int = 20
+) -> list[Candidate]:
+    """For each lambda the networks over class probabilities (Eq. 4.5, f = NN) that minimise J, all levels jointly."""
+    costs = torch.from_numpy(table.costs / table.costs[-1]).float()
+    found = []
+    for weight in lambdas:
+        rules = _fit_networks(
+            table, lambda scores, e, w=weight: objective(scores.sigmoid(), e, costs, w), widths, epochs
+        )
+        found.append(Candidate(rules, evaluate(table, rules), {"lambda": float(weight)}))
+    return found
+
+
+def oblivious_candidate(table: PredictionTable, name: str, steps: int = 400) -> Candidate:
+    """The cost-oblivious baseline of section 4.4: a sigmoid of the measure that predicts, by cross entropy, whether the
+    model is wrong. There is nothing to choose: one cascade."""
+    rules = []
+    for outputs, wrong in zip(table.outputs[:-1], table.losses, strict=False):
+        values = measure(name, outputs)
+        mean, std = values.mean(), values.std() + 1e-12
+        x, label = torch.from_numpy((values - mean) / std), torch.from_numpy(wrong)
+        line = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.Adam([line], lr=0.05)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            F.binary_cross_entropy_with_logits(line[0] * x + line[1], label).backward()
+            optimizer.step()
+        a, b = line.detach().tolist()
+        rules.append(Logistic(name, a / std, b - a * mean / std))
+    return Candidate(tuple(rules), evaluate(table, rules))
+
+
+def oblivious_network_candidate(
+    table: PredictionTable, widths: Sequence[int] = THESIS_WIDTHS, epochs: int = 20
+) -> Candidate:
+    """The same with a network over class probabilities."""
+
+    def wrong(scores: Tensor, e: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(scores, e[:-1])
+
+    rules = _fit_networks(table, wrong, widths, epochs)
+    return Candidate(rules, evaluate(table, rules))
+
+
+def _fit_networks(
+    table: PredictionTable,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    widths: Sequence[int],
+    epochs: int,
+    batch: int = 256,
+) -> tuple[NetworkRule, ...]:
+    """M networks by stochastic gradient descent with momentum (section 4.4; rate, batch and epochs are ours).
+
+    Args:
+        loss: of (M, n) scores and (N, n) losses.
+    """
+    inputs = [torch.from_numpy(np.asarray(outputs)).float() for outputs in table.outputs[:-1]]
+    errors = torch.from_numpy(table.losses).float()
+    with torch.random.fork_rng([]):
+        torch.manual_seed(derive_seed("idk network", len(table), *widths))
+        networks = [Network(part.shape[1], widths).train() for part in inputs]
+        parameters = [p for network in networks for p in network.parameters()]
+        optimizer = torch.optim.SGD(parameters, lr=0.02, momentum=0.9, weight_decay=1e-4)
+        for _ in range(epochs):
+            # A batch of a single image has no batch statistics.
+            for rows in (rows for rows in torch.randperm(len(table)).split(batch) if len(rows) > 1):
+                scores = torch.stack([net(part[rows]) for net, part in zip(networks, inputs, strict=True)])
+                optimizer.zero_grad()
+                loss(scores, errors[:, rows]).backward()
+                optimizer.step()
+    return tuple(NetworkRule(network) for network in networks)

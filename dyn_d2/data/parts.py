@@ -1,0 +1,74 @@
+"""Training sets divided in two: one part to train on, and one held out for what has to be set on unseen images.
+
+A cascade's thresholds belong to the second kind: on images that a network was trained on it is far too sure of itself
+(IDK cascades, section 4.4, "Robustness analysis"), and the test split is for the report.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from dyn_d2.utils.seeds import derive_seed
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+FIT, HELD_OUT, TRAIN, TEST = "fit", "held_out", "train", "test"
+# What belongs to all images of a set; a part of a set in COCO's format is evaluated by its own records.
+_OF_THE_WHOLE = {"name", "json_file", "split"}
+
+
+def register_parts(name: str, share: float = 0.1) -> tuple[str, str]:
+    """Register ``NAME_fit`` and ``NAME_held_out``, which divide the images of ``name`` at random but always alike.
+
+    Nothing is read before a part is used. Its metadata is that of the whole, with ``split`` ("fit" or "held_out") and
+    ``part_of``, the name of the whole.
+
+    Args:
+        name: a registered data set.
+        share: of the images that are held out, in (0, 1).
+
+    Returns:
+        The two names.
+
+    Raises:
+        ValueError: another ``share``.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"{share} of {name} cannot be held out: the share has to lie between 0 and 1.")
+    parts = f"{name}_{FIT}", f"{name}_{HELD_OUT}"
+    whole = MetadataCatalog.get(name).as_dict()
+    for part, split in zip(parts, (FIT, HELD_OUT), strict=True):
+        for catalog in (DatasetCatalog, MetadataCatalog):
+            if part in catalog.list():
+                catalog.remove(part)
+        DatasetCatalog.register(part, lambda held_out=split == HELD_OUT: _divide(name, share, held_out))
+        metadata = {key: value for key, value in whole.items() if key not in _OF_THE_WHOLE}
+        MetadataCatalog.get(part).set(**metadata, split=split, part_of=name)
+    return parts
+
+
+def _divide(name: str, share: float, held_out: bool) -> list[dict]:
+    records = DatasetCatalog.get(name)
+    order = np.random.default_rng(derive_seed("parts", name)).permutation(len(records))
+    count = round(share * len(records))
+    return [records[i] for i in sorted(order[:count] if held_out else order[count:])]
+
+
+def held_out_problem(name: str, trained_on: Iterable[str], tested_on: Iterable[str]) -> str:
+    """Why ``name`` cannot be used to set a threshold; "" where it can.
+
+    Args:
+        trained_on: data sets that the models have seen in training.
+        tested_on: data sets that their configs report on.
+    """
+    metadata = MetadataCatalog.get(name)
+    split, whole, trained = metadata.get("split", None), metadata.get("part_of", None), set(trained_on)
+    remedy = (
+        f"Train on a part of the training set and calibrate on the rest, as NAME_{FIT} and NAME_{HELD_OUT} divide it "
+        "(dyn_d2.data.parts.register_parts)."
+    )
+    if split == TEST or (split is None and name in tested_on):
+        return f"{name} is a test split: thresholds that were chosen there say nothing about other images. {remedy}"
+    if name in trained or whole in trained or name in {MetadataCatalog.get(t).get("part_of", None) for t in trained}:
+        return f"a model was trained on images of {name} ({', '.join(sorted(trained))}) and is too sure there. {remedy}"
+    return ""

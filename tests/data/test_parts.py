@@ -1,0 +1,50 @@
+"""Training sets divided into a part to train on and a held-out one."""
+
+import pytest
+
+from dyn_d2.data.classification import is_classification, require_files
+from dyn_d2.data.parts import held_out_problem, register_parts
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+
+def _ids(name: str) -> list[int]:
+    return [record["image_id"] for record in DatasetCatalog.get(name)]
+
+
+def test_parts_divide_the_whole():
+    fit, held_out = _ids("digits_train_fit"), _ids("digits_train_held_out")
+    assert sorted(fit + held_out) == _ids("digits_train") and len(held_out) == 287
+    assert fit == sorted(fit) and held_out != list(range(len(fit), len(fit) + len(held_out)))
+    assert _ids("digits_train_fit") == fit
+    assert is_classification("digits_train_fit") and MetadataCatalog.get("digits_train_fit").recipe == "digits"
+    assert MetadataCatalog.get("digits_train_held_out").split == "held_out"
+
+
+def test_a_part_of_coco_is_judged_by_its_own_records():
+    metadata = MetadataCatalog.get("digit_scenes_train_held_out")
+    assert metadata.get("json_file", None) is None and metadata.evaluator_type == "coco"
+
+
+def test_missing_files_are_those_of_the_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="data_batch_1"):
+        require_files("cifar10_train_fit")
+
+
+def test_what_thresholds_must_not_be_chosen_on():
+    assert held_out_problem("digits_train_held_out", ["digits_train_fit"], ["digits_test"]) == ""
+    assert held_out_problem("digits_train_held_out", ["cifar10_train"], ["digits_train_held_out"]) == ""
+    assert "is a test split" in held_out_problem("digits_test", ["digits_train_fit"], [])
+    assert "is a test split" in held_out_problem("coco_2017_val", [], ["coco_2017_val"])
+    for name, trained in (
+        ("digits_train_fit", "digits_train_fit"),
+        ("digits_train_held_out", "digits_train"),
+        ("digits_train", "digits_train_fit"),
+    ):
+        assert "a model was trained on images of" in held_out_problem(name, [trained], [])
+
+
+def test_share_is_checked():
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        register_parts("digits_train", 1.0)
