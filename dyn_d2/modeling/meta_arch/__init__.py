@@ -10,11 +10,14 @@ from .dynamic import (
     find_policy,
     gated_network,
 )
+from .fsrw import FSRW
 from .hierarchical import HierarchicalSegmentor
 from .layer_cascade import LayerCascadeSegmentor
 from .retina_mask import RetinaMask
+from .yolo import YOLOv2
 
 __all__ = [
+    "FSRW",
     "DynamicModel",
     "DynamicRCNN",
     "DynamicRetinaMask",
@@ -24,6 +27,7 @@ __all__ = [
     "ImageClassifier",
     "LayerCascadeSegmentor",
     "RetinaMask",
+    "YOLOv2",
     "find_policy",
     "gated_network",
 ]
