@@ -13,6 +13,8 @@ from .dynamic import (
 from .fsrw import FSRW
 from .hierarchical import HierarchicalSegmentor
 from .layer_cascade import LayerCascadeSegmentor
+from .lstd import LSTDYOLOv2
+from .meta_rcnn import MetaRCNN
 from .retina_mask import RetinaMask
 from .yolo import YOLOv2
 
@@ -25,7 +27,9 @@ __all__ = [
     "DynamicSegmentor",
     "HierarchicalSegmentor",
     "ImageClassifier",
+    "LSTDYOLOv2",
     "LayerCascadeSegmentor",
+    "MetaRCNN",
     "RetinaMask",
     "YOLOv2",
     "find_policy",

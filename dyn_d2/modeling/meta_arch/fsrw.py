@@ -66,7 +66,9 @@ class FSRW(ReweightedByClass, YoloDetector):
         arguments = super().from_config(cfg)
         channels = arguments["layers"].channels[_known(keys.LAYER)]
         if keys.CLASS_LOSS not in CLASS_LOSSES:
-            raise ValueError(f"MODEL.REWEIGHTING.CLASS_LOSS is {keys.CLASS_LOSS!r}: use one of {', '.join(CLASS_LOSSES)}.")
+            raise ValueError(
+                f"MODEL.REWEIGHTING.CLASS_LOSS is {keys.CLASS_LOSS!r}: use one of {', '.join(CLASS_LOSSES)}."
+            )
         fine_tuning = cfg.FEW_SHOT.BENCHMARK and cfg.FEW_SHOT.STAGE == "finetune"
         return {
             **arguments,

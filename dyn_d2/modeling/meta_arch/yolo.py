@@ -79,8 +79,8 @@ class YoloDetector(nn.Module):
         shapes = backbone.output_shape()
         if not {"conv13", "conv18"} <= shapes.keys():
             raise ValueError(
-                f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} gives {', '.join(shapes)}, {cls.__name__} needs conv13 and "
-                "conv18: use build_darknet19_backbone."
+                f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} gives {', '.join(shapes)}, {cls.__name__} needs conv13 "
+                "and conv18: use build_darknet19_backbone."
             )
         fine_tuning = cfg.FEW_SHOT.BENCHMARK and cfg.FEW_SHOT.STAGE in ("novel", "finetune")
         return {
@@ -154,7 +154,9 @@ class YoloDetector(nn.Module):
         return [
             {
                 "instances": detector_postprocess(
-                    instances, inputs.get("height", inputs["image"].shape[1]), inputs.get("width", inputs["image"].shape[2])
+                    instances,
+                    inputs.get("height", inputs["image"].shape[1]),
+                    inputs.get("width", inputs["image"].shape[2]),
                 )
             }
             for instances, inputs in zip(found, batched_inputs, strict=True)
@@ -220,7 +222,8 @@ class YOLOv2(YoloDetector):
         """
         if len(objects) and int(objects.label.max()) >= self.num_classes:
             raise ValueError(
-                f"an object has class number {int(objects.label.max())}, MODEL.RETINANET.NUM_CLASSES is {self.num_classes}."
+                f"an object has class number {int(objects.label.max())}, but MODEL.RETINANET.NUM_CLASSES is "
+                f"{self.num_classes}."
             )
         objects = Objects(objects.image, torch.zeros_like(objects.label), objects.label, objects.boxes)
         kept = keep_slots(objects, len(features), 1, negatives=-1)

@@ -78,8 +78,8 @@ def reweight(features: Tensor, vectors: Tensor) -> Tensor:
 
 
 def predict_reweighted(features: Tensor, vectors: Tensor, predictor: nn.Conv2d) -> Tensor:
-    """``predictor(reweight(features, vectors))`` for a 1x1 convolution, without B * N feature maps: as both are linear in
-    the channels, the vector of a class is multiplied into the weights instead.
+    """``predictor(reweight(features, vectors))`` of a 1x1 convolution without B * N feature maps: both are linear in
+    the channels, so the vector of a class is multiplied into the weights instead.
 
     Returns:
         (B, N, O, H, W) with O the outputs of the predictor.

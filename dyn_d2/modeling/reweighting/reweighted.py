@@ -77,8 +77,8 @@ class ReweightedByClass:
             classes = inputs["instances"].gt_classes
             if len(classes) and int(classes.max()) >= count:
                 raise ValueError(
-                    f"{inputs.get('file_name', 'an image')} shows class number {int(classes.max())}, but the support set "
-                    f"has {count} classes: every class needs a support image."
+                    f"{inputs.get('file_name', 'an image')} shows class number {int(classes.max())}, but the support "
+                    f"set has {count} classes: every class needs a support image."
                 )
         return self.embed(support)
 

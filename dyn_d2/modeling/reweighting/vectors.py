@@ -58,8 +58,8 @@ class ClassVectors:
         missing = [name for name in classes if name not in self.classes]
         if missing:
             raise ValueError(
-                f"no class vector of {', '.join(missing)} (there are those of {', '.join(self.classes)}): make them with "
-                "tools/export_vectors.py, and name all files in MODEL.REWEIGHTING.VECTORS."
+                f"no class vector of {', '.join(missing)} (there are those of {', '.join(self.classes)}): make them "
+                "with tools/export_vectors.py, and name all files in MODEL.REWEIGHTING.VECTORS."
             )
         rows = [self.classes.index(name) for name in classes]
         samples = [self.samples[row] for row in rows] if self.samples else []
@@ -109,8 +109,8 @@ class ClassVectors:
         for path, part in zip(paths[1:], parts[1:], strict=True):
             if part.width != parts[0].width:
                 raise ValueError(
-                    f"class vectors {path} have width {part.width}, those of {paths[0]} {parts[0].width}: they belong to "
-                    "different detectors."
+                    f"class vectors {path} have width {part.width}, those of {paths[0]} {parts[0].width}: they belong "
+                    "to different detectors."
                 )
         names = [name for part in parts for name in part.classes]
         twice = sorted({name for name in names if names.count(name) > 1})

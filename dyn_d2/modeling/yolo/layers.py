@@ -9,8 +9,8 @@ from detectron2.layers import ShapeSpec
 
 
 class DetectionLayers(nn.Module):
-    """Two 3x3 convolutions on conv18 (19, 20); a 1x1 convolution on conv13 (21) whose 2x2 neighbourhoods become channels
-    (the passthrough); and a 3x3 convolution over both (22), whose output are the features that boxes are predicted from.
+    """Two 3x3 convolutions on conv18 (19, 20); a 1x1 convolution on conv13 (21) whose 2x2 neighbourhoods become
+    channels (the passthrough); and a 3x3 convolution over both (22), from whose output boxes are predicted.
 
     The passthrough orders its channels as torch's ``pixel_unshuffle``; released DarkNet weights of convolution 22 have
     another order.
