@@ -79,8 +79,8 @@ class Source:
             return cls(path, model, classes, metadata)
         if BOX + "cls_score.weight" not in model:
             raise CheckpointError(
-                f"{path} holds no {BOX}cls_score.weight: surgery needs a Faster or Mask R-CNN, or a YOLOv2 that names its "
-                "classes."
+                f"{path} holds no {BOX}cls_score.weight: surgery needs a Faster or Mask R-CNN, or a YOLOv2 "
+                "that names its classes."
             )
         rows = len(model[BOX + "cls_score.weight"]) - 1
         if not classes:
