@@ -191,6 +191,15 @@ def test_rivals_get_rows_by_class_name(data, tmp_path, monkeypatch, method) -> N
         assert all(torch.equal(end[f"teacher.{name}"], tensor) for name, tensor in old.items())
 
 
+def test_meta_rcnn_goes_through_the_stages(data, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(stages, "run_process", train_here)
+    keys = {"FEW_SHOT__METHOD": "meta_rcnn", "MODEL__BACKBONE__NAME": "build_resnet_fpn_backbone"}
+    opts = fsrw_opts(data, tmp_path, **keys, INPUT__MIN_SIZE_TRAIN=[64], INPUT__MIN_SIZE_TEST=64)
+    last = train_few_shot("", opts)
+    assert last.folder.name == "meta_rcnn_split1_2shot_seed0"
+    assert ClassVectors.load(last.folder / FILE).classes == list(CLASSES)
+
+
 def test_full_fine_tuning_has_its_own_length(data, tmp_path) -> None:
     opts = fsrw_opts(data, tmp_path, FEW_SHOT__FINETUNE__MAX_ITER=3, FEW_SHOT__FULL__MAX_ITER=9)
     lengths = {}
