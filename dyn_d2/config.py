@@ -54,7 +54,8 @@ def _add_few_shot_keys(cfg: CN) -> None:
     # "joint_shots" (all data of the base classes and K shots of the novel ones: "FRCN+joint" of Table 7.1).
     cfg.FEW_SHOT.STAGE = "base"
     # "" (MODEL.FREEZE and CLASSIFIER as given), "ft", "ft_full", "tfa_fc" or "tfa_cos": what the fine-tuning stages
-    # freeze and which classifier they use; the rows of Tables 7.1 to 7.6.
+    # freeze and which classifier they use; the rows of Tables 7.1 to 7.6. "fsrw", "yolo_joint", "yolo_ft",
+    # "yolo_ft_full", "lstd" or "lstd_full" (Table 6.1) and "meta_rcnn" choose MODEL.META_ARCHITECTURE as well.
     cfg.FEW_SHOT.METHOD = ""
     # "" (the keys of SOLVER, FEW_SHOT.FINETUNE and FEW_SHOT.NOVEL) or "thesis": rate and iterations that the thesis
     # used for this benchmark, stage and K, from engine/schedules.py.

@@ -80,6 +80,7 @@ def test_evaluation_from_saved_vectors_is_that_which_recomputes_them(trained, tm
     saved = ["MODEL.REWEIGHTING.VECTORS", str([str(tmp_path / "v.npz")])]
     assert evaluated([*opts, *saved], tmp_path / "saved") == again
     assert evaluated([*opts, *saved, "MODEL.WEIGHTS", str(detector)], tmp_path / "alone") == again
+    assert Predictor.load(str(detector)).classes == list(CLASSES)  # it knows where its vectors lie
 
 
 def test_a_class_is_added_by_its_vector_alone(trained, tmp_path) -> None:
