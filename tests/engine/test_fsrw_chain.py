@@ -10,6 +10,7 @@ import torch
 from fsrw_toy import fsrw_opts
 from tiny_detection import CLASSES, write_boxes
 from tool_runs import load_tool
+from two_processes import results_of_two
 
 from dyn_d2.checkpoint import CheckpointError
 from dyn_d2.engine import stages
@@ -190,6 +191,22 @@ def test_rivals_get_rows_by_class_name(data, tmp_path, monkeypatch, method) -> N
     if method == "lstd":
         end = torch.load(last.weights, weights_only=True)["model"]
         assert all(torch.equal(end[f"teacher.{name}"], tensor) for name, tensor in old.items())
+
+
+def _train_half(rank: int, opts: list[str]) -> tuple[list, float]:
+    """Boxes of the first support set, and a number from the trained weights."""
+    cfg = build_cfg("", opts)
+    cfg.DATASETS.TEST = ()
+    trainer = DynTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    supports = next(iter(trainer.data_loader))[0]["support"]["boxes"].tolist()
+    trainer.train()
+    return supports, trainer.checkpointer.model.predictor.weight.double().sum().item()
+
+
+def test_two_processes_draw_their_own_supports_and_learn_the_same(data, tmp_path) -> None:
+    first, second = results_of_two(_train_half, tmp_path, fsrw_opts(data, tmp_path, SEED=3))
+    assert first[0] != second[0] and first[1] == second[1]
 
 
 def test_meta_rcnn_goes_through_the_stages(data, tmp_path, monkeypatch) -> None:
