@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from dyn_d2.engine.schedules import stage_schedule
-from dyn_d2.engine.setup import derive, read_cfg
+from dyn_d2.engine.setup import apply_method, derive, read_cfg
 from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.modeling.policy.base import policy_class
+from dyn_d2.modeling.reweighting import ClassVectors
 
 from detectron2.solver import build_optimizer
 from detectron2.structures import BitMasks, Boxes, Instances
@@ -21,6 +22,7 @@ DETECTORS = [path for path, name in META_ARCHITECTURE.items() if name.endswith("
 MULTI_PATH = [path for path, name in META_ARCHITECTURE.items() if name == "MultiPathClassifier"]
 CLASSIFIERS = [path for path, name in META_ARCHITECTURE.items() if name == "ImageClassifier"]
 SINGLE_STAGE = [path for path, name in META_ARCHITECTURE.items() if name.endswith("RetinaMask")]
+SQUARE = [path for path, name in META_ARCHITECTURE.items() if name == "FSRW"]
 SEGMENTORS = [path for path, name in META_ARCHITECTURE.items() if name.endswith("Segmentor")]
 # The same model with less of everything, so that a step takes a second.
 SMALL = [
@@ -46,7 +48,7 @@ def _name(path: Path) -> str:
 
 
 def test_every_yaml_is_tried() -> None:
-    assert set(CONFIGS) == {*DETECTORS, *SINGLE_STAGE, *CLASSIFIERS, *SEGMENTORS, *MULTI_PATH}
+    assert set(CONFIGS) == {*DETECTORS, *SINGLE_STAGE, *SQUARE, *CLASSIFIERS, *SEGMENTORS, *MULTI_PATH}
 
 
 @pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
@@ -96,6 +98,39 @@ def test_single_stage_detectors_train_a_step(path, heads):
     with torch.no_grad():
         (output,) = model(_batch(False)[:1])
     assert output["instances"].image_size == (96, 128) and output["instances"].has("pred_masks") == bool(heads)
+
+
+@pytest.mark.parametrize("method", ["fsrw", "yolo_ft", "lstd"])
+@pytest.mark.parametrize("path", SQUARE, ids=_name)
+def test_square_detectors_train_a_step(path, method):
+    small = ["MODEL.DARKNET.WIDTH", 0.05, "MODEL.REWEIGHTING.WIDTH", 0.05, "MODEL.REWEIGHTING.SUPPORT_SIZE", 64]
+    cfg = read_cfg(str(path), [*SMALL, *small, "MODEL.YOLO.SIZE", 96, "MODEL.YOLO.TRAIN_SIZES", [64, 128]])
+    derived = read_cfg(str(path), ["FEW_SHOT.METHOD", method, "FEW_SHOT.STAGE", "finetune"])
+    apply_method(derived, set())
+    cfg.MODEL.META_ARCHITECTURE = derived.MODEL.META_ARCHITECTURE
+    model = DynTrainer.build_model(cfg)
+    batch = [dict(inputs) for inputs in _batch(False)]
+    batch[0]["support"] = {
+        "image": torch.randint(0, 2, (5, 4, 64, 64), dtype=torch.uint8),
+        "boxes": torch.tensor([[8.0, 8, 40, 40]] * 5),
+    }
+    before = model.predictor.weight.detach().clone()
+    optimizer = build_optimizer(cfg, model)
+    with EventStorage():
+        losses = model(batch)
+    assert {"loss_class", "loss_box", "loss_objectness"} <= losses.keys()
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    sum(losses.values()).backward()
+    optimizer.step()
+    assert not torch.equal(before, model.predictor.weight)
+    model.eval()
+    with torch.no_grad():
+        if method == "fsrw":
+            model.use_vectors(
+                ClassVectors.mean_of({str(i): v[None] for i, v in enumerate(model.embed(batch[0]["support"]))})
+            )
+        (output,) = model(_batch(False)[:1])
+    assert output["instances"].image_size == (96, 128)
 
 
 def _stages(paths: list[Path]) -> list:

@@ -22,6 +22,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from . import timm_names, torchvision_names
+from .darknet_weights import is_darknet, read_darknet
 
 # Who publishes weights under names of their own: how to rename them, and what they were trained with.
 _FOREIGN = (
@@ -77,8 +78,8 @@ def describe(cfg) -> dict[str, Any]:
 def read_checkpoint(path: str) -> dict[str, Any]:
     """Read a checkpoint file from disk or from an address that Detectron2's PathManager knows.
 
-    ``.pkl`` files go through the restricted unpickler, all others through ``torch.load(weights_only=True)``: neither
-    can run code.
+    ``.pkl`` files go through the restricted unpickler, DarkNet's are plain numbers, all others go through
+    ``torch.load(weights_only=True)``: none can run code.
 
     Returns:
         A dict with "model" (name -> tensor or array); files in Caffe2 or torchvision naming also have
@@ -91,6 +92,11 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     local = PathManager.get_local_path(path)
     if not os.path.isfile(local):
         raise FileNotFoundError(f"checkpoint {path} does not exist: check MODEL.WEIGHTS.")
+    if is_darknet(local):
+        try:
+            return {"model": read_darknet(local)}
+        except ValueError as error:
+            raise CheckpointError(f"checkpoint {error}") from error
     if local.endswith(".pkl"):
         return _arrange_pickle(_read_pickle(local), path)
     data = _read_torch(local)

@@ -22,12 +22,13 @@ from .checkpointer import METADATA, CheckpointError, read_checkpoint
 BOX = "roi_heads.box_predictor."
 MASK = "roi_heads.mask_head.predictor."
 SALIENCY = "roi_heads.shape_prop.saliency."
+YOLO = "class_score."
 
 
 class Rows(NamedTuple):
     """Layout of a tensor that has rows for each class."""
 
-    per_class: int
+    per_class: int  # 0: as many as there are anchors
     background: int  # rows after those of the classes
     std: float  # of randomly started rows
 
@@ -42,6 +43,8 @@ LAYOUT = {
     MASK + "bias": Rows(1, 0, 0.0),
     SALIENCY + "weight": Rows(1, 1, 0.01),
     SALIENCY + "bias": Rows(1, 1, 0.0),
+    YOLO + "weight": Rows(0, 0, 0.01),
+    YOLO + "bias": Rows(0, 0, 0.0),
 }
 
 
@@ -63,14 +66,22 @@ class Source:
             classes: class names in row order, for files that do not hold them.
 
         Raises:
-            CheckpointError: no box predictor, no class names, or not as many names as rows.
+            CheckpointError: no predictor, no class names, or not as many names as rows.
         """
         checkpoint = read_checkpoint(path)
         model = {name.removeprefix("module."): torch.as_tensor(value) for name, value in checkpoint["model"].items()}
         metadata = checkpoint.get(METADATA) or {}
         classes = list(classes or metadata.get("classes", []))
+        if YOLO + "weight" in model and classes:
+            count = len(model[YOLO + "weight"])
+            if count % len(classes):
+                raise CheckpointError(f"{path} has {count} rows for {len(classes)} classes: {classes}.")
+            return cls(path, model, classes, metadata)
         if BOX + "cls_score.weight" not in model:
-            raise CheckpointError(f"{path} holds no {BOX}cls_score.weight: surgery needs a Faster or Mask R-CNN.")
+            raise CheckpointError(
+                f"{path} holds no {BOX}cls_score.weight: surgery needs a Faster or Mask R-CNN, or a YOLOv2 "
+                "that names its classes."
+            )
         rows = len(model[BOX + "cls_score.weight"]) - 1
         if not classes:
             raise CheckpointError(
@@ -83,12 +94,18 @@ class Source:
     @property
     def classifier(self) -> str:
         """ "linear" or "cosine"; only a linear classifier has a bias."""
-        return "linear" if BOX + "cls_score.bias" in self.model else "cosine"
+        return "linear" if {BOX + "cls_score.bias", YOLO + "bias"} & self.model.keys() else "cosine"
+
+    def per_class(self, name: str) -> int:
+        """Rows of each class in tensor ``name``."""
+        return LAYOUT[name].per_class or len(self.model[name]) // len(self.classes)
 
     def class_specific(self, name: str) -> bool:
         """Whether tensor ``name`` has its own rows for each class (always true of the classifier)."""
         layout = LAYOUT[name]
         rows = len(self.model[name])
+        if not layout.per_class:
+            return True
         if rows != layout.per_class * len(self.classes) + layout.background and rows != layout.per_class:
             raise CheckpointError(f"{self.path}: the {rows} rows of {name} do not fit {len(self.classes)} classes.")
         key = "CLS_AGNOSTIC_MASK" if name.startswith(MASK) else "CLS_AGNOSTIC_BBOX_REG"
@@ -98,8 +115,9 @@ class Source:
 
     def rows(self, name: str, cls: str) -> Tensor:
         """The rows of class ``cls`` in tensor ``name``."""
-        start = self.classes.index(cls) * LAYOUT[name].per_class
-        return self.model[name][start : start + LAYOUT[name].per_class]
+        count = self.per_class(name)
+        start = self.classes.index(cls) * count
+        return self.model[name][start : start + count]
 
 
 def operate(
@@ -138,7 +156,7 @@ def operate(
     sources = [source for source in (None if only_novel else base, novel) if source is not None]
     for name in LAYOUT.keys() & model.keys():
         if base.class_specific(name):
-            model[name] = _rebuild(name, classes, sources, model[name], seed)
+            model[name] = _rebuild(name, classes, sources, model[name], base.per_class(name), seed)
     metadata = {
         **base.metadata,
         "classes": list(classes),
@@ -193,14 +211,16 @@ def _check_heads(base: Source, novel: Source | None, classifier: str) -> None:
         )
 
 
-def _rebuild(name: str, classes: Sequence[str], sources: list[Source], like: Tensor, seed: int) -> Tensor:
+def _rebuild(
+    name: str, classes: Sequence[str], sources: list[Source], like: Tensor, per_class: int, seed: int
+) -> Tensor:
     """Tensor ``name`` for ``classes``: each class from the first source that has it, else random."""
     layout = LAYOUT[name]
     parts = []
     for cls in classes:
         source = next((source for source in sources if cls in source.classes), None)
         if source is None:
-            parts.append(_random_rows(layout.per_class, layout.std, like, seed, name, cls))
+            parts.append(_random_rows(per_class, layout.std, like, seed, name, cls))
         else:
             parts.append(_checked_rows(source, name, cls, like))
     if layout.background and sources:
@@ -222,6 +242,15 @@ def _checked_rows(source: Source, name: str, cls: str, like: Tensor) -> Tensor:
 def _random_rows(count: int, std: float, like: Tensor, seed: int, *name: str) -> Tensor:
     generator = torch.Generator().manual_seed(derive_seed(seed, "surgery", *name))
     return (torch.randn(count, *like.shape[1:], generator=generator) * std).to(like.dtype)
+
+
+def add_teacher(checkpoint: dict[str, Any], base: Source) -> None:
+    """Put a whole YOLOv2 into the result of ``operate`` as "teacher", and a copy of its class scores as "source_score",
+    for LSTD (modeling/meta_arch/lstd.py)."""
+    model = checkpoint["model"]
+    model |= {f"teacher.{name}": tensor.clone() for name, tensor in base.model.items()}
+    for part in ("weight", "bias"):
+        model[f"source_score.{part}"] = base.model[YOLO + part].clone()
 
 
 def save(checkpoint: dict[str, Any], path: str) -> None:

@@ -20,14 +20,16 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dyn_d2.data.classification import ClassificationMapper, is_classification
+from dyn_d2.data.episodes import Episodes, SupportMapper, SupportPool, is_episodic
+from dyn_d2.data.jitter import jitters
 from dyn_d2.data.partial_masks import PartialMaskMapper, apply_partial_masks
 from dyn_d2.data.random_scale import scale_crop_flip
 from dyn_d2.utils.errors import UserError
 from dyn_d2.utils.seeds import derive_seed
 
-from detectron2.data import DatasetMapper, build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data.common import DatasetFromList
-from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.data.detection_utils import SizeMismatchError, build_augmentation
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 
@@ -137,7 +139,7 @@ class Unreadable:
     reason: str
 
 
-def readable(mapper: Callable[[dict], dict | None], record: dict) -> dict | Unreadable | None:
+def readable(mapper: Callable[[dict], Any], record: dict) -> Any:
     """What ``mapper`` makes of a record, or Unreadable."""
     try:
         return mapper(record)
@@ -168,8 +170,14 @@ class MappedByPosition(Dataset):
         records: the data set dicts.
     """
 
-    def __init__(self, records: Any, mapper: Callable[[dict], dict | None], seed: int) -> None:
-        self.records, self._mapper, self._seed = records, mapper, seed
+    def __init__(
+        self, records: Any, mapper: Callable[[dict], dict | None], seed: int, episodes: Episodes | None = None
+    ) -> None:
+        """
+        Args:
+            episodes: adds support images to each batch.
+        """
+        self.records, self._mapper, self._seed, self._episodes = records, mapper, seed, episodes
 
     def __getitem__(self, key: tuple[int, int]) -> dict | Unreadable:
         return self.__getitems__([key])[0]
@@ -177,7 +185,8 @@ class MappedByPosition(Dataset):
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[dict | Unreadable]:
         """A batch, as DataLoader asks for it: to keep the generators' states costs more than to map a small image."""
         with isolated_random():
-            return [self._map(*key) for key in keys]
+            batch = [self._map(*key) for key in keys]
+            return self._episodes.add(batch, keys[0][0], readable) if self._episodes else batch
 
     def _map(self, position: int, sample: int) -> dict | Unreadable:
         _seed_generators(self._seed, "sample", position)
@@ -287,8 +296,17 @@ def build_resumable_train_loader(cfg, mapper: Callable[[dict], dict | None] | No
         world=comm.get_world_size(),
     )
     mapper = mapper or build_mapper(cfg, cfg.DATASETS.TRAIN[0], is_train=True)
-    mapped = MappedByPosition(_kept(records), mapper, cfg.SEED)
+    kept = _kept(records)
+    mapped = MappedByPosition(kept, mapper, cfg.SEED, _episodes(cfg, records, kept))
     return ResumableLoader(mapped, batches, cfg.DATALOADER.NUM_WORKERS, _count_classes(records, labels))
+
+
+def _episodes(cfg, records: list[dict], kept: Dataset) -> Episodes | None:
+    """The support sets of a detector that is trained in episodes."""
+    if not is_episodic(cfg):
+        return None
+    classes = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
+    return Episodes(kept, SupportPool(records, classes), SupportMapper(cfg, classes, is_train=True), cfg.SEED)
 
 
 def _records(cfg) -> list[dict]:
@@ -320,6 +338,8 @@ def build_mapper(cfg, dataset_name: str, is_train: bool) -> Callable[[dict], dic
         return ClassificationMapper(cfg, is_train=is_train)
     if is_train and cfg.INPUT.RANDOM_SCALE:
         return DatasetMapper(cfg, is_train=True, augmentations=scale_crop_flip(cfg))
+    if is_train and jitters(cfg):
+        return DatasetMapper(cfg, is_train=True, augmentations=[*jitters(cfg), *build_augmentation(cfg, is_train=True)])
     mapper = PartialMaskMapper if is_train and cfg.MODEL.MASK_ON else DatasetMapper
     return mapper(cfg, is_train=is_train)
 

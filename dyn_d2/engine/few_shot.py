@@ -6,12 +6,13 @@ The stages run as engine/stages.py has it; base models are shared by all shots, 
 from collections.abc import Iterable
 from pathlib import Path
 
-from dyn_d2.checkpoint.surgery import Source, operate, save
+from dyn_d2.checkpoint.surgery import Source, add_teacher, operate, save
+from dyn_d2.data.episodes import is_episodic
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from .setup import ONE_STAGE, build_cfg, read_cfg
+from .setup import METHODS, Method, build_cfg, read_cfg
 from .stages import Stage, run_stages
 
 # Keys of later stages, which a stage on all data does not depend on.
@@ -26,6 +27,10 @@ _LATER = (
     "FEW_SHOT.PROTOCOL",
     "FEW_SHOT.FINETUNE",
     "FEW_SHOT.NOVEL",
+    "FEW_SHOT.FULL",
+    "MODEL.REWEIGHTING.FINETUNE_NEGATIVES",
+    "MODEL.REWEIGHTING.SUPPORTS",
+    "MODEL.LSTD",
 )
 
 
@@ -38,7 +43,10 @@ class FewShotStage(Stage):
         return _LATER if self.name in ("base", "joint") else ()
 
     def initial_weights(self, resume: bool) -> Path | None:
-        """The result of the surgery on the parents' weights; its seed is FEW_SHOT.SEED."""
+        """The result of the surgery on the parents' weights; its seed is FEW_SHOT.SEED. Detectors that re-weight their
+        features have no rows of classes, and start from the weights as they are."""
+        if self.parents and is_episodic(self.cfg):
+            return self.parents[0].weights
         path = self.folder / "initial.pth"
         if not self.parents or resume:
             return path if self.parents else None
@@ -52,20 +60,23 @@ class FewShotStage(Stage):
             classifier=self.cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER,
             seed=self.cfg.FEW_SHOT.SEED,
         )
+        if self.cfg.MODEL.META_ARCHITECTURE == "LSTDYOLOv2":
+            add_teacher(checkpoint, base)
         save(checkpoint, str(path))
         return path
 
 
 def stage_folder(cfg: CfgNode, stage: str) -> str:
-    """Name of a stage's folder, e.g. ``base_split1`` or ``tfa_cos_split1_5shot_seed0``."""
+    """Name of a stage's folder, e.g. ``base_split1``, ``base_yolov2_split1`` or ``tfa_cos_split1_5shot_seed0``."""
     few = cfg.FEW_SHOT
     split = f"split{few.SPLIT}"
     if stage in ("base", "joint"):
         cosine = "_cosine" if cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER == "cosine" else ""
-        return f"{stage}{cosine}_{split}"
+        detector = METHODS.get(few.METHOD, Method()).detector.lower()
+        return f"{stage}{'_' * bool(detector)}{detector}{cosine}_{split}"
     shots = f"{few.SHOTS}shot" + ("_images" if few.SHOTS_UNIT == "image" else "") + f"_seed{few.SEED}"
     if stage == "joint_shots":
-        return f"{stage}_{split}_{shots}"
+        return f"{few.METHOD if few.METHOD == 'yolo_joint' else stage}_{split}_{shots}"
     if stage == "finetune":
         kind = few.METHOD or "finetune"
         suffix = ("_novelinit" if few.INIT == "novel" else "") + ("_fsod" if few.PROTOCOL == "fsod" else "")
@@ -76,8 +87,8 @@ def stage_folder(cfg: CfgNode, stage: str) -> str:
 def plan(config_file: str, opts: Iterable[str]) -> list[Stage]:
     """The stages, in order, that lead to the final model of a config.
 
-    FEW_SHOT.METHOD "joint" (all data of all classes) and "joint_shots" (all data of the base classes, K shots of the
-    novel ones) have a single one.
+    FEW_SHOT.METHOD "joint" (all data of all classes), "joint_shots" and "yolo_joint" (all data of the base classes, K
+    shots of the novel ones) have a single one.
 
     Raises:
         ValueError: FEW_SHOT.BENCHMARK is not set, or FEW_SHOT.INIT is unknown.
@@ -92,9 +103,9 @@ def plan(config_file: str, opts: Iterable[str]) -> list[Stage]:
             raise ValueError(f"FEW_SHOT.INIT is {cfg.FEW_SHOT.INIT!r}: use 'random' or 'novel'.")
         return FewShotStage(name, Path(cfg.OUTPUT_DIR) / stage_folder(cfg, name), cfg, parents)
 
-    method = read_cfg(config_file, opts).FEW_SHOT.METHOD
-    if method in ONE_STAGE:
-        return [stage(method, [])]
+    method = METHODS.get(read_cfg(config_file, opts).FEW_SHOT.METHOD, Method())
+    if method.stage:
+        return [stage(method.stage, [])]
     base = stage("base", [])
     novel = [stage("novel", [base])] if base.cfg.FEW_SHOT.INIT == "novel" else []
     return [base, *novel, stage("finetune", [base, *novel])]

@@ -18,7 +18,7 @@ from .job_queue import quiet, run_pending
 from .setup import METHODS
 from .stages import Stage, run_stage
 
-# As the rows of Tables 7.1 to 7.6 are called.
+# As the rows of Tables 6.1 and 7.1 to 7.6 are called.
 METHOD_NAMES = {
     "joint_shots": "FRCN+joint",
     "ft": "FRCN+ft",
@@ -26,6 +26,13 @@ METHOD_NAMES = {
     "tfa_fc": "TFA w/ fc",
     "tfa_cos": "TFA w/ cos",
     "joint": "all data",
+    "yolo_joint": "YOLO-joint",
+    "yolo_ft": "YOLO-ft",
+    "yolo_ft_full": "YOLO-ft-full",
+    "lstd": "LSTD(YOLO)",
+    "lstd_full": "LSTD(YOLO)-full",
+    "fsrw": "FSRW",
+    "meta_rcnn": "Meta R-CNN",
 }
 METRICS = ("AP", "bAP", "nAP", "AP50", "bAP50", "nAP50")
 
@@ -115,6 +122,8 @@ def base_results(plans: Mapping[Cell, Sequence[Stage]]) -> dict[tuple[int, str],
         if base.name != "base":  # a method of one stage
             continue
         name = "base only" + " (cosine)" * (base.cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER == "cosine")
+        detector = METHODS[cell.method].detector
+        name += f" ({detector})" if detector else ""
         if (cell.split, name) not in found:
             metrics = headline(read_results(base.folder))
             found[cell.split, name] = {key: value for key, value in metrics.items() if key.startswith("b")}
@@ -141,8 +150,8 @@ def summarise(
     rows += [
         ((str(split), METHOD_NAMES[method], str(shots)), values) for (split, method, shots), values in means.items()
     ]
-    order = ["base only", "base only (cosine)", *METHOD_NAMES.values()]
-    rows.sort(key=lambda row: (int(row[0][0]), order.index(row[0][1]), int(row[0][2].replace("-", "0"))))
+    order = {name: place for place, name in enumerate(METHOD_NAMES.values())}
+    rows.sort(key=lambda row: (int(row[0][0]), order.get(row[0][1], -1), row[0][1], int(row[0][2].replace("-", "0"))))
     for split in {cell.split for cell in plans}:
         curves = nap_curves(means, split)
         if curves:

@@ -11,6 +11,7 @@ from torch import nn
 
 from dyn_d2.checkpoint import CheckpointError, DynCheckpointer, read_checkpoint
 from dyn_d2.config import add_dyn_d2_config
+from dyn_d2.modeling.reweighting import is_reweighted
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
@@ -18,6 +19,7 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
+from .class_vectors import read_vectors
 from .preflight import any_score, head_classes
 from .setup import read_cfg
 
@@ -52,6 +54,14 @@ class Predictor:
         """
         cfg, model, described = load_model(weights, config_file, opts)
         names = list(described.get("classes", ()))
+        if is_reweighted(model):
+            if not cfg.MODEL.REWEIGHTING.VECTORS:
+                raise CheckpointError(
+                    f"{weights} needs class vectors to detect anything: make them with tools/export_vectors.py and add "
+                    "MODEL.REWEIGHTING.VECTORS \"['FILE']\"."
+                )
+            model.use_vectors(read_vectors(cfg, model))
+            return cls(cfg, model, model.vectors.classes)
         rows = head_classes(model)
         if rows is None:
             raise CheckpointError(f"{weights} holds a {cfg.MODEL.META_ARCHITECTURE}, which detects no classes.")

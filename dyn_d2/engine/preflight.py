@@ -17,6 +17,7 @@ from dyn_d2.data.classification import check_labels, is_classification, require_
 from dyn_d2.data.semantic import IGNORE, count_pixels
 from dyn_d2.evaluation import with_routes
 from dyn_d2.modeling.freeze import has_frozen_parts
+from dyn_d2.modeling.reweighting import is_reweighted
 from dyn_d2.utils.errors import UserError
 
 from detectron2.config import CfgNode
@@ -24,6 +25,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from .class_vectors import prepare_for_evaluation
 from .trainer import DynTrainer
 
 logger = logging.getLogger(__name__)
@@ -93,9 +95,13 @@ def check_trainer(trainer: DynTrainer) -> None:
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
     classes = list(metadata.get("thing_classes", []))
     problems = _head_problems(cfg, model, classes)
+    if is_reweighted(model) and model.reweighting is None:
+        problems.append(
+            "MODEL.REWEIGHTING.VECTORS is for evaluation: training makes class vectors itself; leave it empty."
+        )
     problems += _frozen_problems(cfg, model, report)
     if cfg.FEW_SHOT.BENCHMARK:
-        problems += _stage_problems(cfg, report, classes)
+        problems += _stage_problems(cfg, model, report, classes)
         problems += _instance_problems(cfg, trainer, classes, list(metadata.get("novel_classes", [])))
     problems += _data_problems(trainer) + _label_map_problems(trainer.cfg)
     problems += _evaluation_problems(trainer)
@@ -110,7 +116,10 @@ def check_trainer(trainer: DynTrainer) -> None:
 
 
 def head_classes(model: nn.Module) -> int | None:
-    """Classes that the model's head predicts, background not counted; None for models without such a head."""
+    """Classes that the model's head predicts, background not counted; None for models without such a head, or whose
+    classes are a matter of class vectors."""
+    if is_reweighted(model):
+        return None
     predictor = getattr(getattr(model, "roi_heads", None), "box_predictor", None)
     if predictor is not None:
         return predictor.cls_score.out_features - 1
@@ -149,7 +158,7 @@ def _frozen_problems(cfg, model: nn.Module, report: LoadReport) -> list[str]:
     ]
 
 
-def _stage_problems(cfg, report: LoadReport, classes: list[str]) -> list[str]:
+def _stage_problems(cfg, model: nn.Module, report: LoadReport, classes: list[str]) -> list[str]:
     if cfg.FEW_SHOT.STAGE not in FEW_SHOT_STAGES:
         return []
     problems = []
@@ -159,7 +168,7 @@ def _stage_problems(cfg, report: LoadReport, classes: list[str]) -> list[str]:
     if others:
         problems.append(f"not in {report.source}: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}.")
     named = report.metadata.get("classes")
-    if named and named != classes and len(named) == len(classes):
+    if named and named != classes and len(named) == len(classes) and not is_reweighted(model):
         problems.append(
             f"the rows of {report.source} are for {', '.join(named[:30])}, the data set's classes are "
             f"{', '.join(classes[:30])}: fit the checkpoint with tools/surgery.py."
@@ -238,6 +247,7 @@ def _evaluation_problems(trainer: DynTrainer) -> list[str]:
 
 def _dry_run(trainer: DynTrainer, name: str) -> None:
     model = trainer.checkpointer.model
+    prepare_for_evaluation(trainer.cfg, model, limit=1)
     loader = trainer.build_test_loader(trainer.cfg, name)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), any_score(model), _quiet():
         evaluator = with_routes(trainer.build_evaluator(trainer.cfg, name, folder), trainer.cfg, model, name, folder)

@@ -104,8 +104,11 @@ def own_schedule(node: Mapping[str, float | int | list[int]]) -> dict[str, float
     return {key: tuple(value) if key == "STEPS" else value for key, value in given.items()}
 
 
-def stage_schedule(cfg) -> dict[str, float | int | tuple[int, ...]]:
+def stage_schedule(cfg, full: bool = False) -> dict[str, float | int | tuple[int, ...]]:
     """The SOLVER keys that stage and FEW_SHOT.SCHEDULE change, with their values.
+
+    Args:
+        full: the method fine-tunes until nothing changes any more, for which FEW_SHOT.FULL is.
 
     Raises:
         ValueError: unknown FEW_SHOT.SCHEDULE, or nothing published for the case.
@@ -117,6 +120,8 @@ def stage_schedule(cfg) -> dict[str, float | int | tuple[int, ...]]:
         keys = thesis_schedule(cfg)._asdict()
     else:
         keys = own_schedule({"base": few.BASE, "finetune": few.FINETUNE, "novel": few.NOVEL}.get(few.STAGE, {}))
+        if full and few.STAGE == "finetune":
+            keys |= own_schedule(few.FULL)
     if few.METHOD == "ft" and few.STAGE == "finetune":
         full = {"MAX_ITER": cfg.SOLVER.MAX_ITER, "STEPS": cfg.SOLVER.STEPS, **keys}
         keys["MAX_ITER"] = max(1, round(full["MAX_ITER"] * FT_SHARE))

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -28,16 +28,43 @@ from .schedules import own_schedule, stage_schedule
 logger = logging.getLogger(__name__)
 
 FEATURES = ("backbone", "proposal_generator")  # F of the thesis, with the box head that is added per model
-# Rows of Tables 7.1 to 7.6: is F frozen in the fine-tuning stages, and which classifier do they use?
-METHODS = {
-    "ft": (False, "linear"),
-    "ft_full": (False, "linear"),
-    "tfa_fc": (True, "linear"),
-    "tfa_cos": (True, "cosine"),
-    "joint": (False, "linear"),
-    "joint_shots": (False, "linear"),
+
+
+class Method(NamedTuple):
+    """What a value of FEW_SHOT.METHOD stands for.
+
+    Attributes:
+        frozen: is F frozen in the fine-tuning stages?
+        classifier: which of MODEL.ROI_BOX_HEAD.CLASSIFIER do they use?
+        detector: meta-architecture; "" for the one of the config.
+        tuned: that of the fine-tuning stage, where it is another one.
+        stage: the FEW_SHOT.STAGE of a method that is a single training.
+        full: whether FEW_SHOT.FULL holds.
+    """
+
+    frozen: bool = False
+    classifier: str = "linear"
+    detector: str = ""
+    tuned: str = ""
+    stage: str = ""
+    full: bool = False
+
+
+METHODS = {  # rows of Tables 7.1 to 7.6, then of Table 6.1
+    "ft": Method(),
+    "ft_full": Method(),
+    "tfa_fc": Method(frozen=True),
+    "tfa_cos": Method(frozen=True, classifier="cosine"),
+    "joint": Method(stage="joint"),
+    "joint_shots": Method(stage="joint_shots"),
+    "yolo_joint": Method(detector="YOLOv2", stage="joint_shots"),
+    "yolo_ft": Method(detector="YOLOv2"),
+    "yolo_ft_full": Method(detector="YOLOv2", full=True),
+    "lstd": Method(detector="YOLOv2", tuned="LSTDYOLOv2"),
+    "lstd_full": Method(detector="YOLOv2", tuned="LSTDYOLOv2", full=True),
+    "fsrw": Method(detector="FSRW"),
+    "meta_rcnn": Method(detector="MetaRCNN"),
 }
-ONE_STAGE = ("joint", "joint_shots")  # methods that are a single training, named as its FEW_SHOT.STAGE
 COSINE_BASE = ("lvis",)  # benchmarks whose base model for tfa_cos is published with a cosine head as well
 
 # Keys that may differ between the config of an output directory and a run that goes on there.
@@ -101,8 +128,9 @@ def derive(cfg: CfgNode, given: Iterable[str] = ()) -> None:
 
     given = set(given)
     if cfg.FEW_SHOT.BENCHMARK:
-        _apply_method(cfg, given)
-        for key, value in stage_schedule(cfg).items():
+        apply_method(cfg, given)
+        full = cfg.FEW_SHOT.METHOD in METHODS and METHODS[cfg.FEW_SHOT.METHOD].full
+        for key, value in stage_schedule(cfg, full).items():
             _set(cfg, f"SOLVER.{key}", value, given, "stage " + cfg.FEW_SHOT.STAGE)
     _apply_policy_stage(cfg, given)
     apply_few_shot(cfg)
@@ -156,22 +184,24 @@ def _set(cfg: CfgNode, key: str, value: Any, given: set[str], why: str) -> None:
         node[name] = value
 
 
-def _apply_method(cfg: CfgNode, given: set[str]) -> None:
-    """FEW_SHOT.METHOD -> MODEL.FREEZE and MODEL.ROI_BOX_HEAD.CLASSIFIER of the stage."""
+def apply_method(cfg: CfgNode, given: set[str]) -> None:
+    """FEW_SHOT.METHOD -> MODEL.META_ARCHITECTURE, MODEL.FREEZE and MODEL.ROI_BOX_HEAD.CLASSIFIER of the stage."""
     few = cfg.FEW_SHOT
     if few.METHOD not in ("", *METHODS):
         raise ValueError(f"FEW_SHOT.METHOD is {few.METHOD!r}: use '' or one of {sorted(METHODS)}.")
     if few.METHOD == "":
         return
-    frozen, classifier = METHODS[few.METHOD]
-    why = "method " + few.METHOD
+    method, why = METHODS[few.METHOD], "method " + few.METHOD
+    detector = method.tuned if method.tuned and few.STAGE == "finetune" else method.detector
+    if detector:
+        _set(cfg, "MODEL.META_ARCHITECTURE", detector, given, why)
     if few.STAGE in ("novel", "finetune"):
-        _set(cfg, "MODEL.ROI_BOX_HEAD.CLASSIFIER", classifier, given, why)
+        _set(cfg, "MODEL.ROI_BOX_HEAD.CLASSIFIER", method.classifier, given, why)
         # The novel stage trains a predictor for fixed features, also where the fine-tuning frees them again.
-        parts = feature_parts(cfg) if frozen or few.STAGE == "novel" else []
+        parts = feature_parts(cfg) if method.frozen or few.STAGE == "novel" else []
         _set(cfg, "MODEL.FREEZE", parts, given, why)
     elif few.STAGE == "base" and few.BENCHMARK in COSINE_BASE:
-        _set(cfg, "MODEL.ROI_BOX_HEAD.CLASSIFIER", classifier, given, why)
+        _set(cfg, "MODEL.ROI_BOX_HEAD.CLASSIFIER", method.classifier, given, why)
 
 
 def _apply_policy_stage(cfg: CfgNode, given: set[str]) -> None:

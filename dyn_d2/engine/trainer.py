@@ -26,6 +26,7 @@ from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 
+from .class_vectors import prepare_for_evaluation
 from .gate_hooks import GateCollapse, scale_backbone_rate, separate_gates
 from .halving import HALVING, halving_schedule
 from .hooks import DivergenceError, LossAverages, LossGuard, StepSeeds
@@ -137,6 +138,7 @@ class DynTrainer(DefaultTrainer):
         from dyn_d2.evaluation.results import RESULTS_FILE, evaluation_record, write_results
 
         bare = getattr(model, "module", model)
+        prepare_for_evaluation(cfg, bare)
         if evaluators is None:
             names = cfg.DATASETS.TEST
             evaluators = [with_routes(cls.build_evaluator(cfg, name), cfg, bare, name) for name in names]

@@ -2,6 +2,7 @@
 
 from . import (  # noqa: F401  only registration
     cascade_resnet,
+    darknet,
     dilated_vgg,
     gated_cifar_resnet,
     gated_drn,

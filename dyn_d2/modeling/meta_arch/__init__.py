@@ -10,12 +10,17 @@ from .dynamic import (
     find_policy,
     gated_network,
 )
+from .fsrw import FSRW
 from .hierarchical import HierarchicalSegmentor
 from .layer_cascade import LayerCascadeSegmentor
+from .lstd import LSTDYOLOv2
+from .meta_rcnn import MetaRCNN
 from .multipath import MultiPathClassifier
 from .retina_mask import RetinaMask
+from .yolo import YOLOv2
 
 __all__ = [
+    "FSRW",
     "DynamicModel",
     "DynamicRCNN",
     "DynamicRetinaMask",
@@ -23,9 +28,12 @@ __all__ = [
     "DynamicSegmentor",
     "HierarchicalSegmentor",
     "ImageClassifier",
+    "LSTDYOLOv2",
     "LayerCascadeSegmentor",
+    "MetaRCNN",
     "MultiPathClassifier",
     "RetinaMask",
+    "YOLOv2",
     "find_policy",
     "gated_network",
 ]

@@ -1,0 +1,62 @@
+"""How fast a training adapts: an evaluated metric against iterations (thesis Fig. 6.3)."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+Curve = dict[int, float]  # iteration -> value in percent
+
+
+def read_curve(folder: str | Path, metric: str = "nAP50") -> Curve:
+    """The values of a metric that a run with TEST.EVAL_PERIOD has logged.
+
+    Args:
+        folder: OUTPUT_DIR of the run.
+        metric: of boxes, such as "nAP50" or "AP-seven".
+
+    Raises:
+        FileNotFoundError: the folder has no metrics.json.
+        ValueError: the run did not evaluate this metric; names those that it did.
+    """
+    path = Path(folder) / "metrics.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: {folder} is no OUTPUT_DIR of a training.")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    curve: Curve = {}
+    for row in rows:
+        value = row.get(f"bbox/{metric}")
+        if value is not None and not math.isnan(value):
+            curve[row["iteration"] + 1] = value
+    if not curve:
+        known = sorted({key.removeprefix("bbox/") for row in rows for key in row if key.startswith("bbox/")})
+        raise ValueError(
+            f"{path} has no {metric} of boxes (there: {', '.join(known) or 'none'}): train with TEST.EVAL_PERIOD."
+        )
+    return curve
+
+
+def draw_convergence(curves: Mapping[str, Mapping[str, Curve]], normalise: bool = True) -> Figure:
+    """A colour a metric, a line style a run.
+
+    Args:
+        curves: run -> metric -> curve.
+        normalise: divide each metric by its largest value over all runs, as the thesis does.
+    """
+    metrics = list(dict.fromkeys(metric for of_run in curves.values() for metric in of_run))
+    largest = {m: max((max(run[m].values()) for run in curves.values() if m in run), default=0.0) for m in metrics}
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axis = figure.subplots()
+    for style, (name, of_run) in zip(("-", "--", ":", "-."), curves.items(), strict=False):
+        for metric, curve in of_run.items():
+            scale = 1 / largest[metric] if normalise and largest[metric] > 0 else 1
+            heights = [value * scale for _, value in sorted(curve.items())]
+            colour = f"C{metrics.index(metric)}"
+            axis.plot(sorted(curve), heights, style, color=colour, marker=".", label=f"{name}, {metric}")
+    axis.set(xlabel="iterations", ylabel="share of the largest value" if normalise else "%")
+    axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    return figure

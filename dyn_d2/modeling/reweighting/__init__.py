@@ -1,0 +1,17 @@
+"""Feature re-weighting (thesis ch. 6): class vectors from support images, shared by FSRW and its Faster R-CNN form."""
+
+from .net import FORMS, ReweightingNet, predict_reweighted, reweight
+from .reweighted import ReweightedByClass, build_reweighting, is_reweighted, reweighted_share
+from .vectors import ClassVectors
+
+__all__ = [
+    "FORMS",
+    "ClassVectors",
+    "ReweightedByClass",
+    "ReweightingNet",
+    "build_reweighting",
+    "is_reweighted",
+    "predict_reweighted",
+    "reweight",
+    "reweighted_share",
+]

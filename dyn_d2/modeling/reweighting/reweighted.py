@@ -1,0 +1,137 @@
+"""What a detector that re-weights its features by class has beside its own parts: the module that makes class vectors,
+or class vectors alone."""
+
+import hashlib
+from typing import Any
+
+from torch import Tensor, nn
+
+from detectron2.config import CfgNode
+
+from .net import SMALLEST, ReweightingNet
+from .vectors import ClassVectors
+
+
+class ReweightedByClass:
+    """Mixed into a meta-architecture (an nn.Module with ``pixel_mean`` and ``pixel_std``).
+
+    In training the first input of a batch carries the episode's support set under "support": "image", (N, 4, S, S), the
+    colours and the mask of one object of each class, and "boxes", (N, 4). In evaluation the vectors of ``use_vectors``
+    are used, and nobody asks for the re-weighting module.
+
+    Attributes:
+        episodic: the training loader adds support sets (data/episodes.py).
+        reweighting: the module; None where the detector was built for given vectors.
+        vectors: of evaluation; None before ``use_vectors``.
+    """
+
+    episodic = True
+    reweighting: ReweightingNet | None
+    vectors: ClassVectors | None = None
+
+    def init_reweighting(self, reweighting: ReweightingNet | None, channels: int) -> None:
+        """Called by the constructor; ``channels`` is the width m of class vectors."""
+        self.reweighting, self.reweighted_channels = reweighting, channels
+
+    def use_vectors(self, vectors: ClassVectors | None) -> None:
+        """Detect these classes from now on; class number i is row i.
+
+        Raises:
+            ValueError: the vectors are of another width than the features that they re-weight.
+        """
+        if vectors is not None and vectors.width != self.reweighted_channels:
+            raise ValueError(
+                f"the class vectors of {', '.join(vectors.classes[:10])} have width {vectors.width}, but this detector "
+                f"re-weights {self.reweighted_channels} channels: they were made for another one; make them anew with "
+                "tools/export_vectors.py."
+            )
+        self.vectors = vectors
+
+    def given_vectors(self) -> Tensor:
+        """(N, m) vectors of ``use_vectors`` on the model's device.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if self.vectors is None:
+            raise ValueError(
+                "this detector has no class vectors yet: name a file of tools/export_vectors.py in "
+                "MODEL.REWEIGHTING.VECTORS, or call use_vectors()."
+            )
+        return self.vectors.vectors.to(self.pixel_mean.device)
+
+    def episode_vectors(self, batched_inputs: list[dict[str, Any]]) -> Tensor:
+        """(N, m) vectors of the support set that the batch carries.
+
+        Raises:
+            ValueError: it carries none, this detector has no re-weighting module, or an object's class has no support.
+        """
+        support = batched_inputs[0].get("support")
+        if support is None:
+            raise ValueError(
+                'the batch has no support set (key "support" of its first input): train with the loader of '
+                "dyn_d2.data.resumable, which draws one for each step."
+            )
+        count = len(support["image"])
+        for inputs in batched_inputs:
+            classes = inputs["instances"].gt_classes
+            if len(classes) and int(classes.max()) >= count:
+                raise ValueError(
+                    f"{inputs.get('file_name', 'an image')} shows class number {int(classes.max())}, but the support "
+                    f"set has {count} classes: every class needs a support image."
+                )
+        return self.embed(support)
+
+    def embed(self, support: dict[str, Tensor]) -> Tensor:
+        """(N, m) vectors of support images.
+
+        Raises:
+            ValueError: this detector was built without a re-weighting module.
+        """
+        if self.reweighting is None:
+            raise ValueError(
+                "this detector was built for given class vectors and cannot make any: leave MODEL.REWEIGHTING.VECTORS "
+                "empty."
+            )
+        device = self.pixel_mean.device
+        given = support["image"].to(device).float()
+        images = (given[:, :3] - self.pixel_mean) / self.pixel_std
+        return self.reweighting(images, given[:, 3:], support["boxes"].to(device))
+
+    def fingerprint(self) -> str:
+        """Hash of all weights but those of the re-weighting module: class vectors belong to one detector."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            if not name.startswith("reweighting."):
+                digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def build_reweighting(cfg: CfgNode, channels: int) -> ReweightingNet | None:
+    """The module that MODEL.REWEIGHTING describes, for vectors of width ``channels``; None where vectors are given.
+
+    Raises:
+        ValueError: support images are too small for it.
+    """
+    keys = cfg.MODEL.REWEIGHTING
+    if keys.VECTORS:
+        return None
+    if keys.SUPPORT_SIZE < SMALLEST:
+        raise ValueError(f"MODEL.REWEIGHTING.SUPPORT_SIZE is {keys.SUPPORT_SIZE}: use {SMALLEST} or more.")
+    return ReweightingNet(channels, keys.WIDTH, keys.NORM, keys.SUPPORT_FORM)
+
+
+def is_reweighted(model: nn.Module) -> bool:
+    """Whether the detector takes its classes from class vectors."""
+    return isinstance(model, ReweightedByClass)
+
+
+def reweighted_share(channels: int, share: float) -> int:
+    """How many of ``channels`` are re-weighted.
+
+    Raises:
+        ValueError: the share is not within 0 and 1.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"MODEL.REWEIGHTING.SHARE is {share}: it has to be above 0, and 1 at most.")
+    return max(1, round(channels * share))

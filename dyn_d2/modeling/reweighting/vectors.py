@@ -1,0 +1,128 @@
+"""Class vectors as a file: what is left of the re-weighting module at inference (thesis 6.2)."""
+
+import logging
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dyn_d2.utils.atomic import atomic_write
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class ClassVectors:
+    """One vector for each class, the mean of those of its support images.
+
+    Attributes:
+        classes: names, in the order of the rows.
+        vectors: (N, m) float32.
+        samples: the vector of each support image: (Mi, m) for each class, in the order of ``classes``.
+        detector: fingerprint of the detector that they were made for, "" where nobody knows.
+    """
+
+    classes: list[str]
+    vectors: Tensor
+    samples: list[Tensor] = field(default_factory=list, repr=False)
+    detector: str = ""
+
+    @property
+    def width(self) -> int:
+        """m."""
+        return self.vectors.shape[1]
+
+    @classmethod
+    def mean_of(cls, samples: dict[str, Tensor], detector: str = "") -> "ClassVectors":
+        """From the vectors of each class's support images.
+
+        Raises:
+            ValueError: a class has none.
+        """
+        empty = [name for name, found in samples.items() if not len(found)]
+        if empty:
+            raise ValueError(f"no support image of {', '.join(empty)}: a class vector needs at least one.")
+        means = torch.stack([found.mean(0) for found in samples.values()])
+        return cls(list(samples), means, list(samples.values()), detector)
+
+    def select(self, classes: Sequence[str]) -> "ClassVectors":
+        """Those of ``classes``, in that order.
+
+        Raises:
+            ValueError: a class has no vector.
+        """
+        missing = [name for name in classes if name not in self.classes]
+        if missing:
+            raise ValueError(
+                f"no class vector of {', '.join(missing)} (there are those of {', '.join(self.classes)}): make them "
+                "with tools/export_vectors.py, and name all files in MODEL.REWEIGHTING.VECTORS."
+            )
+        rows = [self.classes.index(name) for name in classes]
+        samples = [self.samples[row] for row in rows] if self.samples else []
+        return ClassVectors(list(classes), self.vectors[rows], samples, self.detector)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write an ``.npz`` of plain arrays, whole or not at all."""
+        arrays = {
+            "classes": np.array(self.classes),
+            "vectors": self.vectors.numpy(),
+            "samples": torch.cat(self.samples).numpy() if self.samples else self.vectors.numpy()[:0],
+            "counts": np.array([len(found) for found in self.samples], dtype=np.int64),
+            "detector": np.array(self.detector),
+        }
+        with atomic_write(path, "wb") as file:
+            np.savez(file, **arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "ClassVectors":
+        """Read a file that ``save`` wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: it is no such file.
+        """
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"class vectors {path} do not exist: tools/export_vectors.py makes them.")
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                classes, vectors = [str(name) for name in file["classes"]], torch.from_numpy(file["vectors"])
+                samples, counts = torch.from_numpy(file["samples"]), file["counts"].tolist()
+                detector = str(file["detector"])
+            if vectors.ndim != 2 or len(vectors) != len(classes) or sum(counts) != len(samples):
+                raise ValueError(f"{len(classes)} classes, vectors of shape {tuple(vectors.shape)}")
+        except (KeyError, ValueError, TypeError, OSError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} holds no class vectors of dyn_d2 ({error}).") from error
+        return cls(classes, vectors.float(), list(samples.float().split(counts)) if counts else [], detector)
+
+    @classmethod
+    def load_all(cls, paths: Sequence[str]) -> "ClassVectors":
+        """The classes of all files together; each keeps its vector as it is.
+
+        Raises:
+            FileNotFoundError, ValueError: from ``load``; a class is in two files; the widths differ.
+        """
+        parts = [cls.load(path) for path in paths]
+        for path, part in zip(paths[1:], parts[1:], strict=True):
+            if part.width != parts[0].width:
+                raise ValueError(
+                    f"class vectors {path} have width {part.width}, those of {paths[0]} {parts[0].width}: they belong "
+                    "to different detectors."
+                )
+        names = [name for part in parts for name in part.classes]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} has a class vector in more than one of {', '.join(map(str, paths))}.")
+        made_for = {part.detector for part in parts} - {""}
+        if len(made_for) > 1:
+            logger.warning("%s were made for different detectors.", ", ".join(map(str, paths)))
+        samples = [found for part in parts for found in part.samples]
+        return cls(
+            names,
+            torch.cat([part.vectors for part in parts]),
+            samples if len(samples) == len(names) else [],
+            made_for.pop() if len(made_for) == 1 else "",
+        )

@@ -1,0 +1,18 @@
+"""The parts of YOLOv2 that detectors on DarkNet-19 share: layers, boxes of grid cells, losses."""
+
+from .boxes import decode, pairwise_iou_cxcywh, shape_iou
+from .layers import DetectionLayers
+from .loss import Objects, YoloLoss, keep_slots
+from .predictions import Predictions, detect
+
+__all__ = [
+    "DetectionLayers",
+    "Objects",
+    "Predictions",
+    "YoloLoss",
+    "decode",
+    "detect",
+    "keep_slots",
+    "pairwise_iou_cxcywh",
+    "shape_iou",
+]
