@@ -13,6 +13,7 @@ from .dynamic import (
 from .hierarchical import HierarchicalSegmentor
 from .layer_cascade import LayerCascadeSegmentor
 from .retina_mask import RetinaMask
+from .tafe_net import TAFENet
 
 __all__ = [
     "DynamicModel",
@@ -24,6 +25,7 @@ __all__ = [
     "ImageClassifier",
     "LayerCascadeSegmentor",
     "RetinaMask",
+    "TAFENet",
     "find_policy",
     "gated_network",
 ]
