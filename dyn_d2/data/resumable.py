@@ -315,8 +315,8 @@ def _groups(cfg, records: list[dict], labels: bool) -> list[int] | None:
 
 
 def build_mapper(cfg, dataset_name: str, is_train: bool) -> Callable[[dict], dict | None]:
-    """The mapper that fits the data set: of images with a label, of features whose classes are described, or Detectron2's
-    of images with objects, in training on masks the one for which some objects may have none."""
+    """The mapper that fits the data set: of images with a label, of features of described classes, or Detectron2's of
+    images with objects, in training on masks the one for which some objects may have none."""
     if is_described(dataset_name):
         return DescribedMapper(dataset_name, is_train)
     if is_classification(dataset_name):

@@ -29,8 +29,8 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from .gate_hooks import GateCollapse, scale_backbone_rate, scale_rate, separate_gates
 from .hooks import DivergenceError, LossAverages, LossGuard, StepSeeds
 from .launch import is_lost_contact
-from .policy_stages import describe_policy, enter_stage, warn_of_other_stage
 from .optimizers import chosen_optimizer
+from .policy_stages import describe_policy, enter_stage, warn_of_other_stage
 from .poly import POLY, poly_schedule
 
 logger = logging.getLogger(__name__)

@@ -23,12 +23,12 @@ from detectron2.evaluation import (
 from .class_groups import ClassGroups, GroupedCOCOEvaluator
 from .classification import ClassificationEvaluator
 from .concept_levels import ConceptLevelEvaluator
-from .described import METRICS, DescribedEvaluator
 from .few_shot import FewShotLVISEvaluator, FewShotVOCEvaluator, few_shot_groups
 from .layer_cascade import LayerCascadeEvaluator
 from .partial_masks import mask_groups
 from .routes import RouteEvaluator
 from .shape_quality import ShapeQualityEvaluator
+from .zero_shot import METRICS, DescribedEvaluator
 
 
 def _coco(cfg: CfgNode, name: str, folder: str, groups: ClassGroups) -> COCOEvaluator:

@@ -1,8 +1,9 @@
 """Layers whose weights a task description decides (TAFE-Net, thesis chapter 5).
 
-A full kernel for each task would be too many numbers to generate. A weight is therefore factored into a kernel that all
-tasks share and one number an output channel that belongs to the task (Eq. 5.3, 5.4): W = W_s diag(W_t). That is the same
-as to multiply the output of the shared kernel (Eq. 5.5), which is what happens here: no task's kernel is ever made.
+A full kernel for each task would be too many numbers to generate. A weight is therefore factored into a kernel that
+all tasks share and one number an output channel that belongs to the task (Eq. 5.3, 5.4): W = W_s diag(W_t). That is
+the same as to multiply the output of the shared kernel (Eq. 5.5), which is what happens here: no task's kernel is ever
+made.
 """
 
 from collections.abc import Sequence
@@ -57,7 +58,9 @@ class TaskConv2d(nn.Module):
 class MetaLearner(nn.Module):
     """G: the task embedding network T(t) = e_t and a linear generator g^i for each dynamic layer."""
 
-    def __init__(self, task_dim: int, hidden_dim: int, num_layers: int, embedding_dim: int, widths: Sequence[int]) -> None:
+    def __init__(
+        self, task_dim: int, hidden_dim: int, num_layers: int, embedding_dim: int, widths: Sequence[int]
+    ) -> None:
         """
         Args:
             task_dim: D_t, numbers of a description.

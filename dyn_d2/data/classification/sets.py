@@ -197,7 +197,7 @@ def existing(name: str, paths: list[Path], address: str) -> list[Path]:
     """``paths``, if all are there.
 
     Raises:
-        FileNotFoundError: names those that are not, the environment variable, and ``address``, where they are published.
+        FileNotFoundError: names those that are not, the environment variable, and ``address``, their publisher.
     """
     missing = [str(path) for path in paths if not path.exists()]
     if missing:

@@ -32,8 +32,8 @@ def read_custom(files: Sequence[Path]) -> DescribedSet:
         absent = sorted(set(labels) - number.keys())
         if absent:
             raise ValueError(
-                f"{path} has images of {', '.join(absent[:5])}, which {classes_file} does not describe: add a line with "
-                "the vector of each class."
+                f"{path} has images of {', '.join(absent[:5])}, which {classes_file} does not describe: add a line "
+                "with the vector of each class."
             )
         if features.ndim not in (2, 4):
             raise ValueError(f"{path}: features have the shape {features.shape}; (N, D) or (N, C, H, W) are possible.")

@@ -36,7 +36,9 @@ UNSEEN = {"tune": "04", "1": "29", "2": "36", "3": "58"}
 
 def attribute_matrix() -> np.ndarray:
     """(10, attributes) of 0 and 1."""
-    return np.array([[float(str(digit) in having) for having in ATTRIBUTES.values()] for digit in range(10)], np.float32)
+    return np.array(
+        [[float(str(digit) in having) for having in ATTRIBUTES.values()] for digit in range(10)], np.float32
+    )
 
 
 def read_digit_attributes(split: str) -> DescribedSet:

@@ -89,9 +89,7 @@ class TAFENet(nn.Module):
         )
         width = table.descriptions.shape[1]
         return {
-            "meta_learner": MetaLearner(
-                width, keys.TASK_HIDDEN, keys.TASK_LAYERS, keys.FC_DIMS[-1], network.widths
-            ),
+            "meta_learner": MetaLearner(width, keys.TASK_HIDDEN, keys.TASK_LAYERS, keys.FC_DIMS[-1], network.widths),
             "network": network,
             "classes": table.classes,
             "descriptions": torch.from_numpy(table.descriptions),
