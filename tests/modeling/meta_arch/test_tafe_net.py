@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from described_files import write_custom
+from tool_runs import ROOT, train_net_here
 from torch.nn import functional as F
 
 from dyn_d2.data.described import described_set
@@ -141,3 +142,39 @@ def test_what_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             DynTrainer.build_optimizer(build_cfg("", [*SMALL, *opts]), model)
+
+
+def test_train_net_trains_evaluates_and_takes_another_class(tmp_path, monkeypatch) -> None:
+    keys = [
+        *write_custom(tmp_path),
+        *SMALL[:-4],
+        "MODEL.TAFE_NET.TRAIN_TASKS",
+        "seen",
+        "OUTPUT_DIR",
+        str(tmp_path / "a"),
+    ]
+    config = ["--config-file", str(ROOT / "configs" / "TAFENet" / "digits.yaml")]
+    train_net_here(monkeypatch, *config, *keys, "SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "()")
+    results = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert results["metrics"]["custom_described_test"]["zero_shot"].keys() == {"T1", "u", "s", "H"}
+    predictions = tmp_path / "a" / "inference" / "custom_described_test_predictions.json"
+    first = {row["image_id"]: row for row in json.loads(predictions.read_text())}
+    (tmp_path / "more.json").write_text(json.dumps({"elk": [1.0, 2.0, 3.0]}))
+    weights = ["--eval-only", "MODEL.WEIGHTS", str(tmp_path / "a" / "model_final.pth")]
+    train_net_here(monkeypatch, *config, *weights, *keys, "ZERO_SHOT.CLASSES", str(tmp_path / "more.json"))
+    for row in json.loads(predictions.read_text()):
+        scores = dict(zip(row["best"], row["scores"], strict=True))
+        assert scores.keys() == {"ant", "bee", "cat", "dog", "elk"}
+        old = first[row["image_id"]]
+        for name, score in zip(old["best"], old["scores"], strict=True):
+            assert scores[name] == pytest.approx(score, abs=1e-4)
+    (tmp_path / "more.json").write_text(json.dumps({"elk": [1.0, 2.0]}))
+    with pytest.raises(SystemExit, match="the vector of class elk has 2 numbers"):
+        train_net_here(monkeypatch, *config, *weights, *keys, "ZERO_SHOT.CLASSES", str(tmp_path / "more.json"))
+
+
+def test_train_net_says_what_is_missing_and_where_it_is_published(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    config = ["--config-file", str(ROOT / "configs" / "TAFENet" / "zero_shot.yaml")]
+    with pytest.raises(SystemExit, match=r"xlsa17/data/AWA2/res101\.mat.*is published at .*xlsa17\.zip"):
+        train_net_here(monkeypatch, *config, "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "a"))
