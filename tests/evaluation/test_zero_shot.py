@@ -95,7 +95,7 @@ def test_evaluator(tmp_path) -> None:
     feed(evaluator, torch.eye(10), list(range(10)))
     assert evaluator.evaluate() == {"zero_shot": {"T1": 100.0, "u": 100.0, "s": 100.0, "H": 100.0}}
     rows = json.loads((tmp_path / "digit_attributes_1_test_predictions.json").read_text())
-    assert rows[4]["class"] == rows[4]["best"][0] == "four" and len(rows[4]["scores"]) == 5
+    assert rows[4]["class"] == rows[4]["best"][0] == "4" and len(rows[4]["scores"]) == 5
     cfg.ZERO_SHOT.CLASSES = str(tmp_path / "more.json")
     evaluator = build_evaluator(cfg, "digit_attributes_1_test", str(tmp_path))
     scores = torch.cat([torch.eye(10), torch.zeros(10, 1)], 1)
