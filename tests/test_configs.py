@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dyn_d2.data.described import is_described
 from dyn_d2.engine.schedules import stage_schedule
 from dyn_d2.engine.setup import apply_method, derive, read_cfg
 from dyn_d2.engine.trainer import DynTrainer
@@ -23,6 +24,7 @@ MULTI_PATH = [path for path, name in META_ARCHITECTURE.items() if name == "Multi
 CLASSIFIERS = [path for path, name in META_ARCHITECTURE.items() if name == "ImageClassifier"]
 SINGLE_STAGE = [path for path, name in META_ARCHITECTURE.items() if name.endswith("RetinaMask")]
 SQUARE = [path for path, name in META_ARCHITECTURE.items() if name == "FSRW"]
+DESCRIBED = [path for path, name in META_ARCHITECTURE.items() if name == "TAFENet"]
 SEGMENTORS = [path for path, name in META_ARCHITECTURE.items() if name.endswith("Segmentor")]
 # The same model with less of everything, so that a step takes a second.
 SMALL = [
@@ -48,7 +50,9 @@ def _name(path: Path) -> str:
 
 
 def test_every_yaml_is_tried() -> None:
-    assert set(CONFIGS) == {*DETECTORS, *SINGLE_STAGE, *SQUARE, *CLASSIFIERS, *SEGMENTORS, *MULTI_PATH}
+    assert set(CONFIGS) == {
+        *DETECTORS, *SINGLE_STAGE, *SQUARE, *CLASSIFIERS, *SEGMENTORS, *MULTI_PATH, *DESCRIBED
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
@@ -210,6 +214,31 @@ def test_multi_path_networks_train_a_step(path, policy):
     with torch.no_grad():
         outputs = model(images)
     assert all(output["scores"].shape == (10,) and output["route"].executed > 0 for output in outputs)
+
+
+@pytest.mark.parametrize("path", DESCRIBED, ids=_name)
+def test_models_of_described_classes_train_a_step(path):
+    cfg = read_cfg(
+        str(path), ["MODEL.DEVICE", "cpu", "MODEL.TAFE_NET.FC_DIMS", "[8, 6]", "MODEL.TAFE_NET.TASK_HIDDEN", "7"]
+    )
+    for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST):  # need not be here, but have to be known
+        assert all(is_described(name) for name in names)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("digit_attributes_1_train",), ("digit_attributes_1_test",)
+    derive(cfg)
+    model = DynTrainer.build_model(cfg)
+    optimizer = DynTrainer.build_optimizer(cfg, model)
+    records = [{"feature": torch.rand(1, 8, 8), "label": label} for label in (0, 1, 3, 1)]
+    before = model.meta_learner.generators[0].weight.detach().clone()
+    with EventStorage():
+        losses = model(records)
+    assert losses.keys() == {"loss_cls", "loss_emb"} and all(torch.isfinite(loss) for loss in losses.values())
+    sum(losses.values()).backward()
+    optimizer.step()
+    assert not torch.equal(before, model.meta_learner.generators[0].weight)
+    model.eval()
+    with torch.no_grad():
+        outputs = model([{**record, "dataset": cfg.DATASETS.TEST[0]} for record in records])
+    assert all(output["scores"].shape == (10,) for output in outputs)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "TFA").glob("*.yaml")), ids=lambda path: path.stem)

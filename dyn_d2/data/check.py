@@ -17,7 +17,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 
 from .check_report import Problem, Report, summary
-from .classification import check_classification, is_classification
+from .classification import check_classification, has_labels
 from .defects import area_defect, box_defect, flagged_mask_defect, is_integer
 from .few_shot.sources import read_json, read_voc_record, require_source, voc_image_ids
 
@@ -273,7 +273,7 @@ def check_dataset(name: str, read_images: bool = True) -> list[Report]:
     Raises:
         KeyError, FileNotFoundError: it is not registered, or not there.
     """
-    if is_classification(name):
+    if has_labels(name):
         return [check_classification(name, read_images)]
     meta = MetadataCatalog.get(name)
     if meta.get("few_shot") is None:

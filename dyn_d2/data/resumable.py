@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dyn_d2.data.classification import ClassificationMapper, is_classification
+from dyn_d2.data.classification import ClassificationMapper, has_labels, is_classification
+from dyn_d2.data.described import DescribedMapper, is_described
 from dyn_d2.data.episodes import Episodes, SupportMapper, SupportPool, is_episodic
 from dyn_d2.data.jitter import jitters
 from dyn_d2.data.partial_masks import PartialMaskMapper, apply_partial_masks
@@ -286,7 +287,7 @@ def build_resumable_train_loader(cfg, mapper: Callable[[dict], dict | None] | No
     if cfg.MODEL.LOAD_PROPOSALS or cfg.MODEL.KEYPOINT_ON:
         raise ValueError("dyn_d2 trains neither on precomputed proposals (MODEL.LOAD_PROPOSALS) nor on keypoints.")
     records = _records(cfg)
-    labels = is_classification(cfg.DATASETS.TRAIN[0])
+    labels = has_labels(cfg.DATASETS.TRAIN[0])
     records = apply_partial_masks(cfg, records)
     batches = BatchesByPosition(
         _sample_order(cfg, records, cfg.SEED),
@@ -332,8 +333,10 @@ def _groups(cfg, records: list[dict], labels: bool) -> list[int] | None:
 
 
 def build_mapper(cfg, dataset_name: str, is_train: bool) -> Callable[[dict], dict | None]:
-    """The mapper that fits the data set: of images with a label, or Detectron2's of images with objects, in training on
-    masks the one for which some objects may have none."""
+    """The mapper that fits the data set: of images with a label, of features of described classes, or Detectron2's of
+    images with objects, in training on masks the one for which some objects may have none."""
+    if is_described(dataset_name):
+        return DescribedMapper(dataset_name, is_train)
     if is_classification(dataset_name):
         return ClassificationMapper(cfg, is_train=is_train)
     if is_train and cfg.INPUT.RANDOM_SCALE:
@@ -346,7 +349,7 @@ def build_mapper(cfg, dataset_name: str, is_train: bool) -> Callable[[dict], dic
 
 def _kept(records: list[dict]) -> Dataset:
     """Serialized, so that workers share them; images in memory are shared anyway, and would only be copied."""
-    return DatasetFromList(records, copy=False, serialize="image" not in records[0])
+    return DatasetFromList(records, copy=False, serialize=not {"image", "feature"} & records[0].keys())
 
 
 def _count_classes(records: list[dict], labels: bool) -> Counter:

@@ -36,11 +36,24 @@ def scale_backbone_rate(optimizer: Optimizer, backbone: nn.Module, lr_factor: fl
     Raises:
         ValueError: ``lr_factor`` is negative.
     """
-    if lr_factor < 0:
-        raise ValueError(f"SOLVER.BACKBONE_LR_FACTOR is {lr_factor}: use 0 or more.")
     policy = find_policy(backbone)
     gates = set() if policy is None else set(policy.parameters())
-    _separate(optimizer, [parameter for parameter in backbone.parameters() if parameter not in gates], lr_factor, {})
+    own = [parameter for parameter in backbone.parameters() if parameter not in gates]
+    scale_rate(optimizer, own, lr_factor, "SOLVER.BACKBONE_LR_FACTOR")
+
+
+def scale_rate(optimizer: Optimizer, parameters: Iterable[nn.Parameter], lr_factor: float, key: str) -> None:
+    """Multiply the rate of ``parameters``, in groups of their own.
+
+    Args:
+        key: that gave ``lr_factor``, for the message.
+
+    Raises:
+        ValueError: ``lr_factor`` is negative.
+    """
+    if lr_factor < 0:
+        raise ValueError(f"{key} is {lr_factor}: use 0 or more.")
+    _separate(optimizer, parameters, lr_factor, {})
 
 
 def _separate(optimizer: Optimizer, parameters: Iterable[nn.Parameter], lr_factor: float, options: dict) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from dyn_d2.checkpoint import LoadReport
 from dyn_d2.data.check import check_image_files, check_records, summary
-from dyn_d2.data.classification import check_labels, is_classification, require_files
+from dyn_d2.data.classification import check_labels, has_labels, require_files
 from dyn_d2.data.semantic import IGNORE, count_pixels
 from dyn_d2.evaluation import with_routes
 from dyn_d2.modeling.freeze import has_frozen_parts
@@ -61,7 +61,7 @@ def check_files(cfg) -> None:
 
 
 def _missing_files(name: str) -> Iterator[str]:
-    if is_classification(name):
+    if has_labels(name):
         try:
             require_files(name)
         except FileNotFoundError as error:
@@ -200,7 +200,7 @@ def _data_problems(trainer: DynTrainer) -> list[str]:
     problems = []
     for name, records in sets.items():
         metadata = MetadataCatalog.get(name)
-        if is_classification(name):
+        if has_labels(name):
             report = check_labels(records, name, read_images=len(records) <= READ_IMAGES)
             if not report.ok:
                 problems.append(f"data set {name} has {summary(report.problems, per_kind=5)}")

@@ -124,6 +124,7 @@ def derive(cfg: CfgNode, given: Iterable[str] = ()) -> None:
         ValueError: a key has a value that does not exist.
     """
     from dyn_d2.data.classification import apply_classification
+    from dyn_d2.data.described import apply_described
     from dyn_d2.data.few_shot import apply_few_shot
 
     given = set(given)
@@ -135,6 +136,7 @@ def derive(cfg: CfgNode, given: Iterable[str] = ()) -> None:
     _apply_policy_stage(cfg, given)
     apply_few_shot(cfg)
     apply_classification(cfg, lambda key, value, why: _set(cfg, key, value, given, why))
+    apply_described(cfg, lambda key, value, why: _set(cfg, key, value, given, why))
     scale_to_batch(cfg, given)
     # A step at the very end changes nothing, but fvcore's schedules refuse it; rounding makes such steps too.
     before_the_end = tuple(step for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER)

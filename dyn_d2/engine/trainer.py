@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dyn_d2.checkpoint import CheckpointError, DynCheckpointer, describe
 from dyn_d2.data.resumable import EvaluationLoader, ResumableLoader, build_resumable_train_loader
 from dyn_d2.modeling.freeze import VerifyFrozen, freeze, has_frozen_parts
-from dyn_d2.modeling.meta_arch import find_policy
+from dyn_d2.modeling.meta_arch import TAFENet, find_policy
 from dyn_d2.utils.atomic import remove_leftovers
 from dyn_d2.utils.errors import UserError
 from dyn_d2.utils.seeds import seed_all
@@ -27,10 +27,11 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 
 from .class_vectors import prepare_for_evaluation
-from .gate_hooks import GateCollapse, scale_backbone_rate, separate_gates
+from .gate_hooks import GateCollapse, scale_backbone_rate, scale_rate, separate_gates
 from .halving import HALVING, halving_schedule
 from .hooks import DivergenceError, LossAverages, LossGuard, StepSeeds
 from .launch import is_lost_contact
+from .optimizers import chosen_optimizer
 from .policy_stages import describe_policy, enter_stage, warn_of_other_stage
 from .poly import POLY, poly_schedule
 
@@ -95,15 +96,18 @@ class DynTrainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg, model: nn.Module) -> torch.optim.Optimizer:
-        """Detectron2's, with the gates of the policy (SOLVER.GATE_*) and the backbone (BACKBONE_LR_FACTOR) in groups of
-        their own."""
-        optimizer = super().build_optimizer(cfg, model)
+        """Detectron2's or Adam, with the gates of the policy (SOLVER.GATE_*), the backbone (BACKBONE_LR_FACTOR) and the
+        task embedding of TAFE-Net (TASK_LR_FACTOR) in groups of their own."""
+        optimizer = chosen_optimizer(cfg, super().build_optimizer(cfg, model))
         backbone = getattr(model, "backbone", None)
         if backbone is not None and cfg.SOLVER.BACKBONE_LR_FACTOR != 1:
             scale_backbone_rate(optimizer, backbone, cfg.SOLVER.BACKBONE_LR_FACTOR)
         policy = find_policy(backbone)
         if policy is not None:
             separate_gates(optimizer, policy, cfg.SOLVER.GATE_LR_FACTOR, cfg.SOLVER.GATE_WEIGHT_DECAY)
+        if isinstance(model, TAFENet):
+            embedding = model.meta_learner.embedding.parameters()
+            scale_rate(optimizer, embedding, cfg.SOLVER.TASK_LR_FACTOR, "SOLVER.TASK_LR_FACTOR")
         return optimizer
 
     @classmethod

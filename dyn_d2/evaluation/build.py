@@ -4,6 +4,7 @@ import os
 
 from torch import nn
 
+from dyn_d2.data.described import class_table
 from dyn_d2.modeling.meta_arch import LayerCascadeSegmentor, find_policy
 
 from detectron2.config import CfgNode
@@ -27,6 +28,7 @@ from .layer_cascade import LayerCascadeEvaluator
 from .partial_masks import mask_groups
 from .routes import RouteEvaluator
 from .shape_quality import ShapeQualityEvaluator
+from .zero_shot import METRICS, DescribedEvaluator
 
 
 def _coco(cfg: CfgNode, name: str, folder: str, groups: ClassGroups) -> COCOEvaluator:
@@ -34,6 +36,10 @@ def _coco(cfg: CfgNode, name: str, folder: str, groups: ClassGroups) -> COCOEval
         return COCOEvaluator(name, output_dir=folder, max_dets_per_image=None)
     tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
     return GroupedCOCOEvaluator(name, tasks, output_dir=folder, max_dets_per_image=None, groups=groups)
+
+
+def _described(kind: str, cfg: CfgNode, name: str, folder: str) -> DescribedEvaluator:
+    return DescribedEvaluator(name, kind, folder, class_table(cfg).classes)
 
 
 # evaluator_type of the metadata -> for (cfg, data set, output folder, groups of classes) an evaluator
@@ -49,6 +55,7 @@ _BUILDERS = {
     "cityscapes_instance": lambda cfg, name, folder, groups: CityscapesInstanceEvaluator(name),
     "classification": lambda cfg, name, folder, groups: ClassificationEvaluator(name, folder),
     "cityscapes_sem_seg": lambda cfg, name, folder, groups: CityscapesSemSegEvaluator(name),
+    **{kind: lambda cfg, name, folder, groups, kind=kind: _described(kind, cfg, name, folder) for kind in METRICS},
 }
 # Detectron2 tags some sets with a type that needs two evaluators.
 _COMBINED = {"coco_panoptic_seg": ("sem_seg", "coco")}

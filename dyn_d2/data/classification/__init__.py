@@ -6,7 +6,14 @@ Importing this package registers the data sets; ``datasets/README.md`` lists the
 from .check import check_classification, check_labels
 from .mapper import ClassificationMapper
 from .recipes import RECIPES, apply_classification
-from .sets import ensure_classes, is_classification, register_classification_sets, register_folders, require_files
+from .sets import (
+    ensure_classes,
+    has_labels,
+    is_classification,
+    register_classification_sets,
+    register_folders,
+    require_files,
+)
 
 __all__ = [
     "ClassificationMapper",
@@ -15,6 +22,7 @@ __all__ = [
     "check_classification",
     "check_labels",
     "ensure_classes",
+    "has_labels",
     "is_classification",
     "register_classification_sets",
     "register_folders",

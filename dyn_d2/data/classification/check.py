@@ -47,8 +47,8 @@ def check_labels(records: Sequence[Record], name: str, read_images: bool = False
     for position, record in enumerate(records):
         image_id, label = record.get("image_id"), record.get("label")
         where = f"{name}, {record.get('file_name', f'image {position}')}"
-        if image_id is None or ("image" not in record and "file_name" not in record):
-            report.add("bad_entry", where, "the record has no image_id, or neither image nor file_name", image_id)
+        if image_id is None or not {"image", "file_name", "feature"} & record.keys():
+            report.add("bad_entry", where, "the record has no image_id, or no image, file_name or feature", image_id)
         if isinstance(label, bool) or not isinstance(label, numbers.Integral) or not 0 <= label < len(classes):
             report.add("label_range", where, f"label {label!r} is not in 0 .. {len(classes) - 1}", image_id)
         else:

@@ -129,7 +129,7 @@ def register_folders(
     """
 
     def place(given: str | Path | Callable[[], Path]) -> Path:
-        return _existing(name, [given() if callable(given) else Path(given)], address)[0]
+        return existing(name, [given() if callable(given) else Path(given)], address)[0]
 
     def classes() -> list[str]:
         return folder_classes(place(classes_from or folder))
@@ -158,6 +158,14 @@ def is_classification(name: str) -> bool:
     return name in DatasetCatalog.list() and MetadataCatalog.get(name).get("evaluator_type") == EVALUATOR_TYPE
 
 
+def has_labels(name: str) -> bool:
+    """Whether each record of a registered data set has one label: that of an image, or of a feature whose classes have
+    descriptions (``dyn_d2.data.described``)."""
+    return is_classification(name) or (
+        name in DatasetCatalog.list() and bool(MetadataCatalog.get(name).get("described"))
+    )
+
+
 def require_files(name: str) -> None:
     """Complain about a missing data set before anything is read.
 
@@ -181,7 +189,7 @@ def _register(name: str, load: Callable[[], list[Record]], metadata: dict[str, A
 def _paths(name: str, split: str) -> list[Path]:
     data = PUBLISHED[name]
     files = [root() / data.folder / file for file in data.splits[split]]
-    return _existing(f"{name}_{split}", files, data.address)
+    return existing(f"{name}_{split}", files, data.address)
 
 
 def _load_published(name: str, split: str) -> list[Record]:
@@ -192,7 +200,12 @@ def _imagenet_folder(split: str) -> Path:
     return root() / "imagenet" / split
 
 
-def _existing(name: str, paths: list[Path], address: str) -> list[Path]:
+def existing(name: str, paths: list[Path], address: str) -> list[Path]:
+    """``paths``, if all are there.
+
+    Raises:
+        FileNotFoundError: names those that are not, the environment variable, and ``address``, their publisher.
+    """
     missing = [str(path) for path in paths if not path.exists()]
     if missing:
         raise FileNotFoundError(

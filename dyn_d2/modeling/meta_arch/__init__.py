@@ -17,6 +17,7 @@ from .lstd import LSTDYOLOv2
 from .meta_rcnn import MetaRCNN
 from .multipath import MultiPathClassifier
 from .retina_mask import RetinaMask
+from .tafe_net import TAFENet
 from .yolo import YOLOv2
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "MetaRCNN",
     "MultiPathClassifier",
     "RetinaMask",
+    "TAFENet",
     "YOLOv2",
     "find_policy",
     "gated_network",
