@@ -48,6 +48,21 @@ def test_digits_are_described_and_partly_unseen() -> None:
     assert len(set(reported)) == len(reported) and not set(reported) & set(UNSEEN["tune"])
 
 
+def test_numbers_are_described_by_their_digits() -> None:
+    data = described_set("number_attributes_1_train")
+    assert len(data.classes) == 100 and data.classes[7] == "07" and data.feature_shape == (1, 8, 16)
+    assert data.unseen.tolist()[:4] == [1, 6, 12, 17] and len(data.unseen) == 20
+    for place in (data.seen // 10, data.seen % 10):
+        assert np.bincount(place).tolist() == [8] * 10
+    matrix = attribute_matrix()
+    assert np.array_equal(data.descriptions[37], np.concatenate([matrix[3], matrix[7]]))
+    assert len(labels_of("number_attributes_1_train")) == 3200 and len(labels_of("number_attributes_1_test")) == 1000
+    digits = {record["image"][..., 0].tobytes(): record["label"] for record in DatasetCatalog.get("digits_test")}
+    for record in DatasetCatalog.get("number_attributes_1_test")[::50]:
+        halves = np.round(record["feature"][0] * 255).astype(np.uint8).reshape(8, 2, 8).swapaxes(0, 1)
+        assert [digits[half.tobytes()] for half in halves] == list(divmod(record["label"], 10))
+
+
 @pytest.mark.parametrize(("name", "folder"), [("sun", "SUN"), ("cub", "CUB"), ("awa1", "AWA1"), ("apy", "APY")])
 def test_proposed_splits(root, name, folder) -> None:
     x = write_proposed_split(root / "xlsa17" / "data" / folder)

@@ -17,7 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from . import compositions, low_shot, proposed_splits
 from .described_set import DescribedSet
-from .digits import UNSEEN, read_digit_attributes
+from .digits import UNSEEN, UNSEEN_NUMBERS, read_digit_attributes, read_number_attributes
 
 CUSTOM = "custom_described"
 SPLITS = ("train", "test")
@@ -44,6 +44,8 @@ def _benchmarks() -> dict[str, Benchmark]:
     found: dict[str, Benchmark] = {}
     for split in UNSEEN:
         found[f"digit_attributes_{split}"] = Benchmark([], "", lambda _, split=split: read_digit_attributes(split))
+    for split in UNSEEN_NUMBERS:
+        found[f"number_attributes_{split}"] = Benchmark([], "", lambda _, split=split: read_number_attributes(split))
     for name, folder in proposed_splits.FOLDERS.items():
         files = [f"xlsa17/data/{folder}/{file}" for file in ("res101.mat", "att_splits.mat")]
         for suffix, tune in (("", False), ("_tune", True)):
