@@ -1,0 +1,202 @@
+"""Keys of networks that decide what they compute, and of the policies that decide."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_gated_keys(cfg: CN) -> None:
+    cfg.MODEL.GATED = CN()
+    # What can be switched off: "block" (SkipNet), "group" (CDB) or "channel" (DeepMoE).
+    cfg.MODEL.GATED.UNIT = "block"
+    # Whether the first block of the first stage of a ResNet is a unit too (PMN, BlockDrop); SkipNet always runs it.
+    cfg.MODEL.GATED.FIRST_BLOCK = False
+    # Bottleneck block of DeepMoE: "A" gates the outputs of its 1x1 and 3x3 convolution, "B" that of the 3x3 one.
+    cfg.MODEL.GATED.BOTTLENECK = "A"
+    # How many times as many gated channels as the plain network DeepMoE has: 1 is "narrow", 2 "wide".
+    cfg.MODEL.GATED.WIDEN = 1.0
+    # Which convolutions of VGG16 that widens: "W1-High", "W1-Mid", "W4-Low" or "W13-All", the rows of Table 3.4.
+    cfg.MODEL.GATED.WIDEN_LAYERS = "W13-All"
+    # N of CDB: groups of a block.
+    cfg.MODEL.GATED.GROUPS = 2
+    # Backbone below build_gated_fpn_backbone and build_gated_retinanet_fpn_backbone.
+    cfg.MODEL.GATED.BOTTOM_UP = "build_gated_resnet_backbone"
+    # Width of MobileNetV2, 1.0 or 1.4.
+    cfg.MODEL.GATED.WIDTH_MULT = 1.0
+
+
+def add_policy_keys(cfg: CN) -> None:
+    cfg.MODEL.POLICY = CN()
+    # What decides: "all_open" (the plain network), "skipnet_ffgate1", "skipnet_ffgate2", "skipnet_rnn", "deepmoe",
+    # "cdb", "convnet_aig", "pmn", "blockdrop", "random_skip" or "fixed"; of a multi-path network "path_actor",
+    # "path_critic" or "path_optimistic_critic".
+    cfg.MODEL.POLICY.NAME = "all_open"
+    # Stage of its training: "sp" or "hrl" of SkipNet, "joint" or "finetune" of DeepMoE, "pretrain" or "joint" of PMN
+    # and BlockDrop; "" for the first.
+    cfg.MODEL.POLICY.STAGE = ""
+    # SkipNet, ConvNet-AIG, CDB, BlockDrop: what the probability of a unit has to exceed to run in evaluation; SkipNet's
+    # stage "sp" trains with it too. PMN: what q has to exceed for an image to go on.
+    cfg.MODEL.POLICY.THRESHOLD = 0.5
+    # Of the sigmoid of SkipNet's gates and of the Gumbel soft-max of ConvNet-AIG.
+    cfg.MODEL.POLICY.TEMPERATURE = 1.0
+    # Share to run, in (0, 1]: r and e of CDB, t of ConvNet-AIG, of units for random_skip and fixed.
+    cfg.MODEL.POLICY.TARGET_RATE = 0.7
+
+
+def add_skipnet_keys(cfg: CN) -> None:
+    cfg.MODEL.POLICY.SKIPNET = CN()
+    # Stage "sp": "hard" (rounded, gradient of the probability, Eq. 2.7) or "soft" (the probability, Table 2.3).
+    cfg.MODEL.POLICY.SKIPNET.RELAXATION = "hard"
+    # alpha of Eq. 2.5: what skipping is worth against the loss, in stage "hrl".
+    cfg.MODEL.POLICY.SKIPNET.ALPHA = 0.1
+    # beta, weight of the loss in the return; 0: alpha / N (the thesis' relaxed reward), 1: as Eq. 2.5 has it.
+    cfg.MODEL.POLICY.SKIPNET.BETA = 0.0
+    # Weight of the REINFORCE term.
+    cfg.MODEL.POLICY.SKIPNET.WEIGHT = 0.01
+    # Subtracted from the return: "none" or "self_critical" (the return of the greedy path, at a second forward pass).
+    cfg.MODEL.POLICY.SKIPNET.BASELINE = "none"
+    # The last layer of the gates is divided by it once, when stage "hrl" starts; 0.05 in the authors' ImageNet code.
+    cfg.MODEL.POLICY.SKIPNET.HRL_TEMPERATURE = 1.0
+    # Logit of new gates; positive: blocks run at the start, as pre-trained weights expect.
+    cfg.MODEL.POLICY.SKIPNET.INIT_BIAS = 0.0
+
+
+def add_deepmoe_keys(cfg: CN) -> None:
+    cfg.MODEL.POLICY.DEEPMOE = CN()
+    # Layers of the embedding network: 4 for CIFAR, 5 for ImageNet.
+    cfg.MODEL.POLICY.DEEPMOE.LAYERS = 4
+    # Width of the embedding.
+    cfg.MODEL.POLICY.DEEPMOE.WIDTH = 128
+    # lambda of Eq. 3.7, weight of the sum of all gates.
+    cfg.MODEL.POLICY.DEEPMOE.LAMBDA = 0.001
+    # mu of Eq. 3.7, weight of the classification loss of the embedding; 0 for tasks without image labels.
+    cfg.MODEL.POLICY.DEEPMOE.MU = 0.0
+    # In evaluation, gates up to this value are closed as well.
+    cfg.MODEL.POLICY.DEEPMOE.THRESHOLD = 0.0
+
+
+def add_cdb_keys(cfg: CN) -> None:
+    cfg.MODEL.POLICY.CDB = CN()
+    # d, width of the controllers.
+    cfg.MODEL.POLICY.CDB.WIDTH = 32
+    # Controllers hear of the one before them (Eq. 6; "CA" of Table 5).
+    cfg.MODEL.POLICY.CDB.CONTEXT = True
+    # Controllers learn to tell categories apart (Eq. 7; "CS" of Table 5); needs image labels.
+    cfg.MODEL.POLICY.CDB.CATEGORY = True
+    # Category of each class, from 0; [] for superclass_of of the training set's metadata, else each class its own.
+    cfg.MODEL.POLICY.CDB.CATEGORIES = []
+    # alpha_l of Eq. 8 for each stage; stages after the last use the last.
+    cfg.MODEL.POLICY.CDB.CATEGORY_WEIGHTS = [0.0001, 0.001, 0.01, 0.1]
+    # Standard deviation of the noise of Eq. 9.
+    cfg.MODEL.POLICY.CDB.NOISE = 1.0
+    # alpha_2 of Eq. 15, weight of the execution and FLOPs losses.
+    cfg.MODEL.POLICY.CDB.RESOURCE_WEIGHT = 1.0
+
+
+def add_pmn_keys(cfg: CN) -> None:
+    cfg.MODEL.POLICY.PMN = CN()
+    # The concept tree: name of a shipped one or a yaml file; "" for one level above all classes.
+    cfg.MODEL.POLICY.PMN.TREE = ""
+    # Data set of the tree whose labels are the classes; "" for the name of the tree.
+    cfg.MODEL.POLICY.PMN.LABELS = ""
+    # What is decided: "levels" (PMN), "modules" ("Policy-adaptive" of Table 1), "stop" ("Policy"), or nothing: "fixed",
+    # "random" or "distribute".
+    cfg.MODEL.POLICY.PMN.ACTIONS = "levels"
+    # Modules that the last three run; 0 for all.
+    cfg.MODEL.POLICY.PMN.MODULES = 0
+    # Stages, from the end, whose blocks are modules: 2 in segmentation, 0 (all) in classification.
+    cfg.MODEL.POLICY.PMN.STAGES = 0
+    # How many steps down the tree the graph search looks (Table 4: 1).
+    cfg.MODEL.POLICY.PMN.HOPS = 2
+    # Later modules may take levels that were taken before (Table 4: "w/o overlap").
+    cfg.MODEL.POLICY.PMN.OVERLAP = True
+    # beta of Eq. 6 for classes outside of the levels that a module took; 1.0 is "w/o weighting" of Table 4.
+    cfg.MODEL.POLICY.PMN.OFF_LEVEL_WEIGHT = 0.8
+    # What beta multiplies: "logits" (the formula) or "probabilities".
+    cfg.MODEL.POLICY.PMN.WEIGH = "logits"
+    # Width of the LSTM and of its input.
+    cfg.MODEL.POLICY.PMN.WIDTH = 512
+    # alpha of Eq. 12 for levels, and of Eq. 11 for going on. With 0.8 for the latter, a sampled path is longer than k
+    # modules with probability 0.8^k at most.
+    cfg.MODEL.POLICY.PMN.ALPHA = 0.8
+    cfg.MODEL.POLICY.PMN.STOP_ALPHA = 0.8
+    # lambda of Eq. 7: what stopping early is worth against accuracy.
+    cfg.MODEL.POLICY.PMN.LAMBDA = 0.5
+    # Weight of the policy gradient.
+    cfg.MODEL.POLICY.PMN.WEIGHT = 1.0
+    # Which predictions the network learns from: the "sampled" ones, or "both" (the greedy ones too).
+    cfg.MODEL.POLICY.PMN.TRAIN_ON = "sampled"
+    # Logit of going on, at the start.
+    cfg.MODEL.POLICY.PMN.INIT_BIAS = 0.0
+    # Rates of the atrous convolutions of PMNHead.
+    cfg.MODEL.SEM_SEG_HEAD.ASPP_RATES = [6, 12, 18, 24]
+
+    cfg.MODEL.POLICY.BLOCKDROP = CN()
+    # Bounds the probabilities that are sampled from.
+    cfg.MODEL.POLICY.BLOCKDROP.ALPHA = 0.8
+    # gamma, the negative reward of a wrong answer; 5 or 10 in the authors' code.
+    cfg.MODEL.POLICY.BLOCKDROP.PENALTY = 5.0
+    # Weight of the policy gradient.
+    cfg.MODEL.POLICY.BLOCKDROP.WEIGHT = 1.0
+    # Logit of new probabilities.
+    cfg.MODEL.POLICY.BLOCKDROP.INIT_BIAS = 0.0
+    # The first ITERS steps of stage "joint" decide about more and more blocks, from the last one on, with a gamma and a
+    # weight of the entropy of their own.
+    cfg.MODEL.POLICY.BLOCKDROP.CURRICULUM = CN({"ITERS": 0, "PENALTY": 1.0, "ENTROPY": 0.1})
+
+
+def add_baseline_policy_keys(cfg: CN) -> None:
+    # ConvNet-AIG.
+    cfg.MODEL.POLICY.AIG = CN()
+    # t of each block; [] for TARGET_RATE.
+    cfg.MODEL.POLICY.AIG.TARGET_RATES = []
+    # Width of the gates' hidden layer.
+    cfg.MODEL.POLICY.AIG.WIDTH = 16
+    # Weight of the rate loss.
+    cfg.MODEL.POLICY.AIG.LOSS_WEIGHT = 1.0
+
+    # How the rate changes with depth: "constant" or "linear"; TARGET_RATE is the mean of both.
+    cfg.MODEL.POLICY.RANDOM = CN({"SCHEDULE": "constant"})
+
+    cfg.MODEL.POLICY.FIXED = CN()
+    # Names of units to close, "*" and "?" allowed; [] closes by TARGET_RATE.
+    cfg.MODEL.POLICY.FIXED.CLOSED = []
+    # Which are closed by TARGET_RATE: "last" or "even" (evenly spread).
+    cfg.MODEL.POLICY.FIXED.ORDER = "last"
+
+
+def add_multipath_keys(cfg: CN) -> None:
+    # "Deciding How to Decide": read by build_multipath_backbone and the meta-architecture "MultiPathClassifier".
+    cfg.MODEL.MULTIPATH = CN()
+    # "chain" (after each layer an exit and the next one), "tree" (the first levels have an exit and two copies of what
+    # follows), or "static" (a chain whose only exit is at its end: the baseline, with MODEL.POLICY.NAME all_open).
+    cfg.MODEL.MULTIPATH.TOPOLOGY = "chain"
+    # Levels of a tree that split in two.
+    cfg.MODEL.MULTIPATH.SPLITS = 3
+    # Levels of layers; 0 for as many as there are CHANNELS.
+    cfg.MODEL.MULTIPATH.DEPTH = 0
+    # Side of the finest scale, in pixels; each further one is half as large.
+    cfg.MODEL.MULTIPATH.SIDE = 32
+    # Of the layers of each level: how many scales, and channels of each scale.
+    cfg.MODEL.MULTIPATH.SCALES = [4, 4, 3, 3, 2, 2, 1, 1]
+    cfg.MODEL.MULTIPATH.CHANNELS = [16, 16, 32, 32, 64, 64, 128, 128]
+    # k_l2, weight of the squared weights, which are counted by the share of images that use them. Takes the place of
+    # SOLVER.WEIGHT_DECAY.
+    cfg.MODEL.MULTIPATH.WEIGHT_PENALTY = 0.0001
+    # Multiply the gradients of each part by 1 / sqrt(mean p^2): the throughput-adjusted learning rate (TALR).
+    cfg.MODEL.MULTIPATH.ADJUST_RATES = True
+    cfg.MODEL.POLICY.PATHS = CN()
+    # Widths of the hidden layers of a router.
+    cfg.MODEL.POLICY.PATHS.WIDTHS = [16, 16]
+    # tau at the start; 0 for 1 (actor) or 0.1 (critics).
+    cfg.MODEL.POLICY.PATHS.TEMPERATURE = 0.0
+    # Iterations in which tau is halved.
+    cfg.MODEL.POLICY.PATHS.HALVING = 20000
+    # k_cpt, what a multiply-add costs: 0 to 6.4e-8 in the authors' code.
+    cfg.MODEL.POLICY.PATHS.COMPUTE_WEIGHT = 1e-8
+    # k_dec of the actor: keeps scores small, decisions soft.
+    cfg.MODEL.POLICY.PATHS.DECISION_WEIGHT = 0.01
+    # k_cre of the critics: weight of their regression.
+    cfg.MODEL.POLICY.PATHS.REGRESSION_WEIGHT = 0.001
+    # Critics regress wrong answers (0 or 1) in place of the cross entropy.
+    cfg.MODEL.POLICY.PATHS.CLASS_ERROR = False
+    # For SOLVER.LR_SCHEDULER_NAME "HalvingLR": iterations in which the rate is halved, continuously.
+    cfg.SOLVER.HALVING_ITERS = 10000
