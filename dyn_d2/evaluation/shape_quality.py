@@ -5,6 +5,8 @@ activation M and the object's mask T are judged by max over theta of IoU(M >= th
 values. Here an object's value is the best over the detections of its class whose box overlaps its box by an IoU of 0.5
 or more (the rule by which regions are labelled in training); objects without such a detection count in no mean, but in
 "found". Maps are resized into their box and pasted into the image, and held against the object's whole mask.
+
+A map that tells nothing, with one value everywhere, is the whole box; its overlap stands beside the others, "box_IoU".
 """
 
 import numpy as np
@@ -21,6 +23,7 @@ from detectron2.utils import comm
 from .class_groups import ClassGroups, group_results
 
 MAPS = {"saliency_IoU": "pred_saliency", "shape_IoU": "pred_shape"}
+COLUMNS = (*MAPS, "box_IoU")
 BOX_IOU = 0.5
 LEVELS = 256  # of a map's values; 0 is outside of its box
 LEAST = 4  # level of a map's least value: pasted maps fade to a quarter in the corners of their box
@@ -56,7 +59,8 @@ def paste_maps(maps: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 class ShapeQualityEvaluator(DatasetEvaluator):
     """Mean best overlap of "pred_saliency" and "pred_shape" of the detections, over the objects of each class and then
-    over the classes, in percent: "saliency_IoU" and "shape_IoU", and "found", the share of objects that were found."""
+    over the classes, in percent: "saliency_IoU" and "shape_IoU", beside "box_IoU" of the whole box, and "found", the
+    share of objects that were found."""
 
     def __init__(self, dataset_name: str, groups: ClassGroups) -> None:
         """
@@ -99,9 +103,9 @@ class ShapeQualityEvaluator(DatasetEvaluator):
                 continue
             best = None
             if len(rows):
-                pasted = (
-                    paste_maps(found.get(name)[rows], found.pred_boxes.tensor[rows], size) for name in MAPS.values()
-                )
+                maps = [found.get(name)[rows] for name in MAPS.values()]
+                maps.append(torch.zeros_like(maps[0]))
+                pasted = (paste_maps(values, found.pred_boxes.tensor[rows], size) for values in maps)
                 best = [max(best_overlap(values, mask) for values in maps) for maps in pasted]
             judged.append((label, best))
         return judged
@@ -118,10 +122,10 @@ class ShapeQualityEvaluator(DatasetEvaluator):
         found = [[best for best in objects if best] for objects in by_class]
         share = [100 * len(f) / len(o) if o else np.nan for f, o in zip(found, by_class, strict=True)]
         per_class = {"found": np.array(share)}
-        for row, name in enumerate(MAPS):
+        for row, name in enumerate(COLUMNS):
             means = [100 * np.mean([best[row] for best in objects]) if objects else np.nan for objects in found]
             per_class[name] = np.array(means)
-        return {"shape": group_results(per_class, self._metadata, self._groups, tuple(MAPS), "shape")}
+        return {"shape": group_results(per_class, self._metadata, self._groups, COLUMNS, "shape")}
 
 
 def _corners(annotation: dict) -> list[float]:

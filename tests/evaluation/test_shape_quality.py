@@ -107,6 +107,7 @@ def test_objects_by_hand(shapes, caplog) -> None:
         result = evaluator.evaluate()["shape"]
     assert result["found_with_masks"] == 50  # nothing at (20, 20)
     assert result["shape_IoU-ant"] == pytest.approx(100, abs=6) and result["saliency_IoU-ant"] == pytest.approx(50)
+    assert result["box_IoU-ant"] == pytest.approx(50) and result["box_IoU-bee"] == pytest.approx(50)
     assert result["shape_IoU-bee"] == pytest.approx(50) and np.isnan(result["shape_IoU-cat"])
     assert result["found"] == 75 and result["found_without_masks"] == 100
     assert result["shape_IoU_with_masks"] == result["shape_IoU-ant"]

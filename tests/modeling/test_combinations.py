@@ -16,7 +16,13 @@ KINDS = ("block", "group", "channel")
 POLICIES = dict(POLICY_REGISTRY)
 # What is rewarded for right predictions needs a head that tells them; PMN one that predicts from its modules.
 TASKS_OF = {"pmn": ("classifier",), "blockdrop": ("classifier",)}
-FITTING = [(name, stage, kind) for name, policy in POLICIES.items() for stage in policy.STAGES for kind in policy.KINDS]
+FITTING = [
+    (name, stage, kind)
+    for name, policy in POLICIES.items()
+    for stage in policy.STAGES
+    for kind in policy.KINDS
+    if kind in KINDS  # paths are decided in a network of their own, see meta_arch/test_multipath.py
+]
 NOT_FITTING = [(name, kind) for name, policy in POLICIES.items() for kind in KINDS if kind not in policy.KINDS]
 # Other backbones under the classifier: what they are named, the units that they offer, a policy for each, and keys.
 BACKBONES = [

@@ -51,19 +51,7 @@ def test_both_sides_compute_the_same(tool):
 @pytest.mark.parametrize("train", [[], ["--train"]], ids=["eval", "train"])
 def test_schema_of_dsspn(tool, train, tmp_path):
     path = tmp_path / "numbers.json"
-    arguments = [
-        "--case",
-        "dsspn",
-        "--labels",
-        "cityscapes",
-        "--size",
-        "8",
-        "--batch",
-        "2",
-        "--depth",
-        "18",
-        "--rounds",
-    ]
+    arguments = ["--case", "dsspn", "--labels", "cityscapes", "--size", "8", "--batch", "2", "--depth", "18", *train]
     assert tool.main([*arguments, "--rounds", "1", "--warm-up", "0", "--output", str(path)]) == 0
     results = json.loads(path.read_text())["results"]
     names = [numbers["name"] for numbers in results]
