@@ -28,12 +28,11 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 
 from .class_vectors import prepare_for_evaluation
 from .gate_hooks import GateCollapse, scale_backbone_rate, scale_rate, separate_gates
-from .halving import HALVING, halving_schedule
 from .hooks import DivergenceError, LossAverages, LossGuard, StepSeeds
 from .launch import is_lost_contact
+from .lr_schedules import HALVING, POLY, halving_schedule, poly_schedule
 from .optimizers import chosen_optimizer
 from .policy_stages import describe_policy, enter_stage, warn_of_other_stage
-from .poly import POLY, poly_schedule
 
 logger = logging.getLogger(__name__)
 

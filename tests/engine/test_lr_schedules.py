@@ -1,4 +1,4 @@
-"""The poly schedule and the rate of the backbone."""
+"""The poly and the halving schedule, and the rate of the backbone."""
 
 import pytest
 import torch
@@ -25,6 +25,19 @@ def test_poly_is_a_power_of_what_is_left(power, ending):
         expected = 0.5 * max((1 - iteration / 10) ** power, ending)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)
         optimizer.step(), schedule.step()
+
+
+def test_the_rate_is_halved_again_and_again():
+    cfg = _cfg(SOLVER__HALVING_ITERS=4)
+    cfg.SOLVER.LR_SCHEDULER_NAME = "HalvingLR"
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    schedule = DynTrainer.build_lr_scheduler(cfg, optimizer)
+    for iteration in range(10):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * 2 ** (-iteration / 4))
+        optimizer.step(), schedule.step()
+    cfg.SOLVER.HALVING_ITERS = 0
+    with pytest.raises(ValueError, match="HALVING_ITERS is 0"):
+        DynTrainer.build_lr_scheduler(cfg, optimizer)
 
 
 def test_warm_up_and_wrong_power():
