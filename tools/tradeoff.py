@@ -4,9 +4,11 @@
     python tools/tradeoff.py --config-file X.yaml --weights a.pth b.pth --output output/tradeoff
     python tools/tradeoff.py --config-file X.yaml --weights a.pth --thresholds 0.3 0.5 0.7 --output output/tradeoff
     python tools/tradeoff.py --config-file X.yaml --weights a.pth --sweep INPUT.MIN_SIZE_TEST 400 600 --output ...
+    python tools/tradeoff.py --weights output/a/model_final.pth output/b/model_final.pth --output ...
 
 Every checkpoint is also run with all of its gates forced open: the dense network with the same weights, beside which
-the others stand. Writes tradeoff.json, tradeoff.md and tradeoff.png; the same command again evaluates only what is new.
+the others stand. Without --config-file each has the config.yaml beside it, so that different networks stand in one
+figure. Writes tradeoff.json, tradeoff.md and tradeoff.png; the same command again evaluates only what is new.
 Times are those of the models alone, after warm-up, taken in turns in this process.
 """
 
@@ -30,7 +32,7 @@ def _sweep(args: argparse.Namespace, parser: argparse.ArgumentParser) -> dict[st
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True)
+    parser.add_argument("--config-file", help="of all checkpoints; without it, the config.yaml beside each")
     parser.add_argument("--weights", nargs="+", required=True, help="checkpoints")
     parser.add_argument("--output", required=True, help="folder for everything")
     parser.add_argument("--thresholds", nargs="+", default=[], help="values of MODEL.POLICY.THRESHOLD")
@@ -44,13 +46,13 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--batch and --timed have to be at least 1")
     setup_logger(name="dyn_d2")
     output, batches = Path(args.output), sorted({1, args.batch})
-    points = plan(list(dict.fromkeys(args.weights)), _sweep(args, parser))
+    points = plan(list(dict.fromkeys(args.weights)), _sweep(args, parser), args.config_file)
     folder, records = output / "points", []
     for number, point in enumerate(points, 1):
         print(f"{number} of {len(points)}: {point.weights}, {point.name}", flush=True)
-        records.append(measure(point, args.config_file, args.opts, folder))
+        records.append(measure(point, args.opts, folder))
     print(f"timing, {len(points)} models in turns", flush=True)
-    times = time_points(points, args.config_file, args.opts, folder, batches, args.timed)
+    times = time_points(points, args.opts, folder, batches, args.timed)
     records = [{**record, **timed} for record, timed in zip(records, times, strict=True)]
     write_json(output / "tradeoff.json", records)
     paths = list(dict.fromkeys(args.weights))
@@ -58,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
     text = table(records, names)
     devices = ", ".join(dict.fromkeys(f"{r['device']} ({r['dtype']}, {r['threads']} threads)" for r in records))
     with atomic_write(output / "tradeoff.md") as file:
-        file.write(f"{text}\n\nGFLOPs: 1e9 multiply-adds, mean per image. Times on {devices}.\n")
+        counts = "GFLOPs: 1e9 multiply-adds, mean per image, of the whole model where counted"
+        file.write(f"{text}\n\n{counts}. Times on {devices}.\n")
     print(f"\n{text}\n\n{draw(records, names, output / 'tradeoff.png')}")
     return 0
 

@@ -60,11 +60,13 @@ class Point:
 
     Attributes:
         weights: path of the checkpoint.
+        config: path of its yaml.
         opts: KEY, VALUE, ... that change the config.
         dense: whether everything is forced open.
     """
 
     weights: str
+    config: str
     opts: tuple[str, ...] = ()
     dense: bool = False
 
@@ -78,26 +80,33 @@ class Point:
         return DENSE if self.dense else ", ".join(values) or "gated"
 
 
-def plan(weights: Sequence[str], sweep: Mapping[str, Sequence[str]]) -> list[Point]:
-    """For each checkpoint the dense run, then one run for every combination of the values of ``sweep``'s keys."""
+def plan(weights: Sequence[str], sweep: Mapping[str, Sequence[str]], config_file: str | None = None) -> list[Point]:
+    """For each checkpoint the dense run, then one run for every combination of the values of ``sweep``'s keys.
+
+    Args:
+        config_file: the yaml of all checkpoints; None: each has its own, the config.yaml that its training left.
+    """
     choices = [[(key, value) for value in values] for key, values in sweep.items()]
     combinations = [tuple(itertools.chain(*pairs)) for pairs in itertools.product(*choices)]
-    return [point for w in weights for point in (Point(w, dense=True), *(Point(w, opts) for opts in combinations))]
+    pairs = [(w, config_file or str(Path(w).with_name("config.yaml"))) for w in weights]
+    return [
+        point for pair in pairs for point in (Point(*pair, dense=True), *(Point(*pair, opts) for opts in combinations))
+    ]
 
 
-def measure(point: Point, config_file: str, opts: Sequence[str], folder: str | Path) -> dict[str, Any]:
+def measure(point: Point, opts: Sequence[str], folder: str | Path) -> dict[str, Any]:
     """Evaluate a point; what was evaluated before under the same settings is read from its file.
 
     Args:
         folder: for what evaluation writes, a folder a point.
     """
-    settings = _settings(point, config_file, opts)
+    settings = _settings(point, opts)
     own = Path(folder) / _digest(settings)
     done = own / "point.json"
     if done.is_file():
         logger.info(f"{point.weights}, {point.name}: evaluated before, see {done}")
         return json.loads(done.read_text(encoding="utf-8"))
-    cfg, model = _load(point, config_file, opts, own)
+    cfg, model = _load(point, opts, own)
     results = DynTrainer.test(cfg, model)
     results = results if len(cfg.DATASETS.TEST) == 1 else results[cfg.DATASETS.TEST[0]]
     record = {
@@ -114,7 +123,6 @@ def measure(point: Point, config_file: str, opts: Sequence[str], folder: str | P
 
 def time_points(
     points: Sequence[Point],
-    config_file: str,
     opts: Sequence[str],
     folder: str | Path,
     batches: Sequence[int],
@@ -130,12 +138,12 @@ def time_points(
     Returns:
         For each point "milliseconds" (batch size -> {"median", "p90"}, per image), "device", "dtype" and "threads".
     """
-    everything = [[_settings(point, config_file, opts) for point in points], list(batches), timed]
+    everything = [[_settings(point, opts) for point in points], list(batches), timed]
     done = Path(folder) / f"times_{_digest(everything)}.json"
     if done.is_file():
         logger.info(f"timed before, see {done}")
         return json.loads(done.read_text(encoding="utf-8"))
-    loaded = [_load(point, config_file, opts, Path(folder) / "times") for point in points]
+    loaded = [_load(point, opts, Path(folder) / "times") for point in points]
     columns = {str(batch): time_models(loaded, batch, timed) for batch in batches}
     times = [
         {
@@ -150,10 +158,10 @@ def time_points(
     return times
 
 
-def _settings(point: Point, config_file: str, opts: Sequence[str]) -> dict[str, Any]:
+def _settings(point: Point, opts: Sequence[str]) -> dict[str, Any]:
     return {
         "weights": _identity(point.weights), "opts": [*opts, *point.opts], "dense": point.dense,
-        "config": _identity(config_file),
+        "config": _identity(point.config),
     }  # fmt: skip
 
 
@@ -169,8 +177,8 @@ def _identity(path: str) -> list[Any]:
     return [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns]
 
 
-def _load(point: Point, config_file: str, opts: Sequence[str], output: Path) -> tuple[CfgNode, nn.Module]:
-    cfg = build_cfg(config_file, [*opts, *point.opts, "MODEL.WEIGHTS", point.weights, "OUTPUT_DIR", str(output)])
+def _load(point: Point, opts: Sequence[str], output: Path) -> tuple[CfgNode, nn.Module]:
+    cfg = build_cfg(point.config, [*opts, *point.opts, "MODEL.WEIGHTS", point.weights, "OUTPUT_DIR", str(output)])
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     cfg.SEED = max(cfg.SEED, 0)
@@ -227,6 +235,15 @@ def device_name(model: nn.Module) -> str:
     return torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu"
 
 
+def _cost(record: Mapping[str, Any]) -> tuple[float, float]:
+    """Executed multiply-adds of a record in 1e9, of the whole model where they are known, and percent of the dense."""
+    routes = record["routes"]
+    if "GFLOPs_whole_model" not in routes:
+        return routes["GFLOPs"], routes["executed_percent"]
+    executed = routes["GFLOPs_whole_model"]
+    return executed, 100 * executed / routes["GFLOPs_whole_model_dense"]
+
+
 def table(records: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
     """A markdown table of what was measured; GFLOPs are 1e9 multiply-adds.
 
@@ -236,8 +253,8 @@ def table(records: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str
     batches = list(records[0]["milliseconds"])
     rows = [
         [
-            names[r["weights"]], r["point"], f"{r['metric']['value']:.2f}", f"{r['routes']['GFLOPs']:.4g}",
-            f"{r['routes']['executed_percent']:.1f}",
+            names[r["weights"]], r["point"], f"{r['metric']['value']:.2f}",
+            f"{_cost(r)[0]:.4g}", f"{_cost(r)[1]:.1f}",
             *(f"{r['milliseconds'][b]['median']:.2f} ({r['milliseconds'][b]['p90']:.2f})" for b in batches),
         ]
         for r in records
@@ -252,8 +269,8 @@ def draw(records: Sequence[Mapping[str, Any]], names: Mapping[str, str], path: s
     batches = list(records[0]["milliseconds"])
     figure = Figure(figsize=(4.4 * (1 + len(batches)), 4.2), layout="constrained")
     axes = figure.subplots(1, 1 + len(batches), sharey=True)
-    size, letter = (1, "G") if max(r["routes"]["GFLOPs"] for r in records) >= 0.1 else (1000, "M")
-    _panel(axes[0], records, names, lambda r: size * r["routes"]["GFLOPs"])
+    size, letter = (1, "G") if max(_cost(r)[0] for r in records) >= 0.1 else (1000, "M")
+    _panel(axes[0], records, names, lambda r: size * _cost(r)[0])
     axes[0].set(xlabel=f"executed multiply-adds ({letter})", ylabel=records[0]["metric"]["name"])
     for axis, batch in zip(axes[1:], batches, strict=True):
         _panel(axis, records, names, lambda r, b=batch: r["milliseconds"][b]["median"])

@@ -59,12 +59,29 @@ def test_thresholds_beside_the_dense_run(run, monkeypatch, capsys):
     assert [r["point"] for r in _main(run, "--sweep", THRESHOLD, "0.01")] == ["dense", "threshold 0.01"]
 
 
+def test_different_networks_with_their_own_configs(run):
+    other = classifier_cfg("all_open")
+    other.DATASETS.TEST = ("few_digits",)
+    (run / "plain").mkdir()
+    (run / "plain" / "config.yaml").write_text(other.dump())
+    torch.save({"model": build_model(other).state_dict()}, run / "plain" / "model_final.pth")
+    weights = [str(folder / "model_final.pth") for folder in (run, run / "plain")]
+    assert load_tool("tradeoff").main(["--weights", *weights, "--output", str(run / "out"), "--timed", "1"]) == 0
+    records = json.loads((run / "out" / "tradeoff.json").read_text())
+    assert [(r["weights"], r["point"]) for r in records] == [(w, p) for w in weights for p in ("dense", "gated")]
+    assert records[1]["routes"]["gates_percent"] > 0 == records[3]["routes"]["gates_percent"]
+    with pytest.raises(FileNotFoundError, match="config.yaml does not exist"):
+        (run / "plain" / "config.yaml").unlink()
+        load_tool("tradeoff").main(["--weights", weights[1], "--output", str(run / "out")])
+
+
 def test_plan_has_a_dense_run_for_each_checkpoint():
-    points = plan(["a", "b"], {THRESHOLD: ["0.1", "0.9"], "INPUT.MIN_SIZE_TEST": ["320"]})
-    assert points[0] == Point("a", dense=True) and points[3] == Point("b", dense=True) and len(points) == 6
-    assert points[1] == Point("a", (THRESHOLD, "0.1", "INPUT.MIN_SIZE_TEST", "320"))
+    points = plan(["a", "b"], {THRESHOLD: ["0.1", "0.9"], "INPUT.MIN_SIZE_TEST": ["320"]}, "c")
+    assert points[0] == Point("a", "c", dense=True) and points[3] == Point("b", "c", dense=True) and len(points) == 6
+    assert points[1] == Point("a", "c", (THRESHOLD, "0.1", "INPUT.MIN_SIZE_TEST", "320"))
     assert points[1].name == "threshold 0.1, min_size_test 320"
     assert [point.name for point in plan(["a"], {})] == ["dense", "gated"]
+    assert [point.config for point in plan(["x/a", "y/b"], {})] == ["x/config.yaml"] * 2 + ["y/config.yaml"] * 2
 
 
 def test_bad_input_is_named(run):
