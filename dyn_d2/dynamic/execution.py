@@ -138,7 +138,7 @@ def run_block(
 
 
 VIEWS_FROM = 1 << 18  # values of an image's map
-PIECE = 1 << 21  # values of the images that run together
+PIECE = 1 << 20  # values of the images that run together
 
 
 def run_by_choice(
@@ -192,17 +192,13 @@ def _run_in_pieces(run, x: Tensor, choice: Hashable, skip: Tensor | None) -> Ten
     """``run``, on a CPU for a few images at a time.
 
     What lies between the layers of a block is then small enough for memory that the process has already: new memory, a
-    page at a time, can take as long as the convolutions. Pieces have 2^k images, as oneDNN compiles a kernel for each
-    new number of images, and how many chose the same is a new number again and again.
+    page at a time, can take as long as the convolutions. There are few sizes of pieces, whatever number of images chose
+    the same: oneDNN compiles a kernel for each size that a layer meets, and keeps a limited number of them.
     """
     if x.device.type != "cpu" or skip is None:
         return run(x, choice, skip)
-    sizes, left = [], len(x)
-    while left:
-        most = max(PIECE // x[0].numel(), 1)
-        sizes.append(1 << (min(left, most).bit_length() - 1))
-        left -= sizes[-1]
-    for part, total in zip(x.split(sizes), skip.split(sizes), strict=True):
+    most = max(PIECE // x[0].numel(), 1)
+    for part, total in zip(x.split(most), skip.split(most), strict=True):
         run(part, choice, total)
     return skip
 
