@@ -138,7 +138,7 @@ def run_block(
 
 
 VIEWS_FROM = 1 << 18  # values of an image's map
-PIECE = 1 << 20  # values of the images that run together
+PIECE, MOST = 1 << 20, 16  # values and number of the images that run together
 
 
 def run_by_choice(
@@ -197,7 +197,7 @@ def _run_in_pieces(run, x: Tensor, choice: Hashable, skip: Tensor | None) -> Ten
     """
     if x.device.type != "cpu" or skip is None:
         return run(x, choice, skip)
-    most = max(PIECE // x[0].numel(), 1)
+    most = min(max(PIECE // x[0].numel(), 1), MOST)
     for part, total in zip(x.split(most), skip.split(most), strict=True):
         run(part, choice, total)
     return skip

@@ -229,11 +229,11 @@ def test_on_a_cpu_images_run_in_few_different_numbers(monkeypatch):
         seen.add(len(x))
         return skip.add_(1)
 
-    for count in range(1, 20):
+    for count in range(1, 100):
         x = torch.randn(count, 3, 4, 4).contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(run_by_choice(run, x, x, [True] * count), x + 1)
-    assert seen == {1, 2, 4, 8, 16}
+    assert seen == set(range(1, 17))
     monkeypatch.setattr("dyn_d2.dynamic.execution.PIECE", 5 * 48)
     seen.clear()
     torch.testing.assert_close(run_by_choice(run, x, x, [True] * len(x)), x + 1)
-    assert seen == {4, 2, 1}
+    assert seen == {5, 4}
