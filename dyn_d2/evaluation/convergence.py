@@ -31,7 +31,8 @@ def read_curve(folder: str | Path, metric: str = "nAP50") -> Curve:
     if not curve:
         known = sorted({key.removeprefix("bbox/") for row in rows for key in row if key.startswith("bbox/")})
         raise ValueError(
-            f"{folder}/metrics.json has no {metric} of boxes (there: {', '.join(known) or 'none'}): train with TEST.EVAL_PERIOD."
+            f"{folder}/metrics.json has no {metric} of boxes (there: {', '.join(known) or 'none'}): train with "
+            "TEST.EVAL_PERIOD."
         )
     return curve
 
