@@ -35,7 +35,7 @@ METHOD_NAMES = {
     "fsrw": "FSRW",
     "meta_rcnn": "Meta R-CNN",
 }
-SECONDS = "seconds"
+SECONDS = "tuning_seconds"  # of the last stage's steps, without evaluations
 METRICS = ("AP", "bAP", "nAP", "AP50", "bAP50", "nAP50", SECONDS)
 
 
@@ -177,10 +177,9 @@ def summarise(
 
 def caption(seeds: Sequence[int]) -> str:
     """What the numbers of the table are."""
-    units = "AP in percent, seconds of the fine-tuning's steps"
     if len(seeds) == 1:
-        return f"{units}; 1 seed ({seeds[0]}), so there is no interval."
-    return f"{units}; mean ± 95 % confidence interval over {len(seeds)} seeds ({', '.join(map(str, seeds))})."
+        return f"AP in percent, 1 seed ({seeds[0]}), so there is no interval."
+    return f"AP in percent, mean ± 95 % confidence interval over {len(seeds)} seeds ({', '.join(map(str, seeds))})."
 
 
 def nap_curves(

@@ -135,7 +135,7 @@ def test_table_files_and_numbers_by_hand(opts, monkeypatch, tmp_path) -> None:
     cell = record["cells"]["1/TFA w/ cos/2"]["nAP"]
     assert cell["mean"] == 26 and cell["seeds"] == 3 and cell["half_width_95"] == pytest.approx(1.96 / math.sqrt(3))
     assert record["single"]["1/ft_full/1/seed2"] == {
-        "AP": 22.0, "bAP": 28.0, "nAP": 12.0, "nAP50": None, "seconds": 5.0
+        "AP": 22.0, "bAP": 28.0, "nAP": 12.0, "nAP50": None, "tuning_seconds": 5.0
     }  # fmt: skip
     assert record["seeds"] == seeds and "torch" in record["versions"]
     assert "3 seeds (0, 1, 2)" in (tmp_path / "table" / "benchmark.md").read_text()
