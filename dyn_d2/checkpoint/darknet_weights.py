@@ -28,11 +28,11 @@ def read_darknet(path: str | os.PathLike) -> dict[str, Tensor]:
         ValueError: the file is too short, or no such file.
     """
     with open(path, "rb") as file:
-        header = np.frombuffer(file.read(12), dtype="<i4")
+        header = _numbers(file.read(12), "<i4")
         if len(header) < 3 or not (0 <= header[0] < 1000 and 0 <= header[1] < 1000):
             raise ValueError(f"{path} does not begin like a file of DarkNet.")
         file.read(8 if header[0] * 10 + header[1] >= 2 else 4)
-        numbers = torch.from_numpy(np.frombuffer(file.read(), dtype="<f4").astype(np.float32))
+        numbers = torch.from_numpy(_numbers(file.read(), "<f4").astype(np.float32))
     tensors: dict[str, Tensor] = {}
     at, in_channels, number = 0, 3, 0
     for widths in STAGES:
@@ -48,3 +48,8 @@ def read_darknet(path: str | os.PathLike) -> dict[str, Tensor]:
                 at += size
             in_channels = channels
     return tensors
+
+
+def _numbers(data: bytes, dtype: str) -> np.ndarray:
+    """Those of four bytes that ``data`` holds whole."""
+    return np.frombuffer(data[: len(data) // 4 * 4], dtype=dtype)

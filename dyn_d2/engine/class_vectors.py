@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,14 +47,20 @@ def compute_vectors(
     mapper = SupportMapper(cfg, names, is_train=False)
     training = model.training
     model.eval()
-    samples = {}
+    samples, supports = {}, []
     for name in classes or names:
         places = pool.some(name, cfg.MODEL.REWEIGHTING.SUPPORTS if limit is None else limit, max(cfg.SEED, 0))
         batches = [places[i : i + BATCH] for i in range(0, len(places), BATCH)]
         found = [model.embed(stack([mapper(records[r], p) for r, p in batch])).float().cpu() for batch in batches]
         samples[name] = torch.cat(found)
+        supports.append([object_name(records[r], p) for r, p in places])
     model.train(training)
-    return ClassVectors.mean_of(samples, model.fingerprint())
+    return ClassVectors.mean_of(samples, model.fingerprint(), supports)
+
+
+def object_name(record: dict[str, Any], position: int) -> str:
+    """The numbers of image and annotation, the latter's place in the image where it has none."""
+    return f"{record.get('image_id')}/{record['annotations'][position].get('id', position)}"
 
 
 def read_vectors(cfg: CfgNode, model: nn.Module) -> ClassVectors:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dyn_d2.evaluation.aggregate import Estimate, aggregate, estimate, headline, table
+from dyn_d2.evaluation.convergence import training_seconds
 from dyn_d2.evaluation.figures import draw_ap_against_shots
 from dyn_d2.evaluation.results import read_results, versions, write_results
 from dyn_d2.utils.atomic import atomic_write
@@ -34,7 +35,8 @@ METHOD_NAMES = {
     "fsrw": "FSRW",
     "meta_rcnn": "Meta R-CNN",
 }
-METRICS = ("AP", "bAP", "nAP", "AP50", "bAP50", "nAP50")
+SECONDS = "tuning_seconds"  # of the last stage's steps, without evaluations
+METRICS = ("AP", "bAP", "nAP", "AP50", "bAP50", "nAP50", SECONDS)
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,11 @@ def run_cells(
 
 
 def cell_results(plans: Mapping[Cell, Sequence[Stage]]) -> dict[Cell, dict[str, float]]:
-    """Metrics of the fine-tuned models, which have to be trained already."""
-    return {cell: headline(read_results(stages[-1].folder)) for cell, stages in plans.items()}
+    """Metrics of the fine-tuned models, which have to be trained already, and the SECONDS that this stage trained."""
+    return {
+        cell: {**headline(read_results(stages[-1].folder)), SECONDS: training_seconds(stages[-1].folder)}
+        for cell, stages in plans.items()
+    }
 
 
 def base_results(plans: Mapping[Cell, Sequence[Stage]]) -> dict[tuple[int, str], dict[str, float]]:

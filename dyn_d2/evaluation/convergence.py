@@ -1,9 +1,10 @@
-"""How fast a training adapts: an evaluated metric against iterations (thesis Fig. 6.3)."""
+"""How fast a training adapts: an evaluated metric against iterations (thesis Fig. 6.3), and the time that it took."""
 
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -21,10 +22,7 @@ def read_curve(folder: str | Path, metric: str = "nAP50") -> Curve:
         FileNotFoundError: the folder has no metrics.json.
         ValueError: the run did not evaluate this metric; names those that it did.
     """
-    path = Path(folder) / "metrics.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: {folder} is no OUTPUT_DIR of a training.")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = _read_rows(folder)
     curve: Curve = {}
     for row in rows:
         value = row.get(f"bbox/{metric}")
@@ -33,9 +31,34 @@ def read_curve(folder: str | Path, metric: str = "nAP50") -> Curve:
     if not curve:
         known = sorted({key.removeprefix("bbox/") for row in rows for key in row if key.startswith("bbox/")})
         raise ValueError(
-            f"{path} has no {metric} of boxes (there: {', '.join(known) or 'none'}): train with TEST.EVAL_PERIOD."
+            f"{folder}/metrics.json has no {metric} of boxes (there: {', '.join(known) or 'none'}): train with "
+            "TEST.EVAL_PERIOD."
         )
     return curve
+
+
+def training_seconds(folder: str | Path) -> float:
+    """Seconds of all training steps of a run, with the reading of their data and without evaluations and the start of
+    the process: the sum, over the rows of its log, of the median step of the row times the steps since the one before.
+
+    Args:
+        folder: OUTPUT_DIR of the run.
+
+    Raises:
+        FileNotFoundError: the folder has no metrics.json.
+    """
+    total, done = 0.0, 0
+    for row in _read_rows(folder):
+        if "time" in row:
+            total, done = total + row["time"] * (row["iteration"] + 1 - done), row["iteration"] + 1
+    return total
+
+
+def _read_rows(folder: str | Path) -> list[dict[str, Any]]:
+    path = Path(folder) / "metrics.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: {folder} is no OUTPUT_DIR of a training.")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def draw_convergence(curves: Mapping[str, Mapping[str, Curve]], normalise: bool = True) -> Figure:

@@ -43,7 +43,7 @@ def test_weights_reach_the_backbone(tmp_path, net, name, version, tail):
 
 def test_other_files_are_refused(tmp_path, net):
     write(tmp_path / "whole.weights", net, (0, 1, 0))
-    (tmp_path / "torn.weights").write_bytes((tmp_path / "whole.weights").read_bytes()[:-4])
+    (tmp_path / "torn.weights").write_bytes((tmp_path / "whole.weights").read_bytes()[:-3])
     with pytest.raises(CheckpointError, match="torn.weights ends within convolution 18"):
         read_checkpoint(str(tmp_path / "torn.weights"))
     (tmp_path / "text.weights").write_bytes(b"this is text, not numbers")

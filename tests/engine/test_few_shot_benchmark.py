@@ -51,6 +51,7 @@ class Trainings:
             metrics = {"AP": 20.0 + few.SEED, "bAP": 28.0, "nAP": novel, "nAP50": None}
         stage.folder.mkdir(parents=True)
         (stage.folder / "results.json").write_text(json.dumps({"metrics": {"val": {"bbox": metrics}}}))
+        (stage.folder / "metrics.json").write_text('{"iteration": 9, "time": 0.5}\n{"iteration": 9, "bbox/AP": 1.0}\n')
         stage.weights.write_bytes(b"weights")
         (stage.folder / DONE).write_text(json.dumps({"fingerprint": stage.fingerprint()}))
 
@@ -133,7 +134,9 @@ def test_table_files_and_numbers_by_hand(opts, monkeypatch, tmp_path) -> None:
     record = json.loads((tmp_path / "table" / "benchmark.json").read_text())
     cell = record["cells"]["1/TFA w/ cos/2"]["nAP"]
     assert cell["mean"] == 26 and cell["seeds"] == 3 and cell["half_width_95"] == pytest.approx(1.96 / math.sqrt(3))
-    assert record["single"]["1/ft_full/1/seed2"] == {"AP": 22.0, "bAP": 28.0, "nAP": 12.0, "nAP50": None}
+    assert record["single"]["1/ft_full/1/seed2"] == {
+        "AP": 22.0, "bAP": 28.0, "nAP": 12.0, "nAP50": None, "tuning_seconds": 5.0
+    }  # fmt: skip
     assert record["seeds"] == seeds and "torch" in record["versions"]
     assert "3 seeds (0, 1, 2)" in (tmp_path / "table" / "benchmark.md").read_text()
     assert (tmp_path / "table" / "nAP_split1.png").stat().st_size > 5000

@@ -13,6 +13,7 @@ from tool_runs import load_tool
 from two_processes import results_of_two
 
 from dyn_d2.checkpoint import CheckpointError
+from dyn_d2.data.few_shot.sampling import ShotSet
 from dyn_d2.engine import stages
 from dyn_d2.engine.class_vectors import FILE, compute_vectors, prepare_for_evaluation
 from dyn_d2.engine.few_shot import plan, train_few_shot
@@ -62,6 +63,9 @@ def test_stages_share_the_base_and_need_no_surgery(trained) -> None:
     assert all(tensor.shape == last["model"][name].shape for name, tensor in first["model"].items())
     vectors = ClassVectors.load(folder / FILE)
     assert vectors.classes == list(CLASSES) and [len(found) for found in vectors.samples] == [2] * 4
+    (shots,) = map(ShotSet.load, (folder / "few_shot").glob("*.json"))
+    for name, found in zip(vectors.classes, vectors.supports, strict=True):
+        assert set(found) == {f"{drawn.image}/{drawn.annotation}" for drawn in shots.objects[name]}
     metrics = json.loads((folder / "results.json").read_text())["metrics"]
     assert {"bAP", "nAP"} <= next(iter(metrics.values()))["bbox"].keys()
 

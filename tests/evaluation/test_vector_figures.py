@@ -7,7 +7,7 @@ import pytest
 import torch
 from tool_runs import load_tool
 
-from dyn_d2.evaluation.convergence import draw_convergence, read_curve
+from dyn_d2.evaluation.convergence import draw_convergence, read_curve, training_seconds
 from dyn_d2.evaluation.vector_figures import by_variance, draw_heat_map, draw_plane, plane, principal_plane
 from dyn_d2.modeling.reweighting import ClassVectors
 
@@ -68,6 +68,17 @@ def run(folder, values: dict[int, float]):
     ]
     (folder / "metrics.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+def test_seconds_of_training_leave_out_the_evaluations(tmp_path):
+    rows = [
+        {"iteration": 19, "time": 0.5},
+        {"iteration": 19, "bbox/nAP50": 1.0},
+        {"iteration": 39, "time": 0.25},
+        {"iteration": 44, "time": 2.0},
+    ]
+    (tmp_path / "metrics.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert training_seconds(tmp_path) == 20 * 0.5 + 20 * 0.25 + 5 * 2.0
 
 
 def test_curves_are_what_was_evaluated(tmp_path):

@@ -6,7 +6,7 @@ Letters for shapes: B query images, N classes of the episode, A anchors, m chann
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dyn_d2.modeling.reweighting import (
     ReweightedByClass,
@@ -16,7 +16,7 @@ from dyn_d2.modeling.reweighting import (
     reweight,
     reweighted_share,
 )
-from dyn_d2.modeling.yolo import Objects, Predictions, YoloLoss, keep_slots
+from dyn_d2.modeling.yolo import Objects, Predictions, YoloLoss, keep_slots, output_layer
 from dyn_d2.modeling.yolo.loss import CLASS_LOSSES
 
 from detectron2.config import configurable
@@ -56,9 +56,7 @@ class FSRW(ReweightedByClass, YoloDetector):
         super().__init__(**detector)
         self.init_reweighting(reweighting, reweighted_share(self.layers.channels[_known(layer)], share))
         self.layer, self.negatives = layer, negatives
-        self.predictor = nn.Conv2d(self.layers.channels["conv22"], len(self.anchors) * 6, 1)
-        nn.init.normal_(self.predictor.weight, std=0.01)
-        nn.init.zeros_(self.predictor.bias)
+        self.predictor = output_layer(self.layers.channels["conv22"], len(self.anchors), 6)
 
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dyn_d2.modeling.yolo import DetectionLayers, Objects, Predictions, YoloLoss, detect, keep_slots
+from dyn_d2.modeling.yolo import DetectionLayers, Objects, Predictions, YoloLoss, detect, keep_slots, output_layer
 
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, detector_postprocess
@@ -192,11 +192,10 @@ class YOLOv2(YoloDetector):
         super().__init__(**detector)
         self.num_classes = num_classes
         channels, anchors = self.layers.channels["conv22"], len(self.anchors)
-        self.predictor = nn.Conv2d(channels, anchors * 5, 1)
+        self.predictor = output_layer(channels, anchors, 5)
         self.class_score = nn.Conv2d(channels, num_classes * anchors, 1)
-        for layer in (self.predictor, self.class_score):
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.class_score.weight, std=0.01)
+        nn.init.zeros_(self.class_score.bias)
 
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import torch
@@ -23,12 +24,14 @@ class ClassVectors:
         classes: names, in the order of the rows.
         vectors: (N, m) float32.
         samples: the vector of each support image: (Mi, m) for each class, in the order of ``classes``.
+        supports: which objects these are, Mi for each class: "number of the image/number of the annotation".
         detector: fingerprint of the detector that they were made for, "" where nobody knows.
     """
 
     classes: list[str]
     vectors: Tensor
     samples: list[Tensor] = field(default_factory=list, repr=False)
+    supports: list[list[str]] = field(default_factory=list, repr=False)
     detector: str = ""
 
     @property
@@ -37,8 +40,10 @@ class ClassVectors:
         return self.vectors.shape[1]
 
     @classmethod
-    def mean_of(cls, samples: dict[str, Tensor], detector: str = "") -> "ClassVectors":
-        """From the vectors of each class's support images.
+    def mean_of(
+        cls, samples: dict[str, Tensor], detector: str = "", supports: Sequence[list[str]] = ()
+    ) -> "ClassVectors":
+        """From the vectors of each class's support images; the other arguments as the attributes.
 
         Raises:
             ValueError: a class has none.
@@ -47,7 +52,7 @@ class ClassVectors:
         if empty:
             raise ValueError(f"no support image of {', '.join(empty)}: a class vector needs at least one.")
         means = torch.stack([found.mean(0) for found in samples.values()])
-        return cls(list(samples), means, list(samples.values()), detector)
+        return cls(list(samples), means, list(samples.values()), list(supports), detector)
 
     def select(self, classes: Sequence[str]) -> "ClassVectors":
         """Those of ``classes``, in that order.
@@ -63,7 +68,8 @@ class ClassVectors:
             )
         rows = [self.classes.index(name) for name in classes]
         samples = [self.samples[row] for row in rows] if self.samples else []
-        return ClassVectors(list(classes), self.vectors[rows], samples, self.detector)
+        supports = [self.supports[row] for row in rows] if self.supports else []
+        return ClassVectors(list(classes), self.vectors[rows], samples, supports, self.detector)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write an ``.npz`` of plain arrays, whole or not at all."""
@@ -72,6 +78,7 @@ class ClassVectors:
             "vectors": self.vectors.numpy(),
             "samples": torch.cat(self.samples).numpy() if self.samples else self.vectors.numpy()[:0],
             "counts": np.array([len(found) for found in self.samples], dtype=np.int64),
+            "supports": np.array([name for names in self.supports for name in names], dtype=str),
             "detector": np.array(self.detector),
         }
         with atomic_write(path, "wb") as file:
@@ -91,12 +98,14 @@ class ClassVectors:
             with np.load(path, allow_pickle=False) as file:
                 classes, vectors = [str(name) for name in file["classes"]], torch.from_numpy(file["vectors"])
                 samples, counts = torch.from_numpy(file["samples"]), file["counts"].tolist()
-                detector = str(file["detector"])
+                supports, detector = file["supports"].tolist(), str(file["detector"])
             if vectors.ndim != 2 or len(vectors) != len(classes) or sum(counts) != len(samples):
                 raise ValueError(f"{len(classes)} classes, vectors of shape {tuple(vectors.shape)}")
         except (KeyError, ValueError, TypeError, OSError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} holds no class vectors of dyn_d2 ({error}).") from error
-        return cls(classes, vectors.float(), list(samples.float().split(counts)) if counts else [], detector)
+        names = iter(supports)
+        of_class = [list(islice(names, count)) for count in counts] if supports else []
+        return cls(classes, vectors.float(), list(samples.float().split(counts)) if counts else [], of_class, detector)
 
     @classmethod
     def load_all(cls, paths: Sequence[str]) -> "ClassVectors":
@@ -120,9 +129,11 @@ class ClassVectors:
         if len(made_for) > 1:
             logger.warning("%s were made for different detectors.", ", ".join(map(str, paths)))
         samples = [found for part in parts for found in part.samples]
+        supports = [found for part in parts for found in part.supports]
         return cls(
             names,
             torch.cat([part.vectors for part in parts]),
             samples if len(samples) == len(names) else [],
+            supports if len(supports) == len(names) else [],
             made_for.pop() if len(made_for) == 1 else "",
         )

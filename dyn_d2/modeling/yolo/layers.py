@@ -1,11 +1,35 @@
 """The detection layers of YOLOv2 on DarkNet-19: convolutions 19 to 22, with the passthrough."""
 
+import math
+
+import torch
 from torch import Tensor, cat, nn
 from torch.nn import functional as F
 
 from dyn_d2.modeling.backbone.darknet import conv_unit, scaled
 
 from detectron2.layers import ShapeSpec
+
+OBJECT_PRIOR = 0.01  # objectness at the start of training
+
+
+def output_layer(channels: int, anchors: int, numbers: int) -> nn.Conv2d:
+    """The 1x1 convolution that predicts, of each anchor, four offsets, objectness and what else there is.
+
+    Nearly all anchors have no object. Were their objectness one half at the start, as with a bias of 0, the first
+    steps would do nothing but push it down, through the features too, and its sigmoid would saturate.
+
+    Args:
+        channels: of the features.
+        anchors: A.
+        numbers: predicted for an anchor, 5 at least; the output has A times as many channels, ordered by anchor.
+    """
+    layer = nn.Conv2d(channels, anchors * numbers, 1)
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)
+    with torch.no_grad():
+        layer.bias.view(anchors, numbers)[:, 4] = math.log(OBJECT_PRIOR / (1 - OBJECT_PRIOR))
+    return layer
 
 
 class DetectionLayers(nn.Module):

@@ -83,7 +83,7 @@ class YoloLoss:
         else:
             last = last_claims(objects.image, objects.slot, place)
         image, label, (anchor, row, column) = objects.image[last], objects.label[last], place[last].T
-        at_objects = logits[image, :, anchor, row, column].float()  # M' x N
+        at_objects = logits[image, :, anchor, row, column]  # M' x N
         if self.class_loss == "softmax":
             return F.cross_entropy(at_objects, label, reduction="sum")
         if self.class_loss == "single_binary":
@@ -96,7 +96,7 @@ class YoloLoss:
         offsets: Tensor, objects: Objects, place: Tensor, anchors: Tensor, kept: Tensor, pull_to_prior: bool
     ) -> Tensor:
         """Half the squared distance of (sigmoid tx, sigmoid ty, tw, th) from their targets."""
-        predicted = torch.cat([offsets[..., :2, :, :].sigmoid(), offsets[..., 2:, :, :]], dim=-3).float()
+        predicted = torch.cat([offsets[..., :2, :, :].sigmoid(), offsets[..., 2:, :, :]], dim=-3)
         own = last_claims(objects.image, objects.slot, place)
         own = own[objects.slot[own] >= 0]
         found, (anchor, row, column) = objects.take(own), place[own].T
@@ -117,7 +117,7 @@ class YoloLoss:
     ) -> Tensor:
         """Half the weighted squared distance of the objectness from the IoU of predicted and true box, or from 0."""
         with torch.no_grad():
-            boxes = predictions.boxes(anchors).float()
+            boxes = predictions.boxes(anchors)
             inside = (objects.slot >= 0).nonzero()[:, 0]
             own = last_claims(objects.image, objects.slot, place)
             own = own[objects.slot[own] >= 0]
@@ -136,7 +136,7 @@ class YoloLoss:
                 weight[at] = self.object_scale
                 target[at] = pairwise_iou_cxcywh(boxes[at], found.boxes)
             weight = weight * kept[:, :, None, None, None]
-        return (weight * (predictions.objectness.float().sigmoid() - target).square()).sum() / 2
+        return (weight * (predictions.objectness.sigmoid() - target).square()).sum() / 2
 
 
 def assign(objects: Objects, anchors: Tensor, grid: tuple[int, int]) -> Tensor:

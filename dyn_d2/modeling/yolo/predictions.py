@@ -17,7 +17,8 @@ from .boxes import decode, to_corners
 
 @dataclass
 class Predictions:
-    """
+    """In float32, also where the network computes with less: a box is a cell's number plus a fraction.
+
     Attributes:
         offsets: (B, S, A, 4, H, W), see ``decode``.
         objectness: (B, S, A, H, W) logits.
@@ -31,14 +32,14 @@ class Predictions:
     @classmethod
     def by_class(cls, outputs: Tensor, anchors: int) -> "Predictions":
         """From (B, N, A * 6, H, W): of each class and anchor four offsets, objectness, class score (Eq. 6.2)."""
-        parts = outputs.unflatten(2, (anchors, 6))
+        parts = outputs.float().unflatten(2, (anchors, 6))
         return cls(parts[:, :, :, :4], parts[:, :, :, 4], parts[:, :, :, 5])
 
     @classmethod
     def shared(cls, outputs: Tensor, classes: Tensor, anchors: int) -> "Predictions":
         """From (B, A * 5, H, W) offsets and objectness, and (B, N * A, H, W) class scores, ordered by class."""
-        parts = outputs.unflatten(1, (1, anchors, 5))
-        return cls(parts[:, :, :, :4], parts[:, :, :, 4], classes.unflatten(1, (-1, anchors)))
+        parts = outputs.float().unflatten(1, (1, anchors, 5))
+        return cls(parts[:, :, :, :4], parts[:, :, :, 4], classes.float().unflatten(1, (-1, anchors)))
 
     def boxes(self, anchors: Tensor) -> Tensor:
         """(B, S, A, H, W, 4) in cells."""
@@ -46,8 +47,8 @@ class Predictions:
 
     def scores(self, softmax: bool = True) -> Tensor:
         """(B, N, A, H, W): objectness times class probability, by softmax over the classes (Eq. 6.3) or sigmoid."""
-        classes = self.classes.float().softmax(1) if softmax else self.classes.float().sigmoid()
-        return self.objectness.float().sigmoid() * classes
+        classes = self.classes.softmax(1) if softmax else self.classes.sigmoid()
+        return self.objectness.sigmoid() * classes
 
 
 def detect(
@@ -72,7 +73,7 @@ def detect(
     scores = predictions.scores(softmax).flatten(2).transpose(1, 2)  # B x AHW x N
     rows, columns = predictions.objectness.shape[-2:]
     cell = torch.tensor([size[1] / columns, size[0] / rows] * 2, device=scores.device)
-    corners = to_corners(predictions.boxes(anchors).float()).flatten(2, 4) * cell  # B x S x AHW x 4
+    corners = to_corners(predictions.boxes(anchors)).flatten(2, 4) * cell  # B x S x AHW x 4
     background = scores.new_zeros(*scores.shape[:2], 1)
     return [
         fast_rcnn_inference_single_image(

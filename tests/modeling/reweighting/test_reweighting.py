@@ -93,16 +93,20 @@ def test_seven_convolutions_and_six_poolings():
 
 
 def test_vectors_go_to_a_file_and_back(tmp_path):
-    vectors = ClassVectors.mean_of({"a": torch.randn(3, 4), "ä b": torch.randn(1, 4)}, "abc")
+    vectors = ClassVectors.mean_of(
+        {"a": torch.randn(3, 4), "ä b": torch.randn(1, 4)}, "abc", [["7/1", "7/2", "9/0"], ["8/5"]]
+    )
     vectors.save(tmp_path / "v.npz")
     again = ClassVectors.load(tmp_path / "v.npz")
     assert again.classes == ["a", "ä b"] and torch.equal(again.vectors, vectors.vectors) and again.detector == "abc"
     assert all(torch.equal(x, y) for x, y in zip(again.samples, vectors.samples, strict=True))
-    assert again.select(["ä b"]).samples[0].shape == (1, 4)
+    assert again.supports == vectors.supports
+    chosen = again.select(["ä b"])
+    assert chosen.samples[0].shape == (1, 4) and chosen.supports == [["8/5"]] and chosen.detector == "abc"
     with np.load(tmp_path / "v.npz", allow_pickle=False) as file:
         assert file["vectors"].shape == (2, 4)
     bare = ClassVectors(["a"], torch.ones(1, 4))
     bare.save(tmp_path / "bare.npz")
-    assert ClassVectors.load(tmp_path / "bare.npz").samples == []
+    assert ClassVectors.load(tmp_path / "bare.npz").samples == [] == ClassVectors.load(tmp_path / "bare.npz").supports
     with pytest.raises(ValueError, match="no support image of b"):
         ClassVectors.mean_of({"a": torch.ones(1, 4), "b": torch.ones(0, 4)})
