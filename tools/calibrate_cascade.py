@@ -22,6 +22,7 @@ from dyn_d2.cascade.report import (
     Measured,
     answer_all,
     check_models,
+    check_order,
     compare_methods,
     curves_of,
     report,
@@ -61,6 +62,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if len(args.weights) < 2:
         parser.error("--weights needs two or more checkpoints, the cheapest model first")
+    if args.accuracy is not None and 0 < args.accuracy <= 1:
+        parser.error(f"--accuracy is in percent: {100 * args.accuracy:g}, not {args.accuracy:g}")
     if args.batch < 1:
         parser.error("--batch has to be at least 1")
     return args
@@ -120,6 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     models = load(args)
     methods = methods_of(args, models)
     held_out = answer_all(models, args.held_out, HELD_OUT, args.batch, args.limit)
+    check_order(held_out.table)
     goal = goal_of(args, held_out)
     found = compare_methods(held_out.table, methods, goal, not args.stage_wise, args.lambdas)
     test = answer_all(models, args.test, TEST, args.batch, args.limit) if args.test else None

@@ -7,7 +7,7 @@ from .methods import METHODS, calibrate, candidates
 from .networks import NetworkModel
 from .outcome import Outcome, evaluate, oracle
 from .rules import Logistic, NetworkRule, Threshold
-from .search import Candidate, Goal
+from .search import Candidate, Goal, GoalNotReachedError
 from .table import PredictionTable
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Cascade",
     "CascadeModel",
     "Goal",
+    "GoalNotReachedError",
     "Logistic",
     "MEASURES",
     "METHODS",

@@ -51,10 +51,14 @@ def calibrate(
         lambdas: of Eq. 4.12, for the cost-aware methods; empty for ``LAMBDAS``.
 
     Raises:
-        ValueError: the table is empty or not of held-out images, there is no such method, or nothing reaches the goal.
+        ValueError: the table is empty or not of held-out images, there is no such method, or not ``joint`` for the
+            networks, which are trained jointly.
+        GoalNotReachedError: nothing reaches the goal.
     """
     table.require_held_out()
     kind, _ = _known(method)
+    if METHODS[method] == (COST_AWARE, None) and not joint and len(table.names) > 2:
+        raise ValueError(f"{method} trains all levels jointly: leave it out, or search jointly (no --stage-wise).")
     if kind == GRID and not joint:
         return stage_wise(table, METHODS[method][1], goal, points)
     if kind == COST_AWARE and METHODS[method][1] is not None:

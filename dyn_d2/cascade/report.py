@@ -22,10 +22,10 @@ from dyn_d2.utils.measure import describe_machine
 from detectron2.data import DatasetCatalog
 
 from .execution import Cascade, Run, collect, realised
-from .methods import METHODS, calibrate, candidates
+from .methods import calibrate, candidates
 from .networks import NetworkModel
 from .outcome import Outcome, evaluate, oracle
-from .search import Candidate, Goal, front
+from .search import Candidate, Goal, GoalNotReachedError, front
 from .table import PredictionTable
 
 logger = logging.getLogger(__name__)
@@ -71,6 +71,19 @@ def check_models(models: Sequence[NetworkModel], held_out: str, test: str = "") 
         raise ValueError(problem)
 
 
+def check_order(table: PredictionTable) -> None:
+    """
+    Raises:
+        ValueError: a model costs more than a later one.
+    """
+    if (np.diff(table.costs) < 0).any():
+        ordered = [table.names[i] for i in np.argsort(table.costs, kind="stable")]
+        raise ValueError(
+            f"{', '.join(table.names)} do not go from the cheapest model to the dearest, which is what a cascade saves "
+            f"by: give them as {', '.join(ordered)}."
+        )
+
+
 def answer_all(models: Sequence[NetworkModel], dataset: str, split: str, batch: int, limit: int = 0) -> Measured:
     """Run each model on all images of a registered data set, or on ``limit`` of them, evenly spread.
 
@@ -93,19 +106,16 @@ def compare_methods(
     """For each method the calibrated cascade, or why there is none.
 
     Raises:
-        ValueError: not a single method reaches the goal; the images are not held-out ones.
+        ValueError: from ``calibrate``; not a single method reaches the goal.
     """
-    held_out.require_held_out()
     found: dict[str, Candidate | str] = {}
     for method in methods:
         try:
             found[method] = calibrate(held_out, method, goal, joint=joint, lambdas=lambdas)
-        except ValueError as error:
-            if method not in METHODS:
-                raise
+        except GoalNotReachedError as error:
             found[method] = str(error)
     if not any(isinstance(entry, Candidate) for entry in found.values()):
-        raise ValueError("; ".join(f"{method}: {why}" for method, why in found.items()))
+        raise GoalNotReachedError("; ".join(f"{method}: {why}" for method, why in found.items()))
     return found
 
 

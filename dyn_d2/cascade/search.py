@@ -15,6 +15,10 @@ POINTS = 100  # thresholds of a level that are tried (section 4.4)
 COMBINATIONS = 20_000  # at most, when the levels of a deep cascade are searched together
 
 
+class GoalNotReachedError(ValueError):
+    """No cascade that was tried has the accuracy, or keeps the budget; says what the best one reaches."""
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A cascade that may be chosen: its M rules, and what they give on the images that they were made on.
@@ -56,14 +60,14 @@ class Goal:
     def choose(self, candidates: Sequence[Candidate]) -> Candidate:
         """
         Raises:
-            ValueError: no candidate reaches the goal; says what the best one reaches.
+            GoalNotReachedError: no candidate reaches the goal.
         """
         outcomes = [candidate.outcome for candidate in candidates]
         if self.accuracy is not None:
             reached = [c for c in candidates if c.outcome.accuracy >= self.accuracy - 1e-12]
             if not reached:
                 best = max(outcome.accuracy for outcome in outcomes)
-                raise ValueError(
+                raise GoalNotReachedError(
                     f"no threshold reaches an accuracy of {100 * self.accuracy:.2f} %: the best of {len(outcomes)} "
                     f"cascades has {100 * best:.2f} %. Ask for at most that, or add a more accurate model."
                 )
@@ -71,7 +75,7 @@ class Goal:
         reached = [c for c in candidates if c.outcome.relative_cost <= self.budget + 1e-12]
         if not reached:
             least = min(outcome.relative_cost for outcome in outcomes)
-            raise ValueError(
+            raise GoalNotReachedError(
                 f"no threshold reaches a budget of {self.budget:.3g} of the last model's cost: the cheapest of "
                 f"{len(outcomes)} cascades takes {least:.3g}. Ask for at least that, or begin with a cheaper model."
             )
@@ -117,7 +121,7 @@ def stage_wise(table: PredictionTable, name: str, goal: Goal, points: int = POIN
     every stage, so that a later stage can always keep what the one before reached.
 
     Raises:
-        ValueError: from ``Goal.choose``.
+        GoalNotReachedError: from ``Goal.choose``.
     """
     rules: list[Rule] = []
     passed: list[np.ndarray] = []

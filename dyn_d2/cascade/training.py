@@ -114,7 +114,7 @@ def refined(make: Callable[[Sequence[float]], list[Candidate]], goal: Goal, lamb
     """The best of ``make(lambdas)``, then of a second sweep between the neighbours of its lambda.
 
     Raises:
-        ValueError: from ``Goal.choose``.
+        GoalNotReachedError: from ``Goal.choose``.
     """
     found = make(lambdas)
     best = goal.choose(found)

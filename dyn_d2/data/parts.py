@@ -61,13 +61,19 @@ def held_out_problem(name: str, trained_on: Iterable[str], tested_on: Iterable[s
         trained_on: data sets that the models have seen in training.
         tested_on: data sets that their configs report on.
     """
-    metadata = MetadataCatalog.get(name)
-    split, whole, trained = metadata.get("split", None), metadata.get("part_of", None), set(trained_on)
+    whole, trained, tested = MetadataCatalog.get(name).get("part_of", None), set(trained_on), set(tested_on)
     remedy = (
         f"Train on a part of the training set and calibrate on the rest, as NAME_{FIT} and NAME_{HELD_OUT} divide it "
         "(dyn_d2.data.parts.register_parts)."
     )
-    if split == TEST or (split is None and name in tested_on):
+
+    def is_test(dataset: str) -> bool:
+        split = MetadataCatalog.get(dataset).get("split", None)
+        return split == TEST or (split is None and dataset in tested)
+
+    if whole and is_test(whole):
+        return f"{name} is a part of {whole}, a test split: results there would no longer be of unseen images. {remedy}"
+    if is_test(name):
         return f"{name} is a test split: thresholds that were chosen there say nothing about other images. {remedy}"
     if name in trained or whole in trained or name in {MetadataCatalog.get(t).get("part_of", None) for t in trained}:
         return f"a model was trained on images of {name} ({', '.join(sorted(trained))}) and is too sure there. {remedy}"

@@ -37,6 +37,11 @@ def test_what_thresholds_must_not_be_chosen_on():
     assert held_out_problem("digits_train_held_out", ["cifar10_train"], ["digits_train_held_out"]) == ""
     assert "is a test split" in held_out_problem("digits_test", ["digits_train_fit"], [])
     assert "is a test split" in held_out_problem("coco_2017_val", [], ["coco_2017_val"])
+    parts = register_parts("digits_test")
+    assert "is a part of digits_test, a test split" in held_out_problem(parts[1], ["digits_train_fit"], [])
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        for part in parts:
+            catalog.remove(part)
     for name, trained in (
         ("digits_train_fit", "digits_train_fit"),
         ("digits_train_held_out", "digits_train"),

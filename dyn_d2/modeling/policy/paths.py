@@ -71,7 +71,9 @@ class Router(nn.Module):
         self.layers = nn.Sequential(*layers, last)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.layers(features).float()
+        # A critic regresses differences of a hundredth, which half precision rounds away.
+        with torch.autocast(features.device.type, enabled=False):
+            return self.layers(features.float())
 
     def cost(self) -> float:
         """Multiply-adds per image."""

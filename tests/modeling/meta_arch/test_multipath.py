@@ -2,41 +2,15 @@
 
 import pytest
 import torch
+from multipath_models import COMPUTE_WEIGHT, batch_of, dense, multipath_model
 from torch.nn import functional as F
 
-from dyn_d2.config import add_dyn_d2_config
 from dyn_d2.dynamic.paths import EXIT, costs_to_go, path_probabilities
 from dyn_d2.utils.errors import UserError
 
-from detectron2.config import get_cfg
-from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 POLICIES = ["path_actor", "path_critic", "path_optimistic_critic"]
-K = 1e-6
-
-
-def _model(policy: str = "path_actor", topology: str = "chain", **keys):
-    cfg = get_cfg()
-    add_dyn_d2_config(cfg)
-    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.DEVICE = "MultiPathClassifier", "cpu"
-    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.POLICY.NAME = "build_multipath_backbone", policy
-    cfg.MODEL.MULTIPATH.TOPOLOGY, cfg.MODEL.MULTIPATH.SIDE, cfg.MODEL.MULTIPATH.SPLITS = topology, 8, 1
-    cfg.MODEL.MULTIPATH.SCALES, cfg.MODEL.MULTIPATH.CHANNELS = [2, 2, 1], [3, 4, 5]
-    cfg.MODEL.POLICY.PATHS.COMPUTE_WEIGHT = K
-    cfg.MODEL.PIXEL_STD = [60.0] * 3
-    for key, value in keys.items():
-        cfg.merge_from_list([key.replace("__", "."), value])
-    model = build_model(cfg)
-    for router in model.backbone.policy.routers if policy != "all_open" else ():
-        torch.nn.init.normal_(router.layers[-1].weight)  # decisions that differ
-    return model
-
-
-def _batch(images: int = 6, size: int = 8) -> list[dict]:
-    return [
-        {"image": torch.randint(0, 255, (3, size, size), dtype=torch.uint8), "label": i % 10} for i in range(images)
-    ]
 
 
 def _settled(model, batch):
@@ -49,29 +23,13 @@ def _settled(model, batch):
     return model
 
 
-def _dense(model, batch):
-    """Scores of every junction and logits of every exit for every image, without routing."""
-    network = model.backbone
-    maps, scores, logits = {}, {}, {}
-    for layer, module in enumerate(network.layers):
-        parents = [p for p, children in enumerate(network.tree.children) if layer in children]
-        before = maps[parents[0]] if parents else network.pyramid(model.preprocess_image(batch))
-        maps[layer] = module(before)
-        flat = maps[layer][-1].flatten(1)
-        if layer in network.junctions:
-            scores[layer] = network.policy.routers[network.junctions.index(layer)](flat)
-        if network.tree.exits[layer]:
-            logits[layer] = model.exits[str(layer)](flat)
-    return scores, logits
-
-
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("topology", ["chain", "tree"])
 def test_evaluation_runs_only_the_chosen_paths(policy, topology):
-    batch = _batch(12)
-    model = _settled(_model(policy, topology), batch).eval()
+    batch = batch_of(12)
+    model = _settled(multipath_model(policy, topology), batch).eval()
     with torch.no_grad():
-        scores, logits = _dense(model, batch)
+        scores, logits = dense(model, batch)
         outputs = model(batch)
     tree, seen = model.backbone.tree, []
     for image, output in enumerate(outputs):
@@ -94,11 +52,11 @@ def test_evaluation_runs_only_the_chosen_paths(policy, topology):
 @pytest.mark.parametrize("topology", ["chain", "tree"])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_losses_are_those_of_the_definition(policy, topology):
-    batch = _batch()
-    model = _settled(_model(policy, topology), batch)
+    batch = batch_of()
+    model = _settled(multipath_model(policy, topology), batch)
     with EventStorage(), torch.no_grad():
         losses = model(batch)
-        scores, logits = _dense(model, batch)
+        scores, logits = dense(model, batch)
     tree, labels = model.backbone.tree, torch.tensor([entry["label"] for entry in batch])
     tau = 1.0 if policy == "path_actor" else 0.1
     p = path_probabilities(tree, scores, tau, labels)
@@ -109,36 +67,36 @@ def test_losses_are_those_of_the_definition(policy, topology):
     costs, ends = model._layer_costs(), model._exit_costs()
     if policy == "path_actor":
         spent = sum(q * c for q, c in zip(p.layers, costs, strict=True)) + sum(p.exits[i] * c for i, c in ends.items())
-        assert float(losses["loss_compute"]) == pytest.approx(K * float(spent.mean()), rel=1e-4)
+        assert float(losses["loss_compute"]) == pytest.approx(COMPUTE_WEIGHT * float(spent.mean()), rel=1e-4)
         squares = sum((p.layers[i] * r.square().sum(1)).mean() for i, r in scores.items())
         assert float(losses["loss_decisions"]) == pytest.approx(0.01 * float(squares), rel=1e-4)
     else:
-        ends = {i: errors[i] + K * c for i, c in ends.items()}
-        targets = costs_to_go(tree, scores, ends, [K * c for c in costs], "optimistic" in policy)
+        ends = {i: errors[i] + COMPUTE_WEIGHT * c for i, c in ends.items()}
+        targets = costs_to_go(tree, scores, ends, [COMPUTE_WEIGHT * c for c in costs], "optimistic" in policy)
         misses = sum((p.layers[i] * (r + targets[i]).square().sum(1)).mean() for i, r in scores.items())
         assert float(losses["loss_routers"]) == pytest.approx(0.001 * float(misses), rel=1e-4)
 
 
 def test_only_the_actor_learns_from_the_classification_loss():
     for policy, learns in (("path_actor", True), ("path_critic", False)):
-        model = _model(policy)
+        model = multipath_model(policy)
         with EventStorage():
-            model(_batch())["loss_cls"].backward()
+            model(batch_of())["loss_cls"].backward()
         last = model.backbone.policy.routers[0].layers[-1].weight.grad
         assert (last is not None and bool(last.abs().sum() > 0)) == learns
 
 
 def test_gradients_of_rarely_used_parts_are_scaled_up():
     torch.manual_seed(0)
-    plain, adjusted = _model(MODEL__MULTIPATH__ADJUST_RATES=False), _model()
+    plain, adjusted = multipath_model(MODEL__MULTIPATH__ADJUST_RATES=False), multipath_model()
     adjusted.load_state_dict(plain.state_dict())
-    batch, grads = _batch(), []
+    batch, grads = batch_of(), []
     for model in (plain, adjusted):
         with EventStorage():
             sum(model(batch).values()).backward()
         grads.append([model.backbone.layers[i].across[0].weight.grad for i in range(3)])
     with EventStorage():
-        scores, _ = _dense(plain.train(), batch)
+        scores, _ = dense(plain.train(), batch)
     shares = path_probabilities(plain.backbone.tree, scores, 1.0, torch.zeros(6)).layers
     for i, (before, after) in enumerate(zip(*grads, strict=True)):
         assert torch.allclose(after, before / shares[i].square().mean().sqrt(), rtol=1e-3, atol=1e-6)
@@ -146,25 +104,25 @@ def test_gradients_of_rarely_used_parts_are_scaled_up():
 
 
 def test_squared_weights_count_by_their_share():
-    model = _model("all_open", "static", MODEL__MULTIPATH__WEIGHT_PENALTY=0.5)
+    model = multipath_model("all_open", "static", MODEL__MULTIPATH__WEIGHT_PENALTY=0.5)
     with EventStorage():
-        losses = model(_batch())
+        losses = model(batch_of())
     slow = sum(p.square().sum() for n, p in model.named_parameters() if n.endswith("weight") and "norms" not in n)
     assert losses.keys() == {"loss_cls", "loss_weights"}
     assert float(losses["loss_weights"]) == pytest.approx(0.5 * float(slow), rel=1e-4)
 
 
 def test_static_networks_have_one_path():
-    model = _model("all_open", "static", MODEL__MULTIPATH__DEPTH=2).eval()
+    model = multipath_model("all_open", "static", MODEL__MULTIPATH__DEPTH=2).eval()
     assert len(model.backbone.layers) == 2 and list(model.exits) == ["1"]
     with torch.no_grad():
-        (output,) = model(_batch(1))
+        (output,) = model(batch_of(1))
     assert output["route"].executed == output["route"].dense == sum(model._layer_costs()) + model._exit_costs()[1]
 
 
 def test_forced_open_is_the_deepest_path():
-    batch = _batch(4)
-    model = _settled(_model("path_actor", "tree"), batch).eval()
+    batch = batch_of(4)
+    model = _settled(multipath_model("path_actor", "tree"), batch).eval()
     model.force_open()
     with torch.no_grad():
         outputs = model(batch)
@@ -172,19 +130,30 @@ def test_forced_open_is_the_deepest_path():
 
 
 def test_temperature_follows_the_iteration():
-    policy = _model(MODEL__POLICY__PATHS__HALVING=10).backbone.policy.train()
+    policy = multipath_model(MODEL__POLICY__PATHS__HALVING=10).backbone.policy.train()
     with EventStorage(20):
         assert policy.temperature() == pytest.approx(0.25)
-    assert _model("path_critic").backbone.policy.temperature() == pytest.approx(0.1)
+    assert multipath_model("path_critic").backbone.policy.temperature() == pytest.approx(0.1)
+
+
+def test_routers_keep_full_precision_where_the_rest_does_not():
+    router = multipath_model().backbone.policy.routers[0].eval()
+    features = torch.randn(5, router.layers[0].in_features)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = router(features)
+    with torch.no_grad():
+        assert torch.equal(mixed, router(features))
 
 
 def test_class_error_as_target():
-    model = _model("path_critic", MODEL__POLICY__PATHS__CLASS_ERROR=True, MODEL__POLICY__PATHS__COMPUTE_WEIGHT=0.0)
-    batch = _batch()
+    model = multipath_model(
+        "path_critic", MODEL__POLICY__PATHS__CLASS_ERROR=True, MODEL__POLICY__PATHS__COMPUTE_WEIGHT=0.0
+    )
+    batch = batch_of()
     _settled(model, batch)
     with EventStorage(), torch.no_grad():
         losses = model(batch)
-        scores, logits = _dense(model, batch)
+        scores, logits = dense(model, batch)
     labels = torch.tensor([entry["label"] for entry in batch])
     wrong = {i: (rows.argmax(1) != labels).float() for i, rows in logits.items()}
     targets = costs_to_go(model.backbone.tree, scores, wrong, [0.0] * 3)
@@ -195,22 +164,23 @@ def test_class_error_as_target():
 
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="TOPOLOGY is 'ring'"):
-        _model(topology="ring")
+        multipath_model(topology="ring")
     with pytest.raises(ValueError, match="CHANNELS for 1 to 3 levels"):
-        _model(MODEL__MULTIPATH__DEPTH=4)
+        multipath_model(MODEL__MULTIPATH__DEPTH=4)
     with pytest.raises(ValueError, match="have to fall"):
-        _model(MODEL__MULTIPATH__SCALES=[1, 2, 1])
-    with pytest.raises(ValueError, match="decides about block"):
-        _model("skipnet_ffgate1")
+        multipath_model(MODEL__MULTIPATH__SCALES=[1, 2, 1])
+    for policy in ("skipnet_ffgate1", "all_open"):
+        with pytest.raises(ValueError, match="decides about"):
+            multipath_model(policy)
     with pytest.raises(ValueError, match="needs MODEL.BACKBONE.NAME build_multipath_backbone"):
-        _model("all_open", MODEL__BACKBONE__NAME="build_gated_resnet_backbone")
-    model = _model()
+        multipath_model("all_open", MODEL__BACKBONE__NAME="build_gated_resnet_backbone")
+    model = multipath_model()
     with pytest.raises(ValueError, match="images of one size"):
-        model([*_batch(1), *_batch(1, 16)])
+        model([*batch_of(1), *batch_of(1, 16)])
     with EventStorage(), pytest.raises(ValueError, match="two images or more"):
-        model(_batch(1))
+        model(batch_of(1))
     with EventStorage(), pytest.raises(ValueError, match="the label of an image is 10"):
-        model([{**entry, "label": 10} for entry in _batch(2)])
+        model([{**entry, "label": 10} for entry in batch_of(2)])
     from dyn_d2.dynamic import Trace
     from dyn_d2.modeling.policy.paths import PathState
 
