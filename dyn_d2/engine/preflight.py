@@ -17,7 +17,9 @@ from dyn_d2.data.classification import check_labels, has_labels, require_files
 from dyn_d2.data.semantic import IGNORE, count_pixels
 from dyn_d2.evaluation import with_routes
 from dyn_d2.modeling.freeze import has_frozen_parts
+from dyn_d2.modeling.meta_arch import HierarchicalSegmentor
 from dyn_d2.modeling.reweighting import is_reweighted
+from dyn_d2.modeling.sem_seg import DSSPNHead
 from dyn_d2.utils.errors import UserError
 
 from detectron2.config import CfgNode
@@ -127,8 +129,8 @@ def head_classes(model: nn.Module) -> int | None:
 
 
 def _head_problems(cfg, model: nn.Module, classes: list[str]) -> list[str]:
-    if hasattr(model, "sem_seg_head"):  # the classes of label maps are another list, and may differ between data sets
-        return []
+    if hasattr(model, "sem_seg_head"):
+        return _label_set_problems(cfg, model)
     rows = head_classes(model)
     problems = []
     if rows is not None and classes and rows != len(classes):
@@ -143,6 +145,33 @@ def _head_problems(cfg, model: nn.Module, classes: list[str]) -> list[str]:
             differ = sorted(set(others) ^ set(classes))
             what = f"differ in {', '.join(differ[:10])}" if differ else "have another order"
             problems.append(f"the classes of {name} and {cfg.DATASETS.TRAIN[0]} {what}.")
+    return problems
+
+
+def _label_set_problems(cfg: CfgNode, model: nn.Module) -> list[str]:
+    """Data sets whose labels are not the classes of the segmentation head. One on a concept tree takes several lists of
+    labels, if it is told which one a batch has."""
+    if isinstance(model.sem_seg_head, DSSPNHead):
+        if isinstance(model, HierarchicalSegmentor) and cfg.DATALOADER.ONE_DATASET_PER_BATCH:
+            return []
+        try:
+            _ = model.sem_seg_head.plan
+        except ValueError as error:
+            return [str(error)]
+        return []
+    lists: dict[tuple[str, ...], list[str]] = {}  # classes -> the data sets that have them
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        classes = tuple(MetadataCatalog.get(name).get("stuff_classes", None) or ())
+        if classes:
+            lists.setdefault(classes, []).append(name)
+    rows = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    problems = [
+        f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {rows}, data set {names[0]} has {len(classes)} stuff_classes."
+        for classes, names in lists.items()
+        if len(classes) != rows
+    ]
+    if len(lists) > 1 and not problems:
+        problems.append(f"the stuff_classes of {' and '.join(names[0] for names in lists.values())} differ.")
     return problems
 
 
