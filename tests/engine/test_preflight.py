@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from dyn_d2.data.semantic.label_maps import write_label_map
 from dyn_d2.engine.hooks import DivergenceError
 from dyn_d2.engine.preflight import (
     PreflightError,
+    _evaluation_problems,
     _label_map_problems,
     _label_set_problems,
     check_files,
@@ -24,6 +26,7 @@ from dyn_d2.engine.setup import build_cfg
 from dyn_d2.engine.trainer import DynTrainer, evaluate
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
 
 FINETUNE = ["FEW_SHOT.STAGE", "finetune", "FEW_SHOT.METHOD", "tfa_cos", "FEW_SHOT.SHOTS", "1"]
@@ -146,6 +149,29 @@ def test_gated_classifier_passes_with_its_routes_and_wrong_class_count_is_named(
     trainer.resume_or_load(resume=False)
     with pytest.raises(PreflightError, match="predicts 12 classes.*has 10: set.*MODEL.IMAGE_CLASSIFIER.NUM_CLASSES"):
         check_trainer(trainer)
+
+
+def test_cityscapes_is_not_scored_on_the_few_images_of_the_dry_run(squares) -> None:
+    class WholeSplit(DatasetEvaluator):
+        images = 0
+
+        def process(self, inputs, outputs) -> None:
+            self.images += len(outputs)
+
+        def evaluate(self) -> dict:
+            raise FileNotFoundError("the whole split has to be evaluated")
+
+    cfg, evaluator = build_cfg("", dsspn_opts(squares, squares[:1])), WholeSplit()
+    trainer = SimpleNamespace(
+        cfg=cfg,
+        checkpointer=SimpleNamespace(model=build_model(cfg)),
+        build_test_loader=DynTrainer.build_test_loader,
+        build_evaluator=lambda *_: evaluator,
+    )
+    (problem,) = _evaluation_problems(trainer)
+    assert "the whole split" in problem
+    vars(MetadataCatalog.get(squares[0]))["evaluator_type"] = "cityscapes_sem_seg"
+    assert _evaluation_problems(trainer) == [] and evaluator.images == 4
 
 
 def test_label_sets_that_a_head_cannot_learn_are_found(squares) -> None:
