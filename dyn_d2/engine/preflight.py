@@ -17,7 +17,9 @@ from dyn_d2.data.classification import check_labels, has_labels, require_files
 from dyn_d2.data.semantic import IGNORE, count_pixels
 from dyn_d2.evaluation import with_routes
 from dyn_d2.modeling.freeze import has_frozen_parts
+from dyn_d2.modeling.meta_arch import HierarchicalSegmentor
 from dyn_d2.modeling.reweighting import is_reweighted
+from dyn_d2.modeling.sem_seg import DSSPNHead
 from dyn_d2.utils.errors import UserError
 
 from detectron2.config import CfgNode
@@ -32,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 FEW_SHOT_STAGES = ("novel", "finetune")
 DRY_RUN_IMAGES = 2
+WHOLE_SPLIT = ("cityscapes_instance", "cityscapes_sem_seg")  # evaluators that refuse to score a part of a data set
 READ_IMAGES = 1000  # of larger data sets the images are only looked for, not opened
 READ_MAPS = 200  # label maps of a data set, evenly spread
 
@@ -70,10 +73,12 @@ def _missing_files(name: str) -> Iterator[str]:
     metadata = MetadataCatalog.get(name)
     root = os.environ.get("DETECTRON2_DATASETS")
     where = f"DETECTRON2_DATASETS is {root}" if root else "DETECTRON2_DATASETS is not set, so ./datasets is searched"
+    command = metadata.get("prepare_command")
+    remedy = f" `{command}` prepares it; datasets/README.md says what to download." if command else ""
     for key in ("json_file", "image_root", "panoptic_root", "sem_seg_root", "dirname"):
         path = metadata.get(key)
         if path and "://" not in path and not os.path.exists(path):
-            yield f"data set {name}: {path} does not exist ({where})."
+            yield f"data set {name}: {path} does not exist ({where}).{remedy}"
     for source in metadata.get("sources", []):  # a few-shot set is cut from these
         if source != name:
             yield from _missing_files(source)
@@ -127,8 +132,8 @@ def head_classes(model: nn.Module) -> int | None:
 
 
 def _head_problems(cfg, model: nn.Module, classes: list[str]) -> list[str]:
-    if hasattr(model, "sem_seg_head"):  # the classes of label maps are another list, and may differ between data sets
-        return []
+    if hasattr(model, "sem_seg_head"):
+        return _label_set_problems(cfg, model)
     rows = head_classes(model)
     problems = []
     if rows is not None and classes and rows != len(classes):
@@ -143,6 +148,33 @@ def _head_problems(cfg, model: nn.Module, classes: list[str]) -> list[str]:
             differ = sorted(set(others) ^ set(classes))
             what = f"differ in {', '.join(differ[:10])}" if differ else "have another order"
             problems.append(f"the classes of {name} and {cfg.DATASETS.TRAIN[0]} {what}.")
+    return problems
+
+
+def _label_set_problems(cfg: CfgNode, model: nn.Module) -> list[str]:
+    """Data sets whose labels are not the classes of the segmentation head. One on a concept tree takes several lists of
+    labels, if it is told which one a batch has."""
+    if isinstance(model.sem_seg_head, DSSPNHead):
+        if isinstance(model, HierarchicalSegmentor) and cfg.DATALOADER.ONE_DATASET_PER_BATCH:
+            return []
+        try:
+            _ = model.sem_seg_head.plan
+        except ValueError as error:
+            return [str(error)]
+        return []
+    lists: dict[tuple[str, ...], list[str]] = {}  # classes -> the data sets that have them
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        classes = tuple(MetadataCatalog.get(name).get("stuff_classes", None) or ())
+        if classes:
+            lists.setdefault(classes, []).append(name)
+    rows = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    problems = [
+        f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {rows}, data set {names[0]} has {len(classes)} stuff_classes."
+        for classes, names in lists.items()
+        if len(classes) != rows
+    ]
+    if len(lists) > 1 and not problems:
+        problems.append(f"the stuff_classes of {' and '.join(names[0] for names in lists.values())} differ.")
     return problems
 
 
@@ -258,6 +290,8 @@ def _dry_run(trainer: DynTrainer, name: str) -> None:
                 evaluator.process(inputs, model(inputs))
         finally:
             model.train(training)
+        if MetadataCatalog.get(name).get("evaluator_type", None) in WHOLE_SPLIT:
+            return
         results = evaluator.evaluate()
     if comm.is_main_process() and not isinstance(results, dict):
         raise TypeError(f"the evaluator returned {type(results).__name__}, not a dict of results")

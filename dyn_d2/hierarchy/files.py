@@ -66,9 +66,14 @@ def _load(path: Path, name: str) -> Hierarchy:
 
 
 def _cut(content: dict[str, Any], path: Path, name: str) -> Hierarchy:
-    whole = content["cut_of"]
-    beside = path.parent / str(whole)
-    tree = load_hierarchy(beside if beside.is_file() else str(whole)).cut(*content["datasets"])
+    whole, datasets = content["cut_of"], content["datasets"]
+    if not isinstance(whole, str) or not isinstance(datasets, list) or not all(isinstance(d, str) for d in datasets):
+        raise HierarchyError(f"{name}: 'cut_of' has to name one tree, and 'datasets' is a list, as in [ade20k].")
+    beside = path.parent / whole
+    try:
+        tree = load_hierarchy(beside if beside.is_file() else whole).cut(*datasets)
+    except RecursionError:
+        raise HierarchyError(f"{name} is a cut of itself, by way of {whole!r}: name a tree with concepts.") from None
     tree.name = name
     return tree
 
@@ -87,8 +92,10 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise HierarchyError(f"{self.name}, line {line}: a name was expected, not a list or mapping.")
             if key.value in seen:
-                line = key.start_mark.line + 1
                 raise HierarchyError(f"{self.name}, line {line}: {key.value!r} is mapped twice; keep one of the lines.")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -98,7 +105,7 @@ def _read(path: Path, name: str) -> dict[str, Any]:
     with open(path, encoding="utf-8") as file:
         try:
             content = yaml.load(file, _Loader)  # a SafeLoader
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise HierarchyError(f"{name} is no yaml: {error}") from error
     if not isinstance(content, dict):
         raise HierarchyError(f"{name} is no mapping with 'concepts' and 'datasets'.")
@@ -113,10 +120,10 @@ def _check_types(concepts: Any, datasets: Any, name: str) -> None:
         if not isinstance(below, list) or not all(isinstance(child, str) and child for child in below):
             raise HierarchyError(f"{name}: the children of {concept!r} are no list of names.")
     for dataset, labels in datasets.items():
-        if not isinstance(labels, dict):
+        if not isinstance(labels, dict) or not labels:
             raise HierarchyError(f"{name}: the labels of {dataset!r} are no mapping from label to concept.")
         for label, concept in labels.items():
             if isinstance(concept, list):
                 raise HierarchyError(f"{name}: label {label!r} of {dataset} is mapped more than once: {concept}.")
-            if not concept:
+            if not concept or not isinstance(concept, str):
                 raise HierarchyError(f"{name}: label {label!r} of {dataset} is not mapped to a concept.")

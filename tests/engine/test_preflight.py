@@ -2,21 +2,32 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from semantic_sets import dsspn_opts
 from tiny_detection import tiny_opts, write_boxes
 
 from dyn_d2.checkpoint import CheckpointError
 from dyn_d2.checkpoint.surgery import Source, operate, save
 from dyn_d2.data.semantic.label_maps import write_label_map
 from dyn_d2.engine.hooks import DivergenceError
-from dyn_d2.engine.preflight import PreflightError, _label_map_problems, check_files, check_trainer
+from dyn_d2.engine.preflight import (
+    PreflightError,
+    _evaluation_problems,
+    _label_map_problems,
+    _label_set_problems,
+    check_files,
+    check_trainer,
+)
 from dyn_d2.engine.setup import build_cfg
 from dyn_d2.engine.trainer import DynTrainer, evaluate
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling import build_model
 
 FINETUNE = ["FEW_SHOT.STAGE", "finetune", "FEW_SHOT.METHOD", "tfa_cos", "FEW_SHOT.SHOTS", "1"]
 
@@ -138,6 +149,48 @@ def test_gated_classifier_passes_with_its_routes_and_wrong_class_count_is_named(
     trainer.resume_or_load(resume=False)
     with pytest.raises(PreflightError, match="predicts 12 classes.*has 10: set.*MODEL.IMAGE_CLASSIFIER.NUM_CLASSES"):
         check_trainer(trainer)
+
+
+def test_cityscapes_is_not_scored_on_the_few_images_of_the_dry_run(squares) -> None:
+    class WholeSplit(DatasetEvaluator):
+        images = 0
+
+        def process(self, inputs, outputs) -> None:
+            self.images += len(outputs)
+
+        def evaluate(self) -> dict:
+            raise FileNotFoundError("the whole split has to be evaluated")
+
+    cfg, evaluator = build_cfg("", dsspn_opts(squares, squares[:1])), WholeSplit()
+    trainer = SimpleNamespace(
+        cfg=cfg,
+        checkpointer=SimpleNamespace(model=build_model(cfg)),
+        build_test_loader=DynTrainer.build_test_loader,
+        build_evaluator=lambda *_: evaluator,
+    )
+    (problem,) = _evaluation_problems(trainer)
+    assert "the whole split" in problem
+    vars(MetadataCatalog.get(squares[0]))["evaluator_type"] = "cityscapes_sem_seg"
+    assert _evaluation_problems(trainer) == [] and evaluator.images == 4
+
+
+def test_label_sets_that_a_head_cannot_learn_are_found(squares) -> None:
+    def problems(names, **more) -> list[str]:
+        cfg = build_cfg("", dsspn_opts(names, names[:1], **more))
+        return _label_set_problems(cfg, build_model(cfg))
+
+    assert problems(squares) == problems(squares[:1], DATALOADER__ONE_DATASET_PER_BATCH=False) == []
+    (problem,) = problems(squares, DATALOADER__ONE_DATASET_PER_BATCH=False)
+    assert "squares_digits, squares_places have different labels" in problem and "ONE_DATASET_PER_BATCH" in problem
+    flat = {"MODEL__META_ARCHITECTURE": "SemanticSegmentor", "MODEL__SEM_SEG_HEAD__NAME": "SemSegFPNHead"}
+    assert problems(squares[:1], MODEL__SEM_SEG_HEAD__NUM_CLASSES=12, **flat) == []
+    (problem,) = problems(squares[:1], MODEL__SEM_SEG_HEAD__NUM_CLASSES=17, **flat)
+    assert problem == "MODEL.SEM_SEG_HEAD.NUM_CLASSES is 17, data set squares_digits has 12 stuff_classes."
+    (problem,) = problems(squares, MODEL__SEM_SEG_HEAD__NUM_CLASSES=12, **flat)
+    assert problem.endswith("is 12, data set squares_places has 8 stuff_classes.")
+    MetadataCatalog.get(squares[1]).stuff_classes[:] = reversed(MetadataCatalog.get(squares[0]).stuff_classes)
+    (problem,) = problems(squares, MODEL__SEM_SEG_HEAD__NUM_CLASSES=12, **flat)
+    assert problem == "the stuff_classes of squares_digits and squares_places differ."
 
 
 def test_label_maps_with_unknown_values_are_found(base, tmp_path) -> None:

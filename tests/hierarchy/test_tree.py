@@ -127,6 +127,12 @@ def test_file_round_trip_and_cut_of_another_file(tmp_path):
         ("nodes: {a: [b]}", r"the keys \['nodes'\]"),
         ("- a", "no mapping with"),
         ("a: [", "no yaml"),
+        ("concepts: {? [a] : [b]}", "line 1: a name was expected"),
+        ("concepts: {a: [b]}\ndatasets: {d: {x: {y: b}}}", "'x' of d is not mapped"),
+        ("concepts: {a: [b]}\ndatasets: {d: {}}", "labels of 'd' are no mapping"),
+        ("cut_of: universal\ndatasets: ade20k", "'datasets' is a list"),
+        ("cut_of: [universal]\ndatasets: [ade20k]", "'cut_of' has to name one tree"),
+        ("cut_of: tree.yaml\ndatasets: [d]", "is a cut of itself, by way of 'tree.yaml'"),
     ],
 )
 def test_wrong_files(tmp_path, text, message):
@@ -134,6 +140,12 @@ def test_wrong_files(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(HierarchyError, match=message):
         load_hierarchy(path)
+
+
+def test_a_file_that_is_no_text(tmp_path):
+    (tmp_path / "tree.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(HierarchyError, match="no yaml"):
+        load_hierarchy(tmp_path / "tree.yaml")
 
 
 def test_names_that_yaml_would_take_for_something_else(tmp_path):
