@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Fit a DSSPN checkpoint to another concept tree, by concept name: add and prune concepts, keep the rest bit by bit.
 
-    tools/concept_surgery.py --config-file configs/DSSPN/universal.yaml --checkpoint output/dsspn/model_final.pth \
+    tools/concept_surgery.py --config-file configs/DSSPN/universal.yaml --checkpoint output/universal/model_final.pth \
         --output output/initial.pth MODEL.DSSPN.TREE my_tree.yaml
 
 The config names the new tree and data sets. The result goes into the next training as MODEL.WEIGHTS.

@@ -28,7 +28,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dataset", metavar="NAME", help="a registered semantic segmentation set to check")
     parser.add_argument("--label-set", metavar="NAME", help="its labels in the tree; default: as its metadata says")
     parser.add_argument("--images", type=int, default=0, metavar="N", help="read N label maps only, evenly spread")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.images < 0:
+        parser.error("--images is a number from 0 (all) on")
+    return args
 
 
 def check_dataset(tree: Hierarchy, dataset: str, label_set: str, images: int) -> dict[str, int]:
@@ -39,7 +42,9 @@ def check_dataset(tree: Hierarchy, dataset: str, label_set: str, images: int) ->
         ValueError: a label map holds something else than classes and the ignore label, or no class at all.
     """
     metadata = MetadataCatalog.get(dataset)
-    classes = list(metadata.stuff_classes)
+    classes = list(metadata.get("stuff_classes", None) or ())
+    if not classes:
+        raise ValueError(f"{dataset} has no stuff_classes: only sets with label maps can be checked.")
     tree.check_labels(label_set, classes)
     records = DatasetCatalog.get(dataset)
     if images:

@@ -2,7 +2,8 @@
 
 All parameters of the head are named after concepts, so what both trees have keeps its values bit by bit. A new child of
 a neuron gets a random classifier, a new neuron random layers, and a concept that is put between a neuron and its
-ancestors enters that neuron with weights of 0: what the old neurons compute does not change.
+ancestors enters that neuron with weights of 0: what the old neurons compute does not change. (With BLOCK "sum" it does:
+the weights of the sum are shared by all ancestors.)
 """
 
 from dataclasses import dataclass, field
@@ -89,6 +90,11 @@ def _new(head: DSSPNHead, name: str, wanted: Tensor, old: dict[str, Tensor], see
     if part != "neurons" or (neuron_is_old and not layer.startswith(("reduce.<", "classify."))):
         raise CheckpointError(f"{HEAD}{name} is not in the checkpoint: MODEL.DSSPN.BLOCK has to be the same.")
     if neuron_is_old and layer.startswith("reduce."):
+        if not any(f"{HEAD}neurons.{key}.reduce.{source}.weight" in old for source in head.neurons[key].reduce):
+            raise CheckpointError(
+                f"in the new tree the neuron of {key[1:-1]!r} reads none of the features that it was trained on: with "
+                "MODEL.DSSPN.BLOCK parent no concept can be put directly above a neuron, or taken away there."
+            )
         return torch.zeros_like(wanted)
     std = head.neurons[key].initial_std(layer)
     generator = torch.Generator().manual_seed(derive_seed(seed, "concepts", name))

@@ -88,6 +88,8 @@ def test_what_does_not_fit_is_named():
         fit_concepts(old, _head(OLD, width=6))
     with pytest.raises(CheckpointError, match="BLOCK has to be the same"):
         fit_concepts(old, _head(OLD, block="sum"))
+    with pytest.raises(CheckpointError, match="'animal' reads none .*BLOCK parent"):
+        fit_concepts(_checkpoint(_head(OLD, block="parent")), _head(BETWEEN, block="parent"))
     with pytest.raises(CheckpointError, match="holds no DSSPN"):
         fit_concepts({"model": {"backbone.weight": torch.zeros(1)}}, _head(OLD))
 

@@ -43,7 +43,7 @@ def test_universal_tree_has_the_shape_of_the_papers():
     tree = load_hierarchy("universal")
     assert {name: len(tree.labels(name)) for name in tree.datasets} == COUNTS
     papers = tree.cut(*PAPERS_SETS)
-    assert len(papers.concepts) - 1 == 359  # "359 concepts" (DSSPN sec. 4.2) beside the root
+    assert len(papers.concepts) - 1 == 359  # "359 concepts" (DSSPN sec. 4.1) beside the root
     assert set(tree.concepts) - set(papers.concepts) == {"bedclothes"}  # Pascal-Context's own
     assert tree.max_depth == 5
     supers = [name for name in tree.concepts if tree.depth(name) == 3]

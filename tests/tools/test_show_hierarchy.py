@@ -76,6 +76,10 @@ def test_misfits_are_told(dataset):
     del MetadataCatalog.get(NAME).label_set
     with pytest.raises(ValueError, match="add --label-set, one of sea, shop"):
         main([tree, "--dataset", NAME])
+    with pytest.raises(ValueError, match="digits_train has no stuff_classes"):
+        main([tree, "--dataset", "digits_train", "--label-set", "sea"])
+    with pytest.raises(SystemExit):
+        main([tree, "--dataset", NAME, "--images", "-1"])
 
 
 def test_a_broken_tree_ends_with_one_message(tmp_path):

@@ -15,9 +15,9 @@ TRANSITION, ANCESTORS = "transition", "ancestors"  # sources of a neuron that ar
 
 
 def key_of(concept: str) -> str:
-    """Name of a concept's module. The brackets keep a concept named "train" from hiding the method of that name, and
-    module names have no dots."""
-    return f"<{concept.replace('.', '_')}>"
+    """Name of a concept's module. The brackets keep a concept named "train" from hiding the method of that name. Module
+    names have no dots, which become "%2e"."""
+    return f"<{concept.replace('%', '%25').replace('.', '%2e')}>"
 
 
 def source_key(source: str) -> str:

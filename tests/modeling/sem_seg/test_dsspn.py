@@ -352,6 +352,14 @@ def test_levels_are_the_concepts_on_the_way():
     assert levels.dtype == torch.int16
 
 
+def test_every_concept_has_a_module_of_its_own():
+    tree = Hierarchy({"all": ["st. bernard", "st_ bernard", "st%2e bernard"]})
+    head = DSSPNHead(
+        {"p2": ShapeSpec(channels=3, stride=4)}, tree=tree, labels={"a": list(tree.leaves)}, train_sets=["a"]
+    )
+    assert len(head.neuron("all").classify) == 3 and not any("." in key_of(name) for name in tree.concepts)
+
+
 def test_number_of_parameters():
     """Table 6, in megabytes of float32: 217.3 for R-101 with DSSPN, which without a classifier has 42.5 million
     parameters. That leaves 11.8 million for the head: 28 neurons of our widths. (The paper's tree is not published.)"""
