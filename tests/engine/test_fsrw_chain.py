@@ -63,7 +63,7 @@ def test_stages_share_the_base_and_need_no_surgery(trained) -> None:
     assert all(tensor.shape == last["model"][name].shape for name, tensor in first["model"].items())
     vectors = ClassVectors.load(folder / FILE)
     assert vectors.classes == list(CLASSES) and [len(found) for found in vectors.samples] == [2] * 4
-    (shots,) = map(ShotSet.load, (folder / "few_shot").glob("*.json"))
+    (shots,) = map(ShotSet.load, (folder / "few_shot").glob("*_train.json"))
     for name, found in zip(vectors.classes, vectors.supports, strict=True):
         assert set(found) == {f"{drawn.image}/{drawn.annotation}" for drawn in shots.objects[name]}
     metrics = json.loads((folder / "results.json").read_text())["metrics"]
