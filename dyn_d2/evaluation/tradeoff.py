@@ -235,9 +235,9 @@ def device_name(model: nn.Module) -> str:
     return torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu"
 
 
-def _cost(record: Mapping[str, Any]) -> tuple[float, float]:
-    """Executed multiply-adds of a record in 1e9, of the whole model where they are known, and percent of the dense."""
-    routes = record["routes"]
+def executed_cost(routes: Mapping[str, float]) -> tuple[float, float]:
+    """Multiply-adds that an image executed on average, in 1e9, and percent of the dense network's: of the whole model
+    where that was counted (``flat_metrics``), else of the gated network."""
     if "GFLOPs_whole_model" not in routes:
         return routes["GFLOPs"], routes["executed_percent"]
     executed = routes["GFLOPs_whole_model"]
@@ -254,7 +254,7 @@ def table(records: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str
     rows = [
         [
             names[r["weights"]], r["point"], f"{r['metric']['value']:.2f}",
-            f"{_cost(r)[0]:.4g}", f"{_cost(r)[1]:.1f}",
+            f"{executed_cost(r['routes'])[0]:.4g}", f"{executed_cost(r['routes'])[1]:.1f}",
             *(f"{r['milliseconds'][b]['median']:.2f} ({r['milliseconds'][b]['p90']:.2f})" for b in batches),
         ]
         for r in records
@@ -269,8 +269,8 @@ def draw(records: Sequence[Mapping[str, Any]], names: Mapping[str, str], path: s
     batches = list(records[0]["milliseconds"])
     figure = Figure(figsize=(4.4 * (1 + len(batches)), 4.2), layout="constrained")
     axes = figure.subplots(1, 1 + len(batches), sharey=True)
-    size, letter = (1, "G") if max(_cost(r)[0] for r in records) >= 0.1 else (1000, "M")
-    _panel(axes[0], records, names, lambda r: size * _cost(r)[0])
+    size, letter = (1, "G") if max(executed_cost(r["routes"])[0] for r in records) >= 0.1 else (1000, "M")
+    _panel(axes[0], records, names, lambda r: size * executed_cost(r["routes"])[0])
     axes[0].set(xlabel=f"executed multiply-adds ({letter})", ylabel=records[0]["metric"]["name"])
     for axis, batch in zip(axes[1:], batches, strict=True):
         _panel(axis, records, names, lambda r, b=batch: r["milliseconds"][b]["median"])
