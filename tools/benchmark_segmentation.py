@@ -54,6 +54,7 @@ from dyn_d2.modeling.sem_seg.pmn_head import AtrousPyramid
 from dyn_d2.ops.packed_conv import PackedConv
 from dyn_d2.ops.region_conv import Region, RegionMatrix, map_rows, region_conv, to_map
 from dyn_d2.utils.atomic import write_json
+from dyn_d2.utils.errors import run_tool
 from dyn_d2.utils.measure import describe_machine, peak_memory, realised, time_call, turns
 
 from detectron2.config import get_cfg
@@ -349,7 +350,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--share", nargs="+", type=float, default=[0.1, 0.25, 0.5, 1.0], help="of the pixels")
     parser.add_argument("--size", type=int, help="height and width of the maps; default: 65, DSSPN 24 (192 pixels)")
     parser.add_argument("--batch", type=int, help="images; default: 1, DSSPN 4")
-    parser.add_argument("--labels", default="leaves", help="of DSSPN: a data set of the universal tree, or its leaves")
+    labels = ["leaves", *load_hierarchy("universal").datasets]
+    parser.add_argument("--labels", default="leaves", choices=labels, help="of DSSPN: a data set of the universal tree")
     parser.add_argument("--depth", type=int, default=50, help="of the ResNet")
     parser.add_argument("--train", action="store_true", help="forward and backward")
     parser.add_argument("--rounds", type=int, default=10)
@@ -390,4 +392,4 @@ def _row(numbers: dict) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -1,20 +1,31 @@
 #!/usr/bin/env python3
-"""Detect objects in images with nothing but a checkpoint of dyn_d2, which carries its config and class names.
+"""Detect objects in images, or segment them, with nothing but a checkpoint of dyn_d2, which carries its config and
+class names.
 
     python tools/demo.py --weights output/model_final.pth --output pictures image1.jpg image2.jpg
 
 Writes a picture an image and all detections as detections.json. Where no detection reaches the threshold, the best
 ones are shown with their scores.
+
+For a semantic segmentor the pictures show the classes of the pixels, at each depth of the concept tree where there is
+one (DSSPN), and the stages that settled them (Layer Cascade); detections.json has the percent of the pixels of each.
+Labels are those of the first set in DATASETS.TEST; a model of several sets predicts another one's after
+--opts DATASETS.TEST "('NAME',)".
 """
 
 import argparse
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from dyn_d2.engine.predictor import Predictor
+from dyn_d2.engine.predictor import Predictor, Segmenter, load_predictor
 from dyn_d2.evaluation.boxes_on_image import best_of, labels_of, picture, picture_names
+from dyn_d2.evaluation.label_figures import draw_label_maps
 from dyn_d2.utils.atomic import atomic_write, write_json
 from dyn_d2.utils.errors import UserError, run_tool
 
@@ -34,9 +45,27 @@ def _as_json(found: Instances, classes: list[str]) -> list[dict]:
     ]
 
 
-def run(predictor: Predictor, images: list[str], output: Path, threshold: float, top: int) -> list[str]:
-    """Detect in each image, write pictures and detections.json into ``output``; returns the unreadable images."""
-    found_by_file: dict[str, list[dict]] = {}
+def detect(predictor: Predictor, image: np.ndarray, threshold: float, top: int) -> tuple[Figure, str, list[dict]]:
+    """The picture of an image, what it shows in words, and all detections."""
+    found = predictor(image)
+    shown, words = best_of(found, threshold, top)
+    labels = labels_of(shown, predictor.classes)
+    masks = np.asarray(shown.pred_masks) if shown.has("pred_masks") else None
+    figure = picture(image, shown.pred_boxes.tensor.numpy(), labels, shown.pred_classes.tolist(), masks=masks)
+    return figure, f"{words}: {', '.join(labels[:10]) or '-'}", _as_json(found, predictor.classes)
+
+
+def segment(segmenter: Segmenter, image: np.ndarray) -> tuple[Figure, str, dict[str, dict[str, float]]]:
+    """The same for label maps; in place of detections, map -> label -> percent of the pixels."""
+    maps = segmenter(image)
+    shares = {labels.title: labels.shares() for labels in maps}
+    words = ", ".join(f"{name} {share:.1f} %" for name, share in list(shares["classes"].items())[:10])
+    return draw_label_maps(image, maps), words, shares
+
+
+def run(show: Callable[[np.ndarray], tuple[Figure, str, Any]], images: list[str], output: Path) -> list[str]:
+    """Show what is in each image, write pictures and detections.json into ``output``; returns the unreadable images."""
+    found_by_file: dict[str, Any] = {}
     unreadable = []
     for number, (file, name) in enumerate(zip(images, picture_names(images), strict=True), 1):
         try:
@@ -45,15 +74,10 @@ def run(predictor: Predictor, images: list[str], output: Path, threshold: float,
             logger.error("%s cannot be read: %s", file, error)
             unreadable.append(file)
             continue
-        found = predictor(image)
-        shown, words = best_of(found, threshold, top)
-        labels = labels_of(shown, predictor.classes)
-        logger.info("%d/%d %s: %s: %s", number, len(images), file, words, ", ".join(labels[:10]) or "-")
-        masks = np.asarray(shown.pred_masks) if shown.has("pred_masks") else None
-        figure = picture(image, shown.pred_boxes.tensor.numpy(), labels, shown.pred_classes.tolist(), masks=masks)
+        figure, words, found_by_file[file] = show(image)
+        logger.info("%d/%d %s: %s", number, len(images), file, words)
         with atomic_write(output / name, "wb") as handle:
             figure.savefig(handle, format="png")
-        found_by_file[file] = _as_json(found, predictor.classes)
     write_json(output / "detections.json", found_by_file)
     return unreadable
 
@@ -64,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--weights", required=True, help="a checkpoint")
     parser.add_argument("--config-file", default="", help="only for checkpoints that dyn_d2 did not write")
     parser.add_argument("--output", default="output/detections", help="folder for the pictures and detections.json")
-    parser.add_argument("--threshold", type=float, default=0.5, help="least score that is drawn")
+    parser.add_argument("--threshold", type=float, default=0.5, help="least score of detections that are drawn")
     parser.add_argument("--top", type=int, default=5, help="how many to draw where none reaches the threshold")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs that change the config")
     args = parser.parse_args(argv)
@@ -72,8 +96,12 @@ def main(argv: list[str] | None = None) -> int:
     missing = [file for file in args.images if not Path(file).is_file()]
     if missing:
         raise FileNotFoundError(f"no such image: {', '.join(missing)}")
-    predictor = Predictor.load(args.weights, args.config_file, args.opts)
-    unreadable = run(predictor, args.images, Path(args.output), args.threshold, args.top)
+    predictor = load_predictor(args.weights, args.config_file, args.opts)
+    if isinstance(predictor, Segmenter):
+        show = partial(segment, predictor)
+    else:
+        show = partial(detect, predictor, threshold=args.threshold, top=args.top)
+    unreadable = run(show, args.images, Path(args.output))
     print(f"pictures and detections.json are in {args.output}")
     if unreadable:
         raise UserError(f"{len(unreadable)} of {len(args.images)} images are unreadable: {', '.join(unreadable)}")

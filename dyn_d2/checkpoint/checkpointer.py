@@ -60,6 +60,7 @@ def describe(cfg) -> dict[str, Any]:
     metadata = MetadataCatalog.get(names[0]) if names else None
     return {
         "classes": list(metadata.get("thing_classes", [])) if metadata else [],
+        "stuff_classes": list(metadata.get("stuff_classes", [])) if metadata else [],
         "base_classes": list(metadata.get("base_classes", [])) if metadata else [],
         "novel_classes": list(metadata.get("novel_classes", [])) if metadata else [],
         "stage": cfg.FEW_SHOT.STAGE if cfg.FEW_SHOT.BENCHMARK else "",

@@ -1,4 +1,4 @@
-"""A trained model for single images, from nothing but its checkpoint."""
+"""A trained model for single images, from nothing but its checkpoint: a detector or a semantic segmentor."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,12 +11,14 @@ from torch import nn
 
 from dyn_d2.checkpoint import CheckpointError, DynCheckpointer, read_checkpoint
 from dyn_d2.config import add_dyn_d2_config
+from dyn_d2.evaluation.label_figures import LabelMap, label_maps
+from dyn_d2.evaluation.layer_cascade import stages_of_pixels
 from dyn_d2.modeling.reweighting import is_reweighted
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
-from detectron2.modeling import build_model
+from detectron2.modeling import SemanticSegmentor, build_model
 from detectron2.structures import Instances
 
 from .class_vectors import read_vectors
@@ -26,7 +28,7 @@ from .setup import read_cfg
 
 @dataclass
 class Predictor:
-    """A model in evaluation mode with the config and the class names that its checkpoint carries.
+    """A detector in evaluation mode with the config and the class names that its checkpoint carries.
 
     No data set has to be registered: names come from the checkpoint.
 
@@ -52,7 +54,10 @@ class Predictor:
             CheckpointError: unreadable; without a config and none is given; or it does not hold the whole model.
             KeyError: ``opts`` or the config have keys that do not exist.
         """
-        cfg, model, described = load_model(weights, config_file, opts)
+        return cls._of(weights, *load_model(weights, config_file, opts))
+
+    @classmethod
+    def _of(cls, weights: str, cfg: CfgNode, model: nn.Module, described: dict[str, Any]) -> "Predictor":
         names = list(described.get("classes", ()))
         if is_reweighted(model):
             if not cfg.MODEL.REWEIGHTING.VECTORS:
@@ -81,18 +86,60 @@ class Predictor:
         Returns:
             Instances on the CPU, in the frame of ``image``, best first.
         """
-        height, width = image.shape[:2]
-        ordered = image if self.cfg.INPUT.FORMAT == "RGB" else image[:, :, ::-1]
-        resize = T.ResizeShortestEdge([self.cfg.INPUT.MIN_SIZE_TEST] * 2, self.cfg.INPUT.MAX_SIZE_TEST)
-        resized = resize.get_transform(ordered).apply_image(np.ascontiguousarray(ordered))
-        tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1), dtype=np.float32))
-        inputs = [{"image": tensor, "height": height, "width": width}]
+        inputs = [_as_input(self.cfg, image)]
         found = self.model(inputs)[0]["instances"]
         if not len(found):
             with any_score(self.model):
                 found = self.model(inputs)[0]["instances"]
         found = found.to("cpu")
         return found[found.scores.argsort(descending=True)]
+
+
+@dataclass
+class Segmenter:
+    """A semantic segmentor in evaluation mode.
+
+    Attributes:
+        dataset: whose labels are predicted: the first of DATASETS.TEST, or else of DATASETS.TRAIN.
+        stuff_classes: what its checkpoint names them, where the data set is not registered.
+    """
+
+    cfg: CfgNode
+    model: SemanticSegmentor
+    dataset: str | None
+    stuff_classes: list[str]
+
+    @torch.no_grad()
+    def __call__(self, image: np.ndarray) -> list[LabelMap]:
+        """The maps of :func:`label_maps`, of the size of ``image``, (H, W, 3) uint8, RGB."""
+        inputs = _as_input(self.cfg, image) | {"dataset": self.dataset}
+        output = self.model([inputs])[0]
+        if "settled_by" in output:
+            size = inputs["image"].shape[-2:]
+            output["settled_by"] = stages_of_pixels(output["settled_by"], size, image.shape[:2])
+        count = len(output["sem_seg"])
+        classes, colours = self._names_and_colours(count)
+        if "levels" not in output:
+            return label_maps(output, classes, colours)
+        head = self.model.sem_seg_head
+        with head.labels_of(self.dataset):
+            return label_maps(output, classes, colours, head.tree, head.plan.concepts)
+
+    def _names_and_colours(self, count: int) -> tuple[list[str], list[Any]]:
+        metadata = MetadataCatalog.get(self.dataset) if self.dataset else {}
+        known = list(metadata.get("stuff_classes", None) or self.stuff_classes)
+        colours = [tuple(np.divide(colour, 255)) for colour in metadata.get("stuff_colors", None) or ()]
+        fits = len(known) == count
+        return known if fits else [f"class {i}" for i in range(count)], colours if len(colours) == count else []
+
+
+def load_predictor(weights: str, config_file: str = "", opts: Iterable[str] = ()) -> Predictor | Segmenter:
+    """What the checkpoint holds. Arguments and errors are those of ``Predictor.load``."""
+    cfg, model, described = load_model(weights, config_file, opts)
+    if not isinstance(model, SemanticSegmentor):
+        return Predictor._of(weights, cfg, model, described)
+    sets = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
+    return Segmenter(cfg, model, sets[0] if sets else None, list(described.get("stuff_classes", ())))
 
 
 def load_model(
@@ -122,6 +169,16 @@ def load_model(
     model = build_model(cfg).eval()
     DynCheckpointer(model).load(weights, checkpointables=[], strict=True)
     return cfg, model, described
+
+
+def _as_input(cfg: CfgNode, image: np.ndarray) -> dict[str, Any]:
+    """What models take, of an image (H, W, 3) uint8, RGB."""
+    height, width = image.shape[:2]
+    ordered = image if cfg.INPUT.FORMAT == "RGB" else image[:, :, ::-1]
+    resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+    resized = resize.get_transform(ordered).apply_image(np.ascontiguousarray(ordered))
+    tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1), dtype=np.float32))
+    return {"image": tensor, "height": height, "width": width}
 
 
 def _names_from_catalog(cfg: CfgNode, rows: int) -> list[str]:

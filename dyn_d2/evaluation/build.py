@@ -59,6 +59,8 @@ _BUILDERS = {
 }
 # Detectron2 tags some sets with a type that needs two evaluators.
 _COMBINED = {"coco_panoptic_seg": ("sem_seg", "coco")}
+# Their files are not named after the set: coco_instances_results.json, sem_seg_predictions.json and others.
+_UNNAMED_FILES = {"coco", "lvis", "sem_seg"}
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
@@ -67,6 +69,9 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
     Sets with ``base_classes`` in their metadata get base and novel AP as well; those in COCO's format, where a model
     with masks was trained on the masks of some classes, AP of the classes with and without; and models that output
     shape activations how good these are. Sets with labels on a concept tree get the scores at each level.
+
+    Detectron2's evaluators write files of the same names for every set; where DATASETS.TEST has several, each set's lie
+    in a folder of its own, named after it.
 
     Args:
         output_folder: where predictions are written; OUTPUT_DIR/inference when None.
@@ -86,8 +91,10 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
         )
     by_masks = mask_groups(cfg, metadata)
     few_shot = few_shot_groups(metadata)
-    evaluators = [_BUILDERS[k](cfg, dataset_name, folder, few_shot | by_masks if k == "coco" else few_shot)
-                  for k in kinds]  # fmt: skip
+    evaluators = []
+    for k in kinds:
+        own = os.path.join(folder, dataset_name) if k in _UNNAMED_FILES and len(cfg.DATASETS.TEST) > 1 else folder
+        evaluators.append(_BUILDERS[k](cfg, dataset_name, own, few_shot | by_masks if k == "coco" else few_shot))
     if {"sem_seg", "cityscapes_sem_seg"} & set(kinds) and metadata.get("hierarchy", None):
         evaluators.append(ConceptLevelEvaluator(dataset_name, folder))
     if cfg.MODEL.MASK_ON and cfg.MODEL.SHAPE_PROP.OUTPUT_MAPS:

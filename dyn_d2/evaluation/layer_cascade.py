@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -46,21 +47,13 @@ class LayerCascadeEvaluator(DatasetEvaluator):
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         for record, output in zip(inputs, outputs, strict=True):
             truth = torch.as_tensor(load_image_into_numpy_array(self._truth[record["file_name"]], dtype=np.int64))
-            stage = self._enlarged(output["settled_by"].cpu(), record, truth.shape)
+            stage = stages_of_pixels(output["settled_by"].cpu(), record["image"].shape[-2:], truth.shape)
             labelled = truth != self._ignore
             truth, stage = truth[labelled], stage[labelled]
             right = output["sem_seg"].argmax(0).cpu()[labelled] == truth
             places = stage * len(self._classes) + truth
             for table, chosen in ((self._pixels, places), (self._right, places[right])):
                 table += torch.bincount(chosen, minlength=table.size).numpy().reshape(table.shape)
-
-    @staticmethod
-    def _enlarged(stages: torch.Tensor, record: dict[str, Any], size: tuple[int, int]) -> torch.Tensor:
-        """(height, width) int64 of the label map, from the map of stride 8 over the image as it went in."""
-        stages = stages.repeat_interleave(STRIDE, 0).repeat_interleave(STRIDE, 1)
-        height, width = record["image"].shape[-2:]
-        stages = stages[None, None, :height, :width].float()
-        return F.interpolate(stages, size=tuple(size), mode="nearest")[0, 0].long()
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         tables = comm.gather((self._pixels, self._right))
@@ -83,6 +76,18 @@ class LayerCascadeEvaluator(DatasetEvaluator):
             write_json(os.path.join(self._folder, f"{self._name}_stages.json"), content)
         logger.info(", ".join(f"{key} {value:.2f}" for key, value in results.items()))
         return {"layer_cascade": results}
+
+
+def stages_of_pixels(stages: torch.Tensor, input_size: Sequence[int], size: Sequence[int]) -> torch.Tensor:
+    """(height, width) int64: the stage that settled each pixel of an image.
+
+    Args:
+        stages: (h, w) "settled_by", of stride 8 over the image as it went in.
+        input_size, size: (height, width) as it went in, and as it is.
+    """
+    stages = stages.repeat_interleave(STRIDE, 0).repeat_interleave(STRIDE, 1)
+    stages = stages[None, None, : input_size[0], : input_size[1]].float()
+    return F.interpolate(stages, size=tuple(size), mode="nearest")[0, 0].long()
 
 
 def _percent(part: int, whole: int) -> float:

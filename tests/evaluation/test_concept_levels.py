@@ -126,7 +126,8 @@ def test_build_evaluator_puts_both_side_by_side(images, metadata, tmp_path):
     evaluator.process(*images)
     results = evaluator.evaluate()
     assert results["sem_seg"]["mIoU"] == pytest.approx(results["levels"]["mIoU"])
-    assert os.path.isfile(tmp_path / "inference" / f"{NAME}_levels.json")
+    for file in (f"{NAME}_levels.json", "sem_seg_predictions.json"):
+        assert os.path.isfile(tmp_path / "inference" / file)
 
 
 def _evaluate_half(rank: int, folder: str, records: list, metadata: dict, outputs: list) -> dict | None:

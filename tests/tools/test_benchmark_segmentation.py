@@ -95,3 +95,9 @@ def test_nothing_to_measure_is_said(tool, capsys):
     with pytest.raises(SystemExit):
         tool.main(["--share", "0"])
     assert "--share" in capsys.readouterr().err
+
+
+def test_unknown_labels_are_one_message_before_anything_runs(tool, capsys):
+    with pytest.raises(SystemExit):
+        tool.main(["--labels", "nope"])
+    assert "invalid choice: 'nope'" in capsys.readouterr().err

@@ -29,7 +29,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 
 from .label_plan import LabelPlan, neurons_above, tree_neurons
 from .neuron_loss import neuron_loss
-from .neurons import ANCESTORS, TRANSITION, SemanticNeuron, Transition, key_of
+from .neurons import ANCESTORS, TRANSITION, SemanticNeuron, Transition, check_names, key_of
 from .region_inference import classify_regions
 from .tree_labels import concepts_of_labels
 
@@ -97,7 +97,7 @@ class DSSPNHead(nn.Module):
             ignore_value: label of pixels that do not count.
 
         Raises:
-            ValueError: no feature, features of different width, or an option that does not exist.
+            ValueError: no feature, features of different width, an option that does not exist, or ``check_names``.
         """
         super().__init__()
         if not input_shape:
@@ -116,6 +116,7 @@ class DSSPNHead(nn.Module):
         self._loss = partial(neuron_loss, softmax=softmax, outside_negative=outside_negative)
         self._average = average
         self.transition = Transition(channels.pop(), transition_channels, rates)
+        check_names(tree)
         self.names = tree_neurons(tree)
         self.above = {name: neurons_above(tree, name) for name in self.names}
         self.neurons = nn.ModuleDict()

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dyn_d2.hierarchy import Hierarchy
+
 TRANSITION, ANCESTORS = "transition", "ancestors"  # sources of a neuron that are no concept
 
 
@@ -22,6 +24,19 @@ def key_of(concept: str) -> str:
 
 def source_key(source: str) -> str:
     return source if source in (TRANSITION, ANCESTORS) else key_of(source)
+
+
+def check_names(tree: Hierarchy) -> None:
+    """
+    Raises:
+        ValueError: a concept with children, whose neuron others may read, has the name of a source that is no concept.
+    """
+    for name in (TRANSITION, ANCESTORS):
+        if name in tree.neurons:
+            raise ValueError(
+                f"concept {name!r} of the tree {tree.name} has children, and DSSPN calls something else so: give it "
+                f"another name, for instance {name.capitalize()!r}."
+            )
 
 
 class Transition(nn.Module):

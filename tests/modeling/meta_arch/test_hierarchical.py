@@ -97,3 +97,7 @@ def test_training_on_two_sets_resumes_to_the_same_numbers_and_evaluates(squares,
     results = json.loads((tmp_path / "results.json").read_text())["metrics"]
     assert set(results) == set(squares) and all("mIoU" in results[name]["sem_seg"] for name in squares)
     assert all(results[name]["routes"]["rate-neuron.everything"] == 100 for name in squares)
+    for name, images in zip(squares, (6, 12), strict=True):  # no set has overwritten another one's
+        predictions = json.loads((tmp_path / "inference" / name / "sem_seg_predictions.json").read_text())
+        assert len({p["file_name"] for p in predictions}) == images
+        assert all(name in p["file_name"] for p in predictions)

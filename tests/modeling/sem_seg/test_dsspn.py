@@ -368,3 +368,13 @@ def test_number_of_parameters():
     neuron = sum(p.numel() for p in head.neuron("wild").parameters())
     assert transition == pytest.approx(7.08e6, rel=0.01) and transition + 28 * neuron == pytest.approx(11.8e6, rel=0.03)
     assert list(head.neuron("wild").reduce) == [TRANSITION, "<all>", "<animal>"]
+
+
+@pytest.mark.parametrize("name", ["transition", "ancestors"])
+def test_a_neuron_named_like_another_source_is_refused(name):
+    shapes = {"p2": ShapeSpec(channels=3, stride=4)}
+    concepts = {"all": [name, "sky"], name: ["cat", "dog"]}
+    with pytest.raises(ValueError, match=f"concept '{name}' .* give it another name"):
+        DSSPNHead(shapes, tree=Hierarchy(concepts), labels={"pets": ["cat", "dog", "sky"]}, train_sets=["pets"])
+    leaf = Hierarchy({"all": [name, "sky"]})
+    DSSPNHead(shapes, tree=leaf, labels={"pets": [name, "sky"]}, train_sets=["pets"])
