@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from .results import read_results
-from .tradeoff import executed_cost, main_metric
+from .tradeoff import executed_gflops, main_metric
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def read_cost(folder: str | Path) -> CostPoint:
     if "GFLOPs" not in results.get("routes", {}):
         raise ValueError(f"{folder} tells no multiply-adds: its network is no gated one, nothing was recorded.")
     metric = main_metric(results)
-    return CostPoint(Path(folder).name, metric["name"], metric["value"], executed_cost(results["routes"])[0])
+    return CostPoint(Path(folder).name, metric["name"], metric["value"], executed_gflops(results["routes"]))
 
 
 def draw_cost_curves(lines: Mapping[str, Sequence[CostPoint]]) -> Figure:

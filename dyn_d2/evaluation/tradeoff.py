@@ -235,13 +235,14 @@ def device_name(model: nn.Module) -> str:
     return torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu"
 
 
-def executed_cost(routes: Mapping[str, float]) -> tuple[float, float]:
-    """Multiply-adds that an image executed on average, in 1e9, and percent of the dense network's: of the whole model
-    where that was counted (``flat_metrics``), else of the gated network."""
-    if "GFLOPs_whole_model" not in routes:
-        return routes["GFLOPs"], routes["executed_percent"]
-    executed = routes["GFLOPs_whole_model"]
-    return executed, 100 * executed / routes["GFLOPs_whole_model_dense"]
+def executed_gflops(routes: Mapping[str, float]) -> float:
+    """Multiply-adds that an image executed on average, in 1e9: of the whole model where that was counted
+    (``flat_metrics``), else of the gated network."""
+    return routes.get("GFLOPs_whole_model", routes["GFLOPs"])
+
+
+def _percent_of_dense(routes: Mapping[str, float]) -> float:
+    return 100 * executed_gflops(routes) / routes.get("GFLOPs_whole_model_dense", routes["GFLOPs_dense"])
 
 
 def table(records: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
@@ -254,7 +255,7 @@ def table(records: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str
     rows = [
         [
             names[r["weights"]], r["point"], f"{r['metric']['value']:.2f}",
-            f"{executed_cost(r['routes'])[0]:.4g}", f"{executed_cost(r['routes'])[1]:.1f}",
+            f"{executed_gflops(r['routes']):.4g}", f"{_percent_of_dense(r['routes']):.1f}",
             *(f"{r['milliseconds'][b]['median']:.2f} ({r['milliseconds'][b]['p90']:.2f})" for b in batches),
         ]
         for r in records
@@ -269,8 +270,8 @@ def draw(records: Sequence[Mapping[str, Any]], names: Mapping[str, str], path: s
     batches = list(records[0]["milliseconds"])
     figure = Figure(figsize=(4.4 * (1 + len(batches)), 4.2), layout="constrained")
     axes = figure.subplots(1, 1 + len(batches), sharey=True)
-    size, letter = (1, "G") if max(executed_cost(r["routes"])[0] for r in records) >= 0.1 else (1000, "M")
-    _panel(axes[0], records, names, lambda r: size * executed_cost(r["routes"])[0])
+    size, letter = (1, "G") if max(executed_gflops(r["routes"]) for r in records) >= 0.1 else (1000, "M")
+    _panel(axes[0], records, names, lambda r: size * executed_gflops(r["routes"]))
     axes[0].set(xlabel=f"executed multiply-adds ({letter})", ylabel=records[0]["metric"]["name"])
     for axis, batch in zip(axes[1:], batches, strict=True):
         _panel(axis, records, names, lambda r, b=batch: r["milliseconds"][b]["median"])
