@@ -1,5 +1,6 @@
 """Image classification by a network of many paths, each of which ends in an exit with a classifier of its own."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from detectron2.utils import comm
 
 from .classifier import labels_of
 from .dynamic import DynamicModel
+
+logger = logging.getLogger(__name__)
 
 _RATE = "gradient_rate"
 
@@ -80,6 +83,11 @@ class MultiPathClassifier(DynamicModel, nn.Module):
 
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:
+        if cfg.SOLVER.WEIGHT_DECAY and cfg.MODEL.MULTIPATH.WEIGHT_PENALTY:
+            logger.warning(
+                "squared weights cost twice, by SOLVER.WEIGHT_DECAY and by MODEL.MULTIPATH.WEIGHT_PENALTY: set one of "
+                "them to 0 (the paper has the latter alone)."
+            )
         return {
             "backbone": build_backbone(cfg),
             "num_classes": cfg.MODEL.IMAGE_CLASSIFIER.NUM_CLASSES,

@@ -186,3 +186,11 @@ def test_bad_input_is_named():
 
     with pytest.raises(UserError, match="MODEL.META_ARCHITECTURE MultiPathClassifier"):
         model.backbone.policy.losses(Trace(state=PathState()), {})
+
+
+def test_two_weight_penalties_are_named(caplog):
+    with caplog.at_level("WARNING"):
+        multipath_model(SOLVER__WEIGHT_DECAY=0.0)
+        assert "cost twice" not in caplog.text
+        multipath_model(SOLVER__WEIGHT_DECAY=1e-4)
+    assert "SOLVER.WEIGHT_DECAY" in caplog.text and "MODEL.MULTIPATH.WEIGHT_PENALTY" in caplog.text
