@@ -6,14 +6,17 @@
 
 The config names the classes and the head of the next stage. ``--novel`` takes the novel rows from a model of the novel
 stage instead of N(0, 0.01). Checkpoints that do not name their classes (published ones) need ``--base-classes`` or
-``--novel-classes``: names in row order, separated by commas, or a text file with a name in each line.
+``--novel-classes``: names in row order, separated by commas, or a text file with a name in each line. ``--all-new``: the
+base model comes from another data set, none of whose classes the next stage has (COCO to PASCAL).
 """
 
 import argparse
 from pathlib import Path
 
 from dyn_d2.checkpoint import CheckpointError
-from dyn_d2.checkpoint.surgery import Source, operate, save
+from dyn_d2.checkpoint.checkpointer import METADATA
+from dyn_d2.checkpoint.surgery import Source, save
+from dyn_d2.engine.few_shot import starting_checkpoint
 from dyn_d2.engine.setup import build_cfg
 from dyn_d2.utils.errors import run_tool
 
@@ -26,23 +29,20 @@ def read_names(text: str) -> list[str]:
 
 def main() -> None:
     """Read, operate, write."""
-    from detectron2.data import MetadataCatalog
-
     args = parse_args()
     cfg = build_cfg(args.config_file, args.opts)
     if not cfg.FEW_SHOT.BENCHMARK:
         raise CheckpointError("FEW_SHOT.BENCHMARK is empty: the config has to name the classes of the next stage.")
-    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
-    checkpoint = operate(
+    checkpoint = starting_checkpoint(
+        cfg,
         Source.read(args.base, read_names(args.base_classes)),
-        metadata.thing_classes,
-        metadata.novel_classes,
-        novel=Source.read(args.novel, read_names(args.novel_classes)) if args.novel else None,
-        classifier=cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER,
-        seed=args.seed if args.seed is not None else cfg.FEW_SHOT.SEED,
+        Source.read(args.novel, read_names(args.novel_classes)) if args.novel else None,
+        seed=args.seed,
+        all_new=args.all_new,
     )
     save(checkpoint, args.output)
-    print(f"{args.output}: {len(metadata.thing_classes)} classes, {len(metadata.novel_classes)} of them novel")
+    classes, novel = (checkpoint[METADATA][key] for key in ("classes", "novel_classes"))
+    print(f"{args.output}: {len(classes)} classes, {len(novel)} of them novel")
 
 
 def parse_args() -> argparse.Namespace:
@@ -54,6 +54,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", required=True, metavar="FILE", help="where the result goes")
     parser.add_argument("--base-classes", default="", metavar="NAMES", help="names, if the base checkpoint has none")
     parser.add_argument("--novel-classes", default="", metavar="NAMES", help="names, if the novel checkpoint has none")
+    parser.add_argument("--all-new", action="store_true", help="random rows for all classes, base classes too")
     parser.add_argument("--seed", type=int, default=None, help="of random rows, default FEW_SHOT.SEED")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the config")
     return parser.parse_args()

@@ -158,8 +158,9 @@ def add_yolo_keys(cfg: CN) -> None:
     # or divided by up to these factors. 0, 0, 1, 1 change nothing.
     cfg.INPUT.JITTER = CN({"CROP": 0.0, "HUE": 0.0, "SATURATION": 1.0, "EXPOSURE": 1.0})
 
-    # LSTD on YOLOv2: weights of background depression and of transfer knowledge, and the temperature of the latter.
-    cfg.MODEL.LSTD = CN({"BACKGROUND": 0.5, "TRANSFER": 0.5, "TEMPERATURE": 2.0})
+    # LSTD on YOLOv2: weights of background depression and of transfer knowledge, the temperature of the latter, and the
+    # number of classes of the base model where it comes from another data set (0: the benchmark's base classes).
+    cfg.MODEL.LSTD = CN({"BACKGROUND": 0.5, "TRANSFER": 0.5, "TEMPERATURE": 2.0, "SOURCE_CLASSES": 0})
 
 
 def add_reweighting_keys(cfg: CN) -> None:

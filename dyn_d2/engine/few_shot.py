@@ -5,6 +5,7 @@ The stages run as engine/stages.py has it; base models are shared by all shots, 
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from dyn_d2.checkpoint.surgery import Source, add_teacher, operate, save
 from dyn_d2.data.episodes import is_episodic
@@ -50,20 +51,38 @@ class FewShotStage(Stage):
         path = self.folder / "initial.pth"
         if not self.parents or resume:
             return path if self.parents else None
-        metadata = MetadataCatalog.get(self.cfg.DATASETS.TRAIN[0])
         base, *novel = (Source.read(str(parent.weights)) for parent in self.parents)
-        checkpoint = operate(
-            base,
-            metadata.thing_classes,
-            metadata.novel_classes,
-            novel=novel[0] if novel else None,
-            classifier=self.cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER,
-            seed=self.cfg.FEW_SHOT.SEED,
-        )
-        if self.cfg.MODEL.META_ARCHITECTURE == "LSTDYOLOv2":
-            add_teacher(checkpoint, base)
+        checkpoint = starting_checkpoint(self.cfg, base, novel[0] if novel else None)
         save(checkpoint, str(path))
         return path
+
+
+def starting_checkpoint(
+    cfg: CfgNode, base: Source, novel: Source | None = None, *, seed: int | None = None, all_new: bool = False
+) -> dict[str, Any]:
+    """The checkpoint that the few-shot stage of ``cfg`` starts from.
+
+    Args:
+        base: the base model.
+        novel: the model of the novel stage; None for random rows.
+        seed: of these; None for FEW_SHOT.SEED.
+        all_new: the base model comes from another data set (COCO to PASCAL) and knows none of the stage's classes.
+
+    Raises:
+        CheckpointError: from ``operate``.
+    """
+    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+    checkpoint = operate(
+        base,
+        metadata.thing_classes,
+        metadata.thing_classes if all_new else metadata.novel_classes,
+        novel=novel,
+        classifier=cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER,
+        seed=cfg.FEW_SHOT.SEED if seed is None else seed,
+    )
+    if cfg.MODEL.META_ARCHITECTURE == "LSTDYOLOv2":
+        add_teacher(checkpoint, base)
+    return checkpoint
 
 
 def stage_folder(cfg: CfgNode, stage: str) -> str:

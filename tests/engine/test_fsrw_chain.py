@@ -222,6 +222,36 @@ def test_meta_rcnn_goes_through_the_stages(data, tmp_path, monkeypatch) -> None:
     assert ClassVectors.load(last.folder / FILE).classes == list(CLASSES)
 
 
+@pytest.mark.parametrize("method", ["fsrw", "yolo_ft", "lstd"])
+def test_a_base_model_is_tuned_to_the_classes_of_another_data_set(data, tmp_path, monkeypatch, method) -> None:
+    """COCO to PASCAL: the base model knows none of the classes, of which there are others and another number."""
+    base = fsrw_opts(data, tmp_path / "base", FEW_SHOT__METHOD=method, FEW_SHOT__STAGE="base")
+    train_here(base)
+    content = json.loads(write_boxes(tmp_path / "other", seed=1).read_text())
+    names = ["rojo", "verde", "azul", "amarillo"]
+    content["categories"] = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
+    other = tmp_path / "other" / "instances.json"
+    other.write_text(json.dumps(content))
+    keys = {"FEW_SHOT__CUSTOM__BASE_CLASSES": names[:2], "FEW_SHOT__CUSTOM__NOVEL_CLASSES": names[2:]}
+    keys |= {"FEW_SHOT__METHOD": method, "FEW_SHOT__STAGE": "finetune"}
+    opts = fsrw_opts(other, tmp_path / "tuned", **keys, MODEL__LSTD__SOURCE_CLASSES=3)
+    weights = tmp_path / "base" / "model_final.pth"
+    if method != "fsrw":
+        start = tmp_path / "start.pth"
+        command = ["surgery", "--base", str(weights), "--output", str(start), "--all-new", *opts]
+        monkeypatch.setattr("sys.argv", command)
+        load_tool("surgery").main()
+        weights = start
+    train_here([*opts, "MODEL.WEIGHTS", str(weights)])
+    end = torch.load(tmp_path / "tuned" / "model_final.pth", weights_only=True)
+    assert end["dyn_d2"]["classes"] == names
+    metrics = json.loads((tmp_path / "tuned" / "results.json").read_text())["metrics"]
+    assert {f"AP-{name}" for name in names} <= next(iter(metrics.values()))["bbox"].keys()
+    if method == "lstd":
+        old = torch.load(tmp_path / "base" / "model_final.pth", weights_only=True)["model"]
+        assert all(torch.equal(end["model"][f"teacher.{name}"], tensor) for name, tensor in old.items())
+
+
 def test_full_fine_tuning_has_its_own_length(data, tmp_path) -> None:
     opts = fsrw_opts(data, tmp_path, FEW_SHOT__FINETUNE__MAX_ITER=3, FEW_SHOT__FULL__MAX_ITER=9)
     lengths = {}

@@ -60,8 +60,9 @@ class LSTDYOLOv2(YOLOv2):
         names = list(cfg.DATASETS.TRAIN)
         base = MetadataCatalog.get(names[0]).get("base_classes", ()) if names else ()
         arguments = YOLOv2.from_config(cfg)
-        teacher = YOLOv2(**{**YOLOv2.from_config(cfg), "num_classes": len(base) or arguments["num_classes"]})
         keys = cfg.MODEL.LSTD
+        known = keys.SOURCE_CLASSES or len(base) or arguments["num_classes"]
+        teacher = YOLOv2(**{**YOLOv2.from_config(cfg), "num_classes": known})
         return {
             **arguments,
             "teacher": teacher,
