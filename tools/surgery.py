@@ -6,8 +6,8 @@
 
 The config names the classes and the head of the next stage. ``--novel`` takes the novel rows from a model of the novel
 stage instead of N(0, 0.01). Checkpoints that do not name their classes (published ones) need ``--base-classes`` or
-``--novel-classes``: names in row order, separated by commas, or a text file with a name in each line. ``--all-new``: the
-base model comes from another data set, none of whose classes the next stage has (COCO to PASCAL).
+``--novel-classes``: names in row order, separated by commas, or a text file with a name in each line.
+``--all-new``: the base model comes from another data set, and knows none of the classes (COCO to PASCAL).
 """
 
 import argparse
