@@ -23,6 +23,7 @@ SMALL_DATA = ["--num-train", "48", "--num-val", "6", "--quiet"]
 ONE_CELL = {"ft_full,tfa_fc,tfa_cos": "tfa_cos", "1,5,10": "5", "0-4": "0", "--jobs 2": "--jobs 1"}
 SMALL_CLASSIFIER = ["MODEL.RESNETS.DEPTH", "8", "SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "()"]
 SMALL_CLASSIFIER += ["SOLVER.SECOND_STAGE.MAX_ITER", "2", "SOLVER.SECOND_STAGE.STEPS", "[]"]
+SMALL_FSRW = ["MODEL.YOLO.SIZE", "128", "MODEL.REWEIGHTING.SUPPORT_SIZE", "64", "FEW_SHOT.FINETUNE.MAX_ITER", "4"]
 ELSEWHERE = ("make ", "source ", "export ", "DYN_D2_ENGINE=")
 NEEDS_DATA = ("voc.yaml", "coco.yaml", "lvis.yaml")
 # A file of this repository as text names it; "*" stands for any characters.
@@ -83,7 +84,7 @@ def _argv(command: str) -> list[str]:
         words += SMALL_CLASSIFIER
     elif "--config-file" in words and "check_data" not in command:
         at = words.index("OUTPUT_DIR") if "OUTPUT_DIR" in words else len(words)
-        words = [*words[:at], *QUICK, *words[at:]]
+        words = [*words[:at], *QUICK, *(SMALL_FSRW if "FSRW" in command else []), *words[at:]]
     return words
 
 
