@@ -51,5 +51,5 @@ def draw_cost_curves(lines: Mapping[str, Sequence[CostPoint]]) -> Figure:
     axis.margins(0.08)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8, loc="lower right")
+    axis.legend(fontsize=8, loc="best")
     return figure
