@@ -26,6 +26,7 @@ from dyn_d2.cascade.report import (
     compare_methods,
     curves_of,
     report,
+    sweep,
     time_curve,
     to_markdown,
 )
@@ -98,11 +99,11 @@ def goal_of(args: argparse.Namespace, held_out: Measured) -> Goal:
     return Goal(None if args.accuracy is None else args.accuracy / 100, args.budget)
 
 
-def draw(args, models, methods, held_out: Measured, test: Measured | None, record: dict) -> None:
+def draw(args, models, swept, held_out: Measured, test: Measured | None, record: dict) -> None:
     """The figures; for detectors AP against time, which runs further cascades, goes into the record too."""
     folder, shown = Path(args.output), test or held_out
     label = "accuracy (%)" if models[0].classifies else "mean AP within an image (%)"
-    curves = curves_of(held_out.table, test.table if test else None, methods, args.lambdas)
+    curves = curves_of(swept, test.table if test else None)
     draw_curves(curves, shown.table, folder / "curves.png", label=f"{label}, {shown.dataset}")
     tables = {part.dataset: part.table for part in (held_out, test) if part}
     draw_uncertainty(tables, "entropy" if models[0].classifies else "box_entropy_sum", folder / "uncertainty.png")
@@ -125,13 +126,15 @@ def main(argv: list[str] | None = None) -> int:
     held_out = answer_all(models, args.held_out, HELD_OUT, args.batch, args.limit)
     check_order(held_out.table)
     goal = goal_of(args, held_out)
-    found = compare_methods(held_out.table, methods, goal, not args.stage_wise, args.lambdas)
+    joint = not args.stage_wise
+    swept = sweep(held_out.table, methods, joint, args.lambdas)
+    found = compare_methods(held_out.table, swept, goal, joint, args.lambdas)
     test = answer_all(models, args.test, TEST, args.batch, args.limit) if args.test else None
     record = {"goal": vars(goal), **report(models, held_out, test, found, args.batch, output / "inference")}
     reached = {name: chosen for name, chosen in found.items() if isinstance(chosen, Candidate)}
     best = goal.choose(list(reached.values()))
     record["stored"] = next(name for name, chosen in reached.items() if chosen is best)
-    draw(args, models, methods, held_out, test, record)
+    draw(args, models, swept, held_out, test, record)
     write_json(output / "cascade.json", record)
     with atomic_write(output / "cascade.md") as file:
         file.write(to_markdown(record) + "\n")

@@ -40,6 +40,7 @@ def calibrate(
     joint: bool = True,
     points: int = POINTS,
     lambdas: Sequence[float] = (),
+    among: Sequence[Candidate] | None = None,
 ) -> Candidate:
     """The IDK classifiers of a cascade, chosen on held-out images.
 
@@ -49,22 +50,32 @@ def calibrate(
         joint: with more than two models, all levels together instead of one after the other.
         points: thresholds of a level that a grid search tries.
         lambdas: of Eq. 4.12, for the cost-aware methods; empty for ``LAMBDAS``.
+        among: what ``candidates`` gave for this method, where it is at hand; networks are then not trained again.
 
     Raises:
         ValueError: the table is empty or not of held-out images, there is no such method, or not ``joint`` for the
             networks, which are trained jointly.
         GoalNotReachedError: nothing reaches the goal.
     """
-    table.require_held_out()
-    kind, _ = _known(method)
-    if METHODS[method] == (COST_AWARE, None) and not joint and len(table.names) > 2:
-        raise ValueError(f"{method} trains all levels jointly: leave it out, or search jointly (no --stage-wise).")
+    check_method(table, method, joint)
+    kind, _ = METHODS[method]
     if kind == GRID and not joint:
         return stage_wise(table, METHODS[method][1], goal, points)
     if kind == COST_AWARE and METHODS[method][1] is not None:
         name = METHODS[method][1]
         return refined(lambda values: cost_aware_candidates(table, name, values, joint), goal, lambdas or LAMBDAS)
-    return goal.choose(candidates(table, method, points=points, lambdas=lambdas))
+    return goal.choose(candidates(table, method, points=points, lambdas=lambdas) if among is None else among)
+
+
+def check_method(table: PredictionTable, method: str, joint: bool) -> None:
+    """
+    Raises:
+        ValueError: as ``calibrate`` says.
+    """
+    table.require_held_out()
+    _known(method)
+    if METHODS[method] == (COST_AWARE, None) and not joint and len(table.names) > 2:
+        raise ValueError(f"{method} trains all levels jointly: leave it out, or search jointly (no --stage-wise).")
 
 
 def candidates(

@@ -73,8 +73,12 @@ def evaluate(table: PredictionTable, rules: Sequence[Rule]) -> Outcome:
         raise ValueError(f"{len(table.names)} models need {len(table.names) - 1} IDK classifiers, not {len(rules)}.")
     if not len(table):
         raise ValueError("there is no image to evaluate the cascade on.")
-    h = np.stack([rule(outputs) for rule, outputs in zip(rules, table.outputs, strict=False)])
-    return outcome_of_levels(answering_level(h), table.losses, table.costs)
+    return outcome_of_levels(levels(table, rules), table.losses, table.costs)
+
+
+def levels(table: PredictionTable, rules: Sequence[Rule]) -> np.ndarray:
+    """(n,) number of the model that answers each image."""
+    return answering_level(np.stack([rule(outputs) for rule, outputs in zip(rules, table.outputs, strict=False)]))
 
 
 def oracle(table: PredictionTable) -> Outcome:

@@ -4,7 +4,7 @@ The report puts what was expected from the held-out images beside what the runni
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from dyn_d2.utils.measure import describe_machine
 from detectron2.data import DatasetCatalog
 
 from .execution import Cascade, Run, collect, realised
-from .methods import calibrate, candidates
+from .methods import calibrate, candidates, check_method
 from .networks import NetworkModel
 from .outcome import Outcome, evaluate, oracle
 from .search import Candidate, Goal, GoalNotReachedError, front
@@ -100,18 +100,35 @@ def answer_all(models: Sequence[NetworkModel], dataset: str, split: str, batch: 
     return Measured(dataset, records, table, ms)
 
 
+def sweep(
+    held_out: PredictionTable, methods: Sequence[str], joint: bool, lambdas: Sequence[float] = ()
+) -> dict[str, list[Candidate]]:
+    """For each method all its ``candidates``, made once for the choice and for the curves.
+
+    Raises:
+        ValueError: from ``check_method``, before anything is trained.
+    """
+    for method in methods:
+        check_method(held_out, method, joint)
+    return {method: candidates(held_out, method, lambdas=lambdas) for method in methods}
+
+
 def compare_methods(
-    held_out: PredictionTable, methods: Sequence[str], goal: Goal, joint: bool, lambdas: Sequence[float] = ()
+    held_out: PredictionTable,
+    swept: Mapping[str, Sequence[Candidate]],
+    goal: Goal,
+    joint: bool,
+    lambdas: Sequence[float] = (),
 ) -> dict[str, Candidate | str]:
     """For each method the calibrated cascade, or why there is none.
 
     Raises:
-        ValueError: from ``calibrate``; not a single method reaches the goal.
+        ValueError: not a single method reaches the goal.
     """
     found: dict[str, Candidate | str] = {}
-    for method in methods:
+    for method, among in swept.items():
         try:
-            found[method] = calibrate(held_out, method, goal, joint=joint, lambdas=lambdas)
+            found[method] = calibrate(held_out, method, goal, joint=joint, lambdas=lambdas, among=among)
         except GoalNotReachedError as error:
             found[method] = str(error)
     if not any(isinstance(entry, Candidate) for entry in found.values()):
@@ -119,14 +136,11 @@ def compare_methods(
     return found
 
 
-def curves_of(
-    held_out: PredictionTable, test: PredictionTable | None, methods: Sequence[str], lambdas: Sequence[float] = ()
-) -> dict[str, list[Outcome]]:
+def curves_of(swept: Mapping[str, Sequence[Candidate]], test: PredictionTable | None) -> dict[str, list[Outcome]]:
     """The curve of each method: its cascades as they were found on held-out images, what they give on ``test``."""
     curves = {}
-    for method in methods:
-        found = candidates(held_out, method, lambdas=lambdas)
-        found = found if len(held_out.names) == 2 else front(found)
+    for method, found in swept.items():
+        found = found if len(found[0].rules) == 1 else front(found)
         curves[method] = [c.outcome if test is None else evaluate(test, c.rules) for c in found]
     return curves
 

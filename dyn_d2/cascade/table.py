@@ -140,6 +140,11 @@ class PredictionTable:
                 f"{HELD_OUT!r}), that neither the models were trained on nor the result is reported on."
             )
 
+    def take(self, images: np.ndarray) -> "PredictionTable":
+        """The table of some of the images, by number."""
+        parts = tuple(p[images] if isinstance(p, np.ndarray) else [p[i] for i in images] for p in self.outputs)
+        return PredictionTable(self.names, parts, self.losses[:, images], self.costs, self.split)
+
     def subset(self, models: Sequence[int]) -> "PredictionTable":
         """The table of some of the models."""
         keep = list(models)

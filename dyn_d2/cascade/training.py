@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from dyn_d2.utils.seeds import derive_seed
 
 from .measures import measure
-from .outcome import evaluate, expected_cost, expected_loss, objective
+from .outcome import Outcome, evaluate, expected_cost, expected_loss, levels, objective, outcome_of_levels
 from .rules import THESIS_WIDTHS, Logistic, Network, NetworkRule
 from .search import Candidate, Goal
 from .table import PredictionTable
@@ -129,14 +129,15 @@ def refined(make: Callable[[Sequence[float]], list[Candidate]], goal: Goal, lamb
 def network_candidates(
     table: PredictionTable, lambdas: Sequence[float], widths: Sequence[int] = THESIS_WIDTHS, epochs: int = 20
 ) -> list[Candidate]:
-    """For each lambda the networks over class probabilities (Eq. 4.5, f = NN) that minimise J, all levels jointly."""
+    """For each lambda the networks over class probabilities (Eq. 4.5, f = NN) that minimise J, all levels jointly, with
+    the outcome of ``_cross_fitted``."""
     costs = torch.from_numpy(table.costs / table.costs[-1]).float()
     found = []
     for weight in lambdas:
-        rules = _fit_networks(
+        rules, outcome = _cross_fitted(
             table, lambda scores, e, w=weight: objective(scores.sigmoid(), e, costs, w), widths, epochs
         )
-        found.append(Candidate(rules, evaluate(table, rules), {"lambda": float(weight)}))
+        found.append(Candidate(rules, outcome, {"lambda": float(weight)}))
     return found
 
 
@@ -167,8 +168,19 @@ def oblivious_network_candidate(
     def wrong(scores: Tensor, e: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(scores, e[:-1])
 
-    rules = _fit_networks(table, wrong, widths, epochs)
-    return Candidate(rules, evaluate(table, rules))
+    return Candidate(*_cross_fitted(table, wrong, widths, epochs))
+
+
+def _cross_fitted(
+    table: PredictionTable, loss: Callable[[Tensor, Tensor], Tensor], widths: Sequence[int], epochs: int
+) -> tuple[tuple[NetworkRule, ...], Outcome]:
+    """Networks that were fitted on all images, and what to expect of such networks on others: each half of the images
+    is judged by networks that were fitted on the other half. On their own images they seem better than they are."""
+    order = np.random.default_rng(derive_seed("idk halves", len(table))).permutation(len(table))
+    level = np.empty(len(table), dtype=np.int64)
+    for judged, rest in ((order[::2], order[1::2]), (order[1::2], order[::2])):
+        level[judged] = levels(table.take(judged), _fit_networks(table.take(rest), loss, widths, epochs))
+    return _fit_networks(table, loss, widths, epochs), outcome_of_levels(level, table.losses, table.costs)
 
 
 def _fit_networks(
