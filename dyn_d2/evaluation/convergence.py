@@ -23,11 +23,13 @@ def read_curve(folder: str | Path, metric: str = "nAP50") -> Curve:
         ValueError: the run did not evaluate this metric; names those that it did.
     """
     rows = _read_rows(folder)
+    # The evaluation after the last step is logged under the number of a step that never came.
+    steps = max((row["iteration"] + 1 for row in rows if "total_loss" in row), default=math.inf)
     curve: Curve = {}
     for row in rows:
         value = row.get(f"bbox/{metric}")
         if value is not None and not math.isnan(value):
-            curve[row["iteration"] + 1] = value
+            curve[min(row["iteration"] + 1, steps)] = value
     if not curve:
         known = sorted({key.removeprefix("bbox/") for row in rows for key in row if key.startswith("bbox/")})
         raise ValueError(

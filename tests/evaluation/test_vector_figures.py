@@ -91,6 +91,10 @@ def test_curves_are_what_was_evaluated(tmp_path):
     tool = load_tool("convergence")
     assert tool.main([f"a={fast}", f"b={slow}", "--absolute", "--output", str(tmp_path / "c.png")]) == 0
     assert (tmp_path / "c.png").stat().st_size > 1000
+    rows = [{"iteration": 9, "total_loss": 1.0}, {"iteration": 10, "bbox/nAP50": 7.0}]  # as a run's last lines are
+    (tmp_path / "ended").mkdir()
+    (tmp_path / "ended" / "metrics.json").write_text("\n".join(map(json.dumps, rows)))
+    assert read_curve(tmp_path / "ended") == {10: 7.0}
     with pytest.raises(ValueError, match=r"no AP of boxes \(there: nAP50\)"):
         read_curve(fast, "AP")
     with pytest.raises(FileNotFoundError, match="no OUTPUT_DIR"):
