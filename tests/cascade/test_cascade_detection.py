@@ -29,17 +29,18 @@ def _found(boxes: torch.Tensor, scores, classes) -> Instances:
 
 
 def _coco(found: Instances, boxes: torch.Tensor, classes: torch.Tensor) -> float:
+    """COCO's AP with one category; each class lies in a part of the image of its own, so that none meets another."""
+
     def entry(box, name, **more):
-        x0, y0, x1, y1 = box.tolist()
-        return {"image_id": 1, "category_id": int(name), "bbox": [x0, y0, x1 - x0, y1 - y0], **more}
+        x0, y0, x1, y1 = (box + 1000.0 * int(name)).tolist()
+        return {"image_id": 1, "category_id": 1, "bbox": [x0, y0, x1 - x0, y1 - y0], **more}
 
     truth = COCO()
     annotations = [
         entry(box, name, id=i + 1, iscrowd=0, area=float((box[2] - box[0]) * (box[3] - box[1])))
         for i, (box, name) in enumerate(zip(boxes, classes, strict=True))
     ]
-    categories = [{"id": int(name)} for name in classes.unique()]
-    truth.dataset = {"images": [{"id": 1}], "annotations": annotations, "categories": categories, "info": {}}
+    truth.dataset = {"images": [{"id": 1}], "annotations": annotations, "categories": [{"id": 1}], "info": {}}
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
         parts = zip(found.pred_boxes.tensor, found.pred_classes, found.scores, strict=True)
@@ -56,7 +57,7 @@ def test_precision_of_an_image_is_that_of_coco(seed):
     boxes, classes = _boxes(rng, 6), torch.from_numpy(rng.permutation([0, 0, 0, 1, 1, 2]))
     moved = boxes + torch.from_numpy(rng.normal(0, 2.0, boxes.shape)).float()
     more = _boxes(rng, 3)
-    names = torch.cat([classes, torch.from_numpy(rng.integers(0, 3, 3))])
+    names = torch.cat([classes, torch.from_numpy(rng.integers(0, 4, 3))])
     found = _found(torch.cat([moved, more]), rng.random(9), names)
     assert image_precision(found, boxes, classes) == pytest.approx(_coco(found, boxes, classes), abs=1e-6)
 
@@ -67,9 +68,10 @@ def test_limits():
     assert image_precision(_found(box, [0.9], [1]), box, torch.tensor([1])) == pytest.approx(1)
     assert image_precision(none, box, torch.tensor([1])) == 0
     assert image_precision(none, nothing, torch.zeros(0).long()) == 1
-    assert image_precision(_found(box, [0.9], [1]), nothing, torch.zeros(0).long()) == 0
-    both = _found(box.repeat(2, 1), [0.9, 0.8], [1, 2])  # a class that is not there costs half
-    assert image_precision(both, box, torch.tensor([1])) == pytest.approx(0.5)
+    assert image_precision(_found(box, [0.9], [1]), nothing, torch.zeros(0).long()) == pytest.approx(0.1)
+    late, early = (_found(box.repeat(2, 1), scores, [1, 2]) for scores in ([0.9, 0.8], [0.8, 0.9]))
+    assert image_precision(late, box, torch.tensor([1])) == pytest.approx(1)  # class 2, which is not there, comes last
+    assert image_precision(early, box, torch.tensor([1])) == pytest.approx(0.5)
 
 
 def test_records_give_the_truth():
