@@ -39,10 +39,10 @@ def _truth(record: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 def image_precision(found: Instances, boxes: Tensor, classes: Tensor) -> float:
-    """Average precision of one image in [0, 1], over IoU 0.5 to 0.95 and 101 recalls, with the detections of all classes
-    in one ranking by score. So a wrong detection costs as much as it stands before right ones; if each class had a
-    ranking of its own, one of a class that is not there would spoil the image however small its score. An image of
-    nothing has 1 minus the greatest score.
+    """Average precision of one image in [0, 1], over IoU 0.5 to 0.95 and 101 recalls, with all detections in one
+    ranking by score, whatever their class. So a wrong detection costs as much as there are right ones after it; had
+    each class a ranking of its own, one of a class that is not there would spoil the image however small its score.
+    An image of nothing has 1 minus the greatest score.
 
     Args:
         found: pred_boxes, scores, pred_classes.
