@@ -17,7 +17,7 @@ demo: $(READY)
 
 # One thread a process: two processes share the two cores of the smallest machine that we support.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 doctor: $(READY)
 	$(BIN)/python -m dyn_d2.doctor

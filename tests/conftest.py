@@ -29,7 +29,9 @@ def channel_conv_paths(request, monkeypatch) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked ``embedded`` are skipped where an installed Detectron2 runs."""
+    """Tests marked ``embedded`` are skipped where an installed Detectron2 runs. The README's commands, one long test,
+    begin first, so that they do not run alone at the end."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
     if describe_engine().startswith("engine: embedded"):
         return
     skip = pytest.mark.skip(reason="about the embedded engine; an installed Detectron2 runs")
