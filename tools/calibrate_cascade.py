@@ -109,7 +109,7 @@ def draw(args, models, swept, held_out: Measured, test: Measured | None, record:
     draw_uncertainty(tables, "entropy" if models[0].classifies else "box_entropy_sum", folder / "uncertainty.png")
     if test and not models[0].classifies:
         inference = folder / "inference"
-        points = time_curve(models, record["stored"], held_out, test, args.batch, inference, args.time_points)
+        points = time_curve(models, swept[record["stored"]], test, args.batch, inference, args.time_points)
         record["time_curve"] = points
         name = f"{points[0]['metric']['name']} on {test.dataset}"
         draw_time(

@@ -185,16 +185,15 @@ def run_on_test(
 
 def time_curve(
     models: Sequence[NetworkModel],
-    method: str,
-    held_out: Measured,
+    found: Sequence[Candidate],
     test: Measured,
     batch: int,
     folder: Path,
     points: int,
 ) -> list[dict[str, Any]]:
-    """The test metric against measured milliseconds: each model alone, and ``points`` cascades of one method, from the
+    """The test metric against measured milliseconds: each model alone, and ``points`` cascades of ``found``, from the
     cheapest to the dearest that were not beaten on the held-out images, all of them run."""
-    best = front(candidates(held_out.table, method))
+    best = front(found)
     spread = [best[i] for i in np.unique(np.linspace(0, len(best) - 1, points).astype(int))]
     rows = [
         {
