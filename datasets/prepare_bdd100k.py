@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 import dyn_d2  # noqa: F401  chooses the engine
-from dyn_d2.data.bdd100k import annotation_file, default_root, prepare
+from dyn_d2.methods.shapeprop.bdd100k import annotation_file, default_root, prepare
 from dyn_d2.utils.errors import run_tool
 
 

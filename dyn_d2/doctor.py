@@ -90,7 +90,7 @@ def _numpy() -> Finding:
 
 
 def _engine() -> Finding:
-    from dyn_d2.engine_choice import choose_engine, describe_engine
+    from dyn_d2.backend import choose_engine, describe_engine
 
     try:
         choose_engine()

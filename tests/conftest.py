@@ -9,7 +9,7 @@ import pytest  # noqa: E402
 from semantic_sets import squares  # noqa: E402, F401  a fixture
 
 import dyn_d2  # noqa: E402, F401  chooses the engine and registers everything
-from dyn_d2.engine_choice import describe_engine  # noqa: E402
+from dyn_d2.backend import describe_engine  # noqa: E402
 from dyn_d2.ops import channel_conv  # noqa: E402
 from dyn_d2.utils.seeds import seed_all  # noqa: E402
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from dyn_d2.data.described import is_described
 from dyn_d2.engine.schedules import stage_schedule
 from dyn_d2.engine.setup import apply_method, derive, read_cfg
 from dyn_d2.engine.trainer import DynTrainer
-from dyn_d2.modeling.policy.base import policy_class
-from dyn_d2.modeling.reweighting import ClassVectors
+from dyn_d2.gating.policies.base import policy_class
+from dyn_d2.methods.fsrw.reweighting import ClassVectors
+from dyn_d2.methods.tafe_net.data import is_described
 
 from detectron2.solver import build_optimizer
 from detectron2.structures import BitMasks, Boxes, Instances

@@ -64,9 +64,9 @@ def test_no_two_yaml_files_differ_in_one_value_only():
         assert len(different) > 1, f"{first} and {second} differ in {different} only: make it a key"
 
 
-def test_only_engine_choice_asks_which_engine_runs():
+def test_only_backend_asks_which_engine_runs():
     for path in (ROOT / "dyn_d2").rglob("*.py"):
-        if "embedded" in path.parts or path.name == "engine_choice.py":
+        if "embedded" in path.parts or path.name == "backend.py":
             continue
         text = path.read_text()
         assert "EMBEDDED_PATH" not in text and 'DYN_D2_ENGINE"' not in text, f"{path} depends on which engine runs"

@@ -32,9 +32,9 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from dyn_d2.config import add_dyn_d2_config
-from dyn_d2.dynamic import Decision, recording
-from dyn_d2.dynamic.decisions import fixed
-from dyn_d2.modeling.policy.base import Policy
+from dyn_d2.gating import Decision, recording
+from dyn_d2.gating.decisions import fixed
+from dyn_d2.gating.policies.base import Policy
 from dyn_d2.utils.atomic import write_json
 from dyn_d2.utils.measure import describe_machine, peak_memory, realised, time_call, turns
 

@@ -25,8 +25,8 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from dyn_d2.modeling.reweighting import predict_reweighted, reweight
-from dyn_d2.modeling.task_weights import TaskLinear
+from dyn_d2.methods.fsrw.reweighting import predict_reweighted, reweight
+from dyn_d2.methods.tafe_net.task_weights import TaskLinear
 from dyn_d2.utils.atomic import write_json
 from dyn_d2.utils.measure import describe_machine, peak_memory, time_call, turns
 

@@ -45,12 +45,12 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from dyn_d2.config import add_dyn_d2_config
-from dyn_d2.dynamic.pixels import restrict
 from dyn_d2.hierarchy import load_hierarchy
-from dyn_d2.modeling.sem_seg import region_inference
-from dyn_d2.modeling.sem_seg.dsspn import DSSPNHead
-from dyn_d2.modeling.sem_seg.label_plan import LabelPlan
-from dyn_d2.modeling.sem_seg.pmn_head import AtrousPyramid
+from dyn_d2.methods.dsspn import region_inference
+from dyn_d2.methods.dsspn.head import DSSPNHead
+from dyn_d2.methods.dsspn.label_plan import LabelPlan
+from dyn_d2.methods.layer_cascade.pixels import restrict
+from dyn_d2.methods.pmn.head import AtrousPyramid
 from dyn_d2.ops.packed_conv import PackedConv
 from dyn_d2.ops.region_conv import Region, RegionMatrix, map_rows, region_conv, to_map
 from dyn_d2.utils.atomic import write_json

@@ -14,11 +14,13 @@ multiply-adds and time stand beside the expected ones. Writes cascade.json, casc
 import argparse
 from pathlib import Path
 
-from dyn_d2.cascade.calibration import Member, store, stored_path
-from dyn_d2.cascade.figures import draw_curves, draw_time, draw_uncertainty
-from dyn_d2.cascade.methods import FOR_CLASSIFIERS, FOR_DETECTORS, METHODS
-from dyn_d2.cascade.networks import NetworkModel, default_name
-from dyn_d2.cascade.report import (
+from dyn_d2.data.parts import HELD_OUT, TEST
+from dyn_d2.gating.reports.route_statistics import run_names
+from dyn_d2.methods.idk_cascade.calibration import Member, store, stored_path
+from dyn_d2.methods.idk_cascade.calibrators import FOR_CLASSIFIERS, FOR_DETECTORS, METHODS
+from dyn_d2.methods.idk_cascade.figures import draw_curves, draw_time, draw_uncertainty
+from dyn_d2.methods.idk_cascade.networks import NetworkModel, default_name
+from dyn_d2.methods.idk_cascade.report import (
     Measured,
     answer_all,
     check_models,
@@ -30,9 +32,7 @@ from dyn_d2.cascade.report import (
     time_curve,
     to_markdown,
 )
-from dyn_d2.cascade.search import Candidate, Goal
-from dyn_d2.data.parts import HELD_OUT, TEST
-from dyn_d2.evaluation.route_statistics import run_names
+from dyn_d2.methods.idk_cascade.search import Candidate, Goal
 from dyn_d2.utils.atomic import atomic_write, write_json
 from dyn_d2.utils.errors import run_tool
 

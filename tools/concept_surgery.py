@@ -10,10 +10,10 @@ The config names the new tree and data sets. The result goes into the next train
 import argparse
 
 from dyn_d2.checkpoint import read_checkpoint
-from dyn_d2.checkpoint.concepts import fit_concepts
 from dyn_d2.checkpoint.surgery import save
 from dyn_d2.engine.setup import build_cfg
-from dyn_d2.modeling.sem_seg import DSSPNHead
+from dyn_d2.methods.dsspn.head import DSSPNHead
+from dyn_d2.methods.dsspn.surgery import fit_concepts
 from dyn_d2.utils.errors import UserError, run_tool
 
 

@@ -12,8 +12,8 @@ import argparse
 
 from tabulate import tabulate
 
-from dyn_d2.evaluation.cost_curves import draw_cost_curves, read_cost
 from dyn_d2.evaluation.figures import save_figure
+from dyn_d2.gating.reports.cost_curves import draw_cost_curves, read_cost
 from dyn_d2.utils.errors import run_tool
 
 

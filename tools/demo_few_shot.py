@@ -15,15 +15,7 @@ import time
 from pathlib import Path
 
 from dyn_d2.data.digit_scenes import DigitScenesSpec, generate_digit_scenes, register_digit_scenes
-from dyn_d2.engine.few_shot_benchmark import (
-    METHOD_NAMES,
-    Cell,
-    caption,
-    cells,
-    plan_cells,
-    run_cells,
-    summarise,
-)
+from dyn_d2.engine.few_shot_benchmark import METHOD_NAMES, Cell, caption, cells, plan_cells, run_cells, summarise
 from dyn_d2.engine.job_queue import numbers, pending
 from dyn_d2.engine.stages import Stage
 from dyn_d2.evaluation.figures import draw_precision_recall, draw_predictions

@@ -17,10 +17,10 @@ import os
 import torch
 
 from dyn_d2.checkpoint import DynCheckpointer, describe
-from dyn_d2.engine.class_vectors import compute_vectors
 from dyn_d2.engine.setup import build_cfg
 from dyn_d2.engine.trainer import DynTrainer
-from dyn_d2.modeling.reweighting import is_reweighted
+from dyn_d2.methods.fsrw.class_vectors import compute_vectors
+from dyn_d2.methods.fsrw.reweighting import is_reweighted
 from dyn_d2.utils.atomic import atomic_write
 from dyn_d2.utils.errors import run_tool
 

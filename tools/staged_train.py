@@ -8,8 +8,8 @@ Each stage has the folder OUTPUT_DIR/STAGE. Finished stages are skipped, killed 
 
 from functools import partial
 
-from dyn_d2.engine.policy_stages import train_in_stages
 from dyn_d2.engine.stages import train_as_told
+from dyn_d2.gating.stages import train_in_stages
 from dyn_d2.utils.errors import run_tool
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ Times are those of the models alone, after warm-up, taken in turns in this proce
 import argparse
 from pathlib import Path
 
-from dyn_d2.evaluation.route_statistics import run_names
-from dyn_d2.evaluation.tradeoff import draw, measure, plan, table, time_points
+from dyn_d2.gating.reports.route_statistics import run_names
+from dyn_d2.gating.reports.tradeoff import draw, measure, plan, table, time_points
 from dyn_d2.utils.atomic import atomic_write, write_json
 from dyn_d2.utils.errors import run_tool
 

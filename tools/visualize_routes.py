@@ -11,10 +11,10 @@ Evaluating a gated model writes routes.npz. Images come from their files, or fro
 import argparse
 from pathlib import Path
 
-from dyn_d2.evaluation.route_figures import draw_distribution, draw_routes
-from dyn_d2.evaluation.route_page import write_page
-from dyn_d2.evaluation.route_statistics import run_names
-from dyn_d2.evaluation.routes import RouteTable
+from dyn_d2.gating.reports.route_figures import draw_distribution, draw_routes
+from dyn_d2.gating.reports.route_page import write_page
+from dyn_d2.gating.reports.route_statistics import run_names
+from dyn_d2.gating.reports.routes import RouteTable
 from dyn_d2.utils.errors import run_tool
 
 

@@ -11,8 +11,8 @@ import argparse
 from pathlib import Path
 
 from dyn_d2.evaluation.figures import save_figure
-from dyn_d2.evaluation.vector_figures import draw_heat_map, draw_plane
-from dyn_d2.modeling.reweighting import ClassVectors
+from dyn_d2.methods.fsrw.figures import draw_heat_map, draw_plane
+from dyn_d2.methods.fsrw.reweighting import ClassVectors
 from dyn_d2.utils.errors import run_tool
 
 

@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 import dyn_d2
-from dyn_d2.modeling.policy.base import Policy
+from dyn_d2.gating.policies.base import Policy
+from dyn_d2.methods.fsrw.darknet_weights import is_darknet, read_darknet
+from dyn_d2.methods.layer_cascade import timm_names
 from dyn_d2.utils import restricted_pickle
 from dyn_d2.utils.atomic import atomic_write
 from dyn_d2.utils.errors import UserError
@@ -21,8 +23,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from . import timm_names, torchvision_names
-from .darknet_weights import is_darknet, read_darknet
+from . import torchvision_names
 
 # Who publishes weights under names of their own: how to rename them, and what they were trained with.
 _FOREIGN = (

@@ -1,5 +1,16 @@
 """Every config key that dyn_d2 adds to Detectron2's, with its default and what it does."""
 
+from dyn_d2.gating.config import (
+    add_baseline_policy_keys,
+    add_cdb_keys,
+    add_deepmoe_keys,
+    add_gated_keys,
+    add_multipath_keys,
+    add_pmn_keys,
+    add_policy_keys,
+    add_skipnet_keys,
+)
+
 from detectron2.config import CfgNode as CN
 
 from .classification import add_classification_keys, add_classifier_keys, add_tafe_net_keys
@@ -10,16 +21,6 @@ from .detection import (
     add_reweighting_keys,
     add_shapeprop_keys,
     add_yolo_keys,
-)
-from .gating import (
-    add_baseline_policy_keys,
-    add_cdb_keys,
-    add_deepmoe_keys,
-    add_gated_keys,
-    add_multipath_keys,
-    add_pmn_keys,
-    add_policy_keys,
-    add_skipnet_keys,
 )
 from .segmentation import add_dsspn_keys, add_layer_cascade_keys, add_segmentation_keys
 from .training import add_run_keys, add_stage_keys

@@ -1,3 +1,3 @@
 """Data sets of dyn_d2; importing this package registers them."""
 
-from . import bdd100k, classification, described, digit_scenes, semantic  # noqa: F401  only registration
+from . import classification, digit_scenes, semantic  # noqa: F401  only registration

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from dyn_d2.data.few_shot.sources import read_json, read_voc_record, require_source, voc_image_ids
+
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
@@ -19,7 +21,6 @@ from detectron2.structures import BoxMode
 from .check_report import Problem, Report, summary
 from .classification import check_classification, has_labels
 from .defects import area_defect, box_defect, flagged_mask_defect, is_integer
-from .few_shot.sources import read_json, read_voc_record, require_source, voc_image_ids
 
 __all__ = [
     "Problem",

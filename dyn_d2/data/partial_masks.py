@@ -16,6 +16,8 @@ from typing import Any
 import pycocotools.mask as mask_util
 import torch
 
+from dyn_d2.data.digit_scenes.polygons import mask_to_polygons
+from dyn_d2.data.few_shot.splits import COCO_NOVEL
 from dyn_d2.utils.seeds import derive_seed
 
 from detectron2.data import DatasetMapper, MetadataCatalog
@@ -23,8 +25,6 @@ from detectron2.data.detection_utils import annotations_to_instances, transform_
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 
 from .defects import mask_defect
-from .digit_scenes.polygons import mask_to_polygons
-from .few_shot.splits import COCO_NOVEL
 from .pseudo_masks import add_pseudo_masks
 
 logger = logging.getLogger(__name__)

@@ -19,12 +19,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dyn_d2.data.classification import ClassificationMapper, has_labels, is_classification
-from dyn_d2.data.described import DescribedMapper, is_described
-from dyn_d2.data.episodes import Episodes, SupportMapper, SupportPool, is_episodic
-from dyn_d2.data.jitter import jitters
-from dyn_d2.data.partial_masks import PartialMaskMapper, apply_partial_masks
-from dyn_d2.data.random_scale import scale_crop_flip
+from dyn_d2.methods.fsrw.episodes import Episodes, SupportMapper, SupportPool, is_episodic
+from dyn_d2.methods.fsrw.jitter import jitters
+from dyn_d2.methods.tafe_net.data import DescribedMapper, is_described
 from dyn_d2.utils.errors import UserError
 from dyn_d2.utils.seeds import derive_seed
 
@@ -33,6 +30,10 @@ from detectron2.data.common import DatasetFromList
 from detectron2.data.detection_utils import SizeMismatchError, build_augmentation
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
+
+from .classification import ClassificationMapper, has_labels, is_classification
+from .partial_masks import PartialMaskMapper, apply_partial_masks
+from .random_scale import scale_crop_flip
 
 REPLACEMENTS = 10  # other samples to try where a mapper declines one
 

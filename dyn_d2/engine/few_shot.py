@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dyn_d2.checkpoint.surgery import Source, add_teacher, operate, save
-from dyn_d2.data.episodes import is_episodic
+from dyn_d2.methods.fsrw.episodes import is_episodic
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog

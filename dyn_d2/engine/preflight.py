@@ -16,10 +16,11 @@ from dyn_d2.data.check import check_image_files, check_records, summary
 from dyn_d2.data.classification import check_labels, has_labels, require_files
 from dyn_d2.data.semantic import IGNORE, count_pixels
 from dyn_d2.evaluation import with_routes
+from dyn_d2.methods.dsspn.head import DSSPNHead
+from dyn_d2.methods.dsspn.meta_arch import HierarchicalSegmentor
+from dyn_d2.methods.fsrw.class_vectors import prepare_for_evaluation
+from dyn_d2.methods.fsrw.reweighting import is_reweighted
 from dyn_d2.modeling.freeze import has_frozen_parts
-from dyn_d2.modeling.meta_arch import HierarchicalSegmentor
-from dyn_d2.modeling.reweighting import is_reweighted
-from dyn_d2.modeling.sem_seg import DSSPNHead
 from dyn_d2.utils.errors import UserError
 
 from detectron2.config import CfgNode
@@ -27,7 +28,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from .class_vectors import prepare_for_evaluation
 from .trainer import DynTrainer
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
+from dyn_d2.backend import describe_engine
 from dyn_d2.config import add_dyn_d2_config
-from dyn_d2.engine_choice import describe_engine
-from dyn_d2.modeling.policy.base import policy_class
+from dyn_d2.gating.policies.base import policy_class
 from dyn_d2.utils.atomic import atomic_write
 from dyn_d2.utils.errors import UserError
 from dyn_d2.utils.lock import hold_folder
@@ -124,8 +124,8 @@ def derive(cfg: CfgNode, given: Iterable[str] = ()) -> None:
         ValueError: a key has a value that does not exist.
     """
     from dyn_d2.data.classification import apply_classification
-    from dyn_d2.data.described import apply_described
     from dyn_d2.data.few_shot import apply_few_shot
+    from dyn_d2.methods.tafe_net.data import apply_described
 
     given = set(given)
     if cfg.FEW_SHOT.BENCHMARK:

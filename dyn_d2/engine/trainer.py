@@ -14,8 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dyn_d2.checkpoint import CheckpointError, DynCheckpointer, describe
 from dyn_d2.data.resumable import EvaluationLoader, ResumableLoader, build_resumable_train_loader
+from dyn_d2.gating.hooks import GateCollapse, scale_backbone_rate, scale_rate, separate_gates
+from dyn_d2.gating.meta_arch.dynamic import find_policy
+from dyn_d2.gating.stages import describe_policy, enter_stage, warn_of_other_stage
+from dyn_d2.methods.fsrw.class_vectors import prepare_for_evaluation
+from dyn_d2.methods.tafe_net.meta_arch import TAFENet
 from dyn_d2.modeling.freeze import VerifyFrozen, freeze, has_frozen_parts
-from dyn_d2.modeling.meta_arch import TAFENet, find_policy
 from dyn_d2.utils.atomic import remove_leftovers
 from dyn_d2.utils.errors import UserError
 from dyn_d2.utils.seeds import seed_all
@@ -26,13 +30,10 @@ from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 
-from .class_vectors import prepare_for_evaluation
-from .gate_hooks import GateCollapse, scale_backbone_rate, scale_rate, separate_gates
 from .hooks import DivergenceError, LossAverages, LossGuard, StepSeeds
 from .launch import is_lost_contact
 from .lr_schedules import HALVING, POLY, halving_schedule, poly_schedule
 from .optimizers import chosen_optimizer
-from .policy_stages import describe_policy, enter_stage, warn_of_other_stage
 
 logger = logging.getLogger(__name__)
 

@@ -1,11 +1,12 @@
 """Evaluators of dyn_d2 and the record that every evaluation leaves."""
 
+from dyn_d2.gating.reports.routes import RouteEvaluator, RouteTable
+from dyn_d2.methods.shapeprop.evaluator import ShapeQualityEvaluator
+
 from .build import build_evaluator, with_routes
 from .class_groups import GroupedCOCOEvaluator, group_means
 from .concept_levels import ConceptLevelEvaluator
 from .few_shot import FewShotLVISEvaluator, FewShotVOCEvaluator
-from .routes import RouteEvaluator, RouteTable
-from .shape_quality import ShapeQualityEvaluator
 
 __all__ = [
     "ConceptLevelEvaluator",

@@ -4,8 +4,13 @@ import os
 
 from torch import nn
 
-from dyn_d2.data.described import class_table
-from dyn_d2.modeling.meta_arch import LayerCascadeSegmentor, find_policy
+from dyn_d2.gating.meta_arch.dynamic import find_policy
+from dyn_d2.gating.reports.routes import RouteEvaluator
+from dyn_d2.methods.layer_cascade.evaluator import LayerCascadeEvaluator
+from dyn_d2.methods.layer_cascade.meta_arch import LayerCascadeSegmentor
+from dyn_d2.methods.shapeprop.evaluator import ShapeQualityEvaluator
+from dyn_d2.methods.tafe_net.data import class_table
+from dyn_d2.methods.tafe_net.evaluator import METRICS, DescribedEvaluator
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -24,11 +29,7 @@ from .class_groups import ClassGroups, GroupedCOCOEvaluator
 from .classification import ClassificationEvaluator
 from .concept_levels import ConceptLevelEvaluator
 from .few_shot import FewShotLVISEvaluator, FewShotVOCEvaluator, few_shot_groups
-from .layer_cascade import LayerCascadeEvaluator
 from .partial_masks import mask_groups
-from .routes import RouteEvaluator
-from .shape_quality import ShapeQualityEvaluator
-from .zero_shot import METRICS, DescribedEvaluator
 
 
 def _coco(cfg: CfgNode, name: str, folder: str, groups: ClassGroups) -> COCOEvaluator:

@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from dyn_d2.hierarchy import Hierarchy
-from dyn_d2.modeling.backbone.cascade import STAGES
+from dyn_d2.methods.layer_cascade.backbone import STAGES
 
 from .boxes_on_image import class_colour
 

@@ -14,7 +14,7 @@ import torchvision
 from torch import nn
 
 import dyn_d2
-from dyn_d2.engine_choice import describe_engine
+from dyn_d2.backend import describe_engine
 from dyn_d2.utils.atomic import write_json
 
 import detectron2

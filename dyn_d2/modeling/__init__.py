@@ -1,3 +1,3 @@
-"""Importing this package registers dyn_d2's model parts in Detectron2's registries."""
+"""Model parts that several methods build on; importing this package registers them in Detectron2's registries."""
 
-from . import backbone, meta_arch, policy, roi_heads, sem_seg  # noqa: F401  only registration
+from . import meta_arch, roi_heads  # noqa: F401  only registration

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dyn_d2.utils.errors import UserError
+from .errors import UserError
 
 _held: dict[str, int] = {}  # folder -> descriptor of its lock, open as long as this process lives
 

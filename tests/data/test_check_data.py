@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 from few_shot_files import HEIGHT, WIDTH, coco_content, write_image, write_voc
 
-from dyn_d2.data.check import check_coco_json, check_config, check_dataset, check_dataset_dicts, check_voc, clean_json
+from dyn_d2.data.check import (
+    check_coco_json,
+    check_config,
+    check_dataset,
+    check_dataset_dicts,
+    check_voc,
+    clean_json,
+)
 from dyn_d2.data.check_report import REMEDIES
 from dyn_d2.data.few_shot import apply_few_shot
 from dyn_d2.data.few_shot.sources import forget

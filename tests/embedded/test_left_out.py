@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 
-from dyn_d2.engine_choice import describe_engine
+from dyn_d2.backend import describe_engine
 
 if "embedded" not in describe_engine():
     pytest.skip("an installed Detectron2 leaves nothing out", allow_module_level=True)

@@ -4,10 +4,10 @@ import pytest
 import torch
 from tiny_tasks import task_opts
 
-from dyn_d2.engine.gate_hooks import scale_backbone_rate
 from dyn_d2.engine.setup import read_cfg
 from dyn_d2.engine.trainer import DynTrainer
-from dyn_d2.modeling.meta_arch import find_policy
+from dyn_d2.gating.hooks import scale_backbone_rate
+from dyn_d2.gating.meta_arch.dynamic import find_policy
 
 
 def _cfg(**more):

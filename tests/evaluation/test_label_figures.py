@@ -6,7 +6,7 @@ import torch
 
 from dyn_d2.evaluation.label_figures import draw_label_maps, label_colour, label_maps
 from dyn_d2.hierarchy import Hierarchy
-from dyn_d2.modeling.sem_seg.label_plan import LabelPlan
+from dyn_d2.methods.dsspn.label_plan import LabelPlan
 
 TREE = Hierarchy({"all": ["animal", "sky"], "animal": ["cat", "dog"]}, {"pets": {"c": "cat", "d": "dog", "s": "sky"}})
 CONCEPTS = ("cat", "dog", "sky")

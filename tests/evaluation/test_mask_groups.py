@@ -12,8 +12,9 @@ from pycocotools.cocoeval import COCOeval
 from tiny_detection import CLASSES, write_boxes
 
 from dyn_d2.config import add_dyn_d2_config
-from dyn_d2.evaluation import GroupedCOCOEvaluator, ShapeQualityEvaluator, build_evaluator
+from dyn_d2.evaluation import GroupedCOCOEvaluator, build_evaluator
 from dyn_d2.evaluation.partial_masks import mask_groups
+from dyn_d2.methods.shapeprop.evaluator import ShapeQualityEvaluator
 
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dyn_d2.engine_choice import EMBEDDED_PATH
+from dyn_d2.backend import EMBEDDED_PATH
 
 HERE = Path(__file__).parent
 WORKER = HERE / "model_parity_worker.py"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tool_runs import load_tool
 
-from dyn_d2.dynamic import recording
+from dyn_d2.gating import recording
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from cascade_networks import save_classifier, save_detector
 from tiny_detection import CLASSES, write_boxes
 from tool_runs import load_tool
 
-from dyn_d2.cascade import load_cascade
+from dyn_d2.methods.idk_cascade.calibration import load_cascade
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances

@@ -11,7 +11,7 @@ from tool_runs import load_tool
 
 from dyn_d2.checkpoint import DynCheckpointer, describe
 from dyn_d2.engine.setup import build_cfg
-from dyn_d2.evaluation.shape_figures import PANELS, draw_shapes
+from dyn_d2.methods.shapeprop.figures import PANELS, draw_shapes
 
 from detectron2.data.datasets import register_coco_instances
 from detectron2.modeling import build_model

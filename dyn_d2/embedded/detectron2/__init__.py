@@ -1,6 +1,6 @@
 """The compact engine of dyn_d2: the part of Detectron2's public interface that dyn_d2 uses, written anew.
 
-It is imported as ``detectron2`` only where Detectron2 itself is not installed (see ``dyn_d2/engine_choice.py``).
+It is imported as ``detectron2`` only where Detectron2 itself is not installed (see ``dyn_d2/backend.py``).
 """
 
 from .utils.env import setup_environment

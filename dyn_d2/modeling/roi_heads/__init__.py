@@ -1,19 +1,7 @@
-"""ROI heads of dyn_d2; importing registers them."""
+"""ROI heads that several methods build on; importing registers them."""
 
-from .cosine_box import CosineOutputLayers, DynRes5ROIHeads, DynROIHeads
-from .mask_only import MaskROIHeads, ShapePropMaskROIHeads
+from .classifier_by_name import BOX_CLASSIFIERS, DynRes5ROIHeads, DynROIHeads
+from .mask_only import MaskROIHeads
 from .partial_mask import PartialMaskHead
-from .shapeprop import ShapeProp, ShapePropROIHeads
-from .weight_transfer import WeightTransferMaskHead
 
-__all__ = [
-    "CosineOutputLayers",
-    "DynROIHeads",
-    "DynRes5ROIHeads",
-    "MaskROIHeads",
-    "PartialMaskHead",
-    "ShapeProp",
-    "ShapePropMaskROIHeads",
-    "ShapePropROIHeads",
-    "WeightTransferMaskHead",
-]
+__all__ = ["BOX_CLASSIFIERS", "DynROIHeads", "DynRes5ROIHeads", "MaskROIHeads", "PartialMaskHead"]

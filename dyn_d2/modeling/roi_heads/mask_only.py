@@ -7,8 +7,6 @@ from torch import Tensor
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.structures import ImageList, Instances
 
-from .shapeprop import ShapePropMasks
-
 
 @ROI_HEADS_REGISTRY.register()
 class MaskROIHeads(StandardROIHeads):
@@ -51,11 +49,6 @@ class MaskROIHeads(StandardROIHeads):
         if not all(x.has("pred_boxes") for x in proposals):
             raise ValueError(
                 f"{type(self).__name__} detects nothing by itself: set MODEL.META_ARCHITECTURE to RetinaMask, or "
-                "MODEL.ROI_HEADS.NAME to DynROIHeads or ShapePropROIHeads."
+                "MODEL.ROI_HEADS.NAME to DynROIHeads or another that detects."
             )
         return self.forward_with_given_boxes(features, proposals), {}
-
-
-@ROI_HEADS_REGISTRY.register()
-class ShapePropMaskROIHeads(ShapePropMasks, MaskROIHeads):
-    """MaskROIHeads with ShapeProp before the mask head."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dyn_d2.engine_choice import describe_engine
+from dyn_d2.backend import describe_engine
 
 from detectron2.checkpoint import DetectionCheckpointer, PeriodicCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts, convert_c2_detectron_names

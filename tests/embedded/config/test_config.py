@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from dyn_d2.engine_choice import describe_engine
+from dyn_d2.backend import describe_engine
 
 import detectron2.config as config_module
 from detectron2.config import CfgNode, configurable, get_cfg, global_cfg, set_global_cfg

@@ -5,7 +5,7 @@ import os
 import pytest
 import yaml
 
-from dyn_d2.engine_choice import describe_engine
+from dyn_d2.backend import describe_engine
 
 if "embedded" not in describe_engine():
     pytest.skip("how configs are derived is a matter of the embedded engine", allow_module_level=True)

@@ -10,7 +10,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
-from dyn_d2.engine_choice import describe_engine
+from dyn_d2.backend import describe_engine
 
 from detectron2.utils import comm
 from detectron2.utils.analysis import FlopCountAnalysis, flop_count_operators, parameter_count

@@ -1,5 +1,0 @@
-"""The core that all dynamic networks share: decisions, sparse execution, and the trace of both."""
-
-from .decisions import Decision  # noqa: F401
-from .routing import Router  # noqa: F401
-from .trace import Cost, Route, Step, TakenLevels, Trace, Unit, current_trace, recording  # noqa: F401

@@ -1,0 +1,199 @@
+"""What a policy is: it decides, per image, which units of a backbone run. It knows neither backbone nor task."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fvcore.common.registry import Registry
+from torch import Tensor, nn
+
+from dyn_d2.gating import Decision, TakenLevels, Trace, Unit
+from dyn_d2.modeling.freeze import freeze_whole
+
+from detectron2.config import CfgNode
+
+logger = logging.getLogger(__name__)
+
+
+class PolicyRegistry(Registry):
+    """A registry whose entries have a name of their own instead of that of the class."""
+
+    def register_as(self, name: str) -> Callable[[type], type]:
+        """Decorator that registers a class under ``name``."""
+
+        def register(policy: type) -> type:
+            self._do_register(name, policy)
+            return policy
+
+        return register
+
+
+POLICY_REGISTRY = PolicyRegistry("POLICY")
+POLICY_REGISTRY.__doc__ = """Policies by the name that MODEL.POLICY.NAME gives.
+
+A registered class is a Policy with a class method ``from_config(cfg, units)`` that returns constructor arguments.
+"""
+
+
+class UnitClassifier(nn.Module):
+    """Classes of images from the features of units that a policy has chosen."""
+
+    def scores(self, trace: Trace | None, linear: nn.Linear) -> Tensor:
+        """(N, K) probabilities, and the cost recorded.
+
+        Args:
+            trace: of the forward pass of the backbone.
+            linear: the classifier of the last feature map.
+        """
+        raise NotImplementedError
+
+    def losses(self, trace: Trace | None, linear: nn.Linear, labels: Tensor) -> Tensor:
+        """(N,) cross-entropy of each image with ``labels`` (N,); arguments as for ``scores``."""
+        raise NotImplementedError
+
+
+class Policy(nn.Module):
+    """Base class of all policies.
+
+    Attributes:
+        KINDS: the kinds of unit that the policy can decide about.
+        STAGES: names of the stages of its training, in order; ("",) where there is one.
+        FROZEN_STAGES: those of them in which the policy itself does not change and decides as in evaluation;
+            ``build_policy`` sees to it.
+        LATER_KEYS: config keys that the first stage does not depend on.
+        units: what it decides about, in the order in which a backbone asks.
+        stops: whether it ends the computation of some images early, so that ``stay`` is asked before each gated block.
+    """
+
+    KINDS: tuple[str, ...] = ("block", "group", "channel")
+    STAGES: tuple[str, ...] = ("",)
+    FROZEN_STAGES: tuple[str, ...] = ()
+    LATER_KEYS: tuple[str, ...] = ()
+    stops: bool = False
+
+    def __init__(self, units: Sequence[Unit]) -> None:
+        super().__init__()
+        self.units = tuple(units)
+
+    def begin(self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None) -> Any:
+        """The policy's state for one forward pass, None where it has none. Nothing is kept on the module.
+
+        Args:
+            images: (N, 3, H, W), normalised and padded.
+            image_sizes: (height, width) of each image without padding; None where nothing is padded.
+        """
+        return None
+
+    def decide(self, index: int, features: Tensor, state: Any) -> Decision:
+        """The decision about unit ``index``, hard in evaluation.
+
+        Args:
+            features: (N, C, H, W), the input of the block that the unit is in.
+            state: of this forward pass; may be changed.
+        """
+        raise NotImplementedError
+
+    def stay(self, index: int, features: Tensor, state: Any) -> Tensor | None:
+        """Which of the n images that have not stopped go on to unit ``index``: bool (n,), None for all.
+
+        Asked once more after the last block, with the number of units as ``index``; then nothing follows.
+
+        Args:
+            features: (n, C, H, W), the output of the block before.
+            state: of this forward pass; may be changed.
+        """
+        return None
+
+    def keep(self, kept: Tensor, state: Any) -> None:
+        """Called when images have stopped: of the n images of the last ``stay``, ``kept``, int64 (n',), go on, in this
+        order, which need not be ascending."""
+
+    def stay_cost(self, index: int) -> float:
+        """Multiply-adds per image of ``stay``."""
+        return 0.0
+
+    def taken_levels(self, state: Any) -> TakenLevels | None:
+        """What each module recognises, asked after the last block; None where that is no decision."""
+        return None
+
+    def build_classifier(self, cfg: CfgNode) -> "UnitClassifier | None":
+        """What an image classifier predicts with, where the policy decides which units predictions are made from; None
+        where the last feature map is classified."""
+        return None
+
+    def gate_shape(self, index: int, features: Tensor) -> tuple[int, ...]:
+        """Shape of the decision about unit ``index``: (N,) for a block, else (N, size)."""
+        unit = self.units[index]
+        return (len(features),) if unit.kind == "block" else (len(features), unit.size)
+
+    def begin_cost(self, height: int, width: int) -> float:
+        """Multiply-adds per image of ``begin`` on an image of that size."""
+        return 0.0
+
+    def decision_cost(self, index: int, height: int, width: int) -> float:
+        """Multiply-adds per image of ``decide`` on a feature map of that size."""
+        return 0.0
+
+    @property
+    def adds_losses(self) -> bool:
+        """Whether ``losses`` may return any, so that training without them would go wrong."""
+        return type(self).losses is not Policy.losses
+
+    @property
+    def wants_greedy(self) -> bool:
+        """Whether ``losses`` needs ``trace.greedy``: the trace, with ``image_losses``, of another forward pass, without
+        gradient and with the backbone in evaluation mode, where policies choose what is most likely."""
+        return False
+
+    def enter_stage(self) -> None:
+        """Called once, when training in stage MODEL.POLICY.STAGE starts from the weights of the stage before it, not
+        when it resumes."""
+
+    def losses(self, trace: Trace, task: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Further losses of one training step, named ``loss_...`` and weighted already.
+
+        Args:
+            trace: of this step's forward pass; with ``image_losses`` where the task has a loss per image.
+            task: the losses of the task.
+        """
+        return {}
+
+
+def policy_class(cfg: CfgNode) -> type[Policy]:
+    """The class of the policy MODEL.POLICY.NAME.
+
+    Raises:
+        ValueError: no such policy, or it has no stage MODEL.POLICY.STAGE.
+    """
+    name, stage = cfg.MODEL.POLICY.NAME, cfg.MODEL.POLICY.STAGE
+    known = sorted(key for key, _ in POLICY_REGISTRY)
+    if name not in known:
+        raise ValueError(f"MODEL.POLICY.NAME is {name!r}: use one of {', '.join(known)}.")
+    policy = POLICY_REGISTRY.get(name)
+    if stage and stage not in policy.STAGES:
+        raise ValueError(
+            f"MODEL.POLICY.STAGE is {stage!r}: {name} has "
+            + (f"the stages {', '.join(policy.STAGES)}." if policy.STAGES != ("",) else "one stage, leave it empty.")
+        )
+    return policy
+
+
+def build_policy(cfg: CfgNode, units: Sequence[Unit]) -> Policy:
+    """The policy MODEL.POLICY.NAME for these units, frozen where MODEL.POLICY.STAGE is one of its ``FROZEN_STAGES``.
+
+    Raises:
+        ValueError: from ``policy_class``, or the policy cannot decide about units of this kind.
+    """
+    chosen = policy_class(cfg)
+    kinds = {unit.kind for unit in units}
+    if not kinds <= set(chosen.KINDS):
+        raise ValueError(
+            f"MODEL.POLICY.NAME {cfg.MODEL.POLICY.NAME} decides about {' and '.join(chosen.KINDS)} units, the backbone "
+            f"{cfg.MODEL.BACKBONE.NAME} offers {' and '.join(sorted(kinds))} units: choose another policy or another "
+            "MODEL.GATED.UNIT."
+        )
+    policy = chosen(units, **chosen.from_config(cfg, units))
+    if cfg.MODEL.POLICY.STAGE in chosen.FROZEN_STAGES:
+        freeze_whole(policy)
+        logger.info(f"frozen: the policy, in stage {cfg.MODEL.POLICY.STAGE} of {cfg.MODEL.POLICY.NAME}")
+    return policy

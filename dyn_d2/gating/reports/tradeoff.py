@@ -1,0 +1,301 @@
+"""What a gated network gives for what it costs: accuracy against multiply-adds and against measured milliseconds."""
+
+import hashlib
+import itertools
+import json
+import logging
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from tabulate import tabulate
+from torch import nn
+
+from dyn_d2.checkpoint import DynCheckpointer
+from dyn_d2.engine.setup import build_cfg
+from dyn_d2.engine.trainer import DynTrainer
+from dyn_d2.evaluation.figures import save_figure
+from dyn_d2.gating.meta_arch.dynamic import gated_network
+from dyn_d2.gating.policies.all_open import AllOpen
+from dyn_d2.utils.atomic import write_json
+from dyn_d2.utils.measure import time_call
+
+from detectron2.config import CfgNode
+
+logger = logging.getLogger(__name__)
+
+DENSE = "dense"
+# Task of the results -> the metric that stands for it, in the order in which they are looked for.
+MAIN_METRICS = {"classification": "top1_accuracy", "segm": "AP", "bbox": "AP", "sem_seg": "mIoU"}
+
+
+def force_open(model: nn.Module) -> None:
+    """Put ``AllOpen`` in the place of the policy of a model, or have a cascade settle nothing early: the dense run of a
+    dynamic network's weights.
+
+    Raises:
+        ValueError: nothing in the model is gated.
+    """
+    if hasattr(model, "force_open"):
+        model.force_open()
+        return
+    gated = gated_network(getattr(model, "backbone", None))
+    if gated is None:
+        raise ValueError(
+            "MODEL.BACKBONE.NAME is no gated backbone: there is no trade-off to measure. Use build_gated_..._backbone."
+        )
+    gated.policy = AllOpen(gated.policy.units).eval()
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measurement: a checkpoint under some config values.
+
+    Attributes:
+        weights: path of the checkpoint.
+        config: path of its yaml.
+        opts: KEY, VALUE, ... that change the config.
+        dense: whether everything is forced open.
+    """
+
+    weights: str
+    config: str
+    opts: tuple[str, ...] = ()
+    dense: bool = False
+
+    @property
+    def name(self) -> str:
+        """Without the path of the weights."""
+        values = [
+            f"{key.rpartition('.')[2].lower()} {value}"
+            for key, value in zip(self.opts[::2], self.opts[1::2], strict=True)
+        ]
+        return DENSE if self.dense else ", ".join(values) or "gated"
+
+
+def plan(weights: Sequence[str], sweep: Mapping[str, Sequence[str]], config_file: str | None = None) -> list[Point]:
+    """For each checkpoint the dense run, then one run for every combination of the values of ``sweep``'s keys.
+
+    Args:
+        config_file: the yaml of all checkpoints; None: each has its own, the config.yaml that its training left.
+    """
+    choices = [[(key, value) for value in values] for key, values in sweep.items()]
+    combinations = [tuple(itertools.chain(*pairs)) for pairs in itertools.product(*choices)]
+    pairs = [(w, config_file or str(Path(w).with_name("config.yaml"))) for w in weights]
+    return [
+        point for pair in pairs for point in (Point(*pair, dense=True), *(Point(*pair, opts) for opts in combinations))
+    ]
+
+
+def measure(point: Point, opts: Sequence[str], folder: str | Path) -> dict[str, Any]:
+    """Evaluate a point; what was evaluated before under the same settings is read from its file.
+
+    Args:
+        folder: for what evaluation writes, a folder a point.
+    """
+    settings = _settings(point, opts)
+    own = Path(folder) / _digest(settings)
+    done = own / "point.json"
+    if done.is_file():
+        logger.info(f"{point.weights}, {point.name}: evaluated before, see {done}")
+        return json.loads(done.read_text(encoding="utf-8"))
+    cfg, model = _load(point, opts, own)
+    results = DynTrainer.test(cfg, model)
+    results = results if len(cfg.DATASETS.TEST) == 1 else results[cfg.DATASETS.TEST[0]]
+    record = {
+        "weights": point.weights,
+        "point": point.name,
+        "dense": point.dense,
+        "metric": main_metric(results),
+        "routes": {key: value for key, value in results["routes"].items() if "-" not in key},
+        "settings": settings,
+    }
+    write_json(done, record)
+    return record
+
+
+def time_points(
+    points: Sequence[Point],
+    opts: Sequence[str],
+    folder: str | Path,
+    batches: Sequence[int],
+    timed: int,
+) -> list[dict[str, Any]]:
+    """Time all points together, in turns, so that a slow moment of the machine hits them all; what was timed together
+    before is read from its file.
+
+    Args:
+        batches: sizes of the batches.
+        timed: calls of each model that are timed at each size.
+
+    Returns:
+        For each point "milliseconds" (batch size -> {"median", "p90"}, per image), "device", "dtype" and "threads".
+    """
+    everything = [[_settings(point, opts) for point in points], list(batches), timed]
+    done = Path(folder) / f"times_{_digest(everything)}.json"
+    if done.is_file():
+        logger.info(f"timed before, see {done}")
+        return json.loads(done.read_text(encoding="utf-8"))
+    loaded = [_load(point, opts, Path(folder) / "times") for point in points]
+    columns = {str(batch): time_models(loaded, batch, timed) for batch in batches}
+    times = [
+        {
+            "milliseconds": {batch: column[i] for batch, column in columns.items()},
+            "device": device_name(model),
+            "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+        }
+        for i, (_, model) in enumerate(loaded)
+    ]
+    write_json(done, times)
+    return times
+
+
+def _settings(point: Point, opts: Sequence[str]) -> dict[str, Any]:
+    return {
+        "weights": _identity(point.weights), "opts": [*opts, *point.opts], "dense": point.dense,
+        "config": _identity(point.config),
+    }  # fmt: skip
+
+
+def _digest(settings: Any) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _identity(path: str) -> list[Any]:
+    """Tells a file from another one that takes its place."""
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} does not exist.")
+    return [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns]
+
+
+def _load(point: Point, opts: Sequence[str], output: Path) -> tuple[CfgNode, nn.Module]:
+    cfg = build_cfg(point.config, [*opts, *point.opts, "MODEL.WEIGHTS", point.weights, "OUTPUT_DIR", str(output)])
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    cfg.SEED = max(cfg.SEED, 0)
+    cfg.freeze()
+    model = DynTrainer.build_model(cfg)
+    DynCheckpointer(model).load(cfg.MODEL.WEIGHTS, strict=not cfg.TEST.ALLOW_PARTIAL_WEIGHTS)
+    static = gated_network(getattr(model, "backbone", None)) is None and not hasattr(model, "force_open")
+    if point.dense or static:
+        force_open(model)
+    return cfg, model.eval()
+
+
+def main_metric(results: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """{"task", "name", "value"} of what the results are judged by.
+
+    Raises:
+        ValueError: no task of ``MAIN_METRICS`` was evaluated.
+    """
+    for task, name in MAIN_METRICS.items():
+        if name in results.get(task, {}):
+            return {"task": task, "name": name, "value": float(results[task][name])}
+    raise ValueError(f"none of {', '.join(MAIN_METRICS)} was evaluated, only {', '.join(results) or 'nothing'}.")
+
+
+def time_models(
+    models: Sequence[tuple[CfgNode, nn.Module]], batch: int, timed: int, warm_up: int = 3
+) -> list[dict[str, float]]:
+    """Milliseconds per image of models on batches of their first test set, median and 90th percentile of ``timed``
+    calls of each; the loading of images is not part of it. Each call has other images, as long as there are any."""
+    supplies = [itertools.cycle(_inputs(cfg, batch * min(timed + warm_up, max(1, 512 // batch)))) for cfg, _ in models]
+    times: list[list[float]] = [[] for _ in models]
+    turns = list(zip(models, supplies, times, strict=True))
+    with torch.no_grad():
+        for number in range(warm_up + timed):
+            for (_, model), supply, own in turns[:: 1 if number % 2 else -1]:
+                call = partial(model, list(itertools.islice(supply, batch)))
+                own.append(1000 * time_call(call, model.device.type) / batch)
+    return [
+        {"median": statistics.median(own[warm_up:]), "p90": sorted(own[warm_up:])[round(0.9 * (timed - 1))]}
+        for own in times
+    ]
+
+
+def _inputs(cfg: CfgNode, count: int) -> list[dict[str, Any]]:
+    loader = DynTrainer.build_test_loader(cfg, cfg.DATASETS.TEST[0])
+    records = list(itertools.islice(itertools.chain.from_iterable(loader), count))
+    if not records:
+        raise ValueError(f"{cfg.DATASETS.TEST[0]} is empty: there is nothing to time.")
+    return records
+
+
+def device_name(model: nn.Module) -> str:
+    """The GPU's name, or "cpu"."""
+    return torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu"
+
+
+def executed_gflops(routes: Mapping[str, float]) -> float:
+    """Multiply-adds that an image executed on average, in 1e9: of the whole model where that was counted
+    (``flat_metrics``), else of the gated network."""
+    return routes.get("GFLOPs_whole_model", routes["GFLOPs"])
+
+
+def _percent_of_dense(routes: Mapping[str, float]) -> float:
+    return 100 * executed_gflops(routes) / routes.get("GFLOPs_whole_model_dense", routes["GFLOPs_dense"])
+
+
+def table(records: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
+    """A markdown table of what was measured; GFLOPs are 1e9 multiply-adds.
+
+    Args:
+        names: path of a checkpoint -> what to call it.
+    """
+    batches = list(records[0]["milliseconds"])
+    rows = [
+        [
+            names[r["weights"]], r["point"], f"{r['metric']['value']:.2f}",
+            f"{executed_gflops(r['routes']):.4g}", f"{_percent_of_dense(r['routes']):.1f}",
+            *(f"{r['milliseconds'][b]['median']:.2f} ({r['milliseconds'][b]['p90']:.2f})" for b in batches),
+        ]
+        for r in records
+    ]  # fmt: skip
+    heads = ["weights", "point", records[0]["metric"]["name"], "GFLOPs", "% of dense",
+             *(f"ms/image, batch {b}: median (p90)" for b in batches)]  # fmt: skip
+    return tabulate(rows, headers=heads, tablefmt="pipe", disable_numparse=True)
+
+
+def draw(records: Sequence[Mapping[str, Any]], names: Mapping[str, str], path: str | Path) -> Path:
+    """Accuracy against GFLOPs and against milliseconds at each batch size; a line a checkpoint, a star a dense run."""
+    batches = list(records[0]["milliseconds"])
+    figure = Figure(figsize=(4.4 * (1 + len(batches)), 4.2), layout="constrained")
+    axes = figure.subplots(1, 1 + len(batches), sharey=True)
+    size, letter = (1, "G") if max(executed_gflops(r["routes"]) for r in records) >= 0.1 else (1000, "M")
+    _panel(axes[0], records, names, lambda r: size * executed_gflops(r["routes"]))
+    axes[0].set(xlabel=f"executed multiply-adds ({letter})", ylabel=records[0]["metric"]["name"])
+    for axis, batch in zip(axes[1:], batches, strict=True):
+        _panel(axis, records, names, lambda r, b=batch: r["milliseconds"][b]["median"])
+        axis.set(xlabel=f"milliseconds per image, batch {batch}")
+    devices = " / ".join(dict.fromkeys(f"{r['device']}, {r['dtype']}" for r in records))
+    axes[-1].set_title(devices, fontsize=8, loc="right", color="#666666")
+    axes[0].legend(fontsize=8, loc="lower right")
+    return save_figure(figure, path)
+
+
+def _panel(axis: Axes, records: Sequence[Mapping[str, Any]], names: Mapping[str, str], cost) -> None:
+    for number, (path, name) in enumerate(names.items()):
+        own = [r for r in records if r["weights"] == path]
+        gated = sorted((r for r in own if not r["dense"]), key=cost)
+        axis.plot([cost(r) for r in gated], [r["metric"]["value"] for r in gated], "o-", color=f"C{number}", label=name)
+        for r in own:
+            place = cost(r), r["metric"]["value"]
+            if r["dense"]:
+                axis.plot(*place, "*", markersize=13, color=f"C{number}", markeredgecolor="black")
+            text, below = r["point"].replace(", ", "\n"), r["dense"]  # the dense run often lies right beside another
+            axis.annotate(
+                text, place, (0, -8 if below else 8), textcoords="offset points", fontsize=7, color="#444444",
+                ha="center", va="top" if below else "bottom",
+            )  # fmt: skip
+    axis.set_xlim(0, 1.18 * max(map(cost, records)))
+    axis.margins(y=0.15)
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,7 @@
+"""The methods, a folder each. Importing this package registers all that are there: a folder that is gone is not missed."""
+
+import importlib
+import pkgutil
+
+for _module in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -1,0 +1,81 @@
+"""SemanticSegmentor for heads that know several label sets on one concept tree (DSSPN)."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from dyn_d2.gating import current_trace
+from dyn_d2.gating.cost import conv_cost
+from dyn_d2.gating.meta_arch.dynamic import DynamicModel, find_policy, gated_network
+
+from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor
+
+
+@META_ARCH_REGISTRY.register()
+class HierarchicalSegmentor(DynamicModel, SemanticSegmentor):
+    """Tells the head which data set a batch is of, and records what the whole model computed.
+
+    The entry "dataset" of the inputs, a registered name that the loaders of dyn_d2 add, chooses the label set; without
+    it the head's own is meant. In evaluation each output has, beside "sem_seg" (K, H, W) of that label set:
+
+        "levels": (depth + 1, H, W) int16; the concept of each pixel at each depth of the tree, as a number in
+            ``sem_seg_head.tree.concepts``.
+        "route": the :class:`~dyn_d2.gating.Route`, which covers backbone and head.
+    """
+
+    whole_trace = True  # nothing is computed that the trace does not count
+
+    @classmethod
+    def from_config(cls, cfg) -> dict[str, Any]:
+        arguments = super().from_config(cfg)
+        count_convolutions(arguments["backbone"])
+        return arguments
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """Inputs and outputs as in the parent, and as above.
+
+        Raises:
+            ValueError: the batch mixes data sets of different labels, or nobody says of which of several it is.
+        """
+        head = self.sem_seg_head
+        with head.labels_of(self._dataset(batched_inputs)):
+            if self.training:
+                return super().forward(batched_inputs)
+            outputs = super().forward(batched_inputs) if find_policy(self.backbone) else self._routed(batched_inputs)
+            for output in outputs:
+                output["levels"] = head.levels(output["sem_seg"].argmax(0))
+            return outputs
+
+    def _routed(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        trace, outputs = self._traced(batched_inputs)
+        return [{**output, "route": route} for output, route in zip(outputs, trace.routes(), strict=True)]
+
+    def _dataset(self, batched_inputs: list[dict[str, Any]]) -> str | None:
+        names = sorted({inputs.get("dataset") or "" for inputs in batched_inputs})
+        plans = {id(self.sem_seg_head.plan_of(name)) if name else None for name in names}
+        if len(plans) > 1:
+            raise ValueError(
+                f"a batch has images of {', '.join(name or '(unnamed)' for name in names)}, whose labels differ: set "
+                "DATALOADER.ONE_DATASET_PER_BATCH True."
+            )
+        return names[0] or None if names else None
+
+
+def count_convolutions(backbone: nn.Module) -> None:
+    """Have the convolutions of ``backbone`` write their cost into the current trace, except those of a gated network,
+    which does so itself."""
+    gated = gated_network(backbone)
+    counted = set() if gated is None else set(gated.modules())
+    for name, module in backbone.named_modules():
+        if isinstance(module, nn.Conv2d) and module not in counted:
+            module.register_forward_hook(_Recorder(name))
+
+
+class _Recorder:
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, conv: nn.Conv2d, inputs: tuple[Tensor], output: Tensor) -> None:
+        trace = current_trace()
+        if trace is not None:
+            trace.add_fixed(self._name, conv_cost(conv, *inputs[0].shape[-2:])[0], inputs[0])

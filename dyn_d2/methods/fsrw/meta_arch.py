@@ -1,0 +1,124 @@
+"""Few-shot detection by feature re-weighting (Kang et al., ICCV 2019; thesis ch. 6) on YOLOv2.
+
+Letters for shapes: B query images, N classes of the episode, A anchors, m channels that are re-weighted.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dyn_d2.methods.fsrw.yolo.loss import CLASS_LOSSES
+
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+
+from .reweighting import (
+    ReweightedByClass,
+    ReweightingNet,
+    build_reweighting,
+    predict_reweighted,
+    reweight,
+    reweighted_share,
+)
+from .yolo import Objects, Predictions, YoloLoss, keep_slots, output_layer
+from .yolov2 import STRIDE, YoloDetector
+
+LAYERS = ("conv13", "conv20", "conv22")
+
+
+@META_ARCH_REGISTRY.register()
+class FSRW(ReweightedByClass, YoloDetector):
+    """A YOLOv2 whose features are re-weighted for each class by a vector made from a support image (Eq. 6.1), and whose
+    predictor, shared by all classes, gives each class boxes, objectness and a score of its own (Eq. 6.2).
+
+    It has no parameters of a class: which classes it knows is a matter of their vectors.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        reweighting: ReweightingNet | None,
+        layer: str = "conv22",
+        share: float = 1.0,
+        negatives: float = 1.0,
+        **detector: Any,
+    ) -> None:
+        """
+        Args:
+            reweighting: makes class vectors; None where they will be given.
+            layer: which features are re-weighted, the output of convolution 13, 20 or 22 (Table 6.4).
+            share: of its channels, the first ones, that are.
+            negatives: how many (image, class) pairs without an object count for each with one, see ``keep_slots``.
+            detector: arguments of YoloDetector.
+        """
+        super().__init__(**detector)
+        self.init_reweighting(reweighting, reweighted_share(self.layers.channels[_known(layer)], share))
+        self.layer, self.negatives = layer, negatives
+        self.predictor = output_layer(self.layers.channels["conv22"], len(self.anchors), 6)
+
+    @classmethod
+    def from_config(cls, cfg) -> dict[str, Any]:
+        keys = cfg.MODEL.REWEIGHTING
+        arguments = super().from_config(cfg)
+        channels = arguments["layers"].channels[_known(keys.LAYER)]
+        if keys.CLASS_LOSS not in CLASS_LOSSES:
+            raise ValueError(
+                f"MODEL.REWEIGHTING.CLASS_LOSS is {keys.CLASS_LOSS!r}: use one of {', '.join(CLASS_LOSSES)}."
+            )
+        fine_tuning = cfg.FEW_SHOT.BENCHMARK and cfg.FEW_SHOT.STAGE == "finetune"
+        return {
+            **arguments,
+            "reweighting": build_reweighting(cfg, reweighted_share(channels, keys.SHARE)),
+            "layer": keys.LAYER,
+            "share": keys.SHARE,
+            "negatives": keys.FINETUNE_NEGATIVES if fine_tuning else keys.NEGATIVES,
+            "loss": YoloLoss(keys.CLASS_LOSS, cfg.MODEL.YOLO.OBJECT_SCALE, cfg.MODEL.YOLO.IGNORE_IOU),
+        }
+
+    def predict(self, images: Tensor) -> Predictions:
+        return self.predict_for(images, self.given_vectors())
+
+    def predict_for(self, images: Tensor, vectors: Tensor) -> Predictions:
+        """Predictions for (B, 3, S, S) normalised images and the classes of (N, m) vectors."""
+        maps = self.backbone(images)
+        conv13, conv18 = maps["conv13"], maps["conv18"]
+        if self.layer == "conv22":
+            outputs = predict_reweighted(self.layers(maps), vectors, self.predictor)
+            return Predictions.by_class(outputs, len(self.anchors))
+        # What follows the re-weighted layer runs once for each class.
+        if self.layer == "conv13":
+            conv13 = reweight(conv13, vectors)
+            conv20 = self.layers.deepen(self.backbone.last_stage(conv13))
+        else:
+            conv20 = reweight(self.layers.deepen(conv18), vectors)
+            conv13 = conv13.repeat_interleave(len(vectors), dim=0)
+        outputs = self.predictor(self.layers.join(conv13, conv20)).unflatten(0, (len(images), len(vectors)))
+        return Predictions.by_class(outputs, len(self.anchors))
+
+    def training_losses(self, batched_inputs: list[dict[str, Any]], side: int) -> dict[str, Tensor]:
+        vectors = self.episode_vectors(batched_inputs)
+        images = self.preprocess(batched_inputs, side)
+        objects = self.objects(batched_inputs, side // STRIDE)
+        if self.loss.class_loss == "single_binary":
+            vectors, objects = self.one_class(vectors, objects)
+        predictions = self.predict_for(images, vectors)
+        kept = keep_slots(objects, len(images), len(vectors), self.negatives)
+        return self.loss(predictions, objects, self.anchors, kept, self.pulls_to_prior())
+
+    @staticmethod
+    def one_class(vectors: Tensor, objects: Objects) -> tuple[Tensor, Objects]:
+        """The episode of the single binary loss: one class, every other time one that the images show."""
+        shown = objects.label.unique().tolist()
+        every = list(range(len(vectors)))
+        choices = shown if shown and torch.rand(()) < 0.5 else every
+        drawn = choices[int(torch.randint(len(choices), ()))]
+        of_it = (objects.label == drawn).long()
+        return vectors[drawn : drawn + 1], Objects(objects.image, of_it - 1, of_it, objects.boxes)
+
+
+def _known(layer: str) -> str:
+    if layer not in LAYERS:
+        raise ValueError(f"MODEL.REWEIGHTING.LAYER is {layer!r}: use one of {', '.join(LAYERS)}.")
+    return layer

@@ -1,0 +1,74 @@
+"""The detection layers of YOLOv2 on DarkNet-19: convolutions 19 to 22, with the passthrough."""
+
+import math
+
+import torch
+from torch import Tensor, cat, nn
+from torch.nn import functional as F
+
+from dyn_d2.methods.fsrw.darknet import conv_unit, scaled
+
+from detectron2.layers import ShapeSpec
+
+OBJECT_PRIOR = 0.01  # objectness at the start of training
+
+
+def output_layer(channels: int, anchors: int, numbers: int) -> nn.Conv2d:
+    """The 1x1 convolution that predicts, of each anchor, four offsets, objectness and what else there is.
+
+    Nearly all anchors have no object. Were their objectness one half at the start, as with a bias of 0, the first
+    steps would do nothing but push it down, through the features too, and its sigmoid would saturate.
+
+    Args:
+        channels: of the features.
+        anchors: A.
+        numbers: predicted for an anchor, 5 at least; the output has A times as many channels, ordered by anchor.
+    """
+    layer = nn.Conv2d(channels, anchors * numbers, 1)
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)
+    with torch.no_grad():
+        layer.bias.view(anchors, numbers)[:, 4] = math.log(OBJECT_PRIOR / (1 - OBJECT_PRIOR))
+    return layer
+
+
+class DetectionLayers(nn.Module):
+    """Two 3x3 convolutions on conv18 (19, 20); a 1x1 convolution on conv13 (21) whose 2x2 neighbourhoods become
+    channels (the passthrough); and a 3x3 convolution over both (22), from whose output boxes are predicted.
+
+    The passthrough orders its channels as torch's ``pixel_unshuffle``; released DarkNet weights of convolution 22 have
+    another order.
+
+    Attributes:
+        channels: name -> number of channels of "conv13", "conv20" and "conv22".
+    """
+
+    def __init__(self, shapes: dict[str, ShapeSpec], width: float = 1.0, norm: str = "BN") -> None:
+        """
+        Args:
+            shapes: of the backbone's conv13 and conv18.
+            width, norm: as of the backbone.
+        """
+        super().__init__()
+        wide, narrow = scaled(1024, width), scaled(64, width)
+        self.conv19 = conv_unit(shapes["conv18"].channels, wide, 3, norm)
+        self.conv20 = conv_unit(wide, wide, 3, norm)
+        self.conv21 = conv_unit(shapes["conv13"].channels, narrow, 1, norm)
+        self.conv22 = conv_unit(wide + 4 * narrow, wide, 3, norm)
+        self.channels = {"conv13": shapes["conv13"].channels, "conv20": wide, "conv22": wide}
+
+    def deepen(self, conv18: Tensor) -> Tensor:
+        """The output of convolution 20."""
+        return self.conv20(self.conv19(conv18))
+
+    def join(self, conv13: Tensor, conv20: Tensor) -> Tensor:
+        """The output of convolution 22.
+
+        Args:
+            conv13: (N, C, 2H, 2W).
+            conv20: (N, C', H, W).
+        """
+        return self.conv22(cat([F.pixel_unshuffle(self.conv21(conv13), 2), conv20], dim=1))
+
+    def forward(self, features: dict[str, Tensor]) -> Tensor:
+        return self.join(features["conv13"], self.deepen(features["conv18"]))

@@ -1,0 +1,229 @@
+"""YOLOv2 (Redmon and Farhadi, "YOLO9000: better, faster, stronger"), the plain detector of thesis ch. 6.
+
+Letters for shapes: B images, N classes, A anchors, M objects of the batch.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, detector_postprocess
+from detectron2.structures import Instances
+from detectron2.utils.events import get_event_storage
+
+from .yolo import DetectionLayers, Objects, Predictions, YoloLoss, detect, keep_slots, output_layer
+
+STRIDE = 32
+
+
+class YoloDetector(nn.Module):
+    """What YOLOv2 and its re-weighted form share: square input, features, ground truth in cells, detections.
+
+    The network sees images squashed to a square, whatever their aspect; detections come back in the frame of the image.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        layers: DetectionLayers,
+        anchors: Sequence[Sequence[float]],
+        size: int = 416,
+        train_sizes: Sequence[int] = (),
+        loss: YoloLoss,
+        prior_iters: int = 0,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        test_score_thresh: float = 0.005,
+        test_nms_thresh: float = 0.45,
+        test_topk_per_image: int = 100,
+    ) -> None:
+        """
+        Args:
+            backbone: DarkNet19, or one with the same feature maps.
+            layers: convolutions 19 to 22.
+            anchors: (A, 2) widths and heights in cells of 32 pixels.
+            size: side of the square in evaluation, a multiple of 32.
+            train_sizes: sides to draw from in training, a new one for each batch; () for ``size``.
+            loss: on predictions.
+            prior_iters: in so many first iterations, anchors without an object learn to predict themselves.
+            pixel_mean, pixel_std: one number a channel; the input becomes ``(image - pixel_mean) / pixel_std``.
+            test_score_thresh, test_nms_thresh, test_topk_per_image: see ``detect``.
+
+        Raises:
+            ValueError: a size is no multiple of 32, or an anchor has no area.
+        """
+        super().__init__()
+        wrong = [side for side in (size, *train_sizes) if side < STRIDE or side % STRIDE]
+        if wrong:
+            raise ValueError(f"MODEL.YOLO.SIZE or TRAIN_SIZES is {wrong[0]}: use multiples of {STRIDE}.")
+        if len(anchors) == 0 or not all(len(anchor) == 2 and min(anchor) > 0 for anchor in anchors):
+            raise ValueError(f"MODEL.YOLO.ANCHORS is {anchors}: use pairs of width and height above 0, in cells.")
+        self.backbone, self.layers, self.loss, self.prior_iters = backbone, layers, loss, prior_iters
+        self.size, self.train_sizes = size, list(train_sizes) or [size]
+        self.test_score_thresh, self.test_nms_thresh = test_score_thresh, test_nms_thresh
+        self.test_topk_per_image = test_topk_per_image
+        self.register_buffer("anchors", torch.tensor(anchors, dtype=torch.float32), persistent=False)
+        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg) -> dict[str, Any]:
+        keys, dark = cfg.MODEL.YOLO, cfg.MODEL.DARKNET
+        backbone = build_backbone(cfg)
+        shapes = backbone.output_shape()
+        if not {"conv13", "conv18"} <= shapes.keys():
+            raise ValueError(
+                f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} gives {', '.join(shapes)}, {cls.__name__} needs conv13 "
+                "and conv18: use build_darknet19_backbone."
+            )
+        fine_tuning = cfg.FEW_SHOT.BENCHMARK and cfg.FEW_SHOT.STAGE in ("novel", "finetune")
+        return {
+            "backbone": backbone,
+            "layers": DetectionLayers(shapes, dark.WIDTH, dark.NORM),
+            "anchors": keys.ANCHORS,
+            "size": keys.SIZE,
+            "train_sizes": keys.TRAIN_SIZES,
+            "loss": YoloLoss("softmax", keys.OBJECT_SCALE, keys.IGNORE_IOU),
+            "prior_iters": 0 if fine_tuning else keys.PRIOR_ITERS,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "test_score_thresh": keys.SCORE_THRESH_TEST,
+            "test_nms_thresh": keys.NMS_THRESH_TEST,
+            "test_topk_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def preprocess(self, batched_inputs: list[dict[str, Any]], side: int) -> Tensor:
+        """(B, 3, side, side): the normalised (3, H, W) tensors under "image", each squashed to the square."""
+        images = []
+        for inputs in batched_inputs:
+            image = (inputs["image"].to(self.device).float() - self.pixel_mean) / self.pixel_std
+            if image.shape[-2:] != (side, side):
+                image = F.interpolate(image[None], (side, side), mode="bilinear", antialias=True)[0]
+            images.append(image)
+        return torch.stack(images)
+
+    def objects(self, batched_inputs: list[dict[str, Any]], cells: int) -> Objects:
+        """The ground truth in cells of a ``cells`` x ``cells`` grid; labels are class numbers, and so are slots. Boxes
+        without area are left out."""
+        images, classes, boxes = [], [], []
+        for number, inputs in enumerate(batched_inputs):
+            truth = inputs["instances"].to(self.device)
+            height, width = truth.image_size
+            corners = truth.gt_boxes.tensor.float()
+            scale = corners.new_tensor([cells / width, cells / height])
+            low, high = corners[:, :2] * scale, corners[:, 2:] * scale
+            proper = (high > low).all(1)
+            boxes.append(torch.cat([(low + high) / 2, high - low], dim=1)[proper])
+            classes.append(truth.gt_classes[proper])
+            images.append(torch.full_like(classes[-1], number))
+        label = torch.cat(classes)
+        return Objects(torch.cat(images), label.clone(), label, torch.cat(boxes))
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Instances]]:
+        """
+        Args:
+            batched_inputs: as of Detectron2's detectors: "image", (3, H, W); in training "instances"; "height" and
+                "width", the frame of the detections.
+
+        Returns:
+            In training "loss_class", "loss_box", "loss_objectness"; otherwise one dict an image, whose "instances" have
+            pred_boxes, scores and pred_classes.
+        """
+        if self.training:
+            return self.training_losses(batched_inputs, random.choice(self.train_sizes))
+        predictions = self.predict(self.preprocess(batched_inputs, self.size))
+        limits = {"score_thresh": self.test_score_thresh, "nms_thresh": self.test_nms_thresh}
+        found = detect(
+            predictions,
+            self.anchors,
+            (self.size, self.size),
+            **limits,
+            topk=self.test_topk_per_image,
+            softmax=self.loss.class_loss == "softmax",
+        )
+        return [
+            {
+                "instances": detector_postprocess(
+                    instances,
+                    inputs.get("height", inputs["image"].shape[1]),
+                    inputs.get("width", inputs["image"].shape[2]),
+                )
+            }
+            for instances, inputs in zip(found, batched_inputs, strict=True)
+        ]
+
+    def predict(self, images: Tensor) -> Predictions:
+        """In evaluation: predictions for (B, 3, S, S) normalised images."""
+        raise NotImplementedError
+
+    def training_losses(self, batched_inputs: list[dict[str, Any]], side: int) -> dict[str, Tensor]:
+        """The losses of a batch, whose images the network sees as squares of ``side`` pixels."""
+        raise NotImplementedError
+
+    def pulls_to_prior(self) -> bool:
+        """Whether this is one of the first iterations."""
+        return self.prior_iters > 0 and get_event_storage().iter < self.prior_iters
+
+
+@META_ARCH_REGISTRY.register()
+class YOLOv2(YoloDetector):
+    """The plain detector: one box and objectness for each anchor, and softmax over the classes.
+
+    The rows of ``class_score`` are ordered by class, A for each, so that surgery moves them by name.
+    """
+
+    @configurable
+    def __init__(self, *, num_classes: int, **detector: Any) -> None:
+        """
+        Args:
+            num_classes: N.
+            detector: arguments of YoloDetector.
+        """
+        super().__init__(**detector)
+        self.num_classes = num_classes
+        channels, anchors = self.layers.channels["conv22"], len(self.anchors)
+        self.predictor = output_layer(channels, anchors, 5)
+        self.class_score = nn.Conv2d(channels, num_classes * anchors, 1)
+        nn.init.normal_(self.class_score.weight, std=0.01)
+        nn.init.zeros_(self.class_score.bias)
+
+    @classmethod
+    def from_config(cls, cfg) -> dict[str, Any]:
+        return {**super().from_config(cfg), "num_classes": cfg.MODEL.RETINANET.NUM_CLASSES}
+
+    def predict(self, images: Tensor) -> Predictions:
+        return self.predict_from(self.layers(self.backbone(images)))
+
+    def predict_from(self, features: Tensor) -> Predictions:
+        """Predictions from the output of convolution 22."""
+        return Predictions.shared(self.predictor(features), self.class_score(features), len(self.anchors))
+
+    def training_losses(self, batched_inputs: list[dict[str, Any]], side: int) -> dict[str, Tensor]:
+        features = self.layers(self.backbone(self.preprocess(batched_inputs, side)))
+        objects = self.objects(batched_inputs, side // STRIDE)
+        return self.losses(features, objects)
+
+    def losses(self, features: Tensor, objects: Objects) -> dict[str, Tensor]:
+        """Losses of the output of convolution 22.
+
+        Raises:
+            ValueError: an object has a class number that is not below N.
+        """
+        if len(objects) and int(objects.label.max()) >= self.num_classes:
+            raise ValueError(
+                f"an object has class number {int(objects.label.max())}, but MODEL.RETINANET.NUM_CLASSES is "
+                f"{self.num_classes}."
+            )
+        objects = Objects(objects.image, torch.zeros_like(objects.label), objects.label, objects.boxes)
+        kept = keep_slots(objects, len(features), 1, negatives=-1)
+        return self.loss(self.predict_from(features), objects, self.anchors, kept, self.pulls_to_prior())

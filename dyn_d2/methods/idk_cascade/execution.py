@@ -1,0 +1,214 @@
+"""A cascade that runs: only the images that a model does not know reach the next one."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dyn_d2.utils.measure import time_call
+
+from .outcome import Outcome, outcome_of_levels
+from .rules import Rule
+from .table import PredictionTable
+
+
+class CascadeModel:
+    """A member of a cascade: any callable that answers images with class probabilities, such as a network, a remote
+    service or a person.
+
+    Attributes:
+        name: for messages and tables.
+        device: what its time is taken on, "cpu" or "cuda".
+    """
+
+    device = "cpu"
+
+    def __init__(self, name: str, predict: Callable[[Any], Any], cost: float) -> None:
+        """
+        Args:
+            predict: n images, in the container that the cascade was given (a tensor or array of n rows, else a list),
+                -> (n, k) probabilities.
+            cost: of an image, in a unit that all models of the cascade share.
+        """
+        self.name, self._predict, self._cost = name, predict, float(cost)
+
+    def prepare(self, images: Any) -> Any:
+        """From images to the input of ``answer``; not part of the time."""
+        return images
+
+    def answer(self, inputs: Any) -> Sequence[Any]:
+        """n answers."""
+        return self._predict(inputs)
+
+    def costs(self, inputs: Any, answers: Sequence[Any]) -> np.ndarray:
+        """(n,) what the answers cost."""
+        return np.full(len(answers), self._cost)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a cascade did with n images.
+
+    Attributes:
+        answers: n final answers.
+        level: (n,) which model gave them.
+        costs: (n,) what was spent on each image, all models together.
+        seconds: (N,) that the models ran; IDK classifiers are in ``deciding``.
+        deciding: seconds of all IDK classifiers.
+    """
+
+    answers: list[Any]
+    level: np.ndarray
+    costs: np.ndarray
+    seconds: np.ndarray
+    deciding: float
+
+    @property
+    def milliseconds(self) -> float:
+        """Mean of an image, decisions included."""
+        return 1000 * (float(self.seconds.sum()) + self.deciding) / max(len(self.answers), 1)
+
+
+class Cascade:
+    """N models and M = N - 1 rules (Eq. 4.7, for any N)."""
+
+    def __init__(self, models: Sequence[CascadeModel], rules: Sequence[Rule]) -> None:
+        """
+        Raises:
+            ValueError: another number of rules.
+        """
+        if len(models) < 2 or len(rules) != len(models) - 1:
+            raise ValueError(
+                f"{len(models)} models and {len(rules)} IDK classifiers are no cascade: N models need N - 1."
+            )
+        self.models, self.rules = list(models), list(rules)
+
+    def __call__(self, images: Any) -> Run:
+        """One batch.
+
+        Args:
+            images: n of them: a tensor or array of n rows, or a list of anything that the models' ``prepare`` takes.
+
+        Raises:
+            ValueError: a model gives no distributions, or not one answer an image.
+        """
+        count = len(images)
+        answers: list[Any] = [None] * count
+        level, costs = np.zeros(count, dtype=np.int64), np.zeros(count)
+        seconds, deciding, rows = np.zeros(len(self.models)), 0.0, np.arange(count)
+        for number, model in enumerate(self.models):
+            if not len(rows):
+                break
+            inputs = model.prepare(take(images, rows))
+            found, seconds[number] = timed(lambda m=model, x=inputs: m.answer(x), model.device)
+            check_count(model, found, len(rows))
+            costs[rows] += model.costs(inputs, found)
+            for row, answer in zip(rows, found, strict=True):
+                answers[row] = answer
+            level[rows] = number
+            if number < len(self.rules):
+                h, taken = timed(lambda r=self.rules[number], a=found: r(a), "cpu")
+                deciding += taken
+                rows = rows[np.asarray(h) > 0.5]
+        return Run(answers, level, costs, seconds, deciding)
+
+    def run(self, images: Any, batch: int = 1) -> Run:
+        """Many images, ``batch`` at a time; what remains undecided of a batch goes on at once, not with the next."""
+        parts = [self(take(images, rows)) for rows in batches(len(images), batch)]
+        return Run(
+            [answer for part in parts for answer in part.answers],
+            np.concatenate([part.level for part in parts] or [np.zeros(0, dtype=np.int64)]),
+            np.concatenate([part.costs for part in parts] or [np.zeros(0)]),
+            np.sum([part.seconds for part in parts], 0) if parts else np.zeros(len(self.models)),
+            float(sum(part.deciding for part in parts)),
+        )
+
+
+def take(images: Any, rows: np.ndarray) -> Any:
+    """Some of the images, in the same kind of container."""
+    if isinstance(images, Tensor):
+        return images[torch.from_numpy(rows).to(images.device)]
+    return images[rows] if isinstance(images, np.ndarray) else [images[row] for row in rows]
+
+
+def batches(count: int, batch: int) -> list[np.ndarray]:
+    """Row numbers, ``batch`` at a time."""
+    return [np.arange(start, min(start + batch, count)) for start in range(0, count, batch)]
+
+
+def timed(compute: Callable[[], Any], device: str) -> tuple[Any, float]:
+    """The result of ``compute`` and its seconds."""
+    kept: list[Any] = []
+    seconds = time_call(lambda: kept.append(compute()), device)
+    return kept[0], seconds
+
+
+def check_count(model: CascadeModel, answers: Sequence[Any], count: int) -> None:
+    """
+    Raises:
+        ValueError: not one answer an image.
+    """
+    if len(answers) != count:
+        raise ValueError(f"{model.name} gave {len(answers)} answers to {count} images.")
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A model by itself on n images: its answers, their mean cost and mean milliseconds an image."""
+
+    answers: list[Any]
+    cost: float
+    milliseconds: float
+
+
+def run_alone(model: CascadeModel, images: Any, batch: int = 1) -> Alone:
+    """Run one model on all images, ``batch`` at a time, after one call that is not timed.
+
+    Raises:
+        ValueError: there is no image.
+    """
+    if not len(images):
+        raise ValueError(f"there is no image for {model.name} to answer: the calibration or test set is empty.")
+    answers, spent, seconds = [], 0.0, 0.0
+    for number, rows in enumerate(batches(len(images), batch)):
+        inputs = model.prepare(take(images, rows))
+        if number == 0:
+            model.answer(inputs)
+        found, taken = timed(lambda x=inputs: model.answer(x), model.device)
+        check_count(model, found, len(rows))
+        spent += float(model.costs(inputs, found).sum())
+        seconds += taken
+        answers.extend(found)
+    return Alone(answers, spent / len(answers), 1000 * seconds / len(answers))
+
+
+def collect(
+    models: Sequence[CascadeModel],
+    images: Any,
+    losses: Callable[[CascadeModel, list[Any]], np.ndarray],
+    split: str,
+    batch: int = 1,
+) -> tuple[PredictionTable, np.ndarray]:
+    """The table of the models on ``images``, each run once, and the milliseconds (N,) of an image of each.
+
+    Args:
+        losses: (n,) of the answers of a model, see :class:`~dyn_d2.methods.idk_cascade.table.PredictionTable`.
+        split: of the images.
+    """
+    alone = [run_alone(model, images, batch) for model in models]
+    loss = np.stack([losses(model, part.answers) for model, part in zip(models, alone, strict=True)])
+    table = PredictionTable(
+        tuple(model.name for model in models), tuple(part.answers for part in alone), loss,
+        np.array([part.cost for part in alone]), split,
+    )  # fmt: skip
+    return table, np.array([part.milliseconds for part in alone])
+
+
+def realised(run: Run, table: PredictionTable) -> Outcome:
+    """What a run gave, with the losses and the last model's cost of a table of the same images."""
+    counted = outcome_of_levels(run.level, table.losses, table.costs)
+    cost = float(run.costs.mean())
+    return Outcome(counted.accuracy, counted.idk_rates, counted.reach, cost, cost / float(table.costs[-1]))

@@ -1,0 +1,104 @@
+"""Networks of this package as members of a cascade, straight from their checkpoints."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dyn_d2.data.resumable import build_mapper
+from dyn_d2.engine.predictor import load_model
+from dyn_d2.evaluation.results import weights_hash
+from dyn_d2.gating.reports.routes import rest_cost
+
+from detectron2.config import CfgNode
+
+from .detection import image_losses
+from .execution import CascadeModel
+from .table import as_probabilities
+
+CLASSIFIERS = ("ImageClassifier", "MultiPathClassifier")
+
+
+class NetworkModel(CascadeModel):
+    """A classifier or detector of dyn_d2. Its images are records of a data set, which its own mapper decodes, so that
+    the models of a cascade may differ in size and order of channels.
+
+    Costs are multiply-adds: those of the route where the network is gated, else counted once for each input size.
+    """
+
+    def __init__(self, name: str, cfg: CfgNode, model: nn.Module, dataset: str, classes: Sequence[str] = ()) -> None:
+        """
+        Args:
+            cfg: the config of ``model``.
+            dataset: of the records; says which mapper decodes them.
+            classes: names in the order of the model's outputs; empty where nobody knows.
+        """
+        self.name, self.cfg, self.model, self.classes = name, cfg, model.eval(), list(classes)
+        self.classifies = cfg.MODEL.META_ARCHITECTURE in CLASSIFIERS
+        self.device = "cuda" if cfg.MODEL.DEVICE.startswith("cuda") else "cpu"
+        self._mapper = build_mapper(cfg, dataset, is_train=False)
+        self._counted: dict[tuple[int, ...], float] = {}
+        self._routes: list[float] | None = None
+
+    @classmethod
+    def load(cls, weights: str, dataset: str, name: str = "") -> "NetworkModel":
+        """From a checkpoint that dyn_d2 wrote.
+
+        Raises:
+            FileNotFoundError, CheckpointError: no such checkpoint, or it does not carry its config.
+        """
+        cfg, model, described = load_model(weights)
+        return cls(name or default_name(weights), cfg, model, dataset, described.get("classes", ()))
+
+    def weights_hash(self) -> str:
+        return weights_hash(self.model)
+
+    def prepare(self, images: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [self._mapper(dict(record)) for record in images]
+
+    @torch.no_grad()
+    def answer(self, inputs: list[dict[str, Any]]) -> list[Any]:
+        """(K,) probabilities of each image; of a detector, dicts with "instances" on the CPU."""
+        outputs = self.model(inputs)
+        self._routes = [output["route"].executed for output in outputs] if "route" in outputs[0] else None
+        if self.classifies:
+            return list(torch.stack([output["scores"] for output in outputs]).float().cpu().numpy())
+        return [{"instances": output["instances"].to("cpu")} for output in outputs]
+
+    def costs(self, inputs: list[dict[str, Any]], answers: Sequence[Any]) -> np.ndarray:
+        if self._routes is None:
+            return np.array([self._by_size(entry, self._count) for entry in inputs])
+        if self.classifies:
+            return np.array(self._routes)
+        # The route of a gated detector is that of its backbone; the heads' cost is taken to depend on the size only.
+        rest = [self._by_size(entry, lambda e: rest_cost(self.model, [e])) for entry in inputs]
+        return np.array(self._routes) + np.array(rest)
+
+    def _by_size(self, entry: dict[str, Any], count: Callable[[dict[str, Any]], float]) -> float:
+        size = tuple(entry["image"].shape)
+        if size not in self._counted:
+            self._counted[size] = count(entry)
+        return self._counted[size]
+
+    @torch.no_grad()
+    def _count(self, entry: dict[str, Any]) -> float:
+        with FlopCounterMode(display=False) as counter:
+            self.model([entry])
+        return counter.get_total_flops() / 2  # it counts multiplications and additions apart
+
+    def losses(self, records: Sequence[dict[str, Any]], answers: Sequence[Any]) -> np.ndarray:
+        """(n,) zero-one losses; of a detector one minus the average precision in each image."""
+        if not self.classifies:
+            return image_losses([answer["instances"] for answer in answers], records)
+        labels = np.array([int(record["label"]) for record in records])
+        return (as_probabilities(answers, self.name).argmax(1) != labels).astype(np.float64)
+
+
+def default_name(weights: str) -> str:
+    """The folder of a checkpoint, which says more than "model_final"."""
+    path = Path(weights)
+    return path.parent.name or path.stem

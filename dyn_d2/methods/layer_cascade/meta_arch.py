@@ -1,0 +1,43 @@
+"""SemanticSegmentor for Layer Cascade, with the record of what ran."""
+
+from typing import Any
+
+from torch import Tensor
+
+from dyn_d2.gating import recording
+
+from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor
+
+from .backbone import STRIDE
+
+
+@META_ARCH_REGISTRY.register()
+class LayerCascadeSegmentor(SemanticSegmentor):
+    """SemanticSegmentor whose cascade leaves the padding of images out, and whose outputs have, in evaluation:
+
+        "sem_seg": (K, height, width) probabilities.
+        "settled_by": (h, w) uint8; for each pixel of the map of stride 8 the last stage that saw it, from 0.
+        "route": the :class:`~dyn_d2.gating.Route`, which covers backbone and head.
+
+    Backbone and "LayerCascadeHead" also work in a plain SemanticSegmentor.
+    """
+
+    whole_trace = True  # nothing is computed that the trace does not count
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """Inputs and outputs are the parent's."""
+        with recording() as trace:
+            trace.image_sizes = [tuple(inputs["image"].shape[-2:]) for inputs in batched_inputs]
+            output = super().forward(batched_inputs)
+        if self.training:
+            return output
+        return [
+            {**result, "route": route, "settled_by": stages[: -(-height // STRIDE), : -(-width // STRIDE)]}
+            for result, route, stages, (height, width) in zip(
+                output, trace.routes(), trace.state.settled_by, trace.image_sizes, strict=True
+            )
+        ]
+
+    def force_open(self) -> None:
+        """From now on all pixels pass all stages."""
+        self.sem_seg_head.thresholds = (1.0,) * len(self.sem_seg_head.thresholds)

@@ -1,0 +1,178 @@
+"""A benchmark of instance segmentation with few masks: run the trainings, then a table and a figure.
+
+Which trainings there are is in mask_methods.py.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from dyn_d2.engine.job_queue import run_pending
+from dyn_d2.engine.stages import Stage, run_stage
+from dyn_d2.evaluation.aggregate import Estimate, estimate, headline, table
+from dyn_d2.evaluation.figures import draw_bars_by_group
+from dyn_d2.evaluation.results import read_results, versions, write_results
+from dyn_d2.utils.atomic import atomic_write
+
+from .trainings import CATEGORY, Cell, Method, Schedule
+
+BASELINE, BOUND = "mask_rcnn", "oracle"
+# Columns of the table of "category", and of that of the other settings; the first is the setting's main metric.
+METRICS = {
+    True: (
+        "AP_without_masks", "AP50_without_masks", "AP75_without_masks", "AP_with_masks", "AP",
+        "saliency_IoU_without_masks", "shape_IoU_without_masks",
+    ),
+    False: ("AP", "AP50", "AP75", "saliency_IoU", "shape_IoU"),
+}  # fmt: skip
+
+
+def run(
+    config_file: str,
+    opts: Iterable[str],
+    plans: Mapping[Cell, Sequence[Stage]],
+    jobs: int = 1,
+    launcher: Iterable[str] = (),
+) -> None:
+    """Train what is not trained yet; see ``run_pending``.
+
+    Raises:
+        StageError: a training failed; what is finished stays finished.
+    """
+    opts, launcher = list(opts), list(launcher)
+    run_pending(plans, lambda stage, _: run_stage(stage, config_file, opts, launcher), jobs)
+
+
+# ------------------------------------------------------------------------------------------------------------- results
+
+
+def read_cells(plans: Mapping[Cell, Sequence[Stage]]) -> dict[Cell, dict[str, float]]:
+    """Metrics of the masks of the models that are trained, "box_AP", and how good saliency and shape activation are
+    where the method has them, all in percent."""
+    found = {}
+    for cell, stages in plans.items():
+        if stages[-1].finished():
+            record = read_results(stages[-1].folder)
+            found[cell] = headline(record, "segm") | {"box_AP": headline(record)["AP"]}
+            if "shape" in next(iter(record["metrics"].values())):
+                found[cell] |= headline(record, "shape")
+    return found
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method in a setting.
+
+    Attributes:
+        metrics: means over the row's seeds.
+        gain: of the setting's main metric over the baseline, seed by seed; None without the baseline.
+        gap_closed: that gain as a share of the gain of the oracle (percent, of the means); None where there is none.
+    """
+
+    setting: str
+    method: str
+    metrics: dict[str, Estimate]
+    gain: Estimate | None
+    gap_closed: float | None
+
+
+def main_metric(setting: str) -> str:
+    """AP of the masks of classes without masks in "category", of all classes otherwise."""
+    return METRICS[setting == CATEGORY][0]
+
+
+def rows(results: Mapping[Cell, Mapping[str, float]], known: Mapping[str, Method]) -> list[Row]:
+    """A row for each method and setting, in the order of ``known`` and of the settings."""
+    by_row: dict[tuple[str, str], dict[int, Mapping[str, float]]] = {}
+    for cell, metrics in results.items():
+        by_row.setdefault((cell.setting, cell.method), {})[cell.seed] = metrics
+
+    def gain(setting: str, method: str) -> Estimate | None:
+        own, base = by_row.get((setting, method), {}), by_row.get((setting, BASELINE), {})
+        metric = main_metric(setting)
+        shared = [own[seed][metric] - base[seed][metric] for seed in own if seed in base]
+        return estimate(shared) if shared and method != BASELINE else None
+
+    made = []
+    settings = list(dict.fromkeys(setting for setting, _ in by_row))
+    for setting, method in product(settings, known):
+        seeds = by_row.get((setting, method), {})
+        if not seeds:
+            continue
+        shared = [name for name in next(iter(seeds.values())) if all(name in metrics for metrics in seeds.values())]
+        means = {name: estimate([metrics[name] for metrics in seeds.values()]) for name in shared}
+        own, bound = gain(setting, method), gain(setting, BOUND)
+        closed = 100 * own.mean / bound.mean if own and bound and bound.mean > 0 and method != BOUND else None
+        made.append(Row(setting, method, means, own, closed))
+    return made
+
+
+def as_table(made: Sequence[Row], known: Mapping[str, Method]) -> str:
+    """A markdown table for each kind of setting."""
+    texts = []
+    for category in (True, False):
+        metrics = [*METRICS[category], "box_AP"]
+        chosen = [row for row in made if (row.setting == CATEGORY) == category]
+        metrics = [name for name in metrics if any(name in row.metrics for row in chosen)]
+        lines = [
+            (
+                (row.setting, known[row.method].title, str(next(iter(row.metrics.values())).count)),
+                {name: row.metrics.get(name, "-") for name in metrics}
+                | {
+                    "gain": row.gain or "-",
+                    "gap closed": "-" if row.gap_closed is None else f"{row.gap_closed:.0f} %",
+                },
+            )
+            for row in chosen
+        ]
+        if lines:
+            texts.append(table(lines, ("setting", "method", "seeds"), [*metrics, "gain", "gap closed"]))
+    return "\n\n".join(texts)
+
+
+CAPTION = (
+    "AP of masks in percent, mean ± 95 % confidence interval over the seeds; AP alone is over all classes. Gain: of "
+    "the first column over training on the masks that there are (mask_rcnn), seed by seed. Gap closed: that gain as a "
+    "share of what all masks bring (oracle). saliency_IoU, shape_IoU: best overlap of the maps with the objects' masks "
+    "(thesis 8.4)."
+)
+
+
+def summarise(
+    output: Path, plans: Mapping[Cell, Sequence[Stage]], schedule: Schedule, known: Mapping[str, Method]
+) -> str:
+    """Write benchmark.json, benchmark.md and benchmark.png about what is trained; returns the table."""
+    results = read_cells(plans)
+    made = rows(results, known)
+    record = {
+        "interval": "1.96 s / sqrt(n)",
+        "schedule": vars(schedule),
+        "methods": {cell.method: list(known[cell.method].opts) for cell in plans},
+        "rows": {
+            f"{row.setting}/{row.method}": {
+                **{name: _as_json(value) for name, value in row.metrics.items()},
+                "gain": _as_json(row.gain) if row.gain else None,
+                "gap_closed": row.gap_closed,
+            }
+            for row in made
+        },
+        "single": {f"{c.setting}/{c.method}/seed{c.seed}": found for c, found in results.items()},
+        "versions": versions(),
+    }
+    text = as_table(made, known)
+    write_results(output / "benchmark.json", record)
+    with atomic_write(output / "benchmark.md") as file:
+        file.write(f"{CAPTION}\n\n{text}\n")
+    bars: dict[str, dict[str, tuple[float, float]]] = {}
+    for row in made:
+        value = row.metrics[main_metric(row.setting)]
+        group = f"{row.setting}\n{main_metric(row.setting).replace('_', ' ')}"
+        bars.setdefault(group, {})[known[row.method].title] = value.mean, value.half_width
+    if bars:
+        draw_bars_by_group(bars, output / "benchmark.png", "AP of masks (%)")
+    return text
+
+
+def _as_json(value: Estimate) -> dict[str, float]:
+    return {"mean": value.mean, "half_width_95": value.half_width, "seeds": value.count}

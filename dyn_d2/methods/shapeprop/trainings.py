@@ -1,0 +1,289 @@
+"""The trainings of instance segmentation with few masks: methods by name, each in a setting and with a seed.
+
+All methods of a seed can start from one detector that was trained without masks.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from dyn_d2.checkpoint import DynCheckpointer
+from dyn_d2.engine.job_queue import quiet
+from dyn_d2.engine.setup import build_cfg, read_cfg
+from dyn_d2.engine.stages import Stage
+from dyn_d2.engine.trainer import DynTrainer
+from dyn_d2.utils.atomic import write_json
+
+from detectron2.config import CfgNode
+
+from .annotator import objects_without_masks, predict_masks
+
+
+@dataclass(frozen=True)
+class Host:
+    """What ShapeProp is built into.
+
+    Attributes:
+        title: in tables.
+        heads, shape_prop_heads: MODEL.ROI_HEADS.NAME without and with ShapeProp.
+    """
+
+    title: str
+    heads: str
+    shape_prop_heads: str
+
+
+HOSTS = {  # by MODEL.META_ARCHITECTURE
+    "GeneralizedRCNN": Host("Mask R-CNN", "DynROIHeads", "ShapePropROIHeads"),
+    "RetinaMask": Host("RetinaMask", "MaskROIHeads", "ShapePropMaskROIHeads"),
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """How masks are learnt.
+
+    Attributes:
+        title: its row of the table; "{}" stands for the host.
+        shape_prop: with ShapeProp.
+        opts: KEY VALUE pairs.
+        all_masks: it has all masks, whatever the setting: an upper bound.
+        teacher: the method whose model predicts the masks that are missing.
+    """
+
+    title: str
+    shape_prop: bool = False
+    opts: tuple[str, ...] = ()
+    all_masks: bool = False
+    teacher: str = ""
+
+
+_TRANSFER = (
+    "MODEL.ROI_MASK_HEAD.NAME", "WeightTransferMaskHead", "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", "False",
+)  # fmt: skip
+# In the order of the table: rows of Tables 8.1 to 8.3, and of the ablation of Table 8.4.
+METHODS = {
+    "mask_rcnn": Method("{}"),
+    "mask_x": Method("{}, weight transfer (Mask^X)", opts=_TRANSFER),
+    "grabcut": Method("{}, GrabCut", opts=("INPUT.PARTIAL_MASKS.PSEUDO", "grabcut")),
+    "progressive": Method("{}, progressive", teacher="mask_rcnn"),
+    "shapeprop": Method("{} + ShapeProp", True),
+    "no_mil": Method("{} + ShapeProp, no MIL", True, ("MODEL.SHAPE_PROP.MIL", "False")),
+    "no_propagation": Method("{} + ShapeProp, no propagation", True, ("MODEL.SHAPE_PROP.PROPAGATION", "False")),
+    "no_integration": Method("{} + ShapeProp, no integration", True, ("MODEL.SHAPE_PROP.INTEGRATION", "none")),
+    "oracle": Method("{}, all masks", all_masks=True),
+    "oracle_shapeprop": Method("{} + ShapeProp, all masks", True, all_masks=True),
+}
+CATEGORY = "category"
+
+
+def methods_of(cfg: CfgNode, more: Iterable[Sequence[str]] = ()) -> dict[str, Method]:
+    """METHODS with the titles of the config's host, and others.
+
+    Args:
+        more: of each other method its name, the one that it varies, and KEY, VALUE, ...
+
+    Raises:
+        ValueError: there is no such host or method.
+    """
+    if cfg.MODEL.META_ARCHITECTURE not in HOSTS:
+        raise ValueError(f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}: use {' or '.join(HOSTS)}.")
+    host = HOSTS[cfg.MODEL.META_ARCHITECTURE].title
+    known = {name: replace(method, title=method.title.format(host)) for name, method in METHODS.items()}
+    for name, base, *opts in more:
+        _check_methods([base], known)
+        known[name] = replace(known[base], title=name, opts=(*known[base].opts, *opts))
+    return known
+
+
+def _check_methods(names: Iterable[str], known: Mapping[str, Method]) -> None:
+    unknown = sorted(set(names) - known.keys())
+    if unknown:
+        raise ValueError(f"unknown method {', '.join(unknown)}: use {', '.join(known)}, or define it by --method.")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One final model: a name of a method, "category" or "image_P" (masks of P percent of the images), and a seed."""
+
+    method: str
+    setting: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long is trained.
+
+    Attributes:
+        mask_iterations: with masks.
+        box_iterations: before that without, once a seed for all methods; 0: each starts from MODEL.WEIGHTS.
+        mask_rate: SOLVER.BASE_LR with masks; None: the config's.
+    """
+
+    mask_iterations: int
+    box_iterations: int = 0
+    mask_rate: float | None = None
+
+
+class MaskStage(Stage):
+    """One training of the benchmark."""
+
+    def __init__(
+        self, folder: Path, cfg: CfgNode, given: list[str], start: Stage | None = None, teacher: Stage | None = None
+    ) -> None:
+        """
+        Args:
+            given: the keys in which it differs from the others.
+            start: the stage whose weights it starts from.
+            teacher: the stage whose model predicts missing masks.
+        """
+        super().__init__(folder.name, folder, cfg, [stage for stage in (start, teacher) if stage])
+        self._given, self._start, self._teacher = given, start, teacher
+
+    def opts(self) -> list[str]:
+        return self._given
+
+    def later_keys(self) -> tuple[str, ...]:
+        # The teacher is a parent, which tells more than the name of a file.
+        return ("INPUT.PARTIAL_MASKS.PSEUDO",) if self._teacher else ()
+
+    def initial_weights(self, resume: bool) -> Path | None:
+        """The weights of the detector without masks, if there is one; lets the teacher predict masks before."""
+        if self._teacher and not resume:
+            cfg = self._teacher.cfg
+            model = DynTrainer.build_model(cfg)
+            DynCheckpointer(model).load(str(self._teacher.weights), checkpointables=[], strict=True)
+            masks = predict_masks(cfg, model, objects_without_masks(cfg))
+            write_json(self.cfg.INPUT.PARTIAL_MASKS.PSEUDO, masks, indent=None)
+        return self._start.weights if self._start else None
+
+
+def cells(
+    methods: Sequence[str], settings: Sequence[str], seeds: Sequence[int], known: Mapping[str, Method]
+) -> list[Cell]:
+    """All combinations; seeds vary slowest, so that every row of the table has its first number early.
+
+    Raises:
+        ValueError: a method or setting that there is not, or nothing of one kind.
+    """
+    _check_methods(methods, known)
+    for what, values in (("method", methods), ("setting", settings), ("seed", seeds)):
+        if not values:
+            raise ValueError(f"not a single {what} is given.")
+    for setting in settings:
+        _image_share(setting)
+    return list(dict.fromkeys(Cell(m, setting, seed) for seed, setting, m in product(seeds, settings, methods)))
+
+
+def _image_share(setting: str) -> float:
+    """Share of the images whose masks are used.
+
+    Raises:
+        ValueError: no such setting.
+    """
+    if setting == CATEGORY:
+        return 1.0
+    kind, _, percent = setting.partition("_")
+    try:
+        share = float(percent) / 100
+        if kind != "image" or not 0 < share <= 1:
+            raise ValueError
+    except ValueError:
+        raise ValueError(
+            f"unknown setting {setting!r}: use {CATEGORY}, or image_10 for masks of 10 percent of the images."
+        ) from None
+    return share
+
+
+def plan(
+    config_file: str, opts: Iterable[str], wanted: Sequence[Cell], schedule: Schedule, known: Mapping[str, Method]
+) -> dict[Cell, list[Stage]]:
+    """The stages of each cell: the common detector, if there is one, the method's teacher, and the method.
+
+    A method with all masks has one training a seed, in whatever settings it is asked for. "category" uses the masks of
+    the config's INPUT.PARTIAL_MASKS.CLASSES, and every evaluation of the benchmark tells these classes from the others.
+
+    Raises:
+        ValueError: "category" is asked for, but the config names no classes.
+    """
+    opts = list(opts)
+    cfg = read_cfg(config_file, opts)
+    if any(cell.setting == CATEGORY for cell in wanted) and not cfg.INPUT.PARTIAL_MASKS.CLASSES:
+        raise ValueError(
+            "setting category: INPUT.PARTIAL_MASKS.CLASSES is empty, so that no class would lack masks. Name those "
+            "that have masks."
+        )
+    planner = _Planner(cfg, config_file, opts, schedule, known)
+    with quiet():
+        return {cell: planner.stages(cell) for cell in wanted}
+
+
+@dataclass(frozen=True)
+class _Planner:
+    cfg: CfgNode
+    config_file: str
+    opts: list[str]
+    schedule: Schedule
+    known: Mapping[str, Method]
+
+    def stages(self, cell: Cell) -> list[Stage]:
+        """The stages of a cell, in order."""
+        method = self.known[cell.method]
+        if method.teacher:
+            chain = self.stages(Cell(method.teacher, cell.setting, cell.seed))
+            start, teacher = (chain[0] if len(chain) > 1 else None), chain[-1]
+        else:
+            start, teacher = self._detector(cell.seed), None
+            chain = [start] if start else []
+        masked = list(self.cfg.INPUT.PARTIAL_MASKS.CLASSES)
+        if method.all_masks:
+            name, data = f"{cell.method}_seed{cell.seed}", _partial_masks([], 1.0)
+        else:
+            name = f"{cell.method}_{cell.setting}_seed{cell.seed}"
+            data = _partial_masks(masked if cell.setting == CATEGORY else [], _image_share(cell.setting))
+        own: dict[str, Any] = {**data, **self._solver(self.schedule.mask_iterations), "TEST.MASKED_CLASSES": masked}
+        own["MODEL.ROI_HEADS.NAME"] = self._host.shape_prop_heads if method.shape_prop else self._host.heads
+        own["MODEL.SHAPE_PROP.OUTPUT_MAPS"] = method.shape_prop  # only these have maps
+        if self.schedule.mask_rate is not None:
+            own["SOLVER.BASE_LR"] = self.schedule.mask_rate
+        if teacher:
+            own["INPUT.PARTIAL_MASKS.PSEUDO"] = teacher.folder / "predicted_masks.json"
+        return [*chain, self._stage(name, cell.seed, own, method.opts, start, teacher)]
+
+    @property
+    def _host(self) -> Host:
+        return HOSTS[self.cfg.MODEL.META_ARCHITECTURE]
+
+    def _detector(self, seed: int) -> Stage | None:
+        """The common detector without masks."""
+        if not self.schedule.box_iterations:
+            return None
+        own = {
+            "MODEL.MASK_ON": False,
+            "MODEL.ROI_HEADS.NAME": self._host.heads,
+            **_partial_masks([], 1.0),
+            **self._solver(self.schedule.box_iterations),
+        }
+        return self._stage(f"box_seed{seed}", seed, own)
+
+    def _stage(self, name: str, seed: int, own: dict[str, Any], more: Iterable[str] = (), *parents: Any) -> MaskStage:
+        own = own | {"SEED": seed, "INPUT.PARTIAL_MASKS.SEED": seed}
+        given = [str(part) for pair in own.items() for part in pair] + list(more)
+        cfg = build_cfg(self.config_file, [*self.opts, *given])
+        return MaskStage(Path(self.cfg.OUTPUT_DIR) / name, cfg, given, *parents)
+
+    def _solver(self, iterations: int) -> dict[str, Any]:
+        """The config's schedule, squeezed or stretched; the warm-up keeps its length where it fits in."""
+        solver = self.cfg.SOLVER
+        return {
+            "SOLVER.MAX_ITER": iterations,
+            "SOLVER.STEPS": tuple(round(step * iterations / solver.MAX_ITER) for step in solver.STEPS),
+            "SOLVER.WARMUP_ITERS": min(solver.WARMUP_ITERS, iterations // 4),
+        }
+
+
+def _partial_masks(classes: list[str], fraction: float) -> dict[str, Any]:
+    return {"INPUT.PARTIAL_MASKS.CLASSES": classes, "INPUT.PARTIAL_MASKS.FRACTION": fraction}

@@ -1,0 +1,1 @@
+"""Tests of gating; the helpers beside this file are imported by name."""
