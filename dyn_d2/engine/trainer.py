@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dyn_d2.checkpoint import CheckpointError, DynCheckpointer, describe
 from dyn_d2.data.resumable import EvaluationLoader, ResumableLoader, build_resumable_train_loader
-from dyn_d2.gating.hooks import GateCollapse, scale_backbone_rate, scale_rate, separate_gates
+from dyn_d2.gating.hooks import GateCollapse, separate_gates
 from dyn_d2.gating.meta_arch.dynamic import find_policy
 from dyn_d2.gating.stages import describe_policy, enter_stage, warn_of_other_stage
 from dyn_d2.methods.fsrw.class_vectors import prepare_for_evaluation
@@ -34,6 +34,7 @@ from .hooks import DivergenceError, LossAverages, LossGuard, StepSeeds
 from .launch import is_lost_contact
 from .lr_schedules import HALVING, POLY, halving_schedule, poly_schedule
 from .optimizers import chosen_optimizer
+from .param_groups import scale_backbone_rate, scale_rate
 
 logger = logging.getLogger(__name__)
 
