@@ -1,7 +1,8 @@
 """A concept tree and the labels of data sets on its concepts.
 
 Liang, Zhou and Xing (CVPR 2018) build a network over such a tree (sec. 3.1), merge several data sets in one (sec. 3.4),
-and ask for concepts with several parents (sec. 4.5); "tree" is therefore used for any directed acyclic graph with one root.
+and ask for concepts with several parents (sec. 4.5); "tree" is therefore used for any directed acyclic graph with one
+root.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
