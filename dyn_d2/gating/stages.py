@@ -40,7 +40,8 @@ def plan(config_file: str, opts: Iterable[str]) -> list[Stage]:
         StageError: the policy has one stage only.
         ValueError: there is no such policy.
     """
-    opts, stages = list(opts), []
+    opts = list(opts)
+    stages: list[Stage] = []
     cfg = read_cfg(config_file, opts)
     names = policy_class(cfg).STAGES
     if len(names) < 2:
@@ -77,11 +78,11 @@ def previous_stage(cfg: CfgNode) -> str:
 def warn_of_other_stage(cfg: CfgNode, report: LoadReport) -> None:
     """Say so where a model is evaluated as one of another stage than it was trained in: some policies decide nothing in
     their first."""
-    trained, stage = report.metadata.get("policy") or {}, cfg.MODEL.POLICY.STAGE or policy_class(cfg).STAGES[0]
-    if trained and trained["name"] == cfg.MODEL.POLICY.NAME and trained["stage"] != stage:
+    past, stage = report.metadata.get("policy") or {}, cfg.MODEL.POLICY.STAGE or policy_class(cfg).STAGES[0]
+    if past and past["name"] == cfg.MODEL.POLICY.NAME and past["stage"] != stage:
         logger.warning(
-            f"{report.source} was trained in stage {trained['stage']} of {trained['name']}, but is evaluated as one of stage "
-            f"{stage}: add MODEL.POLICY.STAGE {trained['stage']}."
+            f"{report.source} was trained in stage {past['stage']} of {past['name']}, but is evaluated as one of stage "
+            f"{stage}: add MODEL.POLICY.STAGE {past['stage']}."
         )
 
 
@@ -103,10 +104,10 @@ def enter_stage(cfg: CfgNode, model: nn.Module, report: LoadReport) -> None:
             f"MODEL.POLICY.STAGE {own.STAGE} of {own.NAME} starts from the result of stage {before}, but MODEL.WEIGHTS "
             f"is empty: {remedy}."
         )
-    trained = report.metadata.get("policy") or {}
-    if trained and (trained["name"] != own.NAME or trained["stage"] not in (before, own.STAGE)):
+    past = report.metadata.get("policy") or {}
+    if past and (past["name"] != own.NAME or past["stage"] not in (before, own.STAGE)):
         raise CheckpointError(
-            f"{report.source} is of {trained['name']}, stage {trained['stage'] or '(the only one)'}, but MODEL.POLICY.STAGE "
+            f"{report.source} is of {past['name']}, stage {past['stage'] or '(the only one)'}, but MODEL.POLICY.STAGE "
             f"{own.STAGE} of {own.NAME} starts from its stage {before}: {remedy}."
         )
     gates = {id(parameter) for parameter in policy.parameters()}
@@ -118,5 +119,5 @@ def enter_stage(cfg: CfgNode, model: nn.Module, report: LoadReport) -> None:
             f"{report.source} lacks gates that MODEL.POLICY.STAGE {own.STAGE} of {own.NAME} starts from ({shown}): "
             f"{remedy}."
         )
-    if trained.get("stage") != own.STAGE:
+    if past.get("stage") != own.STAGE:
         policy.enter_stage()

@@ -214,7 +214,7 @@ def time_models(
         for number in range(warm_up + timed):
             for (_, model), supply, own in turns[:: 1 if number % 2 else -1]:
                 call = partial(model, list(itertools.islice(supply, batch)))
-                own.append(1000 * time_call(call, model.device.type) / batch)
+                own.append(1000 * time_call(call, _device(model).type) / batch)
     return [
         {"median": statistics.median(own[warm_up:]), "p90": sorted(own[warm_up:])[round(0.9 * (timed - 1))]}
         for own in times
@@ -229,9 +229,14 @@ def _inputs(cfg: CfgNode, count: int) -> list[dict[str, Any]]:
     return records
 
 
+def _device(model: nn.Module) -> torch.device:
+    return torch.device(getattr(model, "device", "cpu"))
+
+
 def device_name(model: nn.Module) -> str:
     """The GPU's name, or "cpu"."""
-    return torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu"
+    device = _device(model)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def executed_gflops(routes: Mapping[str, float]) -> float:
