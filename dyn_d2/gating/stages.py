@@ -75,8 +75,8 @@ def previous_stage(cfg: CfgNode) -> str:
 
 
 def warn_of_other_stage(cfg: CfgNode, report: LoadReport) -> None:
-    """Say so where a model is evaluated as one of another stage than it was trained in: some policies (PMN, BlockDrop)
-    decide nothing in their first."""
+    """Say so where a model is evaluated as one of another stage than it was trained in: some policies decide nothing in
+    their first."""
     told, stage = report.metadata.get("policy") or {}, cfg.MODEL.POLICY.STAGE or policy_class(cfg).STAGES[0]
     if told and told["name"] == cfg.MODEL.POLICY.NAME and told["stage"] != stage:
         logger.warning(
