@@ -8,7 +8,8 @@ from route_tables import classifier_cfg
 from tool_runs import load_tool
 
 from dyn_d2.engine.trainer import DynTrainer
-from dyn_d2.gating.reports.tradeoff import Point, force_open, main_metric, plan
+from dyn_d2.evaluation.results import main_metric
+from dyn_d2.gating.reports.tradeoff import Point, force_open, plan
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dyn_d2.checkpoint.model import load_model
 from dyn_d2.data.resumable import build_mapper
-from dyn_d2.engine.predictor import load_model
 from dyn_d2.evaluation.results import weights_hash
 from dyn_d2.gating.reports.routes import rest_cost
 

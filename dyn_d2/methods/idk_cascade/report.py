@@ -16,7 +16,7 @@ from tabulate import tabulate
 from dyn_d2.data.classification import ensure_classes
 from dyn_d2.data.parts import HELD_OUT, held_out_problem
 from dyn_d2.evaluation.build import build_evaluator
-from dyn_d2.gating.reports.tradeoff import main_metric
+from dyn_d2.evaluation.results import main_metric
 from dyn_d2.utils.measure import describe_machine
 
 from detectron2.data import DatasetCatalog
