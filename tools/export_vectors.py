@@ -18,7 +18,7 @@ import torch
 
 from dyn_d2.checkpoint import describe
 from dyn_d2.checkpoint.model import model_of
-from dyn_d2.engine.setup import build_cfg
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.methods.fsrw.class_vectors import compute_vectors
 from dyn_d2.methods.fsrw.reweighting import is_reweighted
 from dyn_d2.utils.atomic import atomic_write
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.detector:
         cfg.MODEL.REWEIGHTING.VECTORS = [os.path.abspath(args.output)]
         tensors = {name: value for name, value in model.state_dict().items() if not name.startswith("reweighting.")}
-        described = {**describe(cfg), "classes": vectors.classes}
+        described = {**describe(cfg, model), "classes": vectors.classes}
         with atomic_write(args.detector, "wb") as file:
             torch.save({"model": tensors, "dyn_d2": described}, file)
         print(f"{args.detector}: the detector alone")

@@ -8,7 +8,7 @@ import yaml
 from torch import nn
 
 from dyn_d2.config import add_dyn_d2_config
-from dyn_d2.engine.setup import read_cfg
+from dyn_d2.config.read import read_cfg
 from dyn_d2.modeling.build import build_model
 
 from detectron2.config import CfgNode, get_cfg

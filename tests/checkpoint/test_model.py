@@ -6,7 +6,7 @@ from tiny_tasks import task_opts
 
 from dyn_d2.checkpoint import CheckpointError
 from dyn_d2.checkpoint.model import model_of
-from dyn_d2.engine.setup import read_cfg
+from dyn_d2.config.read import read_cfg
 from dyn_d2.modeling.build import build_model
 
 

@@ -11,7 +11,7 @@ from sem_seg_toy import KEYS, NAME, SIZE, toy_cascade
 from semantic_sets import dsspn_opts
 
 from dyn_d2.checkpoint import DynCheckpointer, describe
-from dyn_d2.engine.setup import read_cfg
+from dyn_d2.config.read import read_cfg
 from dyn_d2.hierarchy import load_hierarchy
 
 from detectron2.data import MetadataCatalog
@@ -26,7 +26,7 @@ def _save(folder: Path, opts: list[str]) -> None:
     for name, parameter in model.named_parameters():
         if "neurons" in name:  # else all pixels take the same way
             torch.nn.init.normal_(parameter, std=0.5)
-    DynCheckpointer(model, str(folder), metadata=describe(cfg)).save("model_final")
+    DynCheckpointer(model, str(folder), metadata=describe(cfg, model)).save("model_final")
 
 
 def _demo(folder: Path, *opts: str, config: str = "") -> dict[str, dict[str, float]]:

@@ -18,7 +18,7 @@ from tabulate import tabulate
 from torch import nn
 
 from dyn_d2.checkpoint.model import model_of
-from dyn_d2.engine.setup import build_cfg
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.evaluation.figures import save_figure
 from dyn_d2.evaluation.results import main_metric

@@ -7,7 +7,7 @@ from route_tables import classifier_cfg
 from tiny_detection import tiny_opts
 
 from dyn_d2.checkpoint import DynCheckpointer, describe
-from dyn_d2.engine.setup import read_cfg
+from dyn_d2.config.read import read_cfg
 
 from detectron2.modeling import build_model
 
@@ -15,7 +15,7 @@ from detectron2.modeling import build_model
 def save(cfg, folder: Path, seed: int) -> str:
     torch.manual_seed(seed)
     model = build_model(cfg)
-    DynCheckpointer(model, str(folder), metadata=describe(cfg)).save("model_final")
+    DynCheckpointer(model, str(folder), metadata=describe(cfg, model)).save("model_final")
     return str(folder / "model_final.pth")
 
 
