@@ -1,4 +1,5 @@
-"""DSSPN: a semantic segmentation head that is a tree of semantic neurons (papers/001).
+"""DSSPN: a semantic segmentation head that is a tree of semantic neurons (Liang et al., Dynamic-structured Semantic
+Propagation Network, CVPR 2018).
 
 In training an image wakes the neurons that lead to its labels, forward and backward (sec. 3.3), and the images of a
 batch that wake the same neuron share one call of it (sec. 3.5). At test time pixels walk down the tree, and a neuron

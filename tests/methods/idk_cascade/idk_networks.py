@@ -1,4 +1,4 @@
-"""Checkpoints of tiny networks for cascades, with random weights."""
+"""Checkpoints of tiny networks for IDK cascades, with random weights."""
 
 from pathlib import Path
 
