@@ -1,5 +1,7 @@
 """IDK cascades (Wang et al. 2018): a cheap model first, an expensive one only where that does not know."""
 
+from dyn_d2.method import Method, register_method
+
 from .calibration import load_idk_cascade
 from .calibrators import METHODS, calibrate, candidates
 from .execution import IDKCascade, IDKCascadeModel, Run, collect, run_alone
@@ -35,3 +37,10 @@ __all__ = [
     "oracle",
     "run_alone",
 ]
+
+
+@register_method
+class IDKCascadeMethod(Method):
+    """Has no part in a training: it works on trained models, see ``report.py``."""
+
+    name = "idk_cascade"
