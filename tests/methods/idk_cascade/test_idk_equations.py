@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from cascade_tables import random_table, slow_outcome, softmax
+from idk_tables import random_table, slow_outcome, softmax
 
 from dyn_d2.methods.idk_cascade.measures import box_entropies, confidence, entropy, measure
 from dyn_d2.methods.idk_cascade.outcome import (

@@ -1,15 +1,15 @@
-"""A cascade that is stored with a checkpoint, and found again."""
+"""An IDK cascade that is stored with a checkpoint, and found again."""
 
 import numpy as np
 import pytest
 import torch
-from cascade_networks import save_classifier
+from idk_networks import save_classifier
 from tiny_tasks import batch, task_opts
 
 from dyn_d2.checkpoint import CheckpointError, read_checkpoint
 from dyn_d2.config.read import read_cfg
-from dyn_d2.methods.idk_cascade.calibration import Member, load_cascade, store, stored_path
-from dyn_d2.methods.idk_cascade.execution import Cascade
+from dyn_d2.methods.idk_cascade.calibration import Member, load_idk_cascade, store, stored_path
+from dyn_d2.methods.idk_cascade.execution import IDKCascade
 from dyn_d2.methods.idk_cascade.networks import NetworkModel
 from dyn_d2.methods.idk_cascade.rules import Logistic, Threshold
 
@@ -44,10 +44,10 @@ def test_stored_and_found_again(weights, models):
     _store(weights, models, rules, {"held_out": "digits_train_held_out", "rows": [{"accuracy": 0.5}]})
     after = read_checkpoint(weights[0])
     assert after["dyn_d2"] == before["dyn_d2"] and after["model"].keys() == before["model"].keys()
-    cascade, about = load_cascade(weights[0], DATASET)
+    cascade, about = load_idk_cascade(weights[0], DATASET)
     assert cascade.rules == rules and about["rows"] == [{"accuracy": 0.5}]
     assert [model.name for model in cascade.models] == ["fast", "slow"]
-    runs = [which.run(records, 3) for which in (Cascade(models, rules), cascade)]
+    runs = [which.run(records, 3) for which in (IDKCascade(models, rules), cascade)]
     assert np.array_equal(runs[0].level, runs[1].level)
     assert np.allclose(np.stack(runs[0].answers), np.stack(runs[1].answers))
     assert NetworkModel.load(weights[0], DATASET).weights_hash() == models[0].weights_hash()
@@ -59,18 +59,18 @@ def test_other_weights_are_noticed(weights, models):
     data["model"]["linear.bias"] += 1
     torch.save(data, weights[1])
     with pytest.raises(CheckpointError, match="slow.*holds other weights.*calibrate it again"):
-        load_cascade(weights[0], DATASET)
+        load_idk_cascade(weights[0], DATASET)
 
 
 def test_bad_files_are_named(weights, models, tmp_path):
     with pytest.raises(CheckpointError, match="carries no cascade: calibrate one"):
-        load_cascade(weights[1], DATASET)
+        load_idk_cascade(weights[1], DATASET)
     with pytest.raises(CheckpointError, match="has to be a .pth file"):
         store(tmp_path / "model.pkl", [], [], {})
     data = torch.load(weights[0], weights_only=True)
     torch.save({**data, "cascade": {"members": [{"name": "x"}], "rules": [], "about": {}}}, tmp_path / "broken.pth")
     with pytest.raises(CheckpointError, match="cascade in .*broken.pth cannot be read"):
-        load_cascade(tmp_path / "broken.pth", DATASET)
+        load_idk_cascade(tmp_path / "broken.pth", DATASET)
 
 
 def test_costs_of_gated_and_plain_networks(tmp_path, models):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cascade_reference import masked_stage
+from masked_reference import masked_stage
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from cascade_tables import random_table, slow_outcome
+from idk_tables import random_table, slow_outcome
 
 from dyn_d2.methods.idk_cascade.calibrators import calibrate, candidates
 from dyn_d2.methods.idk_cascade.measures import entropy
@@ -112,6 +112,6 @@ def test_the_dearer_of_two_equals_is_not_chosen():
     table = random_table()
     rules = (Threshold("entropy", 0.5),)
     outcome = evaluate(table, rules)
-    dear = Candidate(rules, type(outcome)(outcome.accuracy, (1.0,), (1.0, 1.0), 3.0, 1.5))
-    assert Goal(accuracy=0.1).choose([dear, Candidate(rules, outcome)]).outcome is outcome
-    assert Goal(budget=2.0).choose([dear, Candidate(rules, outcome)]).outcome is outcome
+    expensive = Candidate(rules, type(outcome)(outcome.accuracy, (1.0,), (1.0, 1.0), 3.0, 1.5))
+    assert Goal(accuracy=0.1).choose([expensive, Candidate(rules, outcome)]).outcome is outcome
+    assert Goal(budget=2.0).choose([expensive, Candidate(rules, outcome)]).outcome is outcome

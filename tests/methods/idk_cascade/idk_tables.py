@@ -1,4 +1,4 @@
-"""Tables of predictions for tests of cascades: made-up models of growing accuracy, and the slow ways to count."""
+"""Tables of predictions for tests of IDK cascades: made-up models of growing accuracy, and the slow ways to count."""
 
 import numpy as np
 

@@ -34,7 +34,7 @@ KEYS = {
 
 
 @contextmanager
-def toy_cascade(folder: Path) -> Iterator[None]:
+def toy_layer_cascade(folder: Path) -> Iterator[None]:
     """config.yaml and model_final.pth in ``folder``; the data set is registered inside the block."""
     records = [_record(folder, i) for i in range(2)]
     DatasetCatalog.register(NAME, lambda: records)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from cascade_tables import random_table
+from idk_tables import random_table
 from sklearn.linear_model import LogisticRegression
 
 from dyn_d2.methods.idk_cascade.calibrators import calibrate

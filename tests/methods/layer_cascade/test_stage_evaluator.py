@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from sem_seg_toy import NAME, SIZE, toy_cascade
+from layer_cascade_toy import NAME, SIZE, toy_layer_cascade
 
 from dyn_d2.methods.layer_cascade.evaluator import LayerCascadeEvaluator
 
@@ -13,7 +13,7 @@ from detectron2.evaluation.sem_seg_evaluation import load_image_into_numpy_array
 
 
 def test_counts(tmp_path):
-    with toy_cascade(tmp_path):
+    with toy_layer_cascade(tmp_path):
         evaluator = LayerCascadeEvaluator(NAME, str(tmp_path))
         record = {**DatasetCatalog.get(NAME)[0], "image": torch.zeros(3, SIZE, SIZE)}
         truth = torch.as_tensor(load_image_into_numpy_array(record["sem_seg_file_name"], dtype=int))
@@ -34,7 +34,7 @@ def test_counts(tmp_path):
 
 
 def test_other_sizes_and_no_labels(tmp_path):
-    with toy_cascade(tmp_path):
+    with toy_layer_cascade(tmp_path):
         evaluator = LayerCascadeEvaluator(NAME)
         record = {**DatasetCatalog.get(NAME)[1], "image": torch.zeros(3, 20, 20)}  # it went in smaller
         stages = torch.tensor([[0, 0, 2], [0, 0, 2], [2, 2, 2]], dtype=torch.uint8)

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from cascade_networks import save_classifier, save_detector
+from idk_networks import save_classifier, save_detector
 from tiny_detection import CLASSES, write_boxes
 from tool_runs import load_tool
 
-from dyn_d2.methods.idk_cascade.calibration import load_cascade
+from dyn_d2.methods.idk_cascade.calibration import load_idk_cascade
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
@@ -58,7 +58,7 @@ def test_classifiers(tmp_path, classifiers, capsys):
     for file in ("curves.png", "uncertainty.png"):
         assert (tmp_path / "out" / file).stat().st_size > 5000
     assert "| entropy" in (tmp_path / "out" / "cascade.md").read_text()
-    _, about = load_cascade(classifiers[0], "digits_test")
+    _, about = load_idk_cascade(classifiers[0], "digits_test")
     assert about["method"] == record["stored"] and about["held_out"] == "digits_train_held_out"
 
 
@@ -80,7 +80,7 @@ def test_three_models_by_every_way_to_calibrate(tmp_path, classifiers):
             )
     accuracies = [record["methods"]["entropy"]["rows"][0]["accuracy"] for record in (joint, stages)]
     assert accuracies[0] >= accuracies[1]
-    cascade, about = load_cascade(weights[0], "digits_test")
+    cascade, about = load_idk_cascade(weights[0], "digits_test")
     run = cascade.run(DatasetCatalog.get("digits_test")[:12], batch=5)
     assert about["method"] == joint["stored"] and len(cascade.models) == 3 and len(run.answers) == 12
 
@@ -90,7 +90,7 @@ def test_the_network_as_idk_classifier_is_stored_and_runs(tmp_path, classifiers)
         tmp_path, classifiers, "--held-out", "digits_train_held_out", "--test", "digits_test", "--budget", "1.9",
         "--methods", "cost_aware_network", "--lambdas", "0.05",
     )  # fmt: skip
-    cascade, _ = load_cascade(classifiers[0], "digits_test")
+    cascade, _ = load_idk_cascade(classifiers[0], "digits_test")
     records = DatasetCatalog.get("digits_test")
     run = cascade.run([records[i] for i in np.linspace(0, len(records) - 1, 40).astype(int)], batch=8)
     realised = record["methods"]["cost_aware_network"]["rows"][1]
