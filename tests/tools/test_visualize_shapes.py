@@ -10,7 +10,7 @@ from tiny_detection import CLASSES, tiny_opts, write_boxes
 from tool_runs import load_tool
 
 from dyn_d2.checkpoint import DynCheckpointer, describe
-from dyn_d2.engine.setup import build_cfg
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.methods.shapeprop.figures import PANELS, draw_shapes
 
 from detectron2.data.datasets import register_coco_instances
