@@ -42,7 +42,7 @@ class CheckpointError(UserError):
     """A checkpoint cannot be read, or does not fit the model; the message names the remedy."""
 
 
-def describe(cfg, model: nn.Module) -> dict[str, Any]:
+def describe(cfg, model: nn.Module | None = None) -> dict[str, Any]:
     """The ``dyn_d2`` entry of the checkpoints that a run with ``cfg`` writes, what methods say of ``model`` included.
 
     Class names come from the metadata of the first training set, in the order of the predictor's rows.
@@ -69,7 +69,7 @@ def describe(cfg, model: nn.Module) -> dict[str, Any]:
             "torchvision": str(torchvision.__version__),
         },
     }
-    for method in methods():
+    for method in methods() if model is not None else ():
         described |= method.describe(cfg, model)
     return described
 

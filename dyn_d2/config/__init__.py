@@ -4,11 +4,11 @@ from dyn_d2.method import methods
 
 from detectron2.config import CfgNode as CN
 
-from .classification import add_classification_keys, add_classifier_keys
-from .few_shot import add_detector_keys, add_few_shot_keys
-from .masks import add_partial_mask_keys, add_retina_mask_keys
-from .segmentation import add_segmentation_keys
-from .training import add_run_keys, add_solver_keys
+from .keys.classification import add_classification_keys, add_classifier_keys
+from .keys.few_shot import add_detector_keys, add_few_shot_keys
+from .keys.masks import add_partial_mask_keys, add_retina_mask_keys
+from .keys.segmentation import add_segmentation_keys
+from .keys.training import add_run_keys, add_solver_keys
 
 
 def add_dyn_d2_config(cfg: CN) -> None:

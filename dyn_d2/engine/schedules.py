@@ -1,7 +1,8 @@
-"""Rate and iterations of the thesis (7.3) and the published configs, for 16 images a batch.
+"""Published rates and iterations of two-stage fine-tuning, for 16 images a batch.
 
-Source of each number: the configs and scripts published with the paper (docs/tfa.md). Split 2 of VOC was published
-with rate 0.005 for the first sample of shots (seed 0); everything else uses the 0.001 that the thesis states.
+Source of each number: the configs and scripts published with Wang et al., "Frustratingly simple few-shot object
+detection" (ICML 2020). Split 2 of VOC was published with rate 0.005 for the first sample of shots (seed 0); everything
+else uses the 0.001 that the paper states.
 """
 
 from collections.abc import Mapping
@@ -40,7 +41,7 @@ COCO = {
 COCO_NOVEL = {1: 500, 2: 1500, 3: 1500, 5: 1500, 10: 2000, 30: 6000}  # K: iterations; the rate never drops
 LVIS_STEP, LVIS_ITERATIONS = 15000, 20000
 
-# FRCN+ft is FRCN+ft-full with fewer iterations; the thesis cites it from others and gives no number. Ours:
+# FRCN+ft is FRCN+ft-full with fewer iterations; the paper cites it from others and gives no number. Ours:
 FT_SHARE = 0.1
 
 

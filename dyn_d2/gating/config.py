@@ -1,6 +1,6 @@
 """Keys of networks that decide what they compute, and of the policies that decide."""
 
-from dyn_d2.config.training import stage_solver
+from dyn_d2.config.keys.training import stage_solver
 
 from detectron2.config import CfgNode as CN
 

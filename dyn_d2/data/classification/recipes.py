@@ -12,7 +12,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from .sets import ensure_classes, is_classification, register_folders
 
 # Recipe -> mean and standard deviation of red, green and blue (0 to 255), keys of INPUT.CLASSIFICATION (others: off).
-# cifar10: of SkipNet's published code. svhn: no augmentation, as in the stochastic-depth recipe; a mirrored 2 is no digit.
+# cifar10: as SkipNet's published code has it. svhn: none, as stochastic depth (Huang et al. 2016) has it.
 _CROP_FLIP = {"PAD_CROP": 4, "FLIP": True}
 RECIPES: dict[str, tuple[list[float], list[float], dict[str, Any]]] = {
     "cifar10": ([125.3, 123.0, 113.9], [51.6, 50.8, 51.3], _CROP_FLIP),
