@@ -115,7 +115,7 @@ class Context:
     policy and the heads tell each other here, and nobody reads it once the losses are there.
 
     Attributes:
-        image_sizes: (height, width) of each image before padding; None where nobody told.
+        image_sizes: (height, width) of each image before padding; None where nobody said.
         labels: (N,) image-level classes where the task has them.
         image_losses: (N,) the task's loss of each image, without gradient, where the task has one.
         accuracies: (N,) how right the prediction for each image is, in [0, 1], where the task knows it.
