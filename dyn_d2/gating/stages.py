@@ -80,8 +80,8 @@ def warn_of_other_stage(cfg: CfgNode, report: LoadReport) -> None:
     trained, stage = report.metadata.get("policy") or {}, cfg.MODEL.POLICY.STAGE or policy_class(cfg).STAGES[0]
     if trained and trained["name"] == cfg.MODEL.POLICY.NAME and trained["stage"] != stage:
         logger.warning(
-            f"{report.source} was trained in stage {trained['stage']} of {trained['name']}, but is evaluated as one of stage "
-            f"{stage}: add MODEL.POLICY.STAGE {trained['stage']}."
+            f"{report.source} was trained in stage {trained['stage']} of {trained['name']}, but is evaluated as one of "
+            f"stage {stage}: add MODEL.POLICY.STAGE {trained['stage']}."
         )
 
 
@@ -106,8 +106,8 @@ def enter_stage(cfg: CfgNode, model: nn.Module, report: LoadReport) -> None:
     trained = report.metadata.get("policy") or {}
     if trained and (trained["name"] != own.NAME or trained["stage"] not in (before, own.STAGE)):
         raise CheckpointError(
-            f"{report.source} is of {trained['name']}, stage {trained['stage'] or '(the only one)'}, but MODEL.POLICY.STAGE "
-            f"{own.STAGE} of {own.NAME} starts from its stage {before}: {remedy}."
+            f"{report.source} is of {trained['name']}, stage {trained['stage'] or '(the only one)'}, but "
+            f"MODEL.POLICY.STAGE {own.STAGE} of {own.NAME} starts from its stage {before}: {remedy}."
         )
     gates = {id(parameter) for parameter in policy.parameters()}
     tensors = model.state_dict(keep_vars=True)
