@@ -2,7 +2,7 @@
 
 What stands in the README is run in its order in one folder; the test appends options that shrink data and model.
 Commands on data sets that nobody can expect here must end with the message that says where the data belong.
-``make demo`` is covered by tests/tools/test_demo_few_shot.py, ``make test`` is what runs this.
+``make demo`` is covered by tests/methods/tfa/test_demo_few_shot.py, ``make test`` is what runs this.
 """
 
 import re
@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 import yaml
 from sklearn.datasets import load_sample_images
-from tool_runs import ROOT, environment, load_tool
+from tool_runs import ROOT, environment
+
+from dyn_d2.methods.tfa.cli import QUICK_OPTS
 
 README = (ROOT / "README.md").read_text()
-QUICK = load_tool("demo_few_shot").QUICK_OPTS
+QUICK = QUICK_OPTS
 SMALL_DATA = ["--num-train", "48", "--num-val", "6", "--quiet"]
 # The table of 45 models shrinks to one that the command before it has trained.
 ONE_CELL = {"ft_full,tfa_fc,tfa_cos": "tfa_cos", "1,5,10": "5", "0-4": "0", "--jobs 2": "--jobs 1"}
@@ -27,7 +29,8 @@ SMALL_FSRW = ["MODEL.YOLO.SIZE", "128", "MODEL.REWEIGHTING.SUPPORT_SIZE", "64", 
 ELSEWHERE = ("make ", "source ", "export ", "DYN_D2_ENGINE=")
 NEEDS_DATA = ("voc.yaml", "coco.yaml", "lvis.yaml")
 # A file of this repository as text names it; "*" stands for any characters.
-NAMED_FILE = re.compile(r"(?<![\w./-])(?:configs|datasets|docs|dyn_d2|tests|tools)/[\w./*-]*\.(?:yaml|py|md|sh)\b")
+FOLDERS = ("benchmarks", "configs", "datasets", "docs", "dyn_d2", "tools")
+NAMED_FILE = re.compile(rf"(?<![\w./-])(?:{'|'.join(FOLDERS)}|tests)/[\w./*-]*\.(?:yaml|py|md|sh)\b")
 PLACEHOLDERS = re.compile("METHOD|DATASET|NAME")  # of CONTRIBUTING.md: what somebody will add
 
 
@@ -72,11 +75,11 @@ def _argv(command: str) -> list[str]:
     words[0] = sys.executable
     if "prepare_digit_scenes" in command:
         words += SMALL_DATA
-    elif "tools/benchmark.py" in command:
+    elif "benchmarks/engine.py" in command:
         words += ["--engine", "embedded", "--iterations", "1", "--rounds", "1", "--batch", "1", *QUICK]
     elif any(name in command for name in NEEDS_DATA):
         words += ["MODEL.DEVICE", "cpu"]
-    elif "benchmark_dynamic" in command:
+    elif "benchmarks/dynamic.py" in command:
         words += ["--size", "32", "--rounds", "1", "--warm-up", "1"]
     elif "tradeoff" in command:
         words += ["--timed", "2", "--opts", *SMALL_CLASSIFIER]
@@ -92,7 +95,7 @@ def _argv(command: str) -> list[str]:
 def folder(tmp_path_factory) -> Path:
     """A checkout's look from outside: configs, tools and data-set scripts, and nothing made yet."""
     folder = tmp_path_factory.mktemp("readme")
-    for name in ("configs", "tools"):
+    for name in ("benchmarks", "configs", "tools"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "datasets").mkdir()
     for script in (ROOT / "datasets").glob("*.py"):
@@ -148,7 +151,11 @@ def test_files_that_docs_link_to_exist():
 
 
 def test_files_that_text_and_code_name_exist():
-    folders = [path for name in ("configs", "datasets", "docs", "dyn_d2", "tools") for path in (ROOT / name).rglob("*")]
+    folders = [
+        path
+        for name in ("benchmarks", "configs", "datasets", "docs", "dyn_d2", "tools")
+        for path in (ROOT / name).rglob("*")
+    ]
     texts = [path for path in folders if path.suffix in (".md", ".py", ".sh", ".yaml")]
     named = set()
     for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "Makefile", *texts]:

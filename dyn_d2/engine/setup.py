@@ -13,6 +13,7 @@ import yaml
 
 from dyn_d2.backend import describe_engine
 from dyn_d2.config import add_dyn_d2_config
+from dyn_d2.config.names import merge_config
 from dyn_d2.gating.policies.base import policy_class
 from dyn_d2.utils.atomic import atomic_write
 from dyn_d2.utils.errors import UserError
@@ -102,10 +103,8 @@ def read_cfg(config_file: str = "", opts: Iterable[str] = ()) -> CfgNode:
     cfg = get_cfg()
     add_dyn_d2_config(cfg)
     if config_file:
-        if not os.path.isfile(config_file):
-            raise FileNotFoundError(f"--config-file {config_file} does not exist.")
         try:
-            _merge(cfg, lambda: cfg.merge_from_file(config_file, allow_unsafe=False))
+            _merge(cfg, lambda: merge_config(cfg, config_file))
         except yaml.YAMLError as error:
             raise ValueError(f"--config-file {config_file} is no valid yaml: {error}") from error
     _merge(cfg, lambda: cfg.merge_from_list(list(opts)))
