@@ -16,13 +16,13 @@ __version__ = "0.2.0"
 
 
 def register() -> None:
-    """Choose the engine and register everything. ``import dyn_d2`` has done so, except in the program ``dyn-d2``."""
-    from dyn_d2.backend import choose_engine
+    """Choose the Detectron2 and register everything. ``import dyn_d2`` has done so, except in the program ``dyn-d2``."""
+    from dyn_d2.backend import choose_backend
 
     with warnings.catch_warnings():
         # fvcore scripts its losses when it is imported; what torch says about that is nothing a user can change.
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
-        choose_engine()
+        choose_backend()
 
         from dyn_d2 import data, gating, methods, modeling  # noqa: F401  only registration
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dyn_d2.engine.setup import read_cfg
+from dyn_d2.config.read import read_cfg
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model

@@ -26,7 +26,7 @@ ONE_CELL = {"ft_full,tfa_fc,tfa_cos": "tfa_cos", "1,5,10": "5", "0-4": "0", "--j
 SMALL_CLASSIFIER = ["MODEL.RESNETS.DEPTH", "8", "SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "()"]
 SMALL_CLASSIFIER += ["SOLVER.SECOND_STAGE.MAX_ITER", "2", "SOLVER.SECOND_STAGE.STEPS", "[]"]
 SMALL_FSRW = ["MODEL.YOLO.SIZE", "128", "MODEL.REWEIGHTING.SUPPORT_SIZE", "64", "FEW_SHOT.FINETUNE.MAX_ITER", "4"]
-ELSEWHERE = ("make ", "source ", "export ", "DYN_D2_ENGINE=")
+ELSEWHERE = ("make ", "source ", "export ", "DYN_D2_BACKEND=")
 NEEDS_DATA = ("voc.yaml", "coco.yaml", "lvis.yaml")
 # A file of this repository as text names it; "*" stands for any characters.
 FOLDERS = ("benchmarks", "configs", "datasets", "docs", "dyn_d2", "tools")

@@ -69,7 +69,7 @@ def test_only_backend_asks_which_engine_runs():
         if "embedded" in path.parts or path.name == "backend.py":
             continue
         text = path.read_text()
-        assert "EMBEDDED_PATH" not in text and 'DYN_D2_ENGINE"' not in text, f"{path} depends on which engine runs"
+        assert "EMBEDDED_PATH" not in text and 'DYN_D2_BACKEND"' not in text, f"{path} depends on which engine runs"
 
 
 def test_setup_does_not_import_torch():

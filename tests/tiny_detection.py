@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from dyn_d2.checkpoint import DynCheckpointer, describe
-from dyn_d2.engine.setup import build_cfg
+from dyn_d2.config.derive import build_cfg
 
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model

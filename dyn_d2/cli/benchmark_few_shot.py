@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dyn_d2.engine.few_shot_benchmark import caption, cells, plan_cells, run_cells, summarise
 from dyn_d2.engine.job_queue import numbers
-from dyn_d2.engine.setup import METHODS
+from dyn_d2.method import few_shot_methods
 
 from detectron2.utils.logger import setup_logger
 
@@ -25,10 +25,11 @@ def positive(text: str) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    usual = [name for name, method in METHODS.items() if not method.detector and not method.stage]
+    known = few_shot_methods()
+    usual = [name for name, method in known.items() if not method.detector and not method.stage]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, metavar="FILE")
-    parser.add_argument("--methods", default=",".join(usual), help=f"of {', '.join(METHODS)} (default: %(default)s)")
+    parser.add_argument("--methods", default=",".join(usual), help=f"of {', '.join(known)} (default: %(default)s)")
     parser.add_argument("--splits", type=numbers, default=[1], help="such as 1-3")
     parser.add_argument("--shots", type=numbers, default=[1, 5, 10], help="such as 1,5,10")
     parser.add_argument("--seeds", type=numbers, default=[0], help="such as 0-9")

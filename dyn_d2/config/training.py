@@ -23,10 +23,14 @@ def add_run_keys(cfg: CN) -> None:
     cfg.TEST.ALLOW_PARTIAL_WEIGHTS = False
 
 
-def add_stage_keys(cfg: CN) -> None:
-    # SOLVER keys of every training stage of a policy after its first (MODEL.POLICY.STAGE), so that one yaml serves all.
-    cfg.SOLVER.SECOND_STAGE = stage_solver()
-    # The rate of the policy's parameters, as a factor on that of the others.
-    cfg.SOLVER.GATE_LR_FACTOR = 1.0
-    # The weight decay of the policy's parameters; negative: as the others.
-    cfg.SOLVER.GATE_WEIGHT_DECAY = -1.0
+def add_solver_keys(cfg: CN) -> None:
+    # "SGD" (Detectron2's) or "Adam", which does not read MOMENTUM.
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # For SOLVER.LR_SCHEDULER_NAME "WarmupPolyLR": rate * (1 - iteration / MAX_ITER) ** POLY_LR_POWER, ...
+    cfg.SOLVER.POLY_LR_POWER = 0.9
+    # ... but not below this share of the rate.
+    cfg.SOLVER.POLY_LR_CONSTANT_ENDING = 0.0
+    # The rate of the backbone, gates not counted, as a factor on that of the rest.
+    cfg.SOLVER.BACKBONE_LR_FACTOR = 1.0
+    # For SOLVER.LR_SCHEDULER_NAME "HalvingLR": iterations in which the rate is halved, continuously.
+    cfg.SOLVER.HALVING_ITERS = 10000

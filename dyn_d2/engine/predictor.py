@@ -11,19 +11,18 @@ from torch import nn
 
 from dyn_d2.checkpoint import CheckpointError, DynCheckpointer, read_checkpoint
 from dyn_d2.config import add_dyn_d2_config
+from dyn_d2.config.read import read_cfg
 from dyn_d2.evaluation.label_figures import LabelMap, label_maps
 from dyn_d2.methods.fsrw.class_vectors import read_vectors
 from dyn_d2.methods.fsrw.reweighting import is_reweighted
 from dyn_d2.methods.layer_cascade.evaluator import stages_of_pixels
+from dyn_d2.modeling.answers import any_score, head_classes
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.modeling import SemanticSegmentor, build_model
 from detectron2.structures import Instances
-
-from .preflight import any_score, head_classes
-from .setup import read_cfg
 
 
 @dataclass

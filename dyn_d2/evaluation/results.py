@@ -14,7 +14,7 @@ import torchvision
 from torch import nn
 
 import dyn_d2
-from dyn_d2.backend import describe_engine
+from dyn_d2.backend import describe_backend
 from dyn_d2.utils.atomic import write_json
 
 import detectron2
@@ -52,7 +52,7 @@ def versions() -> dict[str, str]:
     return {
         "dyn_d2": code_version(),
         "detectron2": detectron2.__version__,
-        "engine": describe_engine().split(" (", 1)[0].removeprefix("engine: "),
+        "engine": describe_backend().split(" (", 1)[0].removeprefix("engine: "),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "python": platform.python_version(),

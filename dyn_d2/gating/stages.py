@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from dyn_d2.checkpoint import CheckpointError, LoadReport
-from dyn_d2.engine.setup import build_cfg, read_cfg
+from dyn_d2.config.derive import build_cfg
+from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.stages import Stage, StageError, run_stages
 from dyn_d2.gating.meta_arch.dynamic import find_policy
 from dyn_d2.gating.policies.base import policy_class

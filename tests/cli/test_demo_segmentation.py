@@ -11,7 +11,7 @@ from semantic_sets import dsspn_opts
 
 from dyn_d2.checkpoint import DynCheckpointer, describe
 from dyn_d2.cli.demo import main
-from dyn_d2.engine.setup import read_cfg
+from dyn_d2.config.read import read_cfg
 from dyn_d2.hierarchy import load_hierarchy
 
 from detectron2.data import MetadataCatalog

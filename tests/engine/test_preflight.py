@@ -12,6 +12,7 @@ from tiny_detection import tiny_opts, write_boxes
 
 from dyn_d2.checkpoint import CheckpointError
 from dyn_d2.checkpoint.surgery import Source, operate, save
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.data.semantic.label_maps import write_label_map
 from dyn_d2.engine.hooks import DivergenceError
 from dyn_d2.engine.preflight import (
@@ -22,7 +23,6 @@ from dyn_d2.engine.preflight import (
     check_files,
     check_trainer,
 )
-from dyn_d2.engine.setup import build_cfg
 from dyn_d2.engine.trainer import DynTrainer, evaluate
 
 from detectron2.data import DatasetCatalog, MetadataCatalog

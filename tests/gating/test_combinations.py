@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_tasks import OUTPUTS, TASKS, batch, task_opts
 
-from dyn_d2.engine.setup import read_cfg
+from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.gating.meta_arch.dynamic import find_policy
 from dyn_d2.gating.policies import POLICY_REGISTRY

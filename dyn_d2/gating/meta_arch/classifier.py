@@ -25,6 +25,8 @@ class ImageClassifier(DynamicModel, nn.Module):
     The multiply-adds of the linear layer are part of the trace, as they are of the numbers that papers give.
     """
 
+    classifies_images = True
+
     @configurable
     def __init__(
         self,

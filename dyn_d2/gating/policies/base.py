@@ -70,6 +70,7 @@ class Policy(nn.Module):
     FROZEN_STAGES: tuple[str, ...] = ()
     LATER_KEYS: tuple[str, ...] = ()
     stops: bool = False
+    own_rate: bool = True
 
     def __init__(self, units: Sequence[Unit]) -> None:
         super().__init__()

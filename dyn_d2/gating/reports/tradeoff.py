@@ -18,7 +18,7 @@ from tabulate import tabulate
 from torch import nn
 
 from dyn_d2.checkpoint import DynCheckpointer
-from dyn_d2.engine.setup import build_cfg
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.evaluation.figures import save_figure
 from dyn_d2.gating.meta_arch.dynamic import gated_network

@@ -37,6 +37,8 @@ class MultiPathClassifier(DynamicModel, nn.Module):
 
     whole_trace = True
 
+    classifies_images = True
+
     @configurable
     def __init__(
         self,

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dyn_d2.checkpoint import DynCheckpointer
+from dyn_d2.config.derive import build_cfg
+from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.job_queue import quiet
-from dyn_d2.engine.setup import build_cfg, read_cfg
 from dyn_d2.engine.stages import Stage
 from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.utils.atomic import write_json

@@ -5,7 +5,7 @@ import torch
 from tiny_tasks import batch, task_opts
 from torch.nn import functional as F
 
-from dyn_d2.engine.setup import read_cfg
+from dyn_d2.config.read import read_cfg
 from dyn_d2.gating import recording
 from dyn_d2.gating.meta_arch.classifier import ImageClassifier
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_tasks import TASKS, batch, task_opts
 
-from dyn_d2.engine.setup import read_cfg
+from dyn_d2.config.read import read_cfg
 from dyn_d2.gating import current_trace
 from dyn_d2.gating.meta_arch.dynamic import find_policy, put_scalars
 from dyn_d2.utils.errors import UserError

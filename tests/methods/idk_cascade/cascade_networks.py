@@ -7,7 +7,7 @@ from route_tables import classifier_cfg
 from tiny_detection import tiny_opts
 
 from dyn_d2.checkpoint import DynCheckpointer, describe
-from dyn_d2.engine.setup import read_cfg
+from dyn_d2.config.read import read_cfg
 
 from detectron2.modeling import build_model
 

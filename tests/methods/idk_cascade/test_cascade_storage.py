@@ -7,7 +7,7 @@ from cascade_networks import save_classifier
 from tiny_tasks import batch, task_opts
 
 from dyn_d2.checkpoint import CheckpointError, read_checkpoint
-from dyn_d2.engine.setup import read_cfg
+from dyn_d2.config.read import read_cfg
 from dyn_d2.methods.idk_cascade.calibration import Member, load_cascade, store, stored_path
 from dyn_d2.methods.idk_cascade.execution import Cascade
 from dyn_d2.methods.idk_cascade.networks import NetworkModel

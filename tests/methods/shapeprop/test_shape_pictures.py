@@ -9,7 +9,7 @@ from PIL import Image
 from tiny_detection import CLASSES, tiny_opts, write_boxes
 
 from dyn_d2.checkpoint import DynCheckpointer, describe
-from dyn_d2.engine.setup import build_cfg
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.methods.shapeprop.cli import shapes
 from dyn_d2.methods.shapeprop.figures import PANELS, draw_shapes
 

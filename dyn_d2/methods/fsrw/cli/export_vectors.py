@@ -16,7 +16,7 @@ import os
 import torch
 
 from dyn_d2.checkpoint import DynCheckpointer, describe
-from dyn_d2.engine.setup import build_cfg
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.methods.fsrw.class_vectors import compute_vectors
 from dyn_d2.methods.fsrw.reweighting import is_reweighted

@@ -11,7 +11,7 @@ result is a json in COCO's format with run lengths.
 import argparse
 
 from dyn_d2.checkpoint import DynCheckpointer
-from dyn_d2.engine.setup import build_cfg
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.methods.shapeprop.annotator import objects_without_masks, predict_masks
 from dyn_d2.utils.atomic import write_json
