@@ -16,7 +16,7 @@ __version__ = "0.2.0"
 
 
 def register() -> None:
-    """Choose the Detectron2 and register everything. ``import dyn_d2`` has done so, except in the program ``dyn-d2``."""
+    """Choose the Detectron2, and register everything. ``import dyn_d2`` does so, except in the program ``dyn-d2``."""
     from dyn_d2.backend import choose_backend
 
     with warnings.catch_warnings():

@@ -24,7 +24,7 @@ def _save(folder: Path, opts: list[str]) -> None:
     for name, parameter in model.named_parameters():
         if "neurons" in name:  # else all pixels take the same way
             torch.nn.init.normal_(parameter, std=0.5)
-    DynCheckpointer(model, str(folder), metadata=describe(cfg)).save("model_final")
+    DynCheckpointer(model, str(folder), metadata=describe(cfg, model)).save("model_final")
 
 
 def _demo(folder: Path, *opts: str, config: str = "") -> dict[str, dict[str, float]]:

@@ -199,7 +199,7 @@ def test_broken_annotations_name_the_file_and_the_check(custom_cfg, part: str, s
     content = json.loads(path.read_text())
     content["annotations"][0].update(spoil)
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=f"{path}.*check_data.py --json {path}"):
+    with pytest.raises(ValueError, match=f"{path}.*check-data --json {path}"):
         apply_few_shot(cfg)
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
             DatasetCatalog.get(name)

@@ -39,7 +39,8 @@ def folder(tmp_path_factory) -> Path:
     for name, more in (("model_final", SHAPE_PROP), ("plain", {})):
         cfg = build_cfg("", tiny_opts(data, folder, FEW_SHOT__STAGE="joint", **more))
         torch.manual_seed(0)
-        DynCheckpointer(build_model(cfg), str(folder), metadata=describe(cfg)).save(name)
+        model = build_model(cfg)
+        DynCheckpointer(model, str(folder), metadata=describe(cfg, model)).save(name)
     register_coco_instances("shapes_to_draw", {}, str(data), str(folder / "data" / "images"))
     return folder
 

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.detector:
         cfg.MODEL.REWEIGHTING.VECTORS = [os.path.abspath(args.output)]
         tensors = {name: value for name, value in model.state_dict().items() if not name.startswith("reweighting.")}
-        described = {**describe(cfg), "classes": vectors.classes}
+        described = {**describe(cfg, model), "classes": vectors.classes}
         with atomic_write(args.detector, "wb") as file:
             torch.save({"model": tensors, "dyn_d2": described}, file)
         print(f"{args.detector}: the detector alone")
