@@ -17,9 +17,9 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
 
 
-def load_tool(name: str) -> ModuleType:
-    """tools/NAME.py as a module."""
-    spec = importlib.util.spec_from_file_location(f"tool_{name}", ROOT / "tools" / f"{name}.py")
+def load_benchmark(name: str) -> ModuleType:
+    """benchmarks/NAME.py as a module."""
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -41,8 +41,8 @@ def run_tool(name: str, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def train_net_here(monkeypatch, *arguments: str) -> None:
-    """tools/train_net.py in this process, command line and all; a failure is a SystemExit with the message."""
-    from dyn_d2.engine.launch import parse_args, run
+    """``dyn-d2 train`` in this process, command line and all; a failure is a SystemExit with the message."""
+    from dyn_d2.cli.train import main
 
     monkeypatch.setattr(sys, "argv", ["train_net.py", *arguments])
-    run(load_tool("train_net").main, parse_args())
+    main()

@@ -15,7 +15,7 @@ from detectron2.modeling import build_model
 def save(cfg, folder: Path, seed: int) -> str:
     torch.manual_seed(seed)
     model = build_model(cfg)
-    DynCheckpointer(model, str(folder), metadata=describe(cfg)).save("model_final")
+    DynCheckpointer(model, str(folder), metadata=describe(cfg, model)).save("model_final")
     return str(folder / "model_final.pth")
 
 
