@@ -44,7 +44,7 @@ def plan(config_file: str, opts: Iterable[str]) -> list[Stage]:
     cfg = read_cfg(config_file, opts)
     names = policy_class(cfg).STAGES
     if len(names) < 2:
-        raise StageError(f"MODEL.POLICY.NAME {cfg.MODEL.POLICY.NAME} is trained in one stage: use tools/train_net.py.")
+        raise StageError(f"MODEL.POLICY.NAME {cfg.MODEL.POLICY.NAME} is trained in one stage: use dyn-d2 train.")
     for name in names:
         cfg = build_cfg(config_file, [*opts, PolicyStage.KEY, name])
         stages.append(PolicyStage(name, Path(cfg.OUTPUT_DIR) / name, cfg, stages[-1:]))
@@ -97,7 +97,7 @@ def enter_stage(cfg: CfgNode, model: nn.Module, report: LoadReport) -> None:
     policy, before, own = find_policy(getattr(model, "backbone", None)), previous_stage(cfg), cfg.MODEL.POLICY
     if policy is None or not before:
         return
-    remedy = f"set MODEL.WEIGHTS to the model_final.pth of stage {before}, or let tools/staged_train.py run both"
+    remedy = f"set MODEL.WEIGHTS to the model_final.pth of stage {before}, or let dyn-d2 stages run both"
     if report.source == "nothing":
         raise CheckpointError(
             f"MODEL.POLICY.STAGE {own.STAGE} of {own.NAME} starts from the result of stage {before}, but MODEL.WEIGHTS "

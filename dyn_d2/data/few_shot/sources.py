@@ -83,7 +83,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
 def broken_json(path: str | os.PathLike, error: Exception) -> ValueError:
     """The error to raise for an annotation file that could not be used because of ``error``."""
     detail = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return ValueError(f"{path} cannot be used ({detail}). tools/check_data.py --json {path} lists everything wrong.")
+    return ValueError(f"{path} cannot be used ({detail}). dyn-d2 check-data --json {path} lists everything wrong.")
 
 
 def json_categories(path: str | os.PathLike) -> tuple[dict[str, Any], ...]:
