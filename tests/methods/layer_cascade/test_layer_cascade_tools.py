@@ -6,6 +6,8 @@ import pytest
 from layer_cascade_toy import toy_layer_cascade
 from tool_runs import demo_of_noise
 
+from dyn_d2.gating.cli import tradeoff
+
 
 def test_the_demo_shows_the_stages(tmp_path):
     with toy_layer_cascade(tmp_path):
