@@ -59,7 +59,7 @@ def _add_skipnet_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY.SKIPNET.RELAXATION = "hard"
     # alpha of Eq. 2.5: what skipping is worth against the loss, in stage "hrl".
     cfg.MODEL.POLICY.SKIPNET.ALPHA = 0.1
-    # beta, weight of the loss in the return; 0: alpha / N (the thesis' relaxed reward), 1: as Eq. 2.5 has it.
+    # beta, weight of the loss in the return; 0: alpha / N (the relaxed reward), 1: as Eq. 2.5 has it.
     cfg.MODEL.POLICY.SKIPNET.BETA = 0.0
     # Weight of the REINFORCE term.
     cfg.MODEL.POLICY.SKIPNET.WEIGHT = 0.01

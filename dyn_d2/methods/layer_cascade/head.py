@@ -180,7 +180,7 @@ class LayerCascadeHead(nn.Module):
     def _report(self, cascade: "LayerCascadePass") -> None:
         trace = current_trace()
         if trace is not None:
-            trace.state = cascade
+            trace.context.state = cascade
         if self.training and has_event_storage():
             for name, share in zip(STAGES[1:], cascade.shares()[1:], strict=True):
                 get_event_storage().put_scalar(f"layer_cascade/{name}_share", share)
@@ -271,7 +271,7 @@ def label_counts(targets: Tensor, num_classes: int, ignore_value: int) -> Tensor
 def _inside(x: Tensor) -> Tensor | None:
     """(N, h, w) bool: which pixels of a map lie in the image, not in its padding; None for all, or if nobody knows."""
     trace = current_trace()
-    sizes = None if trace is None else trace.image_sizes
+    sizes = None if trace is None else trace.context.image_sizes
     if sizes is None or all(-(-h // STRIDE) == x.shape[-2] and -(-w // STRIDE) == x.shape[-1] for h, w in sizes):
         return None
     extent = torch.tensor([[-(-h // STRIDE), -(-w // STRIDE)] for h, w in sizes], device=x.device)

@@ -30,14 +30,14 @@ class LayerCascadeSegmentor(SemanticSegmentor):
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Inputs and outputs are the parent's."""
         with recording() as trace:
-            trace.image_sizes = [tuple(inputs["image"].shape[-2:]) for inputs in batched_inputs]
+            trace.context.image_sizes = [tuple(inputs["image"].shape[-2:]) for inputs in batched_inputs]
             output = super().forward(batched_inputs)
         if self.training:
             return output
         return [
             {**result, "route": route, "settled_by": stages[: -(-height // STRIDE), : -(-width // STRIDE)]}
             for result, route, stages, (height, width) in zip(
-                output, trace.routes(), trace.state.settled_by, trace.image_sizes, strict=True
+                output, trace.routes(), trace.context.state.settled_by, trace.context.image_sizes, strict=True
             )
         ]
 

@@ -321,7 +321,7 @@ def test_padding_is_not_looked_at():
     head = _head().eval()
     x = torch.randn(1, 3, 8, 8)
     with recording() as trace, torch.no_grad():
-        trace.image_sizes = [(12, 20)]
+        trace.context.image_sizes = [(12, 20)]
         cut = head({"p2": x})[0]
     whole = head({"p2": x})[0]
     assert torch.allclose(cut[..., :12, :20], whole[..., :12, :20], atol=1e-6)

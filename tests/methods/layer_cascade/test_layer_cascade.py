@@ -108,7 +108,7 @@ def test_cost_of_each_stage_follows_its_share(model):
     with recording() as trace, torch.no_grad():
         features = model.backbone(torch.randn(2, 3, 64, 64))
         model.sem_seg_head(features)
-    shares = trace.state.shares()
+    shares = trace.context.state.shares()
     found = {cost.name: float(cost.executed.mean() / cost.dense) for cost in trace.costs}
     assert found.keys() == {f"{head}stage{i}" for i in (1, 2, 3) for head in ("", "head.")}
     for name, share in found.items():

@@ -1,13 +1,15 @@
-"""Which knowledge level which module took, as pictures (PMN, papers/000, Fig. 4)."""
+"""Which knowledge level which module took, as pictures, where a policy lets modules choose levels."""
 
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dyn_d2.evaluation.figures import save_figure
-from dyn_d2.gating.reports.route_statistics import executed_percent, groups, load_images
-from dyn_d2.gating.reports.routes import RouteTable
+
+from .route_statistics import executed_percent, groups, load_images
+from .routes import RouteTable
 
 TAKEN, FIRST = "#a8c6e8", "#2f6fb3"
 
@@ -21,13 +23,17 @@ def taken_levels(table: RouteTable, image: int) -> list[tuple[int, list[int]]]:
 
 
 def last_module(table: RouteTable, image: int) -> int:
-    """m, how many of the modules that take levels ran for an image."""
+    """How many of the modules that take levels ran for an image."""
     places = [list(table.unit_names).index(name) for name in table.level_modules]
     return int(sum(table.opened(place)[image, 0] for place in places))
 
 
 def draw_level_use(table: RouteTable, path: str | Path) -> Path:
-    """Heat map: for how many images each module took each level."""
+    """Heat map: for how many images each module took each level.
+
+    Raises:
+        ValueError: no module took any.
+    """
     rates = 100 * table.levels().mean(0).T
     used = np.flatnonzero(rates.any(1))
     if not len(used):
@@ -65,7 +71,7 @@ def draw_levels(table: RouteTable, path: str | Path, count: int = 6) -> Path:
     return save_figure(figure, path)
 
 
-def _draw_one(axis, table: RouteTable, index: int, total: int) -> None:
+def _draw_one(axis: Axes, table: RouteTable, index: int, total: int) -> None:
     found, stop = taken_levels(table, index), last_module(table, index)
     for row, (_, modules) in enumerate(found):
         axis.barh([row] * len(modules), 1, left=np.array(modules) + 0.5, height=0.8,

@@ -1,20 +1,16 @@
-"""Levels that modules took: through the evaluator, in files, pictures and the page."""
+"""Levels that modules took: in files, pictures and the page."""
 
 import json
 import re
 
 import numpy as np
 import pytest
-import torch
-from route_tables import classifier_cfg, route_table
-from test_routes import _inputs
+from route_tables import route_table
 
+from dyn_d2.gating.reports.level_figures import draw_level_use, draw_levels, last_module, taken_levels
 from dyn_d2.gating.reports.route_figures import draw_routes
 from dyn_d2.gating.reports.route_page import write_page
-from dyn_d2.gating.reports.routes import RouteEvaluator, RouteTable, summarise
-from dyn_d2.methods.pmn.figures import draw_level_use, draw_levels, last_module, taken_levels
-
-from detectron2.modeling import build_model
+from dyn_d2.gating.reports.routes import RouteTable, summarise
 
 UNITS = {f"res{2 + i // 2}.{i % 2}": 1 for i in range(6)}
 NAMES = [f"level {i}" for i in range(11)]
@@ -60,29 +56,11 @@ def test_files_without_levels_are_read(tmp_path):
     assert summarise(made)["levels"] == {}
 
 
-def test_the_evaluator_records_what_the_modules_took(tmp_path):
-    cfg = classifier_cfg("pmn")
-    cfg.MODEL.POLICY.STAGE, cfg.MODEL.GATED.FIRST_BLOCK = "joint", True
-    cfg.MODEL.POLICY.PMN.TREE, cfg.MODEL.POLICY.PMN.WIDTH, cfg.MODEL.POLICY.PMN.INIT_BIAS = "digits", 8, 5.0
-    model = build_model(cfg).eval()
-    evaluator = RouteEvaluator("digits_test", str(tmp_path), model=model)
-    with torch.no_grad():
-        outputs = model(_inputs())
-    evaluator.process(_inputs(), outputs)
-    result = evaluator.evaluate()["routes"]
-    read = RouteTable.load(tmp_path / "routes.npz")
-    assert read.level_names.tolist() == list(outputs[0]["route"].level_names) and len(read.level_names) == 5
-    assert read.level_modules.tolist() == ["res2.0", "res3.0", "res4.0"]
-    for n, output in enumerate(outputs):
-        np.testing.assert_array_equal(read.levels()[n], np.stack(list(output["route"].levels.values())))
-    assert result["blocks_run"] == 3.0
-
-
 def test_pictures_and_page(tmp_path):
     made = table()
     drawn = draw_routes(made, tmp_path)
     assert drawn["levels by module"].endswith("level_use.png") and drawn["levels of some images"].endswith("levels.png")
-    write_page({"pmn": made}, tmp_path / "index.html", 2)
+    write_page({"run": made}, tmp_path / "index.html", 2)
     page = (tmp_path / "index.html").read_text()
     (run,) = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S).group(1))["runs"]
     assert [level["name"] for level in run["levels"]] == NAMES and len(run["levels"][0]["modules"]) == 4
