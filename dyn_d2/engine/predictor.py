@@ -107,7 +107,7 @@ class Segmenter:
         return label_maps(self.model, inputs, output, classes)
 
     def _names_and_colours(self, count: int) -> tuple[list[str], list[Any]]:
-        metadata = MetadataCatalog.get(self.dataset) if self.dataset else {}
+        metadata: Any = MetadataCatalog.get(self.dataset) if self.dataset else {}
         known = list(metadata.get("stuff_classes", None) or self.stuff_classes)
         colours = [tuple(np.divide(colour, 255)) for colour in metadata.get("stuff_colors", None) or ()]
         fits = len(known) == count

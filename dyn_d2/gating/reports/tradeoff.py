@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 DENSE = "dense"
 
 
-def force_open(model: nn.Module) -> None:
+def force_open(model: Any) -> None:
     """Put ``AllOpen`` in the place of the policy of a model, or whatever the model itself does to run all of it
     (``force_open``): the dense run of a dynamic network's weights.
 
@@ -44,7 +44,7 @@ def force_open(model: nn.Module) -> None:
     if hasattr(model, "force_open"):
         model.force_open()
         return
-    gated = gated_network(getattr(model, "backbone", None))
+    gated: Any = gated_network(getattr(model, "backbone", None))
     if gated is None:
         raise ValueError(
             "MODEL.BACKBONE.NAME is no gated backbone: there is no trade-off to measure. Use build_gated_..._backbone."
@@ -200,7 +200,7 @@ def time_models(
         for number in range(warm_up + timed):
             for (_, model), supply, own in turns[:: 1 if number % 2 else -1]:
                 call = partial(model, list(itertools.islice(supply, batch)))
-                own.append(1000 * time_call(call, model.device.type) / batch)
+                own.append(1000 * time_call(call, _device(model).type) / batch)
     return [
         {"median": statistics.median(own[warm_up:]), "p90": sorted(own[warm_up:])[round(0.9 * (timed - 1))]}
         for own in times
@@ -217,7 +217,12 @@ def _inputs(cfg: CfgNode, count: int) -> list[dict[str, Any]]:
 
 def device_name(model: nn.Module) -> str:
     """The GPU's name, or "cpu"."""
-    return torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu"
+    device = _device(model)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
 
 
 def executed_gflops(routes: Mapping[str, float]) -> float:
@@ -259,12 +264,16 @@ def draw(records: Sequence[Mapping[str, Any]], names: Mapping[str, str], path: s
     _panel(axes[0], records, names, lambda r: size * executed_gflops(r["routes"]))
     axes[0].set(xlabel=f"executed multiply-adds ({letter})", ylabel=records[0]["metric"]["name"])
     for axis, batch in zip(axes[1:], batches, strict=True):
-        _panel(axis, records, names, lambda r, b=batch: r["milliseconds"][b]["median"])
+        _panel(axis, records, names, partial(_milliseconds, batch=batch))
         axis.set(xlabel=f"milliseconds per image, batch {batch}")
     devices = " / ".join(dict.fromkeys(f"{r['device']}, {r['dtype']}" for r in records))
     axes[-1].set_title(devices, fontsize=8, loc="right", color="#666666")
     axes[0].legend(fontsize=8, loc="lower right")
     return save_figure(figure, path)
+
+
+def _milliseconds(record: Mapping[str, Any], batch: str) -> float:
+    return record["milliseconds"][batch]["median"]
 
 
 def _panel(

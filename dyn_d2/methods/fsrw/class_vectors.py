@@ -12,7 +12,7 @@ from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from detectron2.utils import comm
 
 from .episodes import SupportMapper, SupportPool, stack
-from .reweighting import ClassVectors, is_reweighted
+from .reweighting import ClassVectors, ReweightedByClass, is_reweighted
 
 FILE = "class_vectors.npz"  # in OUTPUT_DIR, those of the last evaluation
 BATCH = 16  # support images at a time
@@ -20,7 +20,7 @@ BATCH = 16  # support images at a time
 
 @torch.no_grad()
 def compute_vectors(
-    cfg: CfgNode, model: nn.Module, classes: Sequence[str] = (), limit: int | None = None
+    cfg: CfgNode, model: ReweightedByClass, classes: Sequence[str] = (), limit: int | None = None
 ) -> ClassVectors:
     """The mean vector of each class over its support images, which are the objects of DATASETS.TRAIN.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -112,14 +113,14 @@ class IDKCascade:
             if not len(rows):
                 break
             inputs = model.prepare(take(images, rows))
-            found, seconds[number] = timed(lambda m=model, x=inputs: m.answer(x), model.device)
+            found, seconds[number] = timed(partial(model.answer, inputs), model.device)
             check_count(model, found, len(rows))
             costs[rows] += model.costs(inputs, found)
             for row, answer in zip(rows, found, strict=True):
                 answers[row] = answer
             level[rows] = number
             if number < len(self.rules):
-                h, taken = timed(lambda r=self.rules[number], a=found: r(a), "cpu")
+                h, taken = timed(partial(self.rules[number], found), "cpu")
                 deciding += taken
                 rows = rows[np.asarray(h) > 0.5]
         return Run(answers, level, costs, seconds, deciding)
@@ -186,7 +187,7 @@ def run_alone(model: IDKCascadeModel, images: Any, batch: int = 1) -> Alone:
         inputs = model.prepare(take(images, rows))
         if number == 0:
             model.answer(inputs)
-        found, taken = timed(lambda x=inputs: model.answer(x), model.device)
+        found, taken = timed(partial(model.answer, inputs), model.device)
         check_count(model, found, len(rows))
         spent += float(model.costs(inputs, found).sum())
         seconds += taken

@@ -39,7 +39,7 @@ class NetworkModel(IDKCascadeModel):
         self.name, self.cfg, self.model, self.classes = name, cfg, model.eval(), list(classes)
         self.classifies = cfg.MODEL.META_ARCHITECTURE in CLASSIFIERS
         self.device = "cuda" if cfg.MODEL.DEVICE.startswith("cuda") else "cpu"
-        self._mapper = build_mapper(cfg, dataset, is_train=False)
+        self._mapper: Callable[[dict[str, Any]], Any] = build_mapper(cfg, dataset, is_train=False)
         self._counted: dict[tuple[int, ...], float] = {}
         self._routes: list[float] | None = None
 

@@ -153,7 +153,7 @@ def judge(
     evaluator.reset()
     outputs = [{"scores": torch.from_numpy(answer)} for answer in run] if model.classifies else list(run)
     evaluator.process(list(records), outputs)
-    return main_metric(evaluator.evaluate())
+    return main_metric(evaluator.evaluate() or {})
 
 
 def expected_row(name: str, outcome: Outcome, milliseconds: np.ndarray, images: int) -> dict[str, Any]:

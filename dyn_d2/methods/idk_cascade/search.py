@@ -72,6 +72,7 @@ class Goal:
                     f"cascades has {100 * best:.2f} %. Ask for at most that, or add a more accurate model."
                 )
             return min(reached, key=lambda c: (c.outcome.cost, -c.outcome.accuracy))
+        assert self.budget is not None  # one of the two is given
         reached = [c for c in candidates if c.outcome.relative_cost <= self.budget + 1e-12]
         if not reached:
             least = min(outcome.relative_cost for outcome in outcomes)
@@ -128,7 +129,7 @@ def stage_wise(table: PredictionTable, name: str, goal: Goal, points: int = POIN
     for level, outputs in enumerate(table.outputs[:-1]):
         part = table.subset([*range(level + 1), len(table.names) - 1])
         values = measure(name, outputs)
-        tried = {rule: rule.of_values(values) for alpha in alphas(values, name, points)
+        tried: dict[Rule, np.ndarray] = {rule: rule.of_values(values) for alpha in alphas(values, name, points)
                  for rule in [Threshold(name, float(alpha))]}  # fmt: skip
         found = []
         for rule, h in tried.items():

@@ -73,7 +73,7 @@ class PredictionTable:
     """
 
     names: tuple[str, ...]
-    outputs: tuple[Sequence[Any], ...]
+    outputs: tuple[Sequence[Any] | np.ndarray, ...]
     losses: np.ndarray
     costs: np.ndarray
     split: str

@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +74,7 @@ class ClassVectors:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write an ``.npz`` of plain arrays, whole or not at all."""
-        arrays = {
+        arrays: dict[str, Any] = {
             "classes": np.array(self.classes),
             "vectors": self.vectors.numpy(),
             "samples": torch.cat(self.samples).numpy() if self.samples else self.vectors.numpy()[:0],
