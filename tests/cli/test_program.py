@@ -82,9 +82,8 @@ def test_a_command_gets_its_arguments_and_status(capsys, monkeypatch) -> None:
 
 def test_methods_take_their_commands_along(tmp_path, monkeypatch, capsys) -> None:
     """Each method in turn is taken out of a copy of the tables."""
-    tables = [
-        path.relative_to(table.PACKAGE) for path in table.PACKAGE.rglob("commands.py") if "utils" not in path.parts
-    ]
+    package = table.PACKAGE
+    tables = [p.relative_to(package) for p in package.rglob("commands.py") if "utils" not in p.parts]
     for path in tables:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(table.PACKAGE / path, tmp_path / path)
@@ -124,9 +123,10 @@ def test_every_command_has_a_face() -> None:
 
 
 def test_a_face_and_the_module_answer_the_same(tmp_path) -> None:
+    faces = ([sys.executable, str(ROOT / "tools" / "compare_results.py")], [sys.executable, "-m", "dyn_d2", "compare"])
     runs = [
-        subprocess.run([*command, "RUN", "OTHER"], env=environment(), cwd=tmp_path, capture_output=True, text=True)
-        for command in ([str(ROOT / "tools" / "compare_results.py")], [sys.executable, "-m", "dyn_d2", "compare"])
+        subprocess.run([*face, "RUN", "OTHER"], env=environment(), cwd=tmp_path, capture_output=True, text=True)
+        for face in faces
     ]
     assert runs[0].returncode == runs[1].returncode == 2
     assert "RUN" in runs[0].stderr and runs[0].stderr == runs[1].stderr

@@ -33,9 +33,7 @@ def test_a_file_that_exists_wins(tmp_path) -> None:
 
 
 def test_an_unknown_name_names_the_nearest() -> None:
-    with pytest.raises(
-        FileNotFoundError, match="TFA/digit_scene.yaml does not exist.*did you mean TFA/digit_scenes.yaml"
-    ):
+    with pytest.raises(FileNotFoundError, match="digit_scene.yaml does not exist.*did you mean TFA/digit_scenes.yaml"):
         find_config("TFA/digit_scene.yaml")
     with pytest.raises(FileNotFoundError, match="did you mean TFA/custom"):
         find_config("TFA/costum")
