@@ -7,7 +7,7 @@ COMMANDS = {
     "few-shot": Command("dyn_d2.cli.few_shot:main", "base training, then fine-tuning on K examples", Group.TRAIN),
     "evaluate": Command("dyn_d2.cli.train:evaluate_main", "score a checkpoint", Group.EVALUATE, only_input=False),
     "benchmark few-shot": Command(
-        "dyn_d2.cli.benchmark_few_shot:main", "methods, splits, shots and seeds of few-shot detection", Group.EVALUATE
+        "dyn_d2.cli.benchmark_few_shot:main", "methods, splits, shots and seeds", Group.EVALUATE
     ),
     "compare": Command("dyn_d2.cli.compare:main", "in what two evaluations differ", Group.EVALUATE),
     "convergence": Command("dyn_d2.cli.convergence:main", "learning speed of several trainings", Group.EVALUATE),

@@ -96,6 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     if missing:
         raise FileNotFoundError(f"no such image: {', '.join(missing)}")
     predictor = load_predictor(args.weights, args.config_file, args.opts)
+    show: Callable[[np.ndarray], tuple[Figure, str, Any]]
     if isinstance(predictor, Segmenter):
         show = partial(segment, predictor)
     else:

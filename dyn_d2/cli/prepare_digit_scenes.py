@@ -9,9 +9,6 @@ import os
 import sys
 from pathlib import Path
 
-import dyn_d2  # noqa: F401  chooses the engine
-
-# isort: split
 from dyn_d2.data.digit_scenes import DigitScenesSpec, SceneOptions, describe, generate_digit_scenes, write_variants
 
 
@@ -27,13 +24,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num-train", type=int, default=default.num_train, help="training images")
     parser.add_argument("--num-val", type=int, default=default.num_val, help="validation images")
     parser.add_argument("--seed", type=int, default=default.seed, help="of all that is random")
-    ranges = {"nargs": 2, "metavar": ("LOW", "HIGH")}
-    parser.add_argument("--short-side", type=int, default=scene.short_side, help="shorter side in pixels", **ranges)
-    parser.add_argument("--digits", type=int, default=scene.digits, help="digits in an image", **ranges)
-    parser.add_argument("--clutter", type=int, default=scene.clutter, help="other shapes in an image", **ranges)
-    parser.add_argument(
-        "--digit-size", type=float, default=scene.digit_size, help="height of a digit / shorter side", **ranges
-    )
+
+    def add_range(option: str, kind: type, default: tuple, help: str) -> None:
+        parser.add_argument(option, type=kind, default=default, help=help, nargs=2, metavar=("LOW", "HIGH"))
+
+    add_range("--short-side", int, scene.short_side, "shorter side in pixels")
+    add_range("--digits", int, scene.digits, "digits in an image")
+    add_range("--clutter", int, scene.clutter, "other shapes in an image")
+    add_range("--digit-size", float, scene.digit_size, "height of a digit / shorter side")
     parser.add_argument("--overwrite", action="store_true", help="replace DigitScenes of other parameters")
     parser.add_argument("--statistics", action="store_true", help="then count what the folder holds")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")

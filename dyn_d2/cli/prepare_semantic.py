@@ -7,7 +7,6 @@ dyn-d2 prepare semantic coco_panoptic_semantic --root /data --splits val --jobs 
 import argparse
 from pathlib import Path
 
-import dyn_d2  # noqa: F401  chooses the engine
 from dyn_d2.data.semantic.prepare import preparable, prepare
 from dyn_d2.data.semantic.sets import root
 

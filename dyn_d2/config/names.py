@@ -40,7 +40,7 @@ def find_config(name: str) -> str:
     for full in (wanted, f"{wanted}.yaml"):
         if full in known:
             return str(configs_folder() / full)
-    near = difflib.get_close_matches(wanted, [*known, *(full.removesuffix(".yaml") for full in known)], 3, 0.5)
+    near = difflib.get_close_matches(wanted.removesuffix(".yaml") + ".yaml", known, 3, 0.5)
     advice = f"; did you mean {' or '.join(near)}?" if near else "; dyn-d2 configs lists those that come with dyn_d2."
     raise FileNotFoundError(f"--config-file {name} does not exist, and no config of dyn_d2 has that name{advice}")
 

@@ -7,7 +7,6 @@ dyn-d2 prepare bdd100k --root /data/bdd100k --masks polygons
 import argparse
 from pathlib import Path
 
-import dyn_d2  # noqa: F401  chooses the engine
 from dyn_d2.methods.shapeprop.bdd100k import annotation_file, default_root, prepare
 
 
