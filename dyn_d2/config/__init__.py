@@ -23,6 +23,7 @@ from .detection import (
     add_yolo_keys,
 )
 from .segmentation import add_dsspn_keys, add_layer_cascade_keys, add_segmentation_keys
+from .timm import add_timm_keys
 from .training import add_run_keys, add_stage_keys
 
 
@@ -50,3 +51,4 @@ def add_dyn_d2_config(cfg: CN) -> None:
     add_yolo_keys(cfg)
     add_reweighting_keys(cfg)
     add_tafe_net_keys(cfg)
+    add_timm_keys(cfg)
