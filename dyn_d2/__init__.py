@@ -11,12 +11,12 @@ __version__ = "0.1.0"
 
 # `python -m dyn_d2.doctor` has to work exactly where the imports below fail.
 if sys.orig_argv[1:3] != ["-m", "dyn_d2.doctor"]:
-    from dyn_d2.backend import choose_engine
+    from dyn_d2.backend import choose_backend
 
     with warnings.catch_warnings():
         # fvcore scripts its losses when it is imported; what torch says about that is nothing a user can change.
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
-        choose_engine()
+        choose_backend()
 
         from dyn_d2 import data, gating, methods, modeling  # noqa: F401  only registration
         from dyn_d2.config import add_dyn_d2_config  # noqa: F401

@@ -90,13 +90,13 @@ def _numpy() -> Finding:
 
 
 def _engine() -> Finding:
-    from dyn_d2.backend import choose_engine, describe_engine
+    from dyn_d2.backend import choose_backend, describe_backend
 
     try:
-        choose_engine()
-        return Finding("engine", "ok", describe_engine().removeprefix("engine: "))
+        choose_backend()
+        return Finding("engine", "ok", describe_backend().removeprefix("engine: "))
     except ImportError as error:
-        return Finding("engine", "problem", str(error), "DYN_D2_ENGINE=embedded runs without an installed Detectron2")
+        return Finding("engine", "problem", str(error), "DYN_D2_BACKEND=embedded runs without an installed Detectron2")
 
 
 def _package(module: str, distribution: str, what_for: str, required: bool, remedy: str = "") -> Callable[[], Finding]:

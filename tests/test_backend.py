@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CHOOSE = """
-from dyn_d2.backend import choose_engine
-print("chose", choose_engine())
+from dyn_d2.backend import choose_backend
+print("chose", choose_backend())
 import detectron2
 print(detectron2.__file__)
 """
@@ -23,10 +23,10 @@ def _real_is_installed() -> bool:
 
 
 def _run(code: str, engine: str | None, path: tuple = ()) -> subprocess.CompletedProcess:
-    env = {key: value for key, value in os.environ.items() if key != "DYN_D2_ENGINE"}
+    env = {key: value for key, value in os.environ.items() if key != "DYN_D2_BACKEND"}
     env["PYTHONPATH"] = os.pathsep.join([*map(str, path), str(ROOT)])
     if engine is not None:
-        env["DYN_D2_ENGINE"] = engine
+        env["DYN_D2_BACKEND"] = engine
     return subprocess.run([sys.executable, "-c", code], env=env, cwd="/", capture_output=True, text=True)
 
 
@@ -71,7 +71,7 @@ def test_wrong_wish_is_one_clear_error(engine, message):
 def test_broken_build_is_named_and_not_silently_replaced(fake_detectron2):
     run = _run("import dyn_d2", None, path=(fake_detectron2(broken=True),))
     assert run.returncode != 0
-    assert "undefined symbol" in run.stderr and "DYN_D2_ENGINE=embedded" in run.stderr
+    assert "undefined symbol" in run.stderr and "DYN_D2_BACKEND=embedded" in run.stderr
 
 
 def test_imported_too_early_is_an_error(fake_detectron2):

@@ -14,7 +14,7 @@ def _run(*broken: str, folder: Path) -> subprocess.CompletedProcess:
     for name in broken:
         (folder / f"{name}.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')\n")
     paths = os.pathsep.join([str(folder), str(ROOT)])
-    env = {**os.environ, "DYN_D2_ENGINE": "embedded", "PYTHONPATH": paths}
+    env = {**os.environ, "DYN_D2_BACKEND": "embedded", "PYTHONPATH": paths}
     return subprocess.run([sys.executable, "-m", "dyn_d2.doctor"], env=env, capture_output=True, text=True, cwd="/")
 
 

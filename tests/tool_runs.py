@@ -1,11 +1,14 @@
 """Tools run from tests: in processes of their own, or in this one where a process would only cost time."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 120  # seconds after which a process counts as hanging
@@ -46,3 +49,16 @@ def train_net_here(monkeypatch, *arguments: str) -> None:
 
     monkeypatch.setattr(sys, "argv", ["train_net.py", *arguments])
     run(load_tool("train_net").main, parse_args())
+
+
+def demo_of_noise(folder: Path, *opts: str, config: str = "") -> dict[str, dict[str, float]]:
+    """tools/demo.py with the segmentor of FOLDER/model_final.pth on an image that is not square: percent of the pixels
+    by map and label."""
+    Image.effect_noise((90, 60), 90).convert("RGB").save(folder / "noise.png")
+    arguments = [str(folder / "noise.png"), "--weights", str(folder / "model_final.pth"), "--config-file", config]
+    assert load_tool("demo").main([*arguments, "--output", str(folder / "out"), "--opts", *opts]) == 0
+    with Image.open(folder / "out" / "noise.png") as picture:
+        assert min(picture.size) > 200
+    (shares,) = json.loads((folder / "out" / "detections.json").read_text()).values()
+    assert all(abs(sum(of_map.values()) - 100) < 0.1 for of_map in shares.values())
+    return shares

@@ -34,7 +34,7 @@ MEASURES = ("data loading", "training", "inference")
 def _build_cfg(args: argparse.Namespace, folder: str):
     import torch
 
-    from dyn_d2.engine.setup import build_cfg
+    from dyn_d2.config.derive import build_cfg
 
     from detectron2 import model_zoo
 
@@ -128,12 +128,12 @@ def measure(args: argparse.Namespace, folder: str) -> dict[str, float]:
 
 def _detectron2_is_installed() -> bool:
     code = "import dyn_d2"
-    env = {**os.environ, "DYN_D2_ENGINE": "detectron2"}
+    env = {**os.environ, "DYN_D2_BACKEND": "detectron2"}
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True).returncode == 0
 
 
 def _run_worker(engine: str, argv: list[str]) -> dict[str, float]:
-    env = {**os.environ, **({"DYN_D2_ENGINE": engine} if engine else {})}
+    env = {**os.environ, **({"DYN_D2_BACKEND": engine} if engine else {})}
     run = subprocess.run([sys.executable, __file__, "--worker", *argv], env=env, capture_output=True, text=True)
     if run.returncode:
         raise SystemExit(f"{f'the {engine} engine' if engine else 'a run'} failed:\n{run.stderr[-3000:]}")

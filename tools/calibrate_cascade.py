@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Calibrate a cascade of trained models, cheapest first, so that dear ones run only where cheap ones do not know.
+"""Calibrate an IDK cascade: trained models, cheapest first, of which expensive ones run only where cheap ones do not
+know.
 
     python tools/calibrate_cascade.py --weights fast/model_final.pth slow/model_final.pth \\
         --held-out digits_train_held_out --test digits_test --accuracy 97.5 --output output/cascade
@@ -7,8 +8,9 @@
 
 Thresholds are chosen on the held-out set; the test split and sets that a model was trained on are refused. Every method
 of --methods is calibrated and compared; the best one is stored in the checkpoint of the first model, from which
-dyn_d2.cascade.load_cascade takes it. With --test the cascade then really runs on the test images: realised accuracy,
-multiply-adds and time stand beside the expected ones. Writes cascade.json, cascade.md, curves.png and uncertainty.png.
+dyn_d2.methods.idk_cascade.load_idk_cascade takes it. With --test the cascade then really runs on the test images:
+realised accuracy, multiply-adds and time stand beside the expected ones. Writes cascade.json, cascade.md, curves.png
+and uncertainty.png.
 """
 
 import argparse
@@ -45,7 +47,7 @@ USUAL = tuple(name for name in FOR_CLASSIFIERS if not name.endswith("network"))
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--weights", nargs="+", required=True, help="checkpoints, from the cheapest model to the dearest"
+        "--weights", nargs="+", required=True, help="checkpoints, from the cheapest model to the most expensive"
     )
     parser.add_argument("--held-out", required=True, help="registered data set that thresholds are chosen on")
     parser.add_argument("--test", default="", help="registered data set to run the cascade on")

@@ -11,7 +11,7 @@ import argparse
 
 from dyn_d2.checkpoint import read_checkpoint
 from dyn_d2.checkpoint.surgery import save
-from dyn_d2.engine.setup import build_cfg
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.methods.dsspn.head import DSSPNHead
 from dyn_d2.methods.dsspn.surgery import fit_concepts
 from dyn_d2.utils.errors import UserError, run_tool

@@ -15,10 +15,11 @@ import time
 from pathlib import Path
 
 from dyn_d2.data.digit_scenes import DigitScenesSpec, generate_digit_scenes, register_digit_scenes
-from dyn_d2.engine.few_shot_benchmark import METHOD_NAMES, Cell, caption, cells, plan_cells, run_cells, summarise
+from dyn_d2.engine.few_shot_benchmark import Cell, caption, cells, plan_cells, run_cells, summarise
 from dyn_d2.engine.job_queue import numbers, pending
 from dyn_d2.engine.stages import Stage
 from dyn_d2.evaluation.figures import draw_precision_recall, draw_predictions
+from dyn_d2.method import few_shot_methods
 from dyn_d2.utils.errors import run_tool
 
 from detectron2.data import MetadataCatalog
@@ -61,7 +62,7 @@ def stage_words(stage: Stage) -> str:
     shots = f"{few.SHOTS} object{'s' * (few.SHOTS > 1)} a class"
     if stage.name == "novel":
         return f"novel classes alone, {shots}, seed {few.SEED}, {size}"
-    return f"fine-tuning {METHOD_NAMES[few.METHOD]}, split {few.SPLIT}, {shots}, seed {few.SEED}, {size}"
+    return f"fine-tuning {few_shot_methods()[few.METHOD].title}, split {few.SPLIT}, {shots}, seed {few.SEED}, {size}"
 
 
 def draw(stage: Stage, output: Path) -> dict[str, str]:
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"\nDigitScenes, split {args.split} (novel classes: {', '.join(novel)}). {caption(args.seeds)}")
     print("b: base classes, n: novel classes, K: annotated objects of each class in the fine-tuning.\n")
     print(table)
-    print(f"\nOf {METHOD_NAMES[SHOWN]}, {max(args.shots)} shots, seed {args.seeds[0]}:")
+    print(f"\nOf {few_shot_methods()[SHOWN].title}, {max(args.shots)} shots, seed {args.seeds[0]}:")
     files = {
         "training log, base": base.folder / "metrics.json",
         "training log, fine-tuning": tuned.folder / "metrics.json",

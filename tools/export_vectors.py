@@ -16,9 +16,9 @@ import os
 
 import torch
 
-from dyn_d2.checkpoint import DynCheckpointer, describe
-from dyn_d2.engine.setup import build_cfg
-from dyn_d2.engine.trainer import DynTrainer
+from dyn_d2.checkpoint import describe
+from dyn_d2.checkpoint.model import model_of
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.methods.fsrw.class_vectors import compute_vectors
 from dyn_d2.methods.fsrw.reweighting import is_reweighted
 from dyn_d2.utils.atomic import atomic_write
@@ -38,10 +38,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     setup_logger(name="dyn_d2")
     cfg = build_cfg(args.config_file, [*args.opts, "MODEL.REWEIGHTING.VECTORS", "[]"])
-    model = DynTrainer.build_model(cfg)
+    model, _ = model_of(cfg, args.weights)
     if not is_reweighted(model):
         raise ValueError(f"{cfg.MODEL.META_ARCHITECTURE} has no class vectors: use FSRW or MetaRCNN.")
-    DynCheckpointer(model).load(args.weights, checkpointables=[], strict=True)
     vectors = compute_vectors(cfg, model, [name for name in args.classes.split(",") if name])
     vectors.save(args.output)
     counts = ", ".join(f"{name} {len(found)}" for name, found in zip(vectors.classes, vectors.samples, strict=True))
@@ -49,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.detector:
         cfg.MODEL.REWEIGHTING.VECTORS = [os.path.abspath(args.output)]
         tensors = {name: value for name, value in model.state_dict().items() if not name.startswith("reweighting.")}
-        described = {**describe(cfg), "classes": vectors.classes}
+        described = {**describe(cfg, model), "classes": vectors.classes}
         with atomic_write(args.detector, "wb") as file:
             torch.save({"model": tensors, "dyn_d2": described}, file)
         print(f"{args.detector}: the detector alone")

@@ -11,9 +11,8 @@ result is a json in COCO's format with run lengths.
 
 import argparse
 
-from dyn_d2.checkpoint import DynCheckpointer
-from dyn_d2.engine.setup import build_cfg
-from dyn_d2.engine.trainer import DynTrainer
+from dyn_d2.checkpoint.model import model_of
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.methods.shapeprop.annotator import objects_without_masks, predict_masks
 from dyn_d2.utils.atomic import write_json
 from dyn_d2.utils.errors import run_tool
@@ -32,8 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     cfg = build_cfg(args.config_file, args.opts)
     cfg.freeze()
     records = objects_without_masks(cfg)
-    model = DynTrainer.build_model(cfg)
-    DynCheckpointer(model).load(args.weights, checkpointables=[], strict=True)
+    model, _ = model_of(cfg, args.weights)
     content = predict_masks(cfg, model, records)
     origin = {"description": f"masks predicted by {args.weights} for given boxes", "config": args.config_file}
     write_json(args.output, {"info": origin, **content}, indent=None)

@@ -12,8 +12,8 @@ takes 0.6 of the time with SOLVER.AMP.ENABLED True; with it MODEL.CHANNELS_LAST 
 
 import argparse
 
+from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.job_queue import numbers
-from dyn_d2.engine.setup import read_cfg
 from dyn_d2.methods.shapeprop.benchmark import CAPTION, run, summarise
 from dyn_d2.methods.shapeprop.trainings import METHODS, Schedule, cells, methods_of, plan
 from dyn_d2.utils.errors import run_tool

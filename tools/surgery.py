@@ -16,8 +16,8 @@ from pathlib import Path
 from dyn_d2.checkpoint import CheckpointError
 from dyn_d2.checkpoint.checkpointer import METADATA
 from dyn_d2.checkpoint.surgery import Source, save
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.engine.few_shot import starting_checkpoint
-from dyn_d2.engine.setup import build_cfg
 from dyn_d2.utils.errors import run_tool
 
 

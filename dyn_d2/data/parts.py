@@ -1,7 +1,7 @@
 """Training sets divided in two: one part to train on, and one held out for what has to be set on unseen images.
 
-A cascade's thresholds belong to the second kind: on images that a network was trained on it is far too sure of itself
-(IDK cascades, section 4.4, "Robustness analysis"), and the test split is for the report.
+Thresholds on a network's confidence belong to the second kind: on images that it was trained on it is far too sure of
+itself (Wang et al., UAI 2018, "Robustness analysis"), and the test split is for the report.
 """
 
 from collections.abc import Iterable

@@ -31,7 +31,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
-from .defects import mask_defect
+from .validity.annotation import mask_defect
 
 logger = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
 """Training in stages: each one is a process of its own with a folder of its own, and starts from the one before.
 
 A finished stage leaves ``done.json`` in its folder, with a hash of all that its result depends on. A stage whose hash
-is unchanged is skipped; one that was killed goes on from its last checkpoint. engine/few_shot.py and
-engine/policy_stages.py say which stages there are.
+is unchanged is skipped; one that was killed goes on from its last checkpoint. engine/few_shot.py
+and gating/stages.py say which stages there are.
 """
 
 import argparse
@@ -18,32 +18,18 @@ from typing import Any, ClassVar
 
 import yaml
 
+from dyn_d2.config.output_dir import NEUTRAL_KEYS, is_below
+from dyn_d2.config.read import flatten
 from dyn_d2.utils.atomic import write_json
 from dyn_d2.utils.errors import UserError
 
 from detectron2.config import CfgNode
-
-from .setup import flatten
 
 logger = logging.getLogger(__name__)
 
 TRAIN_NET = Path(__file__).resolve().parents[2] / "tools" / "train_net.py"
 DONE = "done.json"
 FINAL = "model_final.pth"
-
-# Keys that do not change what a stage learns.
-_NEUTRAL = (
-    "OUTPUT_DIR",
-    "MODEL.WEIGHTS",
-    "MODEL.DEVICE",
-    "DATALOADER.NUM_WORKERS",
-    "INPUT.PARTIAL_MASKS.CACHE",
-    "TEST",
-    "VIS_PERIOD",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "SOLVER.PREFLIGHT",
-    "SOLVER.FIND_UNUSED_PARAMETERS",
-)
 
 
 class StageError(UserError):
@@ -92,11 +78,9 @@ class Stage:
 
     def fingerprint(self) -> str:
         """Hash of everything that the result depends on, the stages before included."""
-        skipped = _NEUTRAL + self.later_keys()
+        skipped = NEUTRAL_KEYS + self.later_keys()
         keys = {
-            key: value
-            for key, value in flatten(yaml.safe_load(self.cfg.dump())).items()
-            if not any(key == name or key.startswith(name + ".") for name in skipped)
+            key: value for key, value in flatten(yaml.safe_load(self.cfg.dump())).items() if not is_below(key, skipped)
         }
         start = [parent.fingerprint() for parent in self.parents] or self.cfg.MODEL.WEIGHTS
         text = json.dumps([keys, start], sort_keys=True)

@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from dyn_d2.checkpoint import CheckpointError, LoadReport
-from dyn_d2.engine.setup import build_cfg, read_cfg
+from dyn_d2.config.derive import build_cfg
+from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.stages import Stage, StageError, run_stages
 from dyn_d2.gating.meta_arch.dynamic import find_policy
 from dyn_d2.gating.policies.base import policy_class
@@ -74,13 +75,13 @@ def previous_stage(cfg: CfgNode) -> str:
 
 
 def warn_of_other_stage(cfg: CfgNode, report: LoadReport) -> None:
-    """Say so where a model is evaluated as one of another stage than it was trained in: some policies (PMN, BlockDrop)
-    decide nothing in their first."""
-    told, stage = report.metadata.get("policy") or {}, cfg.MODEL.POLICY.STAGE or policy_class(cfg).STAGES[0]
-    if told and told["name"] == cfg.MODEL.POLICY.NAME and told["stage"] != stage:
+    """Say so where a model is evaluated as one of another stage than it was trained in: some policies decide nothing in
+    their first."""
+    trained, stage = report.metadata.get("policy") or {}, cfg.MODEL.POLICY.STAGE or policy_class(cfg).STAGES[0]
+    if trained and trained["name"] == cfg.MODEL.POLICY.NAME and trained["stage"] != stage:
         logger.warning(
-            f"{report.source} was trained in stage {told['stage']} of {told['name']}, but is evaluated as one of stage "
-            f"{stage}: add MODEL.POLICY.STAGE {told['stage']}."
+            f"{report.source} was trained in stage {trained['stage']} of {trained['name']}, but is evaluated as one of stage "
+            f"{stage}: add MODEL.POLICY.STAGE {trained['stage']}."
         )
 
 
@@ -102,10 +103,10 @@ def enter_stage(cfg: CfgNode, model: nn.Module, report: LoadReport) -> None:
             f"MODEL.POLICY.STAGE {own.STAGE} of {own.NAME} starts from the result of stage {before}, but MODEL.WEIGHTS "
             f"is empty: {remedy}."
         )
-    told = report.metadata.get("policy") or {}
-    if told and (told["name"] != own.NAME or told["stage"] not in (before, own.STAGE)):
+    trained = report.metadata.get("policy") or {}
+    if trained and (trained["name"] != own.NAME or trained["stage"] not in (before, own.STAGE)):
         raise CheckpointError(
-            f"{report.source} is of {told['name']}, stage {told['stage'] or '(the only one)'}, but MODEL.POLICY.STAGE "
+            f"{report.source} is of {trained['name']}, stage {trained['stage'] or '(the only one)'}, but MODEL.POLICY.STAGE "
             f"{own.STAGE} of {own.NAME} starts from its stage {before}: {remedy}."
         )
     gates = {id(parameter) for parameter in policy.parameters()}
@@ -117,5 +118,5 @@ def enter_stage(cfg: CfgNode, model: nn.Module, report: LoadReport) -> None:
             f"{report.source} lacks gates that MODEL.POLICY.STAGE {own.STAGE} of {own.NAME} starts from ({shown}): "
             f"{remedy}."
         )
-    if told.get("stage") != own.STAGE:
+    if trained.get("stage") != own.STAGE:
         policy.enter_stage()

@@ -1,7 +1,8 @@
 """A concept tree and the labels of data sets on its concepts.
 
-DSSPN (papers/001) sec. 3.1 builds its network over such a tree, sec. 3.4 merges several data sets in one, and sec. 4.5
-asks for concepts with several parents; "tree" is therefore used for any directed acyclic graph with one root.
+Liang, Zhou and Xing (CVPR 2018) build a network over such a tree (sec. 3.1), merge several data sets in one (sec. 3.4),
+and ask for concepts with several parents (sec. 4.5); "tree" is therefore used for any directed acyclic graph with one
+root.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,5 @@
-"""Convolution and pooling on chosen pixels only: gather, multiply, scatter (Li et al., Deep Layer Cascade, Sec. 3.2).
+"""Convolution and pooling on chosen pixels only: gather, multiply, scatter (Li et al., Not All
+Pixels Are Equal, CVPR 2017, Sec. 3.2).
 
 Shape shorthand: N maps of H x W, n chosen pixels of all of them, C channels, C' output channels, K taps of a kernel.
 Values of chosen pixels are rows, (n, C), in the order of their places in the memory of an (N, H, W) map. A map in the
@@ -6,7 +7,7 @@ memory layout channels_last is a table of such rows for all pixels (``map_rows``
 
 Neighbours are gathered some hundred pixels at a time, so that they are still in the cache when they are multiplied. On
 a CPU oneDNN multiplies, with weights that it has laid out before: as fast as its dense convolutions, and about twice as
-fast as ``torch.mm`` on the processor where both were measured (docs/layer_cascade.md).
+fast as ``torch.mm`` on the processor where both were measured.
 """
 
 from collections.abc import Iterator

@@ -47,8 +47,8 @@ DEFECTS: list[tuple[str, Spoil, str]] = [
     ("outside", lambda c: annotation(c, bbox=[3, 3, WIDTH, 5]), "annotation 1001.*leaves the image of 40 x 30"),
     ("outside", lambda c: annotation(c, bbox=[-4, 3, 9, 5]), "annotation 1001"),
     ("non_finite", lambda c: annotation(c, bbox=[3, float("nan"), 5, 5]), "annotation 1001.*nan"),
-    ("non_finite", lambda c: annotation(c, area=float("inf")), 'annotation 1001.*"area" is inf'),
-    ("non_finite", lambda c: annotation(c, segmentation=[[1, 1, 2, 2, float("nan"), 3]]), "annotation 1001"),
+    ("bad_area", lambda c: annotation(c, area=float("inf")), 'annotation 1001.*"area" is inf'),
+    ("bad_mask", lambda c: annotation(c, segmentation=[[1, 1, 2, 2, float("nan"), 3]]), "annotation 1001"),
     ("bad_box", lambda c: annotation(c, bbox=[1, 2, 3]), "annotation 1001"),
     ("bad_box", lambda c: annotation(c, bbox=["1", 2, 3, 4]), "annotation 1001"),
     ("bad_box", lambda c: c["annotations"][1].pop("bbox"), "annotation 1001"),
@@ -59,13 +59,13 @@ DEFECTS: list[tuple[str, Spoil, str]] = [
     ("duplicate_annotation", lambda c: annotation(c, id=1000), "annotation 1000"),
     ("bad_entry", lambda c: c["annotations"][1].pop("id"), 'annotation at position 1.*no "id"'),
     ("duplicate_image", lambda c: c["images"].append(dict(c["images"][0])), r"image 1 .*001\.jpg"),
-    ("duplicate_image", lambda c: c["images"].append({**c["images"][0], "id": 9}), r"image 9 .*001\.jpg"),
+    ("repeated_file", lambda c: c["images"].append({**c["images"][0], "id": 9}), r"image 9 .*001\.jpg"),
     ("bad_entry", lambda c: c["images"].append({"id": 9, "file_name": "a.jpg", "width": 0, "height": 3}), "image 9"),
     ("bad_entry", lambda c: c["images"].append({"id": 9}), "image 9.*file_name"),
     ("bad_entry", lambda c: c["images"].append("a.jpg"), '"images" has entries'),
     ("duplicate_category", lambda c: c["categories"].append({"id": 10, "name": "fish"}), "category 10"),
     ("duplicate_category", lambda c: c["categories"].append({"id": 50, "name": "cat"}), "category 50.*'cat'"),
-    ("bad_entry", lambda c: c["categories"].append({"id": "x", "name": "fish"}), "category 'x'"),
+    ("bad_category", lambda c: c["categories"].append({"id": "x", "name": "fish"}), "category 'x'"),
     ("bad_json", lambda c: c.pop("categories"), 'no list "categories"'),
 ]
 
@@ -151,7 +151,7 @@ def test_cleaning_leaves_what_has_no_problem(write_coco) -> None:
     problems = check_coco_json(path, folder).problems
     cleaned = clean_json(content, problems)
     assert [image["id"] for image in cleaned["images"]] == [1, 2]
-    assert [a["id"] for a in cleaned["annotations"]] == [1002]
+    assert [a["id"] for a in cleaned["annotations"]] == [1003, 1002]
     assert check_coco_json(write_coco(cleaned, "cleaned")[0], folder).ok
 
 

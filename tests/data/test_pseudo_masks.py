@@ -9,10 +9,10 @@ import pycocotools.mask as mask_util
 import pytest
 from PIL import Image
 
+from dyn_d2.config.read import read_cfg
 from dyn_d2.data import pseudo_masks
 from dyn_d2.data.partial_masks import PartialMaskMapper, apply_partial_masks, as_polygons
 from dyn_d2.data.pseudo_masks import GrabCut, encode, grabcut_mask, object_key, read_masks
-from dyn_d2.engine.setup import read_cfg
 from dyn_d2.utils.errors import UserError
 
 from detectron2.data import MetadataCatalog

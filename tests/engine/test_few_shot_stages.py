@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny_detection import tiny_opts, write_boxes
 
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.engine import stages
 from dyn_d2.engine.few_shot import plan, train_few_shot
-from dyn_d2.engine.setup import build_cfg
 from dyn_d2.engine.stages import StageError
 from dyn_d2.engine.trainer import DynTrainer
 

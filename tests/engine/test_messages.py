@@ -18,7 +18,7 @@ def good(tmp_path_factory) -> list[str]:
 @pytest.fixture(scope="module")
 def base(good, tmp_path_factory) -> str:
     """An (untrained) base checkpoint."""
-    from dyn_d2.engine.setup import build_cfg
+    from dyn_d2.config.derive import build_cfg
     from dyn_d2.engine.trainer import DynTrainer
 
     trainer = DynTrainer(build_cfg("", [*good, "OUTPUT_DIR", str(tmp_path_factory.mktemp("base"))]))

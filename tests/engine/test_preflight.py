@@ -12,6 +12,7 @@ from tiny_detection import tiny_opts, write_boxes
 
 from dyn_d2.checkpoint import CheckpointError
 from dyn_d2.checkpoint.surgery import Source, operate, save
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.data.semantic.label_maps import write_label_map
 from dyn_d2.engine.hooks import DivergenceError
 from dyn_d2.engine.preflight import (
@@ -22,7 +23,6 @@ from dyn_d2.engine.preflight import (
     check_files,
     check_trainer,
 )
-from dyn_d2.engine.setup import build_cfg
 from dyn_d2.engine.trainer import DynTrainer, evaluate
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -182,11 +182,12 @@ def test_cityscapes_is_not_scored_on_the_few_images_of_the_dry_run(squares) -> N
 
 
 def test_label_sets_that_a_head_cannot_learn_are_found(squares) -> None:
-    def problems(names, **more) -> list[str]:
-        cfg = build_cfg("", dsspn_opts(names, names[:1], **more))
+    def problems(names, test=squares[:1], **more) -> list[str]:
+        cfg = build_cfg("", dsspn_opts(names, test, **more))
         return _label_set_problems(cfg, build_model(cfg))
 
     assert problems(squares) == problems(squares[:1], DATALOADER__ONE_DATASET_PER_BATCH=False) == []
+    assert problems(squares[:1], test=squares[1:], DATALOADER__ONE_DATASET_PER_BATCH=False) == []
     (problem,) = problems(squares, DATALOADER__ONE_DATASET_PER_BATCH=False)
     assert "squares_digits, squares_places have different labels" in problem and "ONE_DATASET_PER_BATCH" in problem
     flat = {"MODEL__META_ARCHITECTURE": "SemanticSegmentor", "MODEL__SEM_SEG_HEAD__NAME": "SemSegFPNHead"}

@@ -8,8 +8,8 @@ import torch
 from tiny_detection import tiny_opts, write_boxes
 
 from dyn_d2.checkpoint import CheckpointError
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.engine import stages
-from dyn_d2.engine.setup import build_cfg
 from dyn_d2.engine.stages import StageError
 from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.gating.stages import plan, train_in_stages, warn_of_other_stage

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 def run(engine, out, names=()):
     environment = {
         **os.environ,
-        "DYN_D2_ENGINE": engine,
+        "DYN_D2_BACKEND": engine,
         "PYTHONPATH": str(ROOT),
         "XDG_CACHE_HOME": str(out.parent / "cache"),
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tiny_detection import tiny_opts, write_boxes
 
-from dyn_d2.engine.setup import read_cfg
+from dyn_d2.config.read import read_cfg
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "benchmark.py"
 

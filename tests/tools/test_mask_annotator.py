@@ -8,9 +8,9 @@ import torch
 from tiny_detection import tiny_opts, write_boxes
 from tool_runs import load_tool
 
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.data.check import check_coco_json
 from dyn_d2.data.resumable import build_resumable_train_loader
-from dyn_d2.engine.setup import build_cfg
 from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.methods.shapeprop.annotator import objects_without_masks, predict_masks
 from dyn_d2.utils.errors import UserError

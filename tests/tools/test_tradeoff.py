@@ -8,7 +8,8 @@ from route_tables import classifier_cfg
 from tool_runs import load_tool
 
 from dyn_d2.engine.trainer import DynTrainer
-from dyn_d2.gating.reports.tradeoff import Point, force_open, main_metric, plan
+from dyn_d2.evaluation.results import main_metric
+from dyn_d2.gating.reports.tradeoff import Point, force_open, plan
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
@@ -92,15 +93,3 @@ def test_bad_input_is_named(run):
     with pytest.raises(ValueError, match="only panoptic"):
         main_metric({"panoptic": {"PQ": 1.0}})
     assert main_metric({"bbox": {"AP": 1.0}, "segm": {"AP": 2.0}})["task"] == "segm"
-
-
-def test_layer_cascade_at_several_thresholds(tmp_path):
-    from sem_seg_toy import toy_cascade
-
-    with toy_cascade(tmp_path):
-        records = _main(tmp_path, "--sweep", "MODEL.LAYER_CASCADE.THRESHOLDS", "[0.0]", "[1.0]")
-    dense, none, everything = records
-    assert dense["dense"] and dense["routes"]["executed_percent"] == pytest.approx(100)
-    assert none["point"] == "thresholds [0.0]" and none["routes"]["executed_percent"] < 60
-    assert everything["routes"] == dense["routes"] and everything["metric"] == dense["metric"]
-    assert dense["metric"]["name"] == "mIoU"

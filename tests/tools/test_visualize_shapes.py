@@ -10,7 +10,7 @@ from tiny_detection import CLASSES, tiny_opts, write_boxes
 from tool_runs import load_tool
 
 from dyn_d2.checkpoint import DynCheckpointer, describe
-from dyn_d2.engine.setup import build_cfg
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.methods.shapeprop.figures import PANELS, draw_shapes
 
 from detectron2.data.datasets import register_coco_instances
@@ -39,7 +39,8 @@ def folder(tmp_path_factory) -> Path:
     for name, more in (("model_final", SHAPE_PROP), ("plain", {})):
         cfg = build_cfg("", tiny_opts(data, folder, FEW_SHOT__STAGE="joint", **more))
         torch.manual_seed(0)
-        DynCheckpointer(build_model(cfg), str(folder), metadata=describe(cfg)).save(name)
+        model = build_model(cfg)
+        DynCheckpointer(model, str(folder), metadata=describe(cfg, model)).save(name)
     register_coco_instances("shapes_to_draw", {}, str(data), str(folder / "data" / "images"))
     return folder
 

@@ -160,7 +160,7 @@ def is_classification(name: str) -> bool:
 
 def has_labels(name: str) -> bool:
     """Whether each record of a registered data set has one label: that of an image, or of a feature whose classes have
-    descriptions (``dyn_d2.methods.tafe_net.data``)."""
+    descriptions."""
     return is_classification(name) or (
         name in DatasetCatalog.list() and bool(MetadataCatalog.get(name).get("described"))
     )

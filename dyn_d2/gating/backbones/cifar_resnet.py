@@ -1,4 +1,4 @@
-"""Gated ResNets for small images: 6n + 2 layers in three stages (He et al., section 4.2), gated as in SkipNet."""
+"""Gated ResNets for small images: 6n + 2 layers in three stages (He et al. 2016, section 4.2), gated as in SkipNet."""
 
 from functools import partial
 

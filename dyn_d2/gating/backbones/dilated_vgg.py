@@ -1,4 +1,4 @@
-"""VGG16 of output stride 8 in the manner of DeepLab (Chen et al., sec. 3.1), for dense prediction.
+"""VGG16 of output stride 8 in the manner of DeepLab (Chen et al., TPAMI 2018, section 3.1), for dense prediction.
 
 Its first three poolings halve the size, the last two keep it, and the convolutions behind the fourth are dilated by 2.
 Names and shapes of ``features`` are those of torchvision's ``vgg16``, so that its weights load. DeepLab's two wide

@@ -1,4 +1,4 @@
-"""Gated dilated residual networks of kind A (Yu et al., Dilated Residual Networks): the base of DeepMoE on Cityscapes.
+"""Gated dilated residual networks of kind A (Yu et al., CVPR 2017): the base of DeepMoE on Cityscapes.
 
 A ResNet whose last two stages keep the resolution and dilate their 3x3 convolutions instead, by 2 and 4; the first
 block of each is not dilated. Names and shapes of parameters are those of the ResNet, so that its weights load.

@@ -1,7 +1,8 @@
-"""Residual blocks whose hidden channels a policy chooses per image (DeepMoE, thesis ch. 3, Fig. 3.2).
+"""Residual blocks whose hidden channels a policy chooses per image (DeepMoE, Wang et al., UAI 2019).
 
 Gates sit inside the block only, after norm and ReLU, where scaling an output channel is the same as scaling the input
-channel of the next convolution (Eq. 3.3 to 3.5). The residual trunk is never gated nor widened.
+channel of the next convolution (Eq. 3.3 to 3.5, Fig. 3.2; see the sources in ``policies/__init__.py``). The residual
+trunk is never gated nor widened.
 """
 
 from functools import partial

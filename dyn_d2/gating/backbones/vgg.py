@@ -1,4 +1,4 @@
-"""VGG16 with batch norm in which a policy chooses the channels of all 13 convolutions per image (DeepMoE)."""
+"""VGG16 with batch norm in which a policy chooses the channels of all 13 convolutions per image, as in DeepMoE."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,9 +22,9 @@ from .moe_blocks import channel_norm
 # Channels of the convolutions of each stage; a stage ends with max pooling.
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
-# Which convolutions are widened, from 0: rows of Table 3.4. Its appendix is lost; the parameters and multiply-adds of
-# the first two rows are those of the 12th convolution times 3 and of the 6th times 9. The same number of parameters
-# (24.2 million) comes from a factor of 5.66 for the lowest four and of 1.28 for all.
+# Which convolutions are widened, from 0: rows of DeepMoE's Table 3.4. Its appendix is lost; the parameters and
+# multiply-adds of the first two rows are those of the 12th convolution times 3 and of the 6th times 9. The same number
+# of parameters (24.2 million) comes from a factor of 5.66 for the lowest four and of 1.28 for all.
 WIDENED = {"W1-High": (11,), "W1-Mid": (5,), "W4-Low": (0, 1, 2, 3), "W13-All": tuple(range(13))}
 
 

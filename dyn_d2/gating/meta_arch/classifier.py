@@ -25,6 +25,8 @@ class ImageClassifier(DynamicModel, nn.Module):
     The multiply-adds of the linear layer are part of the trace, as they are of the numbers that papers give.
     """
 
+    classifies_images = True
+
     @configurable
     def __init__(
         self,
@@ -109,7 +111,7 @@ class ImageClassifier(DynamicModel, nn.Module):
                 return [{"scores": scores} for scores in self.module_classifier.scores(trace, self.linear)]
             labels = labels_of(batched_inputs, self.num_classes, self.device)
             losses = self.module_classifier.losses(trace, self.linear, labels)
-            trace.image_losses = losses.detach()
+            trace.context.image_losses = losses.detach()
             return {"loss_cls": losses.mean()}
         logits = self.linear(self._pooled(feature, images))
         if trace is not None:
@@ -119,8 +121,8 @@ class ImageClassifier(DynamicModel, nn.Module):
         labels = labels_of(batched_inputs, self.num_classes, self.device)
         losses = F.cross_entropy(logits.float(), labels, reduction="none")
         if trace is not None:
-            trace.image_losses = losses.detach()
-            trace.accuracies = (logits.argmax(1) == labels).float()
+            trace.context.image_losses = losses.detach()
+            trace.context.accuracies = (logits.argmax(1) == labels).float()
         return {"loss_cls": losses.mean()}
 
     def _pooled(self, feature: Tensor, images: ImageList) -> Tensor:

@@ -48,7 +48,7 @@ class DynamicModel:
         trace, output = self._traced(batched_inputs)
         if not self.training:
             return [{**result, "route": route} for result, route in zip(output, trace.routes(), strict=True)]
-        trace.greedy = greedy
+        trace.context.greedy = greedy
         losses = {**output, **policy.losses(trace, output)}
         if has_event_storage():
             put_scalars(trace)
@@ -60,9 +60,10 @@ class DynamicModel:
 
     def _traced(self, batched_inputs: list[dict[str, Any]]) -> tuple[Trace, Any]:
         with recording() as trace:
-            trace.image_sizes = [tuple(inputs["image"].shape[-2:]) for inputs in batched_inputs]
+            trace.context.image_sizes = [tuple(inputs["image"].shape[-2:]) for inputs in batched_inputs]
             if all("label" in inputs for inputs in batched_inputs):
-                trace.labels = torch.tensor([int(inputs["label"]) for inputs in batched_inputs], device=self.device)
+                labels = [int(inputs["label"]) for inputs in batched_inputs]
+                trace.context.labels = torch.tensor(labels, device=self.device)
             return trace, self.forward_task(batched_inputs)
 
     def _greedy(self, batched_inputs: list[dict[str, Any]]) -> Trace:
@@ -74,9 +75,9 @@ class DynamicModel:
         gpu = [self.device] if self.device.type == "cuda" else []
         with torch.no_grad(), self._unmarked(), EventStorage(), torch.random.fork_rng(gpu):
             trace, losses = self._traced(batched_inputs)
-        if trace.image_losses is None:
+        if trace.context.image_losses is None:
             total = torch.stack([value.float() for value in losses.values()]).sum()
-            trace.image_losses = total.expand(len(batched_inputs))
+            trace.context.image_losses = total.expand(len(batched_inputs))
         return trace
 
     @contextmanager

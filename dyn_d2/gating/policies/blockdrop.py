@@ -1,9 +1,8 @@
 """BlockDrop (Wu et al., BlockDrop: Dynamic Inference Paths in Residual Networks, CVPR 2018): which residual blocks run,
 decided for all of them at once by a small network that sees the image before the first block.
 
-PMN compares itself with it on CIFAR (papers/000, Table 5). Stage "pretrain" trains the plain network; stage "joint"
-trains the policy by self-critical policy gradient, and the network with it, at first by a curriculum: only the last
-blocks are decided about, and one block more at a time.
+Stage "pretrain" trains the plain network; stage "joint" trains the policy by self-critical policy gradient, and the
+network with it, at first by a curriculum: only the last blocks are decided about, and one block more at a time.
 """
 
 from collections.abc import Sequence
@@ -186,14 +185,15 @@ class BlockDrop(Policy):
         """
         if self.stage == "pretrain":
             return {}
-        if trace.accuracies is None or trace.greedy is None or trace.greedy.accuracies is None:
+        greedy = trace.context.greedy
+        if trace.context.accuracies is None or greedy is None or greedy.context.accuracies is None:
             raise UserError(
                 "MODEL.POLICY.NAME blockdrop is rewarded for right answers, which this model does not tell: use "
                 "MODEL.META_ARCHITECTURE ImageClassifier."
             )
         learning = self.steps < self.curriculum_iters
         penalty = self.curriculum_penalty if learning else self.penalty
-        advantage = self._reward(trace, penalty) - self._reward(trace.greedy, penalty)
+        advantage = self._reward(trace, penalty) - self._reward(greedy, penalty)
         chosen = [step.decision for step in trace.steps if step.decision.log_prob is not None]
         log_probs = torch.stack([decision.log_prob for decision in chosen], 1)
         loss = self.weight * policy_gradient_loss(log_probs, advantage[:, None])
@@ -206,7 +206,7 @@ class BlockDrop(Policy):
         return {"loss_policy": loss}
 
     def _reward(self, trace: Trace, penalty: float) -> Tensor:
-        return drop_reward(_opened(trace.steps), trace.accuracies, penalty)
+        return drop_reward(_opened(trace.steps), trace.context.accuracies, penalty)
 
 
 def _opened(steps: Sequence[Step]) -> Tensor:

@@ -1,8 +1,9 @@
 """CDB: which channel groups of each block run, by controllers that see what was decided before them.
 
-"Context-aware dynamic block", sections 3.2 and 3.3. A controller pools the input of its block, adds what the controller
-before it knew (Eq. 4 to 6), and chooses for each group by arg-max after Gaussian noise (Eq. 9). Losses draw execution
-rates and multiply-adds to a target (Eq. 10 to 14) and make each controller tell coarse categories apart (Eq. 7, 8).
+Su et al., "Context-aware Dynamic Block", sections 3.2 and 3.3. A controller pools the input of its block, adds what the
+controller before it knew (Eq. 4 to 6), and chooses for each group by arg-max after Gaussian noise (Eq. 9). Losses draw
+execution rates and multiply-adds to a target (Eq. 10 to 14) and make each controller tell coarse categories apart
+(Eq. 7, 8).
 """
 
 from collections.abc import Sequence
@@ -154,9 +155,10 @@ class CDB(Policy):
             "loss_execution": self.resource_weight * execution_loss(gates, self.target),
             "loss_flops": self.resource_weight * flops_loss(executed, trace.dense(), self.target),
         }
-        if len(self.categories) and trace.labels is not None:
-            categories = self.categories[trace.labels]
-            losses["loss_category"] = category_loss(trace.state.category_scores, categories, self.category_weights)
+        if len(self.categories) and trace.context.labels is not None:
+            categories = self.categories[trace.context.labels]
+            scores = trace.context.state.category_scores
+            losses["loss_category"] = category_loss(scores, categories, self.category_weights)
         return losses
 
 

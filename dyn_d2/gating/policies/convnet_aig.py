@@ -1,4 +1,5 @@
-"""ConvNet-AIG: a block runs by the choice of a small gate with Gumbel noise (the baseline of CDB's Table 2)."""
+"""ConvNet-AIG (Veit and Belongie, ECCV 2018): a block runs by the choice of a small gate with Gumbel noise. It is the
+baseline of CDB's Table 2."""
 
 from collections.abc import Sequence
 from typing import Any

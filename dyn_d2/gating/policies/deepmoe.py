@@ -1,8 +1,10 @@
-"""DeepMoE: which channels of each layer run, and with what weight (thesis ch. 3).
+"""DeepMoE (Wang et al., UAI 2019): which channels of each layer run, and with what weight.
 
 A shallow network embeds the image before the backbone starts; a bias-free linear head with ReLU for each gated layer
 turns the embedding into gates (Eq. 3.6). Stage "joint" adds sparsity and embedding losses (Eq. 3.7), stage "finetune"
 sets both to 0 and keeps embedding and gates as they are.
+
+Numbers of equations: see the sources in ``policies/__init__.py``.
 """
 
 import math
@@ -25,8 +27,8 @@ from .gate_layers import GateNorm, ValidArea, apply_linear, check_choice, pool_v
 class EmbeddingNet(nn.Module):
     """3x3 convolutions of stride 2 with batch norm and ReLU, then global average pooling.
 
-    The thesis gives the number of layers and their cost (about 2 % of the base network), not their widths; here they
-    grow linearly to ``width``.
+    The number of layers and their cost (about 2 % of the base network) are published, not their widths; here they grow
+    linearly to ``width``.
     """
 
     def __init__(self, layers: int, width: int, in_channels: int = 3) -> None:
@@ -75,7 +77,7 @@ class DeepMoE(Policy):
         Args:
             units: channels of layers.
             stage: "joint" or "finetune".
-            layers: of the embedding network: 4 for CIFAR, 5 for ImageNet in the thesis.
+            layers: of the embedding network: 4 for CIFAR and 5 for ImageNet in the paper.
             width: of the embedding.
             sparsity_weight: lambda of Eq. 3.7.
             embedding_weight: mu of Eq. 3.7; with 0 there is no embedding classifier.
@@ -142,7 +144,7 @@ class DeepMoE(Policy):
             return {}
         gates = [step.decision.gate for step in trace.steps]
         losses = {"loss_gates": self.sparsity_weight * gate_sparsity(gates)}
-        if self.classifier is not None and trace.labels is not None:
-            scores = apply_linear(self.classifier, trace.state)
-            losses["loss_embedding"] = self.embedding_weight * F.cross_entropy(scores, trace.labels)
+        if self.classifier is not None and trace.context.labels is not None:
+            scores = apply_linear(self.classifier, trace.context.state)
+            losses["loss_embedding"] = self.embedding_weight * F.cross_entropy(scores, trace.context.labels)
         return losses

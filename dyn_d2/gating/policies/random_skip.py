@@ -1,5 +1,5 @@
-"""Skipping at random in training and evaluation: SDV, the variant of stochastic depth that SkipNet is compared with
-(thesis, Fig. 2.9)."""
+"""Skipping at random in training and evaluation: SDV, the variant of stochastic depth (Huang et al., ECCV 2016) that
+SkipNet is compared with (Fig. 2.9, see the sources in ``policies/__init__.py``)."""
 
 from collections.abc import Sequence
 from typing import Any

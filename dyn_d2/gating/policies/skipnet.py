@@ -1,8 +1,10 @@
-"""SkipNet: which residual blocks run (thesis ch. 2). Three gates, and training in two stages.
+"""SkipNet (Wang et al., ECCV 2018): which residual blocks run. Three gates, and training in two stages.
 
 Stage "sp" (supervised pre-training) rounds the gate and gives it the gradient of the probability (Eq. 2.7), or uses the
 probability itself (RELAXATION "soft", Table 2.3). Stage "hrl" samples the gates and adds REINFORCE with the relaxed
 reward (Eq. 2.6). In evaluation a block runs where its probability exceeds the threshold.
+
+Numbers of equations, figures and tables: see the sources in ``policies/__init__.py``.
 """
 
 from collections.abc import Sequence
@@ -141,23 +143,24 @@ class SkipNet(Policy):
     def losses(self, trace: Trace, task: dict[str, Tensor]) -> dict[str, Tensor]:
         """REINFORCE in stage "hrl"; nothing in "sp", which has no term for the cost.
 
-        The loss of an image is ``trace.image_losses``; where the task has none (detection, segmentation), every image
-        of the batch gets the sum of all task losses of the batch.
+        The loss of an image is ``image_losses`` of the trace's context; where the task has none (detection,
+        segmentation), every image of the batch gets the sum of all task losses of the batch.
         """
         if self.stage != "hrl":
             return {}
         images = len(trace.steps[0].decision.gate)
-        losses = trace.image_losses
+        losses = trace.context.image_losses
         if losses is None:
             losses = torch.stack([value.detach().float() for value in task.values()]).sum()
         returns = self._returns(trace.steps, losses.expand(images))
         if self.wants_greedy:
-            if trace.greedy is None:
+            greedy = trace.context.greedy
+            if greedy is None or greedy.context.image_losses is None:
                 raise ValueError(
                     "MODEL.POLICY.SKIPNET.BASELINE self_critical needs the greedy pass of a Dynamic* meta-architecture "
                     "or of ImageClassifier."
                 )
-            returns = returns - self._returns(trace.greedy.steps, trace.greedy.image_losses)
+            returns = returns - self._returns(greedy.steps, greedy.context.image_losses)
         log_probs = torch.stack([step.decision.log_prob for step in trace.steps], 1)
         return {"loss_policy": self.weight * policy_gradient_loss(log_probs, returns)}
 
@@ -239,8 +242,8 @@ class FeedForwardSkipNet(SkipNet):
 class SkipNetFFGate1(FeedForwardSkipNet):
     """FFGate-I (Fig. 2.3a): 2x2 max pooling and two 3x3 convolutions.
 
-    The thesis says that it costs about 19 % of a block. Its layers as printed, which are these, cost 15.6 %: a quarter
-    and a sixteenth of one of the two convolutions of a basic block.
+    Said to cost about 19 % of a block. Its layers as printed, which are these, cost 15.6 %: a quarter and a sixteenth
+    of one of the two convolutions of a basic block.
     """
 
     STRIDES, POOL = (1, 2), True
@@ -248,7 +251,7 @@ class SkipNetFFGate1(FeedForwardSkipNet):
 
 @POLICY_REGISTRY.register_as("skipnet_ffgate2")
 class SkipNetFFGate2(FeedForwardSkipNet):
-    """FFGate-II (Fig. 2.3b): one 3x3 convolution of stride 2; 12.5 % of a basic block, as in the thesis."""
+    """FFGate-II (Fig. 2.3b): one 3x3 convolution of stride 2; 12.5 % of a basic block, as printed."""
 
     STRIDES, POOL = (2,), False
 
@@ -257,7 +260,7 @@ class SkipNetFFGate2(FeedForwardSkipNet):
 class SkipNetRNN(SkipNet):
     """RNNGate (Fig. 2.3c): pooled features, projected for each block, go into one LSTM that runs over the blocks.
 
-    It costs 0.02 to 0.03 % of a basic block for CIFAR; the thesis says about 0.04 %.
+    It costs 0.02 to 0.03 % of a basic block for CIFAR; about 0.04 % as printed.
     """
 
     WIDTH = 10

@@ -1,4 +1,7 @@
-"""Pictures of the routes of images, after SkipNet's Figs. 2.10 to 2.13, DeepMoE's 3.4 and CDB's 5 and 6."""
+"""Pictures of the routes of images.
+
+They follow SkipNet's Figs. 2.10 to 2.13, DeepMoE's 3.4 and CDB's 5 and 6; see the sources in ``policies/__init__.py``.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dyn_d2.evaluation.figures import save_figure
-from dyn_d2.methods.pmn.figures import draw_level_use, draw_levels
 
+from .level_figures import draw_level_use, draw_levels
 from .route_statistics import (
     ALL_IMAGES,
     class_rates,

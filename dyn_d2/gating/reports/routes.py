@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 NOT_COUNTED = (
     "normalisation", "activations and soft-max", "pooling", "residual additions", "resizing",
-    "what follows the backbone, except in ImageClassifier and HierarchicalSegmentor",
+    "what follows the backbone, unless the model records it",
 )  # fmt: skip
 _COSTS = ("executed", "expected", "dense", "gates")
 _FORMAT = 1
@@ -47,7 +47,7 @@ class RouteTable:
         file_names, image_ids: (N,) strings, "" where the record has none.
         heights, widths: (N,) of the images as they went in.
         labels, predictions: (N,) class numbers, -1 where there is none.
-        level_names: of the L knowledge levels that modules take (PMN); empty where they take none.
+        level_names: of the L knowledge levels that modules take; empty where they take none.
         level_modules: names of the modules that take them.
         level_bits: (N, B) uint8; for each module in turn the levels it took, packed as ``bits``.
     """

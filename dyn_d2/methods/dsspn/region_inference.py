@@ -75,7 +75,7 @@ def _inside_images(stride: int, x0: Tensor) -> Tensor:
     count, _, height, width = x0.shape
     kept = torch.ones(count, height, width, dtype=torch.bool, device=x0.device)
     trace = current_trace()
-    sizes = trace.image_sizes if trace is not None else None
+    sizes = trace.context.image_sizes if trace is not None else None
     for image, size in enumerate(sizes or ()):
         kept[image, -(-size[0] // stride) + 1 :] = False
         kept[image, :, -(-size[1] // stride) + 1 :] = False

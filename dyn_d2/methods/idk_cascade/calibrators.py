@@ -1,4 +1,4 @@
-"""The methods by name, and the one function that calibrates a cascade with any of them."""
+"""The ways to calibrate by name, and the one function that calibrates an IDK cascade with any of them."""
 
 from collections.abc import Sequence
 

@@ -167,13 +167,13 @@ class PathPolicy(Policy):
         return path_probabilities(tree, self.by_layer(state, tree), self.temperature(), like)
 
     def losses(self, trace: Trace, task: dict[str, Tensor]) -> dict[str, Tensor]:
-        exits = trace.state.exits
+        exits = trace.context.state.exits
         if exits is None:
             raise UserError(
                 f"{type(self).__name__} learns from the losses of exits, which this meta-architecture does not tell: "
                 "set MODEL.META_ARCHITECTURE MultiPathClassifier."
             )
-        return self.path_losses(exits, self.by_layer(trace.state, exits.tree))
+        return self.path_losses(exits, self.by_layer(trace.context.state, exits.tree))
 
     def path_losses(self, exits: Exits, scores: dict[int, Tensor]) -> dict[str, Tensor]:
         raise NotImplementedError

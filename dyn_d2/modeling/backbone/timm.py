@@ -192,8 +192,8 @@ def timm_arguments(cfg: CfgNode, model: TimmModel) -> dict:
     """What ``TimmBackbone`` is made with, besides the model."""
     if cfg.MODEL.TIMM.NORM == "FrozenBN" and not cfg.MODEL.TIMM.WEIGHTS and not cfg.MODEL.WEIGHTS:
         logger.warning(
-            "MODEL.TIMM.NORM is FrozenBN, but neither MODEL.TIMM.WEIGHTS nor MODEL.WEIGHTS gives statistics: train with "
-            "MODEL.TIMM.NORM BN from random numbers."
+            "MODEL.TIMM.NORM is FrozenBN, but neither MODEL.TIMM.WEIGHTS nor MODEL.WEIGHTS gives statistics: to train "
+            "from random numbers, set MODEL.TIMM.NORM BN."
         )
     return {
         "out_features": cfg.MODEL.RESNETS.OUT_FEATURES,

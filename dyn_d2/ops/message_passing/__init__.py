@@ -1,4 +1,5 @@
-"""Message passing between the pixels of small maps (ShapeProp, thesis Eq. 8.4), compiled for CPU and GPU.
+"""Message passing between the pixels of small maps, compiled for CPU and GPU (Zhou, Wang, Jiao, Darrell and Yu,
+"Learning saliency propagation for semi-supervised instance segmentation", CVPR 2020).
 
 One step replaces each pixel by a weighted sum over the r x r window around it, with weights of its own. All steps are
 one operator, and its backward pass computes the states in between again instead of storing them.
@@ -36,7 +37,7 @@ def message_passing(
         x: (N, C, H, W).
         weights: (N, C, r * r, H, W), or (N, 1, r * r, H, W) for all channels, r odd. Not negative, unless
             ``normalize`` is "none"; this is not checked.
-        steps: T in the thesis; default max(H, W), after which every pixel has heard from every other one if r is 3.
+        steps: T of the paper; default max(H, W), after which every pixel has heard from every other one if r is 3.
         normalize: what K is. With d[u, v] = eps + the sum of the weights of pixel (u, v), of all r * r, outside of the
             map too:
             "random_walk": weights / d[u, v]. So borders lose what they would pass to the outside, as in the published

@@ -10,7 +10,7 @@ from route_tables import ALWAYS, LINEAR, RES3, RES4, SIZE, classifier_cfg, route
 from torch import nn
 from two_processes import results_of_two
 
-from dyn_d2.evaluation import build_evaluator, with_routes
+from dyn_d2.evaluation import build_evaluator, with_evaluators_of_model
 from dyn_d2.gating import Route, recording
 from dyn_d2.gating.reports.route_statistics import (
     class_similarity,
@@ -71,10 +71,10 @@ def test_executed_is_what_a_hand_computes(model, tmp_path):
 def test_only_gated_models_get_it(model):
     cfg = classifier_cfg()
     own = build_evaluator(cfg, "digits_test")
-    assert isinstance(with_routes(own, cfg, model, "digits_test"), DatasetEvaluators)
+    assert isinstance(with_evaluators_of_model(own, cfg, model, "digits_test"), DatasetEvaluators)
     plain = nn.Module()
     plain.backbone = nn.Conv2d(3, 8, 3)
-    assert with_routes(own, cfg, plain, "digits_test") is own
+    assert with_evaluators_of_model(own, cfg, plain, "digits_test") is own
 
 
 def _route(number: int) -> Route:

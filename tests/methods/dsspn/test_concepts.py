@@ -9,7 +9,7 @@ from semantic_sets import dsspn_opts
 from tool_runs import load_tool
 
 from dyn_d2.checkpoint import CheckpointError, read_checkpoint
-from dyn_d2.engine.setup import read_cfg
+from dyn_d2.config.read import read_cfg
 from dyn_d2.hierarchy import Hierarchy, load_hierarchy, save_hierarchy
 from dyn_d2.methods.dsspn.head import DSSPNHead
 from dyn_d2.methods.dsspn.surgery import fit_concepts

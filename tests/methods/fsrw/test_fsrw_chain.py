@@ -13,12 +13,12 @@ from tool_runs import load_tool
 from two_processes import results_of_two
 
 from dyn_d2.checkpoint import CheckpointError
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.data.few_shot.sampling import ShotSet
 from dyn_d2.engine import stages
 from dyn_d2.engine.few_shot import plan, train_few_shot
 from dyn_d2.engine.predictor import Predictor
 from dyn_d2.engine.preflight import check_trainer
-from dyn_d2.engine.setup import build_cfg
 from dyn_d2.engine.trainer import DynTrainer, evaluate
 from dyn_d2.methods.fsrw.class_vectors import FILE, compute_vectors, prepare_for_evaluation
 from dyn_d2.methods.fsrw.reweighting import ClassVectors

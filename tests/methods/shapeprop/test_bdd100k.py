@@ -186,7 +186,7 @@ def test_files_of_another_format_are_named(root) -> None:
 
 
 def test_command_line(root, capsys) -> None:
-    script = Path(__file__).resolve().parents[2] / "datasets" / "prepare_bdd100k.py"
+    script = Path(__file__).resolve().parents[3] / "datasets" / "prepare_bdd100k.py"
     spec = importlib.util.spec_from_file_location("prepare_bdd100k", script)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

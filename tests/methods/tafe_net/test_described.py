@@ -10,9 +10,9 @@ import pytest
 import torch
 from described_files import CLASSES, FakeH5, write_compositions, write_custom, write_low_shot, write_proposed_split
 
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.data.check import check_dataset
 from dyn_d2.data.classification import ensure_classes, has_labels, is_classification
-from dyn_d2.engine.setup import build_cfg
 from dyn_d2.methods.tafe_net.data import (
     DescribedMapper,
     DescribedSet,

@@ -2,6 +2,8 @@
 or class vectors alone."""
 
 import hashlib
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +12,8 @@ from detectron2.config import CfgNode
 
 from .net import SMALLEST, ReweightingNet
 from .vectors import ClassVectors
+
+logger = logging.getLogger(__name__)
 
 
 class ReweightedByClass:
@@ -23,9 +27,11 @@ class ReweightedByClass:
         episodic: the training loader adds support sets (data/episodes.py).
         reweighting: the module; None where the detector was built for given vectors.
         vectors: of evaluation; None before ``use_vectors``.
+        head_classes: None: the classes are those of the vectors, see ``modeling/answers.py``.
     """
 
     episodic = True
+    head_classes: int | None = None
     reweighting: ReweightingNet | None
     vectors: ClassVectors | None = None
 
@@ -46,6 +52,32 @@ class ReweightedByClass:
                 "tools/export_vectors.py."
             )
         self.vectors = vectors
+
+    def read_vectors(self, paths: Sequence[str]) -> ClassVectors:
+        """The vectors of files, with a warning where they were made for a detector with other weights.
+
+        Raises:
+            FileNotFoundError, ValueError: see ``ClassVectors.load_all``.
+        """
+        vectors = ClassVectors.load_all(paths)
+        if vectors.detector and vectors.detector != self.fingerprint():
+            logger.warning("%s: made for a detector with other weights than these.", ", ".join(paths))
+        return vectors
+
+    def open_for_images(self, cfg: CfgNode) -> list[str]:
+        """Detect the classes of MODEL.REWEIGHTING.VECTORS from now on; their names. See ``modeling/answers.py``.
+
+        Raises:
+            FileNotFoundError, ValueError: from ``read_vectors`` and ``use_vectors``; no file is named.
+        """
+        if not cfg.MODEL.REWEIGHTING.VECTORS:
+            raise ValueError(
+                f"a {cfg.MODEL.META_ARCHITECTURE} needs class vectors to detect anything: make them with "
+                "tools/export_vectors.py and add MODEL.REWEIGHTING.VECTORS \"['FILE']\"."
+            )
+        vectors = self.read_vectors(cfg.MODEL.REWEIGHTING.VECTORS)
+        self.use_vectors(vectors)
+        return vectors.classes
 
     def given_vectors(self) -> Tensor:
         """(N, m) vectors of ``use_vectors`` on the model's device.
