@@ -155,10 +155,10 @@ def test_coco_evaluation_sees_only_the_classes_of_the_stage(custom_cfg, tmp_path
 
 def test_ground_truth_without_area_and_iscrowd_is_completed() -> None:
     content = {
-        "images": [{"id": 1}],
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 9, "height": 9}],
         "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}],
         "annotations": [
-            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 3, 4]},
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 3, 4], "area": None},
             {"id": 2, "image_id": 1, "category_id": 2, "bbox": [0, 0, 3, 4]},
         ],
     }
