@@ -4,23 +4,29 @@
 ``check_dataset`` finds out which of them fits a registered name; ``check_config`` goes through all that a config uses.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dyn_d2.data.few_shot.sources import read_json, read_voc_record, require_source, voc_image_ids
+from dyn_d2.data.few_shot.sources import read_voc_record, require_source
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.data.detection_utils import read_image
-from detectron2.structures import BoxMode
 
 from .check_report import Problem, Report, summary
 from .classification import check_classification, has_labels
-from .defects import area_defect, box_defect, flagged_mask_defect, is_integer
+from .clean import clean_json
+from .validity.annotation import box_defect
+from .validity.coco import CocoContent, annotations_by_image, examine, read_json
+from .validity.ground_truth import missing_lvis_fields
+from .validity.images import DeepImageError, opening_error, require_readable
+from .validity.records import examine_records
+from .validity.values import flag, identity, is_integer, shown
+from .validity.voc import image_ids, image_list
 
 __all__ = [
     "Problem",
@@ -44,6 +50,7 @@ def check_coco_json(
     read_images: bool = True,
     base: Sequence[str] = (),
     novel: Sequence[str] = (),
+    lvis: bool = False,
 ) -> Report:
     """Check a json of COCO's or LVIS's format.
 
@@ -51,105 +58,34 @@ def check_coco_json(
         image_root: folder of the images; None skips them.
         read_images: open every image; False only looks whether it is there.
         base, novel: names of base and novel classes, checked against the file and against each other.
+        lvis: judge it as Detectron2's loader and evaluator of LVIS read it.
     """
     report = Report(str(json_file))
     try:
         content = read_json(json_file)
     except (OSError, ValueError) as error:
-        report.add("bad_json", str(json_file), str(error))
+        report.add("bad_json", str(json_file), str(error).removeprefix(f"{json_file} "))
         return report
-    sections = {}
-    for key in ("images", "annotations", "categories"):
-        entries = content.get(key)
-        if not isinstance(entries, list):
-            report.add("bad_json", str(json_file), f'there is no list "{key}"')
-            entries = []
-        sections[key] = [entry for entry in entries if isinstance(entry, dict)]
-        if len(sections[key]) < len(entries):
-            report.add("bad_entry", str(json_file), f'"{key}" has entries that are no objects')
-    names = _check_categories(report, sections["categories"])
-    images = _check_images(report, sections["images"])
-    _check_annotations(report, sections["annotations"], images, names)
-    _check_roles(report, str(json_file), base, novel, list(names.values()))
+    found = examine(content, str(json_file), lvis=lvis)
+    report.problems, report.notes = found.problems, found.notes
+    report.images = len(content["images"]) if isinstance(content.get("images"), list) else 0
+    if lvis:
+        _check_lvis(report, found)
+    for objects in annotations_by_image(found.annotations).values():
+        report.count((found.names[a["category_id"]], bool(a["iscrowd"])) for a in objects)
+    _check_roles(report, str(json_file), base, novel, list(found.names.values()))
     if image_root is not None:
-        files = [(str(_image_path(image_root, image)), i, *_size(image)) for i, image in images.items()]
+        files = [(str(_image_path(image_root, image)), i, *_size(image)) for i, image in found.images.items()]
         report.problems += check_image_files(files, read_images)
-    return report.finish(names.values())
+    return report.finish(found.names.values())
 
 
-def _check_categories(report: Report, categories: list[dict]) -> dict[int, str]:
-    """Category id -> name, of usable categories in the order of their ids."""
-    names: dict[int, str] = {}
-    for category in categories:
-        number, name = category.get("id"), category.get("name")
-        where = f"{report.title}, category {number!r}"
-        if not is_integer(number) or not isinstance(name, str) or not name:
-            report.add("bad_entry", where, f'needs an integer "id" and a "name", has {number!r} and {name!r}')
-        elif number in names or name in names.values():
-            report.add("duplicate_category", where, f"id or name {name!r} is used twice")
-        else:
-            names[number] = name
-    if names and sorted(names) != list(range(1, len(names) + 1)):
-        report.notes.append(
-            f"category ids are {min(names)} .. {max(names)} for {len(names)} categories; they are renumbered from 0 in "
-            "their order"
-        )
-    return dict(sorted(names.items()))
-
-
-def _check_images(report: Report, images: list[dict]) -> dict[Any, dict]:
-    """Image id -> usable entry."""
-    found: dict[Any, dict] = {}
-    files: Counter = Counter()
-    for image in images:
-        number, name = image.get("id"), image.get("file_name") or image.get("coco_url")
-        where = f"{report.title}, image {number!r} ({name})"
-        if not isinstance(number, int | str) or not isinstance(name, str):
-            report.add("bad_entry", where, 'needs an "id" and a "file_name"', number)
-            continue
-        if not all(is_integer(size) and size > 0 for size in _size(image)):
-            report.add("bad_entry", where, f'"width" and "height" are {_size(image)}, not positive integers', number)
-            continue
-        files[name] += 1
-        if number in found or files[name] > 1:
-            report.add("duplicate_image", where, "its id or its file occurs twice", number)
-            continue
-        found[number] = image
-    report.images = len(images)
-    return found
-
-
-def _check_annotations(report: Report, annotations: list[dict], images: dict, names: dict[int, str]) -> None:
-    seen: set = set()
-    listed = {image["id"] for image in images.values()}
-    objects = defaultdict(list)
-    for position, annotation in enumerate(annotations):
-        number, image_id = annotation.get("id"), annotation.get("image_id")
-        named = isinstance(number, int | str)
-        where = f"{report.title}, annotation {repr(number) if named else f'at position {position}'}"
-        if not named:
-            number = f"position {position}"
-            report.add("bad_entry", where, 'has no "id"', image_id, number)
-        elif number in seen:
-            report.add("duplicate_annotation", where, "its id occurs twice", image_id, number)
-        else:
-            seen.add(number)
-        if not isinstance(image_id, int | str) or image_id not in listed:
-            report.add("unknown_image", where, f"its image {image_id!r} is not usable or not listed", image_id, number)
-            continue
-        image = images[image_id]
-        where += f" (image {image_id!r}, {image.get('file_name') or image.get('coco_url')})"
-        category = annotation.get("category_id")
-        if not is_integer(category) or category not in names:
-            report.add("unknown_category", where, f"category_id {category!r} is not listed", image_id, number)
-        else:
-            objects[image_id].append((names[category], bool(annotation.get("iscrowd", 0))))
-        found = [box_defect(annotation.get("bbox"), BoxMode.XYWH_ABS, *_size(image)), area_defect(annotation)]
-        found.append(flagged_mask_defect(annotation, *_size(image)))
-        for kind, what in filter(None, found):
-            report.add(kind, where, what, image_id, number)
-    for image_objects in objects.values():
-        report.count(image_objects)
+def _check_lvis(report: Report, found: CocoContent) -> None:
+    """What LVIS has and COCO has not; ``found`` notes lists of categories that are none."""
+    if list(found.names) != list(range(1, len(found.names) + 1)):
+        what = f"category ids are {shown(found.names)}: LVIS counts them from 1 without gaps"
+        report.add("bad_category", report.title, what)
+    report.notes += missing_lvis_fields(found)
 
 
 def _check_roles(report: Report, where: str, base: Sequence[str], novel: Sequence[str], known: Sequence[str]) -> None:
@@ -168,7 +104,7 @@ def check_voc(dirname: str, split: str, classes: Sequence[str], *, read_images: 
     def thin(box: Sequence[float]) -> bool:
         return box[2] - box[0] <= 1 or box[3] - box[1] <= 1
 
-    ids = voc_image_ids(dirname, split)
+    ids = image_ids(image_list(dirname, split), repeated=True)
     report.images = len(ids)
     for image_id, times in Counter(ids).items():
         where = str(Path(dirname) / "Annotations" / f"{image_id}.xml")
@@ -187,7 +123,7 @@ def check_voc(dirname: str, split: str, classes: Sequence[str], *, read_images: 
             elif thin(annotation["bbox"]):
                 # xmin = xmax is one pixel in VOC's way of counting: it can be trained on, but nobody meant it.
                 report.notes.append(f"{where}, object {position}: the box {annotation['bbox']} is one pixel thin")
-        report.count((classes[annotation["category_id"]], False) for annotation in record["annotations"])
+        report.count((classes[a["category_id"]], False) for a in record["annotations"])
     report.problems += check_image_files(files, read_images)
     return report.finish(classes)
 
@@ -210,29 +146,12 @@ def check_records(dicts: Sequence[dict[str, Any]], metadata: Metadata, read_imag
     classes = metadata.get("thing_classes") or []
     base, novel = metadata.get("base_classes") or (), metadata.get("novel_classes") or ()
     _check_roles(report, metadata.name, base, novel, [*base, *novel])
-    for position, record in enumerate(dicts):
-        where = f"{metadata.name}, {record.get('file_name', f'record {position}')}"
-        image_id = record.get("image_id")
-        if "file_name" not in record or image_id is None:
-            report.add("bad_entry", where, "the record has no file_name or no image_id", image_id)
-        objects = []
-        for number, annotation in enumerate(record.get("annotations", [])):
-            identity = annotation.get("id", number)
-            place = f"{where}, annotation {identity!r}"
-            category = annotation.get("category_id")
-            if not is_integer(category) or not 0 <= category < len(classes):
-                what = f"category_id {category!r} is not in 0 .. {len(classes) - 1}"
-                what += " (do the ids start at 1?)" if category == len(classes) else ""
-                report.add("category_range", place, what, image_id, identity)
-            else:
-                objects.append((classes[category], bool(annotation.get("iscrowd", 0))))
-            size = record.get("width"), record.get("height")
-            found = box_defect(annotation.get("bbox"), annotation.get("bbox_mode"), *size)
-            for kind, what in filter(None, (found, flagged_mask_defect(annotation, *size))):
-                report.add(kind, place, what, image_id, identity)
-        report.count(objects)
+    report.problems += examine_records(dicts, len(classes), metadata.name)
+    dicts = [record for record in dicts if isinstance(record, dict)]
+    for record in dicts:
+        report.count(_objects(record, classes))
     # A K-shot set has several records of one image.
-    ids = Counter(record.get("image_id") for record in dicts)
+    ids = Counter(identity(record.get("image_id")) for record in dicts)
     if metadata.get("few_shot") is None:
         for image_id in [i for i, times in ids.items() if times > 1 and i is not None]:
             report.add("duplicate_image", f"{metadata.name}, image {image_id!r}", "its id occurs twice", image_id)
@@ -240,10 +159,19 @@ def check_records(dicts: Sequence[dict[str, Any]], metadata: Metadata, read_imag
         files = {
             r["file_name"]: (r["file_name"], r.get("image_id"), r.get("width"), r.get("height"))
             for r in dicts
-            if "file_name" in r
+            if isinstance(r.get("file_name"), str)
         }
         report.problems += check_image_files(list(files.values()), read_images=True)
     return report.finish(classes)
+
+
+def _objects(record: dict[str, Any], classes: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    """Class and crowd flag of the annotations that have both."""
+    annotations = record.get("annotations", ())
+    for annotation in annotations if isinstance(annotations, list | tuple) else ():
+        category = annotation.get("category_id") if isinstance(annotation, dict) else None
+        if is_integer(category) and 0 <= category < len(classes):
+            yield classes[category], bool(flag(annotation.get("iscrowd")))
 
 
 def check_image_files(files: Sequence[ImageFile], read_images: bool) -> list[Problem]:
@@ -256,9 +184,12 @@ def check_image_files(files: Sequence[ImageFile], read_images: bool) -> list[Pro
         if not read_images:
             return None
         try:
+            require_readable(path)
             shape = read_image(path, format="BGR").shape
+        except DeepImageError as error:
+            return Problem("deep_image", path, str(error).removeprefix(f"{path} "), image_id)
         except Exception as error:  # decoders raise whatever they like; none of it is usable
-            return Problem("unreadable_image", path, f"cannot be opened ({error})", image_id)
+            return Problem("unreadable_image", path, f"cannot be opened ({opening_error(path, error)})", image_id)
         if (width, height) not in ((shape[1], shape[0]), (None, None)):
             what = f"is {shape[1]} x {shape[0]}, but the annotations say {width} x {height}"
             return Problem("size_mismatch", path, what, image_id)
@@ -302,25 +233,6 @@ def check_config(cfg: CfgNode, read_images: bool = True) -> list[Report]:
         for report in check_dataset(name, read_images):
             reports.setdefault(report.title, report)
     return list(reports.values())
-
-
-def clean_json(content: dict[str, Any], problems: Iterable[Problem]) -> dict[str, Any]:
-    """A copy of a COCO json without the annotations and images that have problems.
-
-    Problems of the file as a whole (categories, missing sections) are not mended.
-    """
-    problems = list(problems)
-    annotations = {problem.annotation for problem in problems if problem.annotation is not None}
-    images = {problem.image for problem in problems if problem.annotation is None and problem.image is not None}
-    kept = [image for image in content["images"] if image["id"] not in images]
-    ids = {image["id"] for image in kept}
-    return {
-        **content,
-        "images": kept,
-        "annotations": [
-            a for a in content["annotations"] if a.get("id") not in annotations | {None} and a.get("image_id") in ids
-        ],
-    }
 
 
 def _size(image: dict[str, Any]) -> tuple[Any, Any]:

@@ -9,9 +9,15 @@ from typing import Any
 REMEDIES = {
     "bad_json": "write the file again; it has to be a COCO-style json object",
     "bad_entry": "add or correct the field",
+    "bad_category": 'give every category an integer as "id" and a "name"',
+    "bad_flag": "write 0 or 1, without quotes",
+    "ignore_flag": 'use "iscrowd", or remove the field or the annotation',
     "bad_xml": "correct the file, or take its image out of the image set",
     "duplicate_image": "give every image its own id and one entry",
-    "duplicate_annotation": "give every annotation its own id",
+    "repeated_file": "keep one of the entries, with the annotations of both",
+    "duplicate_annotation": "give every annotation its own id; check_data.py --json --clean renumbers them",
+    "mixed_ids": "write all ids of images as numbers, or all as texts",
+    "image_type": "write the id as its image has it",
     "duplicate_category": "give every category its own id and its own name",
     "unknown_category": 'add the category to "categories", or correct the annotation\'s category_id',
     "category_range": "use category ids 0 .. number of classes - 1 in data set dicts",
@@ -20,12 +26,21 @@ REMEDIES = {
     "bad_box": 'give four numbers: "bbox": [x, y, width, height] in pixels',
     "non_finite": "replace NaN and infinity by numbers, or remove the annotation",
     "empty_box": "draw the box again or remove the annotation",
+    "fraction_box": "multiply by the width and height of the image: boxes are in pixels",
+    "all_crowd": 'set "iscrowd" to 0 where the annotation is one object: crowds are neither trained on nor scored',
     "outside": "move the box into the image: boxes are in pixels, and width and height must be those of the image",
     "bad_mask": "give polygons of at least 3 points, or a run-length encoding of the image's size",
+    "bad_area": 'give the number of pixels, or remove the "area"',
+    "empty_mask": "draw the mask again, or remove it to train on the box alone",
     "mask_outside": "clip the polygons to the image, or remove them to train on the box alone",
     "no_mask": 'add the "segmentation", or remove the flag',
     "missing_image": "copy the image to that place, or correct file_name or the image folder",
     "unreadable_image": "replace the file by one that opens, or remove the image and its annotations",
+    "deep_image": "convert the image to 8 bits a channel",
+    "bad_label_map": "write a grey PNG of 8 bits and of the image's size with one class a pixel, from 0 on",
+    "absent_class": "write the numbers of the classes, from 0 on, or set ignore_label to a number that is no class",
+    "ignore_label": "set both to the number that the label maps have where nothing counts",
+    "imperfect": "correct what the message names; no model can score more",
     "size_mismatch": "correct width and height (of the image after its EXIF rotation)",
     "class_overlap": "list each class either as base or as novel",
     "unknown_class": "use the names in the categories of the file",
@@ -42,6 +57,8 @@ class Problem:
         where: file, and image or annotation in it.
         what: the defect, with the offending value.
         image, annotation: ids in the file, None where the defect does not belong to one.
+        position: of the entry in the "annotations" of the file, or in its "images" where ``annotation`` is None; None
+            where that is not known.
     """
 
     kind: str
@@ -49,6 +66,7 @@ class Problem:
     what: str
     image: Any = None
     annotation: Any = None
+    position: int | None = None
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what} -> {REMEDIES[self.kind]}"
@@ -76,9 +94,11 @@ class Report:
         """Whether nothing was found."""
         return not self.problems
 
-    def add(self, kind: str, where: str, what: str, image: Any = None, annotation: Any = None) -> None:
+    def add(
+        self, kind: str, where: str, what: str, image: Any = None, annotation: Any = None, position: int | None = None
+    ) -> None:
         """Note a problem."""
-        self.problems.append(Problem(kind, where, what, image, annotation))
+        self.problems.append(Problem(kind, where, what, image, annotation, position))
 
     def count(self, names: Iterable[tuple[str, bool]]) -> None:
         """Count the objects of one image, given as (class name, is a crowd)."""

@@ -24,8 +24,8 @@ from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data.detection_utils import annotations_to_instances, transform_instance_annotations
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 
-from .defects import mask_defect
 from .pseudo_masks import add_pseudo_masks
+from .validity.annotation import mask_defect
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
 
-def head_classes(model: nn.Module) -> int | None:
+def head_classes(model: Any) -> int | None:
     """Classes that the model's head predicts, background not counted; None for models without such a head, or whose
     classes are no rows of it."""
     if hasattr(model, "head_classes"):

@@ -1,6 +1,5 @@
 """One fixture for each defect: the message names file, annotation and remedy."""
 
-import importlib.util
 import json
 import re
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 from few_shot_files import HEIGHT, WIDTH, coco_content, write_image, write_voc
 
+from dyn_d2.cli.check_data import main
 from dyn_d2.data.check import (
     check_coco_json,
     check_config,
@@ -47,8 +47,8 @@ DEFECTS: list[tuple[str, Spoil, str]] = [
     ("outside", lambda c: annotation(c, bbox=[3, 3, WIDTH, 5]), "annotation 1001.*leaves the image of 40 x 30"),
     ("outside", lambda c: annotation(c, bbox=[-4, 3, 9, 5]), "annotation 1001"),
     ("non_finite", lambda c: annotation(c, bbox=[3, float("nan"), 5, 5]), "annotation 1001.*nan"),
-    ("non_finite", lambda c: annotation(c, area=float("inf")), 'annotation 1001.*"area" is inf'),
-    ("non_finite", lambda c: annotation(c, segmentation=[[1, 1, 2, 2, float("nan"), 3]]), "annotation 1001"),
+    ("bad_area", lambda c: annotation(c, area=float("inf")), 'annotation 1001.*"area" is inf'),
+    ("bad_mask", lambda c: annotation(c, segmentation=[[1, 1, 2, 2, float("nan"), 3]]), "annotation 1001"),
     ("bad_box", lambda c: annotation(c, bbox=[1, 2, 3]), "annotation 1001"),
     ("bad_box", lambda c: annotation(c, bbox=["1", 2, 3, 4]), "annotation 1001"),
     ("bad_box", lambda c: c["annotations"][1].pop("bbox"), "annotation 1001"),
@@ -59,13 +59,13 @@ DEFECTS: list[tuple[str, Spoil, str]] = [
     ("duplicate_annotation", lambda c: annotation(c, id=1000), "annotation 1000"),
     ("bad_entry", lambda c: c["annotations"][1].pop("id"), 'annotation at position 1.*no "id"'),
     ("duplicate_image", lambda c: c["images"].append(dict(c["images"][0])), r"image 1 .*001\.jpg"),
-    ("duplicate_image", lambda c: c["images"].append({**c["images"][0], "id": 9}), r"image 9 .*001\.jpg"),
+    ("repeated_file", lambda c: c["images"].append({**c["images"][0], "id": 9}), r"image 9 .*001\.jpg"),
     ("bad_entry", lambda c: c["images"].append({"id": 9, "file_name": "a.jpg", "width": 0, "height": 3}), "image 9"),
     ("bad_entry", lambda c: c["images"].append({"id": 9}), "image 9.*file_name"),
     ("bad_entry", lambda c: c["images"].append("a.jpg"), '"images" has entries'),
     ("duplicate_category", lambda c: c["categories"].append({"id": 10, "name": "fish"}), "category 10"),
     ("duplicate_category", lambda c: c["categories"].append({"id": 50, "name": "cat"}), "category 50.*'cat'"),
-    ("bad_entry", lambda c: c["categories"].append({"id": "x", "name": "fish"}), "category 'x'"),
+    ("bad_category", lambda c: c["categories"].append({"id": "x", "name": "fish"}), "category 'x'"),
     ("bad_json", lambda c: c.pop("categories"), 'no list "categories"'),
 ]
 
@@ -151,7 +151,7 @@ def test_cleaning_leaves_what_has_no_problem(write_coco) -> None:
     problems = check_coco_json(path, folder).problems
     cleaned = clean_json(content, problems)
     assert [image["id"] for image in cleaned["images"]] == [1, 2]
-    assert [a["id"] for a in cleaned["annotations"]] == [1002]
+    assert [a["id"] for a in cleaned["annotations"]] == [1003, 1002]
     assert check_coco_json(write_coco(cleaned, "cleaned")[0], folder).ok
 
 
@@ -271,41 +271,32 @@ def test_registered_dicts_are_checked(tmp_path) -> None:
         check_dataset("my_dcits")
 
 
-@pytest.fixture(scope="module")
-def tool() -> Any:
-    path = Path(__file__).resolve().parents[2] / "tools" / "check_data.py"
-    spec = importlib.util.spec_from_file_location("check_data_tool", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_command_line(tool, write_coco, tmp_path, capsys) -> None:
+def test_command_line(write_coco, tmp_path, capsys) -> None:
     path, images = write_coco(good())
-    assert tool.main(["--json", path, "--images", images, "--base", "cat", "dog", "--novel", "bird"]) == 0
+    assert main(["--json", path, "--images", images, "--base", "cat", "dog", "--novel", "bird"]) == 0
     assert "no problems found" in capsys.readouterr().out
 
     content = good()
     annotation(content, bbox=[0, 0, 0, 0])
     path, images = write_coco(content, "spoilt")
     report, cleaned = tmp_path / "report.json", tmp_path / "cleaned.json"
-    assert tool.main(["--json", path, "--images", images, "--report", str(report), "--clean", str(cleaned)]) == 1
+    assert main(["--json", path, "--images", images, "--report", str(report), "--clean", str(cleaned)]) == 1
     assert "annotation 1001" in capsys.readouterr().out
     (problem,) = json.loads(report.read_text())[0]["problems"]
     assert (problem["kind"], problem["annotation"], problem["fix"]) == ("empty_box", 1001, REMEDIES["empty_box"])
-    assert tool.main(["--json", str(cleaned), "--images", images]) == 0
+    assert main(["--json", str(cleaned), "--images", images]) == 0
 
-    assert tool.main(["--dataset", "my_dcits"]) == 2
+    assert main(["--dataset", "my_dcits"]) == 2
     assert "not registered" in capsys.readouterr().err
 
 
-def test_command_line_with_a_config(tool, custom_cfg, tmp_path, capsys) -> None:
+def test_command_line_with_a_config(custom_cfg, tmp_path, capsys) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(custom_cfg(STAGE="finetune", SHOTS=2).dump())
     arguments = ["--config-file", str(config), "--no-read"]
-    assert tool.main(arguments) == 1
+    assert main(arguments) == 1
     assert "missing_image (7)" in capsys.readouterr().out
-    assert tool.main([*arguments, "FEW_SHOT.STAGE", "typo"]) == 2
+    assert main([*arguments, "FEW_SHOT.STAGE", "typo"]) == 2
     assert "FEW_SHOT.STAGE='typo'" in capsys.readouterr().err
 
 

@@ -154,7 +154,7 @@ def test_gated_classifier_passes_with_its_routes_and_wrong_class_count_is_named(
 def test_missing_label_maps_name_the_command_that_writes_them(base) -> None:
     cfg = build_cfg("", base[0])
     cfg.DATASETS.TRAIN = ("mapillary_vistas_train",)
-    with pytest.raises(PreflightError, match="label_maps/training does not exist .*prepare_semantic.py mapillary"):
+    with pytest.raises(PreflightError, match="label_maps/training does not exist .*prepare semantic mapillary"):
         check_files(cfg)
 
 
@@ -182,11 +182,12 @@ def test_cityscapes_is_not_scored_on_the_few_images_of_the_dry_run(squares) -> N
 
 
 def test_label_sets_that_a_head_cannot_learn_are_found(squares) -> None:
-    def problems(names, **more) -> list[str]:
-        cfg = build_cfg("", dsspn_opts(names, names[:1], **more))
+    def problems(names, test=squares[:1], **more) -> list[str]:
+        cfg = build_cfg("", dsspn_opts(names, test, **more))
         return _label_set_problems(cfg, build_model(cfg))
 
     assert problems(squares) == problems(squares[:1], DATALOADER__ONE_DATASET_PER_BATCH=False) == []
+    assert problems(squares[:1], test=squares[1:], DATALOADER__ONE_DATASET_PER_BATCH=False) == []
     (problem,) = problems(squares, DATALOADER__ONE_DATASET_PER_BATCH=False)
     assert "squares_digits, squares_places have different labels" in problem and "ONE_DATASET_PER_BATCH" in problem
     flat = {"MODEL__META_ARCHITECTURE": "SemanticSegmentor", "MODEL__SEM_SEG_HEAD__NAME": "SemSegFPNHead"}

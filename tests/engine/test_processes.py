@@ -98,12 +98,3 @@ def test_nan_in_one_of_two_processes_ends_both_and_names_its_images(tmp_path) ->
     (message,) = [line for line in text.splitlines() if line.startswith("nan_in_one_process.py: ")]
     assert "iteration 1:" in message and re.findall(r"\S+\.png", message) == [spoilt]
     assert "Traceback" not in text
-
-
-def test_all_gates_closed_in_one_of_two_processes(tmp_path) -> None:
-    log = tmp_path / "log.txt"
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    job = start(log, Path(__file__).with_name("gates_closed_in_one_process.py"), launcher=torchrun)
-    assert job.wait(TIMEOUT) == 0, log.read_text()[-3000:]
-    moved = re.findall(r"(\d+) of (\d+) parameters moved, all agree", log.read_text())
-    assert len(moved) == 8 and all(int(some) > int(total) / 2 for some, total in moved)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from dyn_d2.evaluation.results import read_results
+from dyn_d2.evaluation.results import main_metric, read_results
 
-from .tradeoff import executed_gflops, main_metric
+from .tradeoff import executed_gflops
 
 
 @dataclass(frozen=True)

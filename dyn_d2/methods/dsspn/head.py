@@ -1,4 +1,5 @@
-"""DSSPN: a semantic segmentation head that is a tree of semantic neurons (papers/001).
+"""DSSPN: a semantic segmentation head that is a tree of semantic neurons (Liang et al., Dynamic-structured Semantic
+Propagation Network, CVPR 2018).
 
 In training an image wakes the neurons that lead to its labels, forward and backward (sec. 3.3), and the images of a
 batch that wake the same neuron share one call of it (sec. 3.5). At test time pixels walk down the tree, and a neuron
@@ -193,14 +194,28 @@ class DSSPNHead(nn.Module):
         """
         if self._asked:
             return self.plan_of(self._asked)
-        first, *others = (self.plan_of(name) for name in self._sets[self.training])
-        if any(other is not first for other in others):
-            raise ValueError(
-                f"{', '.join(self._sets[self.training])} have different labels, and the inputs do not say of which "
-                "they are: set MODEL.META_ARCHITECTURE to HierarchicalSegmentor and DATALOADER.ONE_DATASET_PER_BATCH "
-                'True, or give each input its "dataset".'
-            )
-        return first
+        problem = self.label_set_problem(self._sets[self.training], False)
+        if problem:
+            raise ValueError(problem)
+        return self.plan_of(self._sets[self.training][0])
+
+    def label_set_problem(self, datasets: Sequence[str], one_per_batch: bool) -> str | None:
+        """What is wrong with images of all these data sets where nobody says which one a batch is of: their labels
+        differ. None where they do not.
+
+        Args:
+            one_per_batch: makes no difference here: the head does not see the inputs.
+
+        Raises:
+            KeyError: the head was not made for one of them.
+        """
+        if len({id(self.plan_of(name)) for name in datasets}) < 2:
+            return None
+        return (
+            f"{', '.join(datasets)} have different labels, and the inputs do not say of which they are: set "
+            "MODEL.META_ARCHITECTURE to HierarchicalSegmentor and DATALOADER.ONE_DATASET_PER_BATCH True, or give each "
+            'input its "dataset".'
+        )
 
     def plan_of(self, dataset: str) -> LabelPlan:
         """For a data set.

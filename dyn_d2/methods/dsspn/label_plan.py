@@ -1,6 +1,6 @@
 """What the labels of one data set ask of a concept tree: which neurons decide, between which children.
 
-DSSPN, papers/001, sec. 3.3 and 3.4. Shape shorthand: K - labels of the data set, V - neurons of the tree.
+Liang et al. 2018, sec. 3.3 and 3.4. Shape shorthand: K - labels of the data set, V - neurons of the tree.
 """
 
 from collections.abc import Sequence

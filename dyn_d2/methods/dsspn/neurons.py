@@ -1,4 +1,4 @@
-"""The layers of DSSPN: the transition from the backbone and the semantic neurons (papers/001, sec. 3.1 and 3.2).
+"""The layers of DSSPN: the transition from the backbone and the semantic neurons (Liang et al. 2018, sec. 3.1 and 3.2).
 
 All layers that belong to a concept are addressed by its name, so that concepts can be added and taken away without a
 change to the rest (:mod:`dyn_d2.methods.dsspn.surgery`).

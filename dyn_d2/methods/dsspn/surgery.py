@@ -1,4 +1,5 @@
-"""Checkpoint surgery for DSSPN: fit a checkpoint to another concept tree, by concept names (papers/001, sec. 3.4).
+"""Checkpoint surgery for DSSPN: fit a checkpoint to another concept tree, by concept names (Liang et al. 2018, sec.
+3.4).
 
 All parameters of the head are named after concepts, so what both trees have keeps its values bit by bit. A new child of
 a neuron gets a random classifier, a new neuron random layers, and a concept that is put between a neuron and its

@@ -52,7 +52,7 @@ class StageClassifier(nn.Module):
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class LayerCascadeHead(nn.Module):
-    """The classifiers and the decisions of Layer Cascade, for a ``CascadeBackbone`` of modeling/backbone/cascade.py.
+    """The classifiers and the decisions of Layer Cascade, for a ``LayerCascadeBackbone``.
 
     In evaluation nothing is computed for pixels that are settled, from the convolutions of later stages to their
     classifiers. What ran is written into the current trace, for each stage and image.
@@ -139,17 +139,17 @@ class LayerCascadeHead(nn.Module):
         """
         if self.training and targets is None:
             raise ValueError("Training a semantic segmentation head needs 'sem_seg' in every input.")
-        cascade = self.run_cascade(features)
+        cascade = self.run_stages(features)
         if self.training:
             counts = label_counts(targets, self.num_classes, self.ignore_value)
             return None, self.losses(cascade, counts)
         maps = cascade.merged()
         return F.interpolate(maps, scale_factor=STRIDE, mode="bilinear", align_corners=False), {}
 
-    def run_cascade(self, features: StageFeatures) -> "Cascade":
+    def run_stages(self, features: StageFeatures) -> "LayerCascadePass":
         """Stage after stage on the pixels that remain."""
         x: Features = features[STAGES[0]]
-        cascade = Cascade(_inside(x), (len(x), *x.shape[-2:]))
+        cascade = LayerCascadePass(_inside(x), (len(x), *x.shape[-2:]))
         for name, threshold in zip(STAGES, self.current_thresholds(), strict=True):
             if name != STAGES[0]:
                 x = features.resume(name, x)
@@ -166,7 +166,7 @@ class LayerCascadeHead(nn.Module):
             values = (1.0,) * len(values)
         return *values, None
 
-    def losses(self, cascade: "Cascade", counts: Tensor) -> dict[str, Tensor]:
+    def losses(self, cascade: "LayerCascadePass", counts: Tensor) -> dict[str, Tensor]:
         """For each stage the cross entropy of its pixels with the labels of the pixels of the image that they stand
         for, averaged over these: of ``counts``, (N * h * w, K). That of the last stage is "loss_sem_seg"."""
         found = {}
@@ -177,7 +177,7 @@ class LayerCascadeHead(nn.Module):
         found["loss_sem_seg"] = found.pop(f"loss_sem_seg_{STAGES[-1]}")
         return found
 
-    def _report(self, cascade: "Cascade") -> None:
+    def _report(self, cascade: "LayerCascadePass") -> None:
         trace = current_trace()
         if trace is not None:
             trace.context.state = cascade
@@ -186,7 +186,7 @@ class LayerCascadeHead(nn.Module):
                 get_event_storage().put_scalar(f"layer_cascade/{name}_share", share)
 
 
-class Cascade:
+class LayerCascadePass:
     """The state of one pass: what each stage said about which pixels.
 
     Attributes:

@@ -22,7 +22,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling.backbone import BACKBONE_REGISTRY
 
-from .backbone import CascadeBackbone
+from .backbone import LayerCascadeBackbone
 from .pixels import Features, Pixels, ScaledConv2d, cat, conv, max_pool, surround
 from .resnet import check_norm
 
@@ -116,7 +116,7 @@ class Mixed5b(_Branches):
         return torch.cat([*self.run_branches(x), conv(self.branch3[0], pooled, relu=True)], 1)
 
 
-class InceptionResNet(CascadeBackbone):
+class InceptionResNet(LayerCascadeBackbone):
     """See the module. Names of modules are those of the network's usual PyTorch version."""
 
     def __init__(self, blocks: Sequence[int], norm: str) -> None:

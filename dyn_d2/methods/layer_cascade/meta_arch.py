@@ -1,6 +1,6 @@
 """SemanticSegmentor for Layer Cascade, with the record of what ran."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -9,6 +9,9 @@ from dyn_d2.gating import recording
 from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor
 
 from .backbone import STRIDE
+
+if TYPE_CHECKING:
+    from dyn_d2.evaluation.label_figures import LabelMap
 
 
 @META_ARCH_REGISTRY.register()
@@ -41,3 +44,9 @@ class LayerCascadeSegmentor(SemanticSegmentor):
     def force_open(self) -> None:
         """From now on all pixels pass all stages."""
         self.sem_seg_head.thresholds = (1.0,) * len(self.sem_seg_head.thresholds)
+
+    def label_maps(self, inputs: dict[str, Any], output: dict[str, Any], classes: "LabelMap") -> "list[LabelMap]":
+        """``classes``, and which stage settled each pixel; see ``modeling/answers.py``."""
+        from .figures import stage_map  # here, as matplotlib takes its time and only pictures need it
+
+        return [classes, stage_map(inputs, output)]

@@ -16,7 +16,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
 
-from .backbone import CascadeBackbone
+from .backbone import LayerCascadeBackbone
 from .pixels import Features, conv
 
 NORMS = ("BN", "FrozenBN", "")
@@ -50,7 +50,7 @@ class RegionStem(BasicStem):
         return F.max_pool2d(conv(self.conv1, x, relu=True), kernel_size=3, stride=2, padding=1)
 
 
-class CascadeResNet(CascadeBackbone):
+class LayerCascadeResNet(LayerCascadeBackbone):
     """See the module."""
 
     def __init__(self, stem: BasicStem, stages: dict[str, list[nn.Module]], freeze_at: int = 0) -> None:
@@ -107,7 +107,7 @@ def check_norm(key: str, norm: str) -> None:
 
 
 @BACKBONE_REGISTRY.register()
-def build_cascade_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> CascadeResNet:
+def build_cascade_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> LayerCascadeResNet:
     """A dilated ResNet-18, 34, 50, 101 or 152 from MODEL.RESNETS.{DEPTH, NORM, STRIDE_IN_1X1,
     STEM_OUT_CHANNELS, WIDTH_PER_GROUP} and MODEL.BACKBONE.FREEZE_AT.
 
@@ -133,4 +133,4 @@ def build_cascade_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Casca
             channels = blocks[-1].out_channels
         stages[_NAMES[number]], before = blocks, _DILATIONS[number]
     stem = RegionStem(input_shape.channels, res.STEM_OUT_CHANNELS, norm=res.NORM)
-    return CascadeResNet(stem, stages, cfg.MODEL.BACKBONE.FREEZE_AT)
+    return LayerCascadeResNet(stem, stages, cfg.MODEL.BACKBONE.FREEZE_AT)

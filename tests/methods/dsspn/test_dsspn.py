@@ -337,6 +337,17 @@ def test_feature_maps_of_a_pyramid_are_added():
         assert head(features)[0].shape[1] == 9
 
 
+def test_a_head_says_which_data_sets_do_not_go_together():
+    shapes = {"p2": ShapeSpec(channels=3, stride=4)}
+    labels = LABELS | {"again": LABELS["fine"]}
+    head = DSSPNHead(shapes, tree=TREE, labels=labels, train_sets=["fine"], test_sets=["coarse", "fine"])
+    assert head.label_set_problem(["fine", "again"], False) is None
+    assert head.label_set_problem(["fine", "coarse"], True).startswith("fine, coarse have different labels")
+    assert head.plan is head.plan_of("fine")
+    with pytest.raises(ValueError, match="coarse, fine have different labels.*HierarchicalSegmentor"):
+        _ = head.eval().plan
+
+
 def test_upsampling_puts_positions_on_every_stride_th_pixel():
     scores = torch.rand(2, 3, 4, 5)
     grown = upsample(scores, 8)

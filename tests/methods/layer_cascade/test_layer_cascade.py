@@ -94,7 +94,7 @@ def test_settled_pixels_keep_what_their_stage_said(model):
         values = first.amax(1).flatten().sort().values
         rho = float(values[30] + values[31]) / 2
         head.thresholds = (rho, rho)
-        cascade = head.run_cascade(features)
+        cascade = head.run_stages(features)
     sure = first.amax(1) > rho
     assert 0 < sure.sum() < sure.numel()
     assert torch.equal(cascade.settled_by == 0, sure)
@@ -116,7 +116,7 @@ def test_cost_of_each_stage_follows_its_share(model):
     assert output["route"].executed <= output["route"].dense
 
 
-def test_plain_segmentor_runs_the_cascade_too():
+def test_plain_segmentor_runs_the_stages_too():
     model = _model(MODEL__META_ARCHITECTURE="SemanticSegmentor")
     (output,) = _at(model, 0.5, _batch(((64, 64),)))
     assert output.keys() == {"sem_seg"} and output["sem_seg"].shape == (CLASSES, 64, 64)

@@ -4,7 +4,7 @@ or class vectors alone."""
 import hashlib
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 
@@ -16,8 +16,8 @@ from .vectors import ClassVectors
 logger = logging.getLogger(__name__)
 
 
-class ReweightedByClass:
-    """Mixed into a meta-architecture (an nn.Module with ``pixel_mean`` and ``pixel_std``).
+class ReweightedByClass(nn.Module):
+    """Goes before a meta-architecture in the list of bases.
 
     In training the first input of a batch carries the episode's support set under "support": "image", (N, 4, S, S), the
     colours and the mask of one object of each class, and "boxes", (N, 4). In evaluation the vectors of ``use_vectors``
@@ -33,6 +33,8 @@ class ReweightedByClass:
     episodic = True
     head_classes: int | None = None
     reweighting: ReweightingNet | None
+    pixel_mean: Tensor
+    pixel_std: Tensor
     vectors: ClassVectors | None = None
 
     def init_reweighting(self, reweighting: ReweightingNet | None, channels: int) -> None:
@@ -49,7 +51,7 @@ class ReweightedByClass:
             raise ValueError(
                 f"the class vectors of {', '.join(vectors.classes[:10])} have width {vectors.width}, but this detector "
                 f"re-weights {self.reweighted_channels} channels: they were made for another one; make them anew with "
-                "tools/export_vectors.py."
+                "dyn-d2 vectors export."
             )
         self.vectors = vectors
 
@@ -87,7 +89,7 @@ class ReweightedByClass:
         """
         if self.vectors is None:
             raise ValueError(
-                "this detector has no class vectors yet: name a file of tools/export_vectors.py in "
+                "this detector has no class vectors yet: name a file of dyn-d2 vectors export in "
                 "MODEL.REWEIGHTING.VECTORS, or call use_vectors()."
             )
         return self.vectors.vectors.to(self.pixel_mean.device)
@@ -153,7 +155,7 @@ def build_reweighting(cfg: CfgNode, channels: int) -> ReweightingNet | None:
     return ReweightingNet(channels, keys.WIDTH, keys.NORM, keys.SUPPORT_FORM)
 
 
-def is_reweighted(model: nn.Module) -> bool:
+def is_reweighted(model: nn.Module) -> TypeGuard[ReweightedByClass]:
     """Whether the detector takes its classes from class vectors."""
     return isinstance(model, ReweightedByClass)
 
