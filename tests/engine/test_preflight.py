@@ -68,7 +68,7 @@ def test_fine_tuning_after_surgery_passes_and_without_fails(base, tmp_path) -> N
     assert source.classes == ["red", "green", "blue"]
     save(operate(source, ["red", "green", "blue", "yellow"], ["yellow"], classifier="cosine"), str(tmp_path / "i.pth"))
     check_trainer(loaded([*opts, *FINETUNE], tmp_path / "i.pth"))
-    with pytest.raises(PreflightError, match="3 classes.*NUM_CLASSES is 4.*tools/surgery.py") as caught:
+    with pytest.raises(PreflightError, match="3 classes.*NUM_CLASSES is 4.*dyn-d2 surgery") as caught:
         check_trainer(loaded([*opts, *FINETUNE], weights))
     assert "head of" in str(caught.value) and "2 problem(s)" in str(caught.value)
 
