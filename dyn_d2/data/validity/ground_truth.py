@@ -79,12 +79,19 @@ def without_detections(api: Any) -> Any:
     return found
 
 
-def nothing(image_id: int | str, category_id: int, task: str, height: int, width: int) -> dict[str, Any]:
-    """A detection that covers no pixel, and so nothing: what lvis, which fails at an empty list, evaluates instead."""
-    found = {"image_id": image_id, "category_id": category_id, "score": 0.0}
+def nothing_found(api: Any, task: str) -> list[dict[str, Any]]:
+    """One detection that covers no pixel, and so no object: what lvis, which fails at an empty list, evaluates for a
+    model that found nothing.
+
+    Args:
+        task: "bbox" or "segm".
+    """
+    image, category = api.dataset["images"][0], api.dataset["categories"][0]
+    found = {"image_id": image["id"], "category_id": category["id"], "score": 0.0}
     if task == "bbox":
-        return found | {"bbox": [0.0, 0.0, 0.0, 0.0]}
-    return found | {"segmentation": {"size": [height, width], "counts": rle.compress(np.array([height * width]))}}
+        return [found | {"bbox": [0.0, 0.0, 0.0, 0.0]}]
+    sides = [image["height"], image["width"]]
+    return [found | {"segmentation": {"size": sides, "counts": rle.compress(np.array([sides[0] * sides[1]]))}}]
 
 
 def lvis_eval_class() -> type:
