@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 
 import dyn_d2  # noqa: F401  chooses the engine and registers the data sets
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.data.check import Report, check_coco_json, check_config, check_dataset, clean_json
 from dyn_d2.data.validity.coco import read_json
-from dyn_d2.config.derive import build_cfg
 from dyn_d2.utils.atomic import write_json
 from dyn_d2.utils.errors import run_tool
 
