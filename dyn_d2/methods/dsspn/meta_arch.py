@@ -28,6 +28,7 @@ class HierarchicalSegmentor(DynamicModel, SemanticSegmentor):
         "route": the :class:`~dyn_d2.gating.Route`, which covers backbone and head.
     """
 
+    sem_seg_head: Any
     whole_trace = True  # nothing is computed that the trace does not count
 
     @classmethod
@@ -46,6 +47,7 @@ class HierarchicalSegmentor(DynamicModel, SemanticSegmentor):
         with head.labels_of(self._dataset(batched_inputs)):
             if self.training:
                 return super().forward(batched_inputs)
+            outputs: Any
             if find_policy(self.backbone):
                 outputs = super().forward(batched_inputs)
             else:

@@ -25,6 +25,7 @@ class LayerCascadeSegmentor(DynamicModel, SemanticSegmentor):
     Backbone and "LayerCascadeHead" also work in a plain SemanticSegmentor.
     """
 
+    sem_seg_head: Any
     whole_trace = True  # nothing is computed that the trace does not count
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
@@ -32,8 +33,9 @@ class LayerCascadeSegmentor(DynamicModel, SemanticSegmentor):
         trace, outputs = self._traced(batched_inputs)
         if self.training:
             return outputs
-        outputs, context = with_routes(outputs, trace), trace.context
-        for output, stages, (height, width) in zip(outputs, context.state.settled_by, context.image_sizes, strict=True):
+        outputs = with_routes(outputs, trace)
+        sizes = (inputs["image"].shape[-2:] for inputs in batched_inputs)
+        for output, stages, (height, width) in zip(outputs, trace.context.state.settled_by, sizes, strict=True):
             output["settled_by"] = stages[: -(-height // STRIDE), : -(-width // STRIDE)]
         return outputs
 
