@@ -3,7 +3,7 @@
 What stands in a ``bash`` block of a page is run in its order, all pages in one folder; the test appends options that
 shrink data and model. Indented commands are for readers: too long, or on data that few people have. Commands on data
 sets that nobody can expect here must end with the message that says where the data belong. ``make demo`` is covered by
-tests/tools/test_demo_few_shot.py, ``make test`` is what runs this.
+tests/methods/tfa/test_demo_few_shot.py, ``make test`` is what runs this.
 """
 
 import re
@@ -16,11 +16,13 @@ import pytest
 import yaml
 from PIL import Image
 from sklearn.datasets import load_sample_images
-from tool_runs import ROOT, environment, load_tool
+from tool_runs import ROOT, environment
+
+from dyn_d2.methods.tfa.cli import QUICK_OPTS
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-QUICK = load_tool("demo_few_shot").QUICK_OPTS
+QUICK = QUICK_OPTS
 SMALL_DATA = ["--num-train", "48", "--num-val", "6", "--quiet"]
 # The table of 45 models shrinks to one that the command before it has trained.
 ONE_CELL = {"ft_full,tfa_fc,tfa_cos": "tfa_cos", "1,5,10": "5", "0-4": "0", "--jobs 2": "--jobs 1"}
@@ -36,7 +38,8 @@ LEFT_BEHIND = {  # files that the commands of a page write, and more than how ma
     "idk_cascade": {"output/cascade/cascade.md": 100},
 }
 # A file of this repository as text names it; "*" stands for any characters.
-NAMED_FILE = re.compile(r"(?<![\w./-])(?:configs|datasets|docs|dyn_d2|tests|tools)/[\w./*-]*\.(?:yaml|py|md|sh)\b")
+FOLDERS = ("benchmarks", "configs", "datasets", "docs", "dyn_d2", "tools")
+NAMED_FILE = re.compile(rf"(?<![\w./-])(?:{'|'.join(FOLDERS)}|tests)/[\w./*-]*\.(?:yaml|py|md|sh)\b")
 PLACEHOLDERS = re.compile("METHOD|DATASET|NAME")  # of CONTRIBUTING.md: what somebody will add
 
 
@@ -67,28 +70,30 @@ def _own_data(folder: Path) -> None:
 
 def _argv(command: str) -> list[str]:
     """The command as a process of this Python, with what makes it small."""
-    if "few_shot_benchmark" in command:
+    if "benchmark few-shot" in command:
         for long, short in ONE_CELL.items():
             assert long in command or "FSRW" in command, f"the table command has changed: {command}"
             command = command.replace(long, short)
     words = shlex.split(command)
+    if words[0] == "dyn-d2":
+        words = ["python", "-m", "dyn_d2", *words[1:]]
     if words[0] == "torchrun":
         words = ["python", "-m", "torch.distributed.run", "--master-port", "29641", *words[1:]]
-    assert words[0] == "python", f"neither python nor torchrun: {command}"
+    assert words[0] == "python", f"neither dyn-d2, python nor torchrun: {command}"
     words[0] = sys.executable
-    if "prepare_digit_scenes" in command:
+    if "prepare digit-scenes" in command:
         words += SMALL_DATA
-    elif "tools/benchmark.py" in command:
+    elif "benchmarks/engine.py" in command:
         words += ["--engine", "embedded", "--iterations", "1", "--rounds", "1", "--batch", "1", *QUICK]
     elif any(name in command for name in NEEDS_DATA):
         words += ["MODEL.DEVICE", "cpu"]
-    elif "benchmark_dynamic" in command:
+    elif "benchmarks/dynamic.py" in command:
         words += ["--size", "32", "--rounds", "1", "--warm-up", "1"]
     elif "tradeoff" in command:
         words += ["--timed", "2", "--opts", *SMALL_CLASSIFIER]
     elif "SkipNet/digits.yaml" in command:
         words += SMALL_CLASSIFIER
-    elif "--config-file" in words and "check_data" not in command:
+    elif "--config-file" in words and "check-data" not in command:
         at = words.index("OUTPUT_DIR") if "OUTPUT_DIR" in words else len(words)
         words = [*words[:at], *QUICK, *(SMALL_FSRW if "FSRW" in command else []), *words[at:]]
     return words
@@ -96,14 +101,11 @@ def _argv(command: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A checkout's look from outside: configs, tools and data-set scripts, small data, somebody's own, and a photo."""
+    """A folder with small data, somebody's own, and a photo; configs are found by name."""
     folder = tmp_path_factory.mktemp("readme")
-    for name in ("configs", "tools"):
-        (folder / name).symlink_to(ROOT / name)
+    (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
     (folder / "datasets").mkdir()
-    for script in (ROOT / "datasets").glob("*.py"):
-        (folder / "datasets" / script.name).symlink_to(script)
-    run = _run("python datasets/prepare_digit_scenes.py", folder)
+    run = _run("dyn-d2 prepare digit-scenes", folder)
     assert run.returncode == 0, run.stderr
     _own_data(folder)
     Image.fromarray(load_sample_images().images[0][:200, :200]).save(folder / "photo.jpg")
@@ -123,7 +125,7 @@ def test_commands_run_in_their_order(page, folder):
         said = f"{command}\n{run.stdout[-1500:]}\n{run.stderr[-1500:]}"
         if any(name in command for name in NEEDS_DATA):
             assert run.returncode != 0 and "DETECTRON2_DATASETS" in run.stdout + run.stderr, said
-        elif "compare_results" in command:
+        elif "dyn-d2 compare" in command:
             # Two evaluations of one model: the weights' hash is equal, settings such as the iterations differ.
             assert run.returncode in (0, 1) and "weights_hash" not in run.stdout, said
         else:
@@ -171,7 +173,7 @@ def test_the_readme_is_short():
 
 
 def test_files_that_text_and_code_name_exist():
-    folders = [path for name in ("configs", "datasets", "docs", "dyn_d2", "tools") for path in (ROOT / name).rglob("*")]
+    folders = [path for name in FOLDERS for path in (ROOT / name).rglob("*")]
     texts = [path for path in folders if path.suffix in (".md", ".py", ".sh", ".yaml")]
     named = set()
     for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "Makefile", *texts]:

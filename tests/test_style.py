@@ -15,7 +15,7 @@ from dyn_d2.config import add_dyn_d2_config
 from detectron2.config import get_cfg
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = [p for folder in ("dyn_d2", "tools", "datasets") for p in (ROOT / folder).rglob("*.py")]
+SOURCES = [p for folder in ("benchmarks", "dyn_d2", "tools", "datasets") for p in (ROOT / folder).rglob("*.py")]
 
 
 def _keys(node, prefix: str = "") -> set[str]:

@@ -20,9 +20,9 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
 
 
-def load_tool(name: str) -> ModuleType:
-    """tools/NAME.py as a module."""
-    spec = importlib.util.spec_from_file_location(f"tool_{name}", ROOT / "tools" / f"{name}.py")
+def load_benchmark(name: str) -> ModuleType:
+    """benchmarks/NAME.py as a module."""
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -44,19 +44,21 @@ def run_tool(name: str, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def train_net_here(monkeypatch, *arguments: str) -> None:
-    """tools/train_net.py in this process, command line and all; a failure is a SystemExit with the message."""
-    from dyn_d2.engine.launch import parse_args, run
+    """``dyn-d2 train`` in this process, command line and all; a failure is a SystemExit with the message."""
+    from dyn_d2.cli.train import main
 
     monkeypatch.setattr(sys, "argv", ["train_net.py", *arguments])
-    run(load_tool("train_net").main, parse_args())
+    main()
 
 
 def demo_of_noise(folder: Path, *opts: str, config: str = "") -> dict[str, dict[str, float]]:
-    """tools/demo.py with the segmentor of FOLDER/model_final.pth on an image that is not square: percent of the pixels
+    """``dyn-d2 demo`` with the segmentor of FOLDER/model_final.pth on an image that is no square: percent of pixels
     by map and label."""
+    from dyn_d2.cli.demo import main
+
     Image.effect_noise((90, 60), 90).convert("RGB").save(folder / "noise.png")
     arguments = [str(folder / "noise.png"), "--weights", str(folder / "model_final.pth"), "--config-file", config]
-    assert load_tool("demo").main([*arguments, "--output", str(folder / "out"), "--opts", *opts]) == 0
+    assert main([*arguments, "--output", str(folder / "out"), "--opts", *opts]) == 0
     with Image.open(folder / "out" / "noise.png") as picture:
         assert min(picture.size) > 200
     (shares,) = json.loads((folder / "out" / "detections.json").read_text()).values()

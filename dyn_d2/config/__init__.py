@@ -8,6 +8,7 @@ from .keys.classification import add_classification_keys, add_classifier_keys
 from .keys.few_shot import add_detector_keys, add_few_shot_keys
 from .keys.masks import add_partial_mask_keys, add_retina_mask_keys
 from .keys.segmentation import add_segmentation_keys
+from .keys.timm import add_timm_keys
 from .keys.training import add_run_keys, add_solver_keys
 
 
@@ -22,5 +23,6 @@ def add_dyn_d2_config(cfg: CN) -> None:
     add_partial_mask_keys(cfg)
     add_retina_mask_keys(cfg)
     add_segmentation_keys(cfg)
+    add_timm_keys(cfg)
     for method in methods():
         method.add_keys(cfg)

@@ -1,7 +1,6 @@
 """Reading a config: defaults, a yaml file, and KEY VALUE pairs on top."""
 
 import difflib
-import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -10,22 +9,21 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from . import add_dyn_d2_config
+from .names import merge_config
 
 
 def read_cfg(config_file: str = "", opts: Iterable[str] = ()) -> CfgNode:
-    """Defaults, then the yaml file, then ``KEY VALUE ...`` pairs.
+    """Defaults, then the yaml file or the config of dyn_d2 that is named, then ``KEY VALUE ...`` pairs.
 
     Raises:
         KeyError: unknown key, with the nearest known one.
-        FileNotFoundError: no such yaml file.
+        FileNotFoundError: no such yaml file, and no config of that name.
     """
     cfg = get_cfg()
     add_dyn_d2_config(cfg)
     if config_file:
-        if not os.path.isfile(config_file):
-            raise FileNotFoundError(f"--config-file {config_file} does not exist.")
         try:
-            _merge(cfg, lambda: cfg.merge_from_file(config_file, allow_unsafe=False))
+            _merge(cfg, lambda: merge_config(cfg, config_file))
         except yaml.YAMLError as error:
             raise ValueError(f"--config-file {config_file} is no valid yaml: {error}") from error
     _merge(cfg, lambda: cfg.merge_from_list(list(opts)))

@@ -5,12 +5,12 @@
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dyn_d2.data.few_shot.sources import read_voc_record, require_source, voc_image_ids
+from dyn_d2.data.few_shot.sources import read_voc_record, require_source
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -20,10 +20,13 @@ from detectron2.data.detection_utils import read_image
 from .check_report import Problem, Report, summary
 from .classification import check_classification, has_labels
 from .clean import clean_json
-from .validity.annotation import box_defect, flagged_mask_defect
+from .validity.annotation import box_defect
 from .validity.coco import CocoContent, annotations_by_image, examine, read_json
 from .validity.ground_truth import missing_lvis_fields
-from .validity.values import is_integer, shown
+from .validity.images import DeepImageError, opening_error, require_readable
+from .validity.records import examine_records
+from .validity.values import flag, identity, is_integer, shown
+from .validity.voc import image_ids, image_list
 
 __all__ = [
     "Problem",
@@ -101,7 +104,7 @@ def check_voc(dirname: str, split: str, classes: Sequence[str], *, read_images: 
     def thin(box: Sequence[float]) -> bool:
         return box[2] - box[0] <= 1 or box[3] - box[1] <= 1
 
-    ids = voc_image_ids(dirname, split)
+    ids = image_ids(image_list(dirname, split), repeated=True)
     report.images = len(ids)
     for image_id, times in Counter(ids).items():
         where = str(Path(dirname) / "Annotations" / f"{image_id}.xml")
@@ -120,7 +123,7 @@ def check_voc(dirname: str, split: str, classes: Sequence[str], *, read_images: 
             elif thin(annotation["bbox"]):
                 # xmin = xmax is one pixel in VOC's way of counting: it can be trained on, but nobody meant it.
                 report.notes.append(f"{where}, object {position}: the box {annotation['bbox']} is one pixel thin")
-        report.count((classes[annotation["category_id"]], False) for annotation in record["annotations"])
+        report.count((classes[a["category_id"]], False) for a in record["annotations"])
     report.problems += check_image_files(files, read_images)
     return report.finish(classes)
 
@@ -143,29 +146,12 @@ def check_records(dicts: Sequence[dict[str, Any]], metadata: Metadata, read_imag
     classes = metadata.get("thing_classes") or []
     base, novel = metadata.get("base_classes") or (), metadata.get("novel_classes") or ()
     _check_roles(report, metadata.name, base, novel, [*base, *novel])
-    for position, record in enumerate(dicts):
-        where = f"{metadata.name}, {record.get('file_name', f'record {position}')}"
-        image_id = record.get("image_id")
-        if "file_name" not in record or image_id is None:
-            report.add("bad_entry", where, "the record has no file_name or no image_id", image_id)
-        objects = []
-        for number, annotation in enumerate(record.get("annotations", [])):
-            identity = annotation.get("id", number)
-            place = f"{where}, annotation {identity!r}"
-            category = annotation.get("category_id")
-            if not is_integer(category) or not 0 <= category < len(classes):
-                what = f"category_id {category!r} is not in 0 .. {len(classes) - 1}"
-                what += " (do the ids start at 1?)" if category == len(classes) else ""
-                report.add("category_range", place, what, image_id, identity)
-            else:
-                objects.append((classes[category], bool(annotation.get("iscrowd", 0))))
-            size = record.get("width"), record.get("height")
-            found = box_defect(annotation.get("bbox"), annotation.get("bbox_mode"), *size)
-            for kind, what in filter(None, (found, flagged_mask_defect(annotation, *size))):
-                report.add(kind, place, what, image_id, identity)
-        report.count(objects)
+    report.problems += examine_records(dicts, len(classes), metadata.name)
+    dicts = [record for record in dicts if isinstance(record, dict)]
+    for record in dicts:
+        report.count(_objects(record, classes))
     # A K-shot set has several records of one image.
-    ids = Counter(record.get("image_id") for record in dicts)
+    ids = Counter(identity(record.get("image_id")) for record in dicts)
     if metadata.get("few_shot") is None:
         for image_id in [i for i, times in ids.items() if times > 1 and i is not None]:
             report.add("duplicate_image", f"{metadata.name}, image {image_id!r}", "its id occurs twice", image_id)
@@ -173,10 +159,19 @@ def check_records(dicts: Sequence[dict[str, Any]], metadata: Metadata, read_imag
         files = {
             r["file_name"]: (r["file_name"], r.get("image_id"), r.get("width"), r.get("height"))
             for r in dicts
-            if "file_name" in r
+            if isinstance(r.get("file_name"), str)
         }
         report.problems += check_image_files(list(files.values()), read_images=True)
     return report.finish(classes)
+
+
+def _objects(record: dict[str, Any], classes: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    """Class and crowd flag of the annotations that have both."""
+    annotations = record.get("annotations", ())
+    for annotation in annotations if isinstance(annotations, list | tuple) else ():
+        category = annotation.get("category_id") if isinstance(annotation, dict) else None
+        if is_integer(category) and 0 <= category < len(classes):
+            yield classes[category], bool(flag(annotation.get("iscrowd")))
 
 
 def check_image_files(files: Sequence[ImageFile], read_images: bool) -> list[Problem]:
@@ -189,9 +184,12 @@ def check_image_files(files: Sequence[ImageFile], read_images: bool) -> list[Pro
         if not read_images:
             return None
         try:
+            require_readable(path)
             shape = read_image(path, format="BGR").shape
+        except DeepImageError as error:
+            return Problem("deep_image", path, str(error).removeprefix(f"{path} "), image_id)
         except Exception as error:  # decoders raise whatever they like; none of it is usable
-            return Problem("unreadable_image", path, f"cannot be opened ({error})", image_id)
+            return Problem("unreadable_image", path, f"cannot be opened ({opening_error(path, error)})", image_id)
         if (width, height) not in ((shape[1], shape[0]), (None, None)):
             what = f"is {shape[1]} x {shape[0]}, but the annotations say {width} x {height}"
             return Problem("size_mismatch", path, what, image_id)

@@ -31,6 +31,7 @@ REMEDIES = {
     "outside": "move the box into the image: boxes are in pixels, and width and height must be those of the image",
     "bad_mask": "give polygons of at least 3 points, or a run-length encoding of the image's size",
     "bad_area": 'give the number of pixels, or remove the "area"',
+    "empty_mask": "draw the mask again, or remove it to train on the box alone",
     "mask_outside": "clip the polygons to the image, or remove them to train on the box alone",
     "no_mask": 'add the "segmentation", or remove the flag',
     "missing_image": "copy the image to that place, or correct file_name or the image folder",

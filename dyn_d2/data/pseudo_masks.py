@@ -1,7 +1,7 @@
 """Masks that a program makes for objects which have boxes only: what two baselines of thesis Table 8.2 train on.
 
 ``INPUT.PARTIAL_MASKS.PSEUDO`` is "grabcut" (GrabCut Mask R-CNN: the object is cut out of its box by its colours; Rother
-et al., GrabCut, SIGGRAPH 2004) or the path of a json of predicted masks (Progressive Mask R-CNN: tools/pseudo_masks.py
+et al., GrabCut, SIGGRAPH 2004) or the path of a json of predicted masks (Progressive Mask R-CNN: dyn-d2 pseudo-masks
 lets a model that was trained on the masks there are predict the others). Its annotation gets "pseudo_mask": True.
 
 GrabCut runs once: its masks are kept in a folder, each under its image file, box and settings.
@@ -104,7 +104,7 @@ def add_pseudo_masks(cfg, records: Sequence[Record]) -> Sequence[Record]:
     if lacking and not made and source != GRABCUT:
         raise ValueError(
             f"INPUT.PARTIAL_MASKS.PSEUDO {source} has no mask for any of the {lacking:,} objects of "
-            f"{', '.join(cfg.DATASETS.TRAIN)} that need one: make it with tools/pseudo_masks.py for these data."
+            f"{', '.join(cfg.DATASETS.TRAIN)} that need one: make it with dyn-d2 pseudo-masks for these data."
         )
     return result
 
@@ -140,7 +140,7 @@ def encode(mask: np.ndarray) -> Rle:
 
 
 def read_masks(path: str) -> dict[ObjectKey, Rle]:
-    """Masks of a json that tools/pseudo_masks.py has written.
+    """Masks of a json that dyn-d2 pseudo-masks has written.
 
     Raises:
         FileNotFoundError, ValueError: it is not there, or no such file.
@@ -148,7 +148,7 @@ def read_masks(path: str) -> dict[ObjectKey, Rle]:
     if not os.path.isfile(path):
         raise FileNotFoundError(
             f"INPUT.PARTIAL_MASKS.PSEUDO is {path!r}: there is no such file. It has to be {NONE!r}, {GRABCUT!r}, or "
-            "a json that tools/pseudo_masks.py has written."
+            "a json that dyn-d2 pseudo-masks has written."
         )
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -159,7 +159,7 @@ def read_masks(path: str) -> dict[ObjectKey, Rle]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"INPUT.PARTIAL_MASKS.PSEUDO {path} is no json of masks ({type(error).__name__}: {error}): write it anew "
-            "with tools/pseudo_masks.py."
+            "with dyn-d2 pseudo-masks."
         ) from error
 
 
@@ -295,7 +295,7 @@ def _read(record: Record) -> np.ndarray:
     if size != (image.shape[1], image.shape[0]):
         raise ValueError(
             f"{record['file_name']} is {image.shape[1]} x {image.shape[0]}, but the annotations say {size[0]} x "
-            f"{size[1]}: correct the data set (tools/check_data.py lists all such images)."
+            f"{size[1]}: correct the data set (dyn-d2 check-data lists all such images)."
         )
     return image
 

@@ -158,7 +158,7 @@ def check_readable(batch: list[dict | Unreadable]) -> list[dict]:
         raise UserError(
             f"{len(broken)} of the {len(batch)} images of this batch cannot be used: "
             + "; ".join(f"{item.file} ({item.reason})" for item in broken)
-            + ". tools/check_data.py finds all such images, and its --clean leaves them out of a json."
+            + ". dyn-d2 check-data finds all such images, and its --clean leaves them out of a json."
         )
     return batch
 

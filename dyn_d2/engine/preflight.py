@@ -21,6 +21,7 @@ from dyn_d2.method import methods
 from dyn_d2.modeling.answers import any_score, head_classes, label_set_problems
 from dyn_d2.modeling.freeze import has_frozen_parts
 from dyn_d2.utils.errors import UserError
+from dyn_d2.utils.extras import how_to_install, is_missing
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -55,6 +56,7 @@ def check_files(cfg) -> None:
     problems = []
     for name in dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]):
         problems += _missing_files(name)
+    problems += _missing_packages(cfg)
     weights = cfg.MODEL.WEIGHTS
     if weights and "://" not in weights and not PathManager.isfile(weights.partition("?")[0]):
         problems.append(f"MODEL.WEIGHTS {weights} does not exist{_how_to_make(cfg)}.")
@@ -80,6 +82,18 @@ def _missing_files(name: str) -> Iterator[str]:
     for source in metadata.get("sources", []):  # a few-shot set is cut from these
         if source != name:
             yield from _missing_files(source)
+
+
+def _missing_packages(cfg) -> list[str]:
+    """What Detectron2 would find out when it reads Cityscapes, or when training is over and it scores."""
+
+    def types(names) -> set[str]:
+        return {MetadataCatalog.get(name).get("evaluator_type", "") for name in names}
+
+    wanted = types(cfg.DATASETS.TEST) & set(WHOLE_SPLIT) | types(cfg.DATASETS.TRAIN) & {"cityscapes_instance"}
+    if wanted and is_missing("cityscapesscripts"):
+        return [f"{how_to_install('cityscapesscripts')}."]
+    return []
 
 
 def _how_to_make(cfg) -> str:

@@ -44,7 +44,7 @@ def plan(config_file: str, opts: Iterable[str]) -> list[Stage]:
     cfg = read_cfg(config_file, opts)
     names = policy_class(cfg).STAGES
     if len(names) < 2:
-        raise StageError(f"MODEL.POLICY.NAME {cfg.MODEL.POLICY.NAME} is trained in one stage: use tools/train_net.py.")
+        raise StageError(f"MODEL.POLICY.NAME {cfg.MODEL.POLICY.NAME} is trained in one stage: use dyn-d2 train.")
     for name in names:
         cfg = build_cfg(config_file, [*opts, PolicyStage.KEY, name])
         stages.append(PolicyStage(name, Path(cfg.OUTPUT_DIR) / name, cfg, stages[-1:]))
@@ -80,8 +80,8 @@ def warn_of_other_stage(cfg: CfgNode, report: LoadReport) -> None:
     trained, stage = report.metadata.get("policy") or {}, cfg.MODEL.POLICY.STAGE or policy_class(cfg).STAGES[0]
     if trained and trained["name"] == cfg.MODEL.POLICY.NAME and trained["stage"] != stage:
         logger.warning(
-            f"{report.source} was trained in stage {trained['stage']} of {trained['name']}, but is evaluated as one of stage "
-            f"{stage}: add MODEL.POLICY.STAGE {trained['stage']}."
+            f"{report.source} was trained in stage {trained['stage']} of {trained['name']}, but is evaluated as one of "
+            f"stage {stage}: add MODEL.POLICY.STAGE {trained['stage']}."
         )
 
 
@@ -97,7 +97,7 @@ def enter_stage(cfg: CfgNode, model: nn.Module, report: LoadReport) -> None:
     policy, before, own = find_policy(getattr(model, "backbone", None)), previous_stage(cfg), cfg.MODEL.POLICY
     if policy is None or not before:
         return
-    remedy = f"set MODEL.WEIGHTS to the model_final.pth of stage {before}, or let tools/staged_train.py run both"
+    remedy = f"set MODEL.WEIGHTS to the model_final.pth of stage {before}, or let dyn-d2 stages run both"
     if report.source == "nothing":
         raise CheckpointError(
             f"MODEL.POLICY.STAGE {own.STAGE} of {own.NAME} starts from the result of stage {before}, but MODEL.WEIGHTS "
@@ -106,8 +106,8 @@ def enter_stage(cfg: CfgNode, model: nn.Module, report: LoadReport) -> None:
     trained = report.metadata.get("policy") or {}
     if trained and (trained["name"] != own.NAME or trained["stage"] not in (before, own.STAGE)):
         raise CheckpointError(
-            f"{report.source} is of {trained['name']}, stage {trained['stage'] or '(the only one)'}, but MODEL.POLICY.STAGE "
-            f"{own.STAGE} of {own.NAME} starts from its stage {before}: {remedy}."
+            f"{report.source} is of {trained['name']}, stage {trained['stage'] or '(the only one)'}, but "
+            f"MODEL.POLICY.STAGE {own.STAGE} of {own.NAME} starts from its stage {before}: {remedy}."
         )
     gates = {id(parameter) for parameter in policy.parameters()}
     tensors = model.state_dict(keep_vars=True)

@@ -276,7 +276,7 @@ def test_registered_label_maps(registered: str) -> None:
 def test_missing_data_name_the_command(tmp_path: Path, registered: str) -> None:
     register_digit_scenes(tmp_path / "nowhere", registered)
     for name in ("train", "val", "train_sem", "val_sem"):
-        with pytest.raises(FileNotFoundError, match="prepare_digit_scenes.py"):
+        with pytest.raises(FileNotFoundError, match="prepare digit-scenes"):
             DatasetCatalog.get(f"{registered}_{name}")
 
 

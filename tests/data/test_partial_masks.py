@@ -140,7 +140,7 @@ def test_voc_and_non_voc_divide_coco() -> None:
         ({"segmentation": [[10, 10, 20, 10, 20, -30]]}, "outside"),
         ({"segmentation": [[10, 10, 20, 10]]}, "polygon"),
         ({"segmentation": [[10, 10, 20, 10, 20, float("nan")]]}, "no finite numbers"),
-        ({"segmentation": [[10, 10, 20, 10, 20, "30"]]}, "no finite numbers"),
+        ({"segmentation": [[10, 10, 20, 10, 20, "30"]]}, "corners that are no numbers"),
     ],
 )
 def test_wrong_masks_are_named(wrong, what) -> None:

@@ -46,12 +46,6 @@ def test_methods_of_one_stage(opts) -> None:
         assert (again[1].fingerprint() == shots.fingerprint()) is same
 
 
-def test_without_a_checkout_the_stages_say_so(opts, monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(stages, "TRAIN_NET", tmp_path / "tools" / "train_net.py")
-    with pytest.raises(StageError, match="checkout of dyn_d2"):
-        train_few_shot("", opts)
-
-
 def test_chain_is_run_once_and_stages_keep_what_is_frozen(opts, monkeypatch) -> None:
     commands = []
 

@@ -154,7 +154,7 @@ def test_gated_classifier_passes_with_its_routes_and_wrong_class_count_is_named(
 def test_missing_label_maps_name_the_command_that_writes_them(base) -> None:
     cfg = build_cfg("", base[0])
     cfg.DATASETS.TRAIN = ("mapillary_vistas_train",)
-    with pytest.raises(PreflightError, match="label_maps/training does not exist .*prepare_semantic.py mapillary"):
+    with pytest.raises(PreflightError, match="label_maps/training does not exist .*prepare semantic mapillary"):
         check_files(cfg)
 
 

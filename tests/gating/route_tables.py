@@ -1,6 +1,7 @@
 """Routes that tests make up, and a gated classifier of three blocks whose cost is known by hand."""
 
 import numpy as np
+import torch
 from gated_nets import gated_cfg
 
 from dyn_d2.gating.reports.routes import RouteTable
@@ -56,3 +57,9 @@ def route_table(
         labels=own if labels else unknown,
         predictions=np.where(np.arange(images) % 5 == 0, 0, own) if labels else unknown,
     )
+
+
+def black_images(labels=(0, 1, 1)):
+    """Batched inputs."""
+    image = torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)
+    return [{"image": image, "label": label, "image_id": i} for i, label in enumerate(labels)]

@@ -48,7 +48,7 @@ def add_few_shot_keys(cfg: CN) -> None:
     cfg.FEW_SHOT.INIT = "random"
     # False: one training record for each sampled object (the paper's data); True: one for each image.
     cfg.FEW_SHOT.GROUP_BY_IMAGE = False
-    # Folder of K-shot lists, sampled by datasets/prepare_*_few_shot.py or published ones; "" draws them by the seed.
+    # Folder of K-shot lists, sampled by `dyn-d2 prepare few-shot` or published ones; "" draws them by the seed.
     cfg.FEW_SHOT.SHOTS_DIR = ""
     # Registered data sets to use in place of the benchmark's, e.g. ["coco_2017_train"]; [] keeps the benchmark's.
     cfg.FEW_SHOT.TRAIN_SETS = []

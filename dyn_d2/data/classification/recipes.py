@@ -75,8 +75,9 @@ def _apply_recipe(cfg: CfgNode, name: str, set_key: Callable[[str, Any, str], No
     mean, std, keys = RECIPES[recipe]
     order = 1 if cfg.INPUT.FORMAT == "RGB" else -1
     why = f"recipe {recipe}"
-    set_key("MODEL.PIXEL_MEAN", mean[::order], why)
-    set_key("MODEL.PIXEL_STD", std[::order], why)
+    if not cfg.MODEL.TIMM.NAME:  # such a model has its own
+        set_key("MODEL.PIXEL_MEAN", mean[::order], why)
+        set_key("MODEL.PIXEL_STD", std[::order], why)
     for key, value in {**OFF, **keys}.items():
         set_key(f"INPUT.CLASSIFICATION.{key}", value, why)
 

@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dyn_d2.data.validity.annotation import annotation_area
+from dyn_d2.data.validity.coco import LVIS_LISTS, examine
+from dyn_d2.data.validity.consumers import EVALUATION, LOADER
 from dyn_d2.utils.atomic import write_json
 
 from detectron2.config import CfgNode
@@ -16,8 +19,6 @@ from .benchmarks import FewShotBenchmark
 from .published import find_published, read_published
 from .sampling import ObjectId, ShotSet, collect_candidates, has_area, is_single, sample_shots, shots_path
 from .sources import (
-    BROKEN_JSON,
-    broken_json,
     forget,
     json_categories,
     load_source,
@@ -192,7 +193,7 @@ def find_shots(task: FewShotTask, sources: dict[str, list[Record]]) -> ShotSet:
     else:
         raise FileNotFoundError(
             f"FEW_SHOT.SHOTS_DIR={task.shots_dir!r} has neither {path} nor a published list of {task.shots} shots, "
-            f"seed {task.seed}. datasets/prepare_*_few_shot.py writes such files; an empty SHOTS_DIR draws them anew."
+            f"seed {task.seed}. dyn-d2 prepare few-shot writes such files; an empty SHOTS_DIR draws them anew."
         )
     for name, ids in shots.objects.items():
         unknown = set(ids) - {candidate.id for candidate in candidates[name]}
@@ -281,37 +282,37 @@ def _ground_truth(task: FewShotTask, name: str, json_file: Path, ids: dict[str, 
     identity = f"{json_file.resolve()} {stat.st_mtime_ns} {stat.st_size} {sorted(ids.values())}"
     path = task.run_dir / f"{name}_{hashlib.sha256(identity.encode()).hexdigest()[:10]}.json"
     if not path.exists():
-        content = read_json(json_file)
-        try:
-            restricted = restrict_json(content, set(ids.values()))
-        except BROKEN_JSON as error:
-            raise broken_json(json_file, error) from error
-        write_json(path, restricted, indent=None)
+        lvis = task.benchmark.evaluator_type == "lvis"
+        write_json(path, restrict_json(read_json(json_file), set(ids.values()), str(json_file), lvis), indent=None)
     return path
 
 
-def restrict_json(content: dict[str, Any], category_ids: set[int]) -> dict[str, Any]:
+def restrict_json(
+    content: dict[str, Any], category_ids: set[int], title: str = "the json", lvis: bool = False
+) -> dict[str, Any]:
     """COCO or LVIS ground truth for some categories: their annotations, all images.
 
-    Annotations without the "area" and "iscrowd" that COCO's evaluation reads get those of their box.
-    """
+    Annotations without the "area" and "iscrowd" that COCO's evaluation reads get those of their mask or box. Without a
+    section "annotations" the result has none either.
 
-    def complete(annotation: dict[str, Any]) -> dict[str, Any]:
-        area = annotation["bbox"][2] * annotation["bbox"][3]
-        return {"area": area, "iscrowd": 0, **annotation}
+    Raises:
+        DataError: the content cannot be evaluated.
+    """
+    found = examine(content, title, lvis=lvis, masks=False).require((LOADER, EVALUATION))
 
     def image(value: dict[str, Any]) -> dict[str, Any]:
-        lists = {
-            key: [i for i in value[key] if i in category_ids]
-            for key in ("neg_category_ids", "not_exhaustive_category_ids")
-            if key in value
-        }
-        return {**value, **lists}
+        return {**value, **{key: [i for i in value[key] if i in category_ids] for key in LVIS_LISTS if key in value}}
 
-    return {
+    def complete(annotation: dict[str, Any]) -> dict[str, Any]:
+        of = found.images[annotation["image_id"]]
+        return {**annotation, "area": annotation_area(annotation, of["height"], of["width"])}
+
+    result = {
         "info": content.get("info", {}),
         "licenses": content.get("licenses", []),
-        "images": [image(value) for value in content["images"]],
-        "categories": [category for category in content["categories"] if category["id"] in category_ids],
-        "annotations": [complete(a) for a in content["annotations"] if a["category_id"] in category_ids],
+        "images": [image(value) for value in found.images.values()],
+        "categories": [found.categories[number] for number in found.names if number in category_ids],
     }
+    if found.annotated:
+        result["annotations"] = [complete(a) for a in found.annotations if a["category_id"] in category_ids]
+    return result

@@ -4,21 +4,29 @@ Every annotation gets an ``id`` that names it within its data set (the annotatio
 ``<image id>:<position>`` where there is none), and VOC objects keep their ``difficult`` flag.
 """
 
-import json
 import os
-import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from dyn_d2.data.validity.coco import (
+    CocoContent,
+    DataError,
+    annotations_by_image,
+    examine,
+    is_masked,
+    read_json,
+    uniform_segmentation,
+)
+from dyn_d2.data.validity.records import sound_records
+from dyn_d2.data.validity.voc import image_ids, image_list, read_xml
+
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets.coco import load_coco_json
-from detectron2.data.datasets.lvis import load_lvis_json
+from detectron2.data.catalog import Metadata
 from detectron2.structures import BoxMode
 
 ROOT_VARIABLE = "DETECTRON2_DATASETS"
-# What readers of annotations stumble with over a file that is json but not proper COCO.
-BROKEN_JSON = (KeyError, IndexError, TypeError, ValueError, AttributeError, AssertionError)
 
 
 def source_files(name: str) -> list[Path]:
@@ -61,47 +69,20 @@ def require_source(name: str) -> None:
         )
 
 
-def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """A json file whose top level is an object.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not json, or another top level.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            value = json.load(file)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a text file: {error}") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid json: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} does not hold a json object ({{...}}).")
-    return value
-
-
-def broken_json(path: str | os.PathLike, error: Exception) -> ValueError:
-    """The error to raise for an annotation file that could not be used because of ``error``."""
-    detail = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return ValueError(f"{path} cannot be used ({detail}). tools/check_data.py --json {path} lists everything wrong.")
-
-
 def json_categories(path: str | os.PathLike) -> tuple[dict[str, Any], ...]:
     """The categories of a COCO or LVIS json in the order of their ids.
 
     Raises:
-        ValueError: the file has no usable list of categories.
+        DataError: the file has no usable list of categories.
     """
     return _json_categories(str(path), os.stat(path).st_mtime_ns)
 
 
 @lru_cache(maxsize=16)  # the files are large and the categories few
 def _json_categories(path: str, mtime: int) -> tuple[dict[str, Any], ...]:
-    categories = read_json(path).get("categories")
-    try:
-        return tuple(sorted(categories, key=lambda category: (category["id"], category["name"])))
-    except (TypeError, KeyError) as error:
-        raise ValueError(f'{path}: "categories" has to be a list of objects with "id" and "name".') from error
+    content = {"images": [], "annotations": [], "categories": read_json(path).get("categories")}
+    found = examine(content, path).require()
+    return tuple({**found.categories[number], "id": number} for number in found.names)
 
 
 def source_classes(name: str) -> tuple[str, ...]:
@@ -131,18 +112,13 @@ def load_source(name: str) -> list[dict[str, Any]]:
     require_source(name)
     meta = MetadataCatalog.get(name)
     if meta.get("json_file"):
-        lvis = meta.get("evaluator_type") == "lvis"
-        load, keys = (load_lvis_json, ["id"]) if lvis else (load_coco_json, ["id", "has_mask"])
-        try:
-            return load(meta.json_file, meta.image_root, name, extra_annotation_keys=keys)
-        except BROKEN_JSON as error:
-            raise broken_json(meta.json_file, error) from error
+        return _load_json(meta, name)
     if meta.get("dirname"):
         return [
             read_voc_record(meta.dirname, image_id, tuple(meta.thing_classes))
             for image_id in voc_image_ids(meta.dirname, meta.split)
         ]
-    records = [dict(record) for record in DatasetCatalog.get(name)]
+    records = sound_records(DatasetCatalog.get(name), len(meta.get("thing_classes") or ()), name)
     for record in records:
         record["annotations"] = [
             {"id": f"{record['image_id']}:{position}", **annotation}
@@ -151,10 +127,64 @@ def load_source(name: str) -> list[dict[str, Any]]:
     return records
 
 
+def _load_json(meta: Metadata, name: str) -> list[dict[str, Any]]:
+    """Records of a COCO or LVIS json as Detectron2 makes them, except that an object whose segmentation is no mask
+    keeps its box; sets the classes in the metadata."""
+    lvis = meta.get("evaluator_type") == "lvis"
+    found = examine(read_json(meta.json_file), str(meta.json_file), lvis=lvis, masks=False).require()
+    position = {number: i for i, number in enumerate(found.names)}
+    if not meta.get("thing_classes"):
+        meta.thing_classes = list(_names(found, lvis))
+    elif not lvis:
+        meta.thing_classes = list(found.names.values())  # refused where they are set to others
+    if not lvis:
+        meta.thing_dataset_id_to_contiguous_id = position
+    elif len(position) > len(meta.thing_classes) or list(position) != list(range(1, len(position) + 1)):
+        raise DataError(
+            f"{meta.json_file}: the ids of its {len(position)} categories are not 1, 2, ... of the "
+            f"{len(meta.thing_classes)} classes of {name}, as LVIS counts them."
+        )
+    annotations = annotations_by_image(found.annotations)
+    records = []
+    for number in sorted(found.images):
+        image = found.images[number]
+        record = {"file_name": _image_file(meta.image_root, image, lvis), "image_id": number}
+        record |= {side: image[side] for side in ("height", "width")}
+        if lvis:
+            record |= {key: image[key] for key in ("neg_category_ids", "not_exhaustive_category_ids")}
+        record["annotations"] = [_annotation(a, position[a["category_id"]], lvis) for a in annotations.get(number, ())]
+        records.append(record)
+    return records
+
+
+def _names(found: CocoContent, lvis: bool) -> Iterator[str]:
+    for number, name in found.names.items():
+        synonyms = found.categories[number].get("synonyms") if lvis else None
+        yield synonyms[0] if isinstance(synonyms, list) and synonyms else name
+
+
+def _image_file(root: str, image: dict[str, Any], lvis: bool) -> str:
+    if lvis and isinstance(image.get("coco_url"), str):
+        return os.path.join(root, *image["coco_url"].split("/")[-2:])
+    return os.path.join(root, image["file_name"])
+
+
+def _annotation(source: dict[str, Any], category: int, lvis: bool) -> dict[str, Any]:
+    keys = ("bbox", "id") if lvis else ("iscrowd", "bbox", "id", "has_mask")
+    result = {key: source[key] for key in keys if key in source}
+    if is_masked(source):
+        result["segmentation"] = uniform_segmentation(source["segmentation"])
+    return result | {"category_id": category, "bbox_mode": BoxMode.XYWH_ABS}
+
+
 def voc_image_ids(dirname: str, split: str) -> list[str]:
-    """Image ids of a VOC image set."""
-    lines = (Path(dirname) / "ImageSets" / "Main" / f"{split}.txt").read_text().splitlines()
-    return [line.split()[0] for line in lines if line.strip()]
+    """Image ids of a VOC image set.
+
+    Raises:
+        FileNotFoundError: there is no such list.
+        DataError: it lists an image twice.
+    """
+    return image_ids(image_list(dirname, split))
 
 
 def read_voc_record(dirname: str, image_id: str, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -162,39 +192,28 @@ def read_voc_record(dirname: str, image_id: str, classes: tuple[str, ...]) -> di
 
     Raises:
         FileNotFoundError: the xml is missing.
-        ValueError: it is broken, lacks a field, or names a class that is not in ``classes``.
+        DataError: it is broken, lacks a field, or names a class that is not in ``classes``.
     """
     path = Path(dirname) / "Annotations" / f"{image_id}.xml"
-    try:
-        tree = ET.parse(path)
-        record = {
-            "file_name": str(Path(dirname) / "JPEGImages" / f"{image_id}.jpg"),
-            "image_id": image_id,
-            "height": int(_text(tree, "./size/height")),
-            "width": int(_text(tree, "./size/width")),
-        }
-        annotations = []
-        for position, item in enumerate(tree.findall("object")):
-            name = _text(item, "name")
-            if name not in classes:
-                raise ValueError(f"object {position} has the unknown class {name!r}")
-            x0, y0, x1, y1 = (float(_text(item, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
-            annotations.append(
-                {
-                    "id": f"{image_id}:{position}",
-                    "category_id": classes.index(name),
-                    "bbox": [x0 - 1.0, y0 - 1.0, x1, y1],
-                    "bbox_mode": BoxMode.XYXY_ABS,
-                    "difficult": int(item.findtext("difficult", "0")),
-                }
-            )
-    except (ET.ParseError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    return {**record, "annotations": annotations}
-
-
-def _text(element: ET.ElementTree | ET.Element, tag: str) -> str:
-    text = element.findtext(tag)
-    if text is None:
-        raise ValueError(f"no <{tag.removeprefix('./')}>")
-    return text.strip()
+    image = read_xml(path)
+    annotations = []
+    for position, found in enumerate(image.objects):
+        if found.name not in classes:
+            raise DataError(f"{path}: object {position} has the unknown class {found.name!r}")
+        x0, y0, x1, y1 = found.box
+        annotations.append(
+            {
+                "id": f"{image_id}:{position}",
+                "category_id": classes.index(found.name),
+                "bbox": [x0 - 1.0, y0 - 1.0, x1, y1],
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "difficult": found.difficult,
+            }
+        )
+    return {
+        "file_name": str(Path(dirname) / "JPEGImages" / f"{image_id}.jpg"),
+        "image_id": image_id,
+        "height": image.height,
+        "width": image.width,
+        "annotations": annotations,
+    }

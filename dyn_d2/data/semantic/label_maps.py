@@ -80,7 +80,7 @@ def read_label_map(path: str | os.PathLike) -> np.ndarray:
         if image.mode not in ("L", "P") or (classes != as_read).any():
             raise ValueError(
                 f"{path} is a PNG of mode {image.mode}, not a grey one of 8 bits: it is no label map; "
-                "datasets/prepare_semantic.py writes these."
+                "dyn-d2 prepare semantic writes these."
             )
         return as_read
 

@@ -65,10 +65,10 @@ def mask_defect(mask: Any, width: int | None, height: int | None) -> Defect | No
 
 def _rle_defect(mask: dict, width: int | None, height: int | None) -> Defect | None:
     try:
-        lengths = rle.run_lengths(mask, height, width)
+        rle.run_lengths(mask, height, width)
     except rle.RleError as error:
         return "bad_mask", str(error)
-    return None if rle.area(lengths) else ("bad_mask", "its run-length mask has no pixel")
+    return None
 
 
 def _polygon_defect(mask: Any) -> Defect:
@@ -89,9 +89,23 @@ def _extent_defect(mask: Any, width: int, height: int) -> Defect | None:
     if x0 < -across or y0 < -down or x1 > width + across or y1 > height + down:
         what = f"its polygons reach from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g}), outside the image of {width} x {height}"
         return "mask_outside", what
-    if x0 == x1 or y0 == y1:
-        return "bad_mask", f"its polygons lie on a line from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g})"
     return None
+
+
+def empty_mask(mask: Any) -> Defect | None:
+    """Kind and description of a mask without defect in which no pixel is, or None: published data sets have such masks,
+    so that no reader refuses them, but no prediction can fit them."""
+    if isinstance(mask, dict) and mask:
+        return None if rle.area(rle.run_lengths(mask)) else ("empty_mask", "its run-length mask has no pixel")
+    if mask and not any(_shoelace(polygon) for polygon in mask):
+        return "empty_mask", f"its polygons have no area, the first is {brief(list(mask[0]))}"
+    return None
+
+
+def _shoelace(polygon: Any) -> float:
+    """Area of one polygon x0, y0, x1, y1, ..."""
+    x, y = polygon[0::2], polygon[1::2]
+    return 0.5 * abs(sum(x[i - 1] * y[i] - x[i] * y[i - 1] for i in range(len(x))))
 
 
 def _sound(mask: Any) -> bool:
@@ -149,20 +163,17 @@ def crowd_defect(annotation: dict[str, Any]) -> Defect | None:
     return None
 
 
-def annotation_area(annotation: dict[str, Any], height: int | None = None, width: int | None = None) -> float:
-    """The "area" of a sound COCO annotation; where it is missing or null that of its mask, or else of its box.
+def annotation_area(annotation: dict[str, Any], height: int, width: int) -> float:
+    """The "area" of a COCO annotation with a sound box; where it is missing or null that of its mask, or of its box
+    where the mask is missing or damaged too.
 
     Polygons count by the shoelace formula, overlaps twice.
     """
     if annotation.get("area") is not None:
         return float(annotation["area"])
     mask = annotation.get("segmentation")
-    if isinstance(mask, dict) and mask:
+    if not mask or flagged_mask_defect(annotation, width, height):
+        return float(annotation["bbox"][2] * annotation["bbox"][3])
+    if isinstance(mask, dict):
         return float(rle.area(rle.run_lengths(mask, height, width)))
-    if mask:
-        total = 0.0
-        for polygon in mask:
-            x, y = np.asarray(polygon[0::2], float), np.asarray(polygon[1::2], float)
-            total += 0.5 * abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1)))
-        return total
-    return float(annotation["bbox"][2] * annotation["bbox"][3])
+    return float(sum(map(_shoelace, mask)))

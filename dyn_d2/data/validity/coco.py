@@ -15,7 +15,8 @@ from typing import Any
 
 from dyn_d2.data.check_report import Problem, summary
 
-from .annotation import XYWH, area_defect, box_defect, crowd_defect, flagged_mask_defect
+from . import rle
+from .annotation import XYWH, area_defect, box_defect, crowd_defect, empty_mask, flagged_mask_defect
 from .consumers import LOADER, spoils
 from .values import brief, flag, identity, size, whole
 
@@ -71,10 +72,13 @@ class CocoContent:
 def refuse(problems: Iterable[Problem], title: str, *, limit: int = 3) -> None:
     """Raise a DataError that lists ``problems``, at most ``limit`` of a kind; nothing where there are none."""
     problems = list(problems)
-    if problems:
-        option = "--json" if title.endswith(".json") else "--dataset"
-        remedy = f"tools/check_data.py {option} {title} lists everything."
-        raise DataError(f"{title} cannot be used. {summary(problems, limit)}\n{remedy}")
+    if not problems:
+        return
+    option = "--json" if title.endswith(".json") else "--dataset"
+    remedy = f"dyn-d2 check-data {option} {title} lists everything."
+    if len(problems) == 1:
+        raise DataError(f"{title} cannot be used: {str(problems[0]).removeprefix(f'{title}, ')}. {remedy}")
+    raise DataError(f"{title} cannot be used. {summary(problems, limit)}\n{remedy}")
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
@@ -260,7 +264,7 @@ def _annotation(found: CocoContent, annotation: dict, image: dict, where: str, p
         box_defect(annotation.get("bbox"), XYWH, *sides),
         area_defect(annotation),
         crowd_defect(annotation),
-        flagged_mask_defect(annotation, *sides) if masks else None,
+        (flagged_mask_defect(annotation, *sides) or _empty(annotation)) if masks else None,
     ):
         if defect:
             found.add(defect[0], where, defect[1], *place)
@@ -276,6 +280,10 @@ def _annotation(found: CocoContent, annotation: dict, image: dict, where: str, p
                 "iscrowd": flag(annotation.get("iscrowd")),
             }
         )
+
+
+def _empty(annotation: dict) -> tuple[str, str] | None:
+    return empty_mask(annotation["segmentation"]) if annotation.get("has_mask") != 0 and is_masked(annotation) else None
 
 
 def _whole(found: CocoContent, count: int) -> None:
@@ -300,3 +308,22 @@ def is_masked(annotation: dict) -> bool:
     """Whether an annotation has a segmentation at all, of whatever quality."""
     mask = annotation.get("segmentation")
     return mask is not None and not (isinstance(mask, list | dict) and not mask)
+
+
+def uniform_segmentation(mask: Any) -> Any:
+    """Run lengths, compressed if they were not, or the polygons that have at least three points.
+
+    What is no mask is left as it is: whether that matters is known where somebody asks for the mask.
+    """
+    if isinstance(mask, dict):
+        if not isinstance(mask.get("counts"), list):
+            return mask
+        try:
+            lengths = rle.run_lengths(mask)
+        except rle.RleError:
+            return mask
+        return {"size": [int(side) for side in mask["size"]], "counts": rle.compress(lengths)}
+    if not isinstance(mask, list):
+        return mask
+    usable = [part for part in mask if isinstance(part, list) and len(part) % 2 == 0 and len(part) >= 6]
+    return usable or mask

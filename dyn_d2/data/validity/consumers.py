@@ -53,6 +53,8 @@ SPOILS: dict[str, tuple[str, ...]] = {
     "unknown_image": (),
     # Nothing is lost, but the image counts twice.
     "repeated_file": (),
+    # No reader stumbles, but no prediction can fit it.
+    "empty_mask": (),
     "empty_box": _BOXES,
     "outside": _BOXES,
     "fraction_box": _BOXES,

@@ -58,7 +58,7 @@ def read_stored(weights: str | os.PathLike) -> tuple[list[Member], list[Rule], d
     """
     entry = read_checkpoint(str(weights)).get(ENTRY)
     if entry is None:
-        raise CheckpointError(f"{weights} carries no cascade: calibrate one with tools/calibrate_cascade.py.")
+        raise CheckpointError(f"{weights} carries no cascade: calibrate one with dyn-d2 calibrate.")
     try:
         members = [Member(**member) for member in entry["members"]]
         return members, [rule_from_state(state) for state in entry["rules"]], dict(entry["about"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gated_nets import force
-from route_tables import ALWAYS, LINEAR, RES3, RES4, SIZE, classifier_cfg, route_table
+from route_tables import ALWAYS, LINEAR, RES3, RES4, SIZE, black_images, classifier_cfg, route_table
 from torch import nn
 from two_processes import results_of_two
 
@@ -30,11 +30,6 @@ CHOICES = [torch.tensor([True, False, True]), torch.tensor([False, False, True])
 EXECUTED = [ALWAYS + RES3, ALWAYS, ALWAYS + RES3 + RES4]
 
 
-def _inputs(labels=(0, 1, 1)):
-    image = torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)
-    return [{"image": image, "label": label, "image_id": i} for i, label in enumerate(labels)]
-
-
 @pytest.fixture
 def model():
     model = build_model(classifier_cfg()).eval()
@@ -45,7 +40,7 @@ def model():
 def test_executed_is_what_a_hand_computes(model, tmp_path):
     evaluator = RouteEvaluator("digits_test", str(tmp_path), model=model)
     with torch.no_grad():
-        evaluator.process(_inputs(), model(_inputs()))
+        evaluator.process(black_images(), model(black_images()))
     found = evaluator.evaluate()["routes"]
     assert found["GFLOPs"] == pytest.approx(np.mean(EXECUTED) / 1e9, rel=1e-6)
     assert found["GFLOPs_std"] == pytest.approx(np.std(EXECUTED) / 1e9, rel=1e-4)
@@ -159,10 +154,10 @@ def test_cost_outside_of_the_backbone_is_measured(model, tmp_path):
     force(model.backbone, [torch.tensor([True]), torch.tensor([False])])
     segmentor = _Segmentor(model.backbone).eval()
     before = torch.get_rng_state()
-    assert rest_cost(segmentor, _inputs()[:1]) == head
+    assert rest_cost(segmentor, black_images()[:1]) == head
     assert torch.equal(torch.get_rng_state(), before)
     evaluator = RouteEvaluator("digits_test", str(tmp_path), model=segmentor)
-    for record in _inputs():
+    for record in black_images():
         with torch.no_grad():
             evaluator.process([record], segmentor([record]))
     found = evaluator.evaluate()["routes"]

@@ -9,10 +9,10 @@ import pytest
 import torch
 from fsrw_toy import fsrw_opts
 from tiny_detection import CLASSES, write_boxes
-from tool_runs import load_tool
 from two_processes import results_of_two
 
 from dyn_d2.checkpoint import CheckpointError
+from dyn_d2.cli import surgery
 from dyn_d2.config.derive import build_cfg
 from dyn_d2.data.few_shot.sampling import ShotSet
 from dyn_d2.engine import stages
@@ -21,6 +21,7 @@ from dyn_d2.engine.predictor import Predictor
 from dyn_d2.engine.preflight import check_trainer
 from dyn_d2.engine.trainer import DynTrainer, evaluate
 from dyn_d2.methods.fsrw.class_vectors import FILE, compute_vectors, prepare_for_evaluation
+from dyn_d2.methods.fsrw.cli import export_vectors
 from dyn_d2.methods.fsrw.reweighting import ClassVectors
 
 
@@ -75,10 +76,7 @@ def test_evaluation_from_saved_vectors_is_that_which_recomputes_them(trained, tm
     detector = tmp_path / "detector.pth"
     (tmp_path / "config.yaml").write_text(build_cfg("", opts).dump())
     arguments = ["--config-file", str(tmp_path / "config.yaml"), "--weights", str(folder / "model_final.pth")]
-    assert (
-        load_tool("export_vectors").main([*arguments, "--output", str(tmp_path / "v.npz"), "--detector", str(detector)])
-        == 0
-    )
+    assert export_vectors.main([*arguments, "--output", str(tmp_path / "v.npz"), "--detector", str(detector)]) == 0
     assert not [name for name in torch.load(detector, weights_only=True)["model"] if name.startswith("reweighting")]
     again = evaluated(opts, tmp_path / "again")
     assert len(again) > 0
@@ -240,7 +238,7 @@ def test_a_base_model_is_tuned_to_the_classes_of_another_data_set(data, tmp_path
         start = tmp_path / "start.pth"
         command = ["surgery", "--base", str(weights), "--output", str(start), "--all-new", *opts]
         monkeypatch.setattr("sys.argv", command)
-        load_tool("surgery").main()
+        surgery.main()
         weights = start
     train_here([*opts, "MODEL.WEIGHTS", str(weights)])
     end = torch.load(tmp_path / "tuned" / "model_final.pth", weights_only=True)

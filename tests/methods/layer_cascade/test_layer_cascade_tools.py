@@ -4,7 +4,9 @@ import json
 
 import pytest
 from layer_cascade_toy import toy_layer_cascade
-from tool_runs import demo_of_noise, load_tool
+from tool_runs import demo_of_noise
+
+from dyn_d2.gating.cli import tradeoff
 
 
 def test_the_demo_shows_the_stages(tmp_path):
@@ -21,7 +23,7 @@ def test_the_tradeoff_at_several_thresholds(tmp_path):
                  "--output", str(tmp_path / "out"), "--batch", "4", "--timed", "2",
                  "--sweep", "MODEL.LAYER_CASCADE.THRESHOLDS", "[0.0]", "[1.0]"]  # fmt: skip
     with toy_layer_cascade(tmp_path):
-        assert load_tool("tradeoff").main(arguments) == 0
+        assert tradeoff.main(arguments) == 0
     dense, none, everything = json.loads((tmp_path / "out" / "tradeoff.json").read_text())
     assert dense["dense"] and dense["routes"]["executed_percent"] == pytest.approx(100)
     assert none["point"] == "thresholds [0.0]" and none["routes"]["executed_percent"] < 60

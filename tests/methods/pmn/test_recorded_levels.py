@@ -2,8 +2,7 @@
 
 import numpy as np
 import torch
-from route_tables import classifier_cfg
-from test_routes import _inputs
+from route_tables import black_images, classifier_cfg
 
 from dyn_d2.gating.reports.routes import RouteEvaluator, RouteTable
 
@@ -17,8 +16,8 @@ def test_the_evaluator_records_what_the_modules_took(tmp_path):
     model = build_model(cfg).eval()
     evaluator = RouteEvaluator("digits_test", str(tmp_path), model=model)
     with torch.no_grad():
-        outputs = model(_inputs())
-    evaluator.process(_inputs(), outputs)
+        outputs = model(black_images())
+    evaluator.process(black_images(), outputs)
     result = evaluator.evaluate()["routes"]
     read = RouteTable.load(tmp_path / "routes.npz")
     assert read.level_names.tolist() == list(outputs[0]["route"].level_names) and len(read.level_names) == 5

@@ -174,7 +174,7 @@ def test_broken_low_shot_files(root, monkeypatch) -> None:
         described_set("imagenet_low_shot_1_exp1_train")
     write_low_shot(root / "low_shot_imagenet")
     monkeypatch.setitem(sys.modules, "h5py", None)  # makes its import fail
-    with pytest.raises(RuntimeError, match="pip install h5py"):
+    with pytest.raises(RuntimeError, match=r"pip install 'dyn_d2\[hdf5\]'"):
         described_set("imagenet_low_shot_1_exp1_train")
     monkeypatch.setitem(sys.modules, "h5py", SimpleNamespace(File=FakeH5))
     with pytest.raises(ValueError, match="no 5 examples of each class"):

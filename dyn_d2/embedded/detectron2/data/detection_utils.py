@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
 import torch
 from PIL import Image, ImageOps
 
@@ -67,8 +66,11 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
 
     Raises:
         FileNotFoundError: no such file.
-        OSError: the file is no image, or is damaged; the message names it.
+        OSError: the file is no image, is damaged, or has more than 8 bits a channel; the message names it.
     """
+    # Only here, because dyn_d2 is imported together with this package.
+    from dyn_d2.data.validity.images import opening_error, require_eight_bits
+
     try:
         with PathManager.open(file_name, "rb") as file:
             image = _upright(Image.open(file))
@@ -77,7 +79,10 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
         require(file_name, "Image")
         raise
     except Exception as error:  # PIL's decoders raise many types on damaged files
-        raise OSError(f"Cannot read image {file_name}: {error}. The file may be damaged or incomplete.") from error
+        why = opening_error(file_name, error)
+        raise OSError(f"Cannot read image {file_name}: {why}. The file may be damaged or incomplete.") from error
+    if format is not None:
+        require_eight_bits(image, file_name)
     return convert_PIL_to_numpy(image, format)
 
 
@@ -125,7 +130,8 @@ def transform_instance_annotations(
     if "keypoints" in annotation:
         raise left_out("'keypoints' of an annotation", "keypoints")
     height, width = image_size
-    box = transforms.apply_box(np.array([get_bbox(annotation)]))[0]
+    # Floats, because transforms write their results in place: integers would be cut.
+    box = transforms.apply_box(np.array([get_bbox(annotation)], dtype=np.float64))[0]
     annotation["bbox"] = np.minimum(box.clip(min=0), [width, height, width, height])
     annotation["bbox_mode"] = BoxMode.XYXY_ABS
 
@@ -137,16 +143,28 @@ def transform_instance_annotations(
 def _transform_segmentation(segmentation: Any, transforms: T.Transform, image_size: tuple[int, int]) -> Any:
     if isinstance(segmentation, list):
         # Copied, because transforms work in place.
-        points = [np.array(polygon).reshape(-1, 2) for polygon in segmentation]
+        points = [np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation]
         return [polygon.reshape(-1) for polygon in transforms.apply_polygons(points)]
     if not isinstance(segmentation, dict):
         raise ValueError(
             f"A segmentation is a list of polygons or an RLE dict, but an annotation has {type(segmentation)}."
         )
-    mask = transforms.apply_segmentation(mask_util.decode(segmentation))
+    mask = transforms.apply_segmentation(_decode(segmentation))
     if tuple(mask.shape[:2]) != tuple(image_size):
         raise ValueError(f"An RLE mask became {mask.shape[:2]} (height, width) although its image is {image_size}.")
     return mask
+
+
+def _decode(segmentation: dict) -> np.ndarray:
+    """(H, W) uint8 of a run-length encoding, damaged ones refused: pycocotools' decoder may not return from these.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    from dyn_d2.data.validity import rle
+
+    height, width = segmentation["size"] if len(segmentation.get("size", ())) == 2 else (0, 0)
+    return np.ascontiguousarray(rle.decode(rle.run_lengths(segmentation), int(height), int(width)), dtype=np.uint8)
 
 
 def annotations_to_instances(annos: list[dict], image_size: tuple[int, int], mask_format: str = "polygon") -> Instances:
@@ -195,7 +213,7 @@ def annotations_to_instances(annos: list[dict], image_size: tuple[int, int], mas
 def _to_mask(segmentation: Any, image_size: tuple[int, int]) -> np.ndarray:
     if isinstance(segmentation, list):
         return polygons_to_bitmask(segmentation, *image_size)
-    mask = mask_util.decode(segmentation) if isinstance(segmentation, dict) else segmentation
+    mask = _decode(segmentation).astype(bool) if isinstance(segmentation, dict) else segmentation
     if getattr(mask, "shape", None) != tuple(image_size):
         raise ValueError(
             f"A segmentation is a list of polygons, or a mask (RLE or array) of its image's size {tuple(image_size)}, "

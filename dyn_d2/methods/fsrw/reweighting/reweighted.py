@@ -51,7 +51,7 @@ class ReweightedByClass(nn.Module):
             raise ValueError(
                 f"the class vectors of {', '.join(vectors.classes[:10])} have width {vectors.width}, but this detector "
                 f"re-weights {self.reweighted_channels} channels: they were made for another one; make them anew with "
-                "tools/export_vectors.py."
+                "dyn-d2 vectors export."
             )
         self.vectors = vectors
 
@@ -89,7 +89,7 @@ class ReweightedByClass(nn.Module):
         """
         if self.vectors is None:
             raise ValueError(
-                "this detector has no class vectors yet: name a file of tools/export_vectors.py in "
+                "this detector has no class vectors yet: name a file of dyn-d2 vectors export in "
                 "MODEL.REWEIGHTING.VECTORS, or call use_vectors()."
             )
         return self.vectors.vectors.to(self.pixel_mean.device)

@@ -65,7 +65,7 @@ class ClassVectors:
         if missing:
             raise ValueError(
                 f"no class vector of {', '.join(missing)} (there are those of {', '.join(self.classes)}): make them "
-                "with tools/export_vectors.py, and name all files in MODEL.REWEIGHTING.VECTORS."
+                "with dyn-d2 vectors export, and name all files in MODEL.REWEIGHTING.VECTORS."
             )
         rows = [self.classes.index(name) for name in classes]
         samples = [self.samples[row] for row in rows] if self.samples else []
@@ -94,7 +94,7 @@ class ClassVectors:
             ValueError: it is no such file.
         """
         if not os.path.isfile(path):
-            raise FileNotFoundError(f"class vectors {path} do not exist: tools/export_vectors.py makes them.")
+            raise FileNotFoundError(f"class vectors {path} do not exist: dyn-d2 vectors export makes them.")
         try:
             with np.load(path, allow_pickle=False) as file:
                 classes, vectors = [str(name) for name in file["classes"]], torch.from_numpy(file["vectors"])

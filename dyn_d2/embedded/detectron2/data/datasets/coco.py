@@ -4,12 +4,10 @@ import datetime
 import json
 import logging
 import os
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
 from iopath.common.file_io import file_lock
 
 from detectron2.structures import Boxes, BoxMode, PolygonMasks
@@ -21,36 +19,38 @@ from ..paths import require
 logger = logging.getLogger(__name__)
 
 
-def read_annotation_json(json_file: str, kind: str) -> tuple[dict, list[dict], dict[int, list[dict]]]:
+def read_annotation_json(json_file: str, kind: str, named: bool = True) -> Any:
     """Read a json in COCO's or LVIS' layout.
 
+    Args:
+        kind: "COCO" or "LVIS".
+        named: the file has to name its categories.
+
     Returns:
-        The whole content, its images in the order of their ids, and the annotations of each image id in file order.
+        Its sound content, a ``dyn_d2.data.validity.coco.CocoContent``, whose masks nobody has looked at yet.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no json, not this layout, or annotation ids that occur twice.
+        ValueError: no json, not this layout, or entries that have no right reading; the message lists them.
     """
-    local = PathManager.get_local_path(require(json_file, f"{kind} annotation file"))
-    with open(local, encoding="utf-8") as file:
-        try:
-            content = json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{json_file} is not a readable json file: {error}") from error
-    if not isinstance(content, dict) or "images" not in content:
+    # Only here, because dyn_d2 is imported together with this package.
+    from dyn_d2.data.validity.coco import examine, read_json
+
+    content = read_json(PathManager.get_local_path(require(json_file, f"{kind} annotation file")))
+    if "images" not in content:
         raise ValueError(f"{json_file} is not in {kind} format: it has no 'images'.")
-    images = {image["id"]: image for image in content["images"]}
-    of_image: dict[int, list[dict]] = defaultdict(list)
-    annotations = content.get("annotations", [])
-    for annotation in annotations:
-        of_image[annotation["image_id"]].append(annotation)
-    # The published minival files of COCO 2014 repeat some ids, which does no harm.
-    if "minival" not in json_file and len({a["id"] for a in annotations}) != len(annotations):
-        raise ValueError(f"Annotation ids in '{json_file}' are not unique!")
-    stray = sum(len(found) for image_id, found in of_image.items() if image_id not in images)
-    if stray:
-        logger.warning(f"{stray} of {len(annotations)} annotations in {json_file} belong to no image of the file.")
-    return content, [images[i] for i in sorted(images)], of_image
+    annotations = content.get("annotations")
+    if not named and "categories" not in content and isinstance(annotations, list):
+        ids = {a.get("category_id") for a in annotations if isinstance(a, dict)}
+        content["categories"] = [{"id": number, "name": str(number)} for number in ids]
+    found = examine(content, json_file, lvis=kind == "LVIS", masks=False)
+    strays = sum(problem.kind == "unknown_image" for problem in found.problems)
+    if "minival" in json_file:  # the published minival files of COCO 2014 repeat some ids, which does no harm
+        found.problems = [problem for problem in found.problems if problem.kind != "duplicate_annotation"]
+    found.require()
+    if strays:
+        logger.warning(f"{strays} of {len(annotations)} annotations in {json_file} belong to no image of the file.")
+    return found
 
 
 def load_coco_json(
@@ -67,97 +67,70 @@ def load_coco_json(
 
     Returns:
         One record per image, by image id: file_name, height, width, image_id, annotations (bbox, bbox_mode,
-        category_id, iscrowd if given, segmentation if given and valid). Keypoints are not read.
+        category_id, iscrowd, segmentation if given). Keypoints are not read. An object whose segmentation is no mask
+        keeps its box: only training on masks has to refuse it.
 
     Raises:
         FileNotFoundError: no such json.
-        ValueError, KeyError: malformed content; the message names file and annotation.
+        ValueError: malformed content; the message names file and entries.
     """
-    json_file = os.fspath(json_file)
-    content, images, annotations_of = read_annotation_json(json_file, "COCO")
-    contiguous = None if dataset_name is None else _set_categories(dataset_name, content, json_file)
-    keys = ["iscrowd", "bbox", "category_id", *(extra_annotation_keys or [])]
-    without_mask = 0
+    from dyn_d2.data.validity.coco import uniform_segmentation
 
-    def convert(source: dict, where: str) -> dict | None:
-        nonlocal without_mask
+    json_file = os.fspath(json_file)
+    found = read_annotation_json(json_file, "COCO", named=dataset_name is not None)
+    contiguous = None if dataset_name is None else _set_categories(dataset_name, found)
+    keys = ["iscrowd", "bbox", "category_id", *(extra_annotation_keys or [])]
+
+    def convert(source: dict) -> dict:
         annotation = {key: source[key] for key in keys if key in source}
-        if source.get("ignore", 0):
-            raise ValueError(f"{where} has 'ignore', which is not supported: use 'iscrowd' or remove it.")
-        if len(annotation.get("bbox", [0])) == 0:
-            raise ValueError(f"{where} has an empty 'bbox'. This json does not have valid COCO format.")
         if source.get("segmentation"):
-            annotation["segmentation"] = _valid_segmentation(source["segmentation"])
-            if not annotation["segmentation"]:
-                without_mask += 1
-                return None
+            annotation["segmentation"] = uniform_segmentation(source["segmentation"])
         return annotation
 
-    files = {image["id"]: os.path.join(image_root, image["file_name"]) for image in images}
-    records = build_records(images, annotations_of, files, json_file, contiguous, convert)
-    if without_mask:
-        logger.warning(f"Left out {without_mask} instances of {json_file} whose polygons have less than 3 points.")
-    return records
+    files = {number: os.path.join(image_root, image["file_name"]) for number, image in found.images.items()}
+    return build_records(found, files, contiguous, convert)
 
 
 def build_records(
-    images: list[dict],
-    annotations_of: dict[int, list[dict]],
-    files: dict[int, str],
-    json_file: str,
-    contiguous: dict[int, int] | None,
-    convert: Callable[[dict, str], dict | None],
+    found: Any, files: dict[int, str], contiguous: dict[int, int] | None, convert: Callable[[dict], dict]
 ) -> list[dict]:
-    """The records of what :func:`read_annotation_json` returned.
+    """The records of what :func:`read_annotation_json` returned, in the order of the images' ids.
 
     Args:
         files: image id -> path.
         contiguous: category id -> class index; None keeps the ids.
-        convert: called with an annotation and where it stands, returns the new one, or None to leave it out.
-
-    Raises:
-        KeyError: an annotation of an unknown category.
+        convert: from an annotation of the file to one of the record.
     """
+    from dyn_d2.data.validity.coco import annotations_by_image
+
+    annotations_of = annotations_by_image(found.annotations)
     records = []
-    for image in images:
+    for number in sorted(found.images):
+        image = found.images[number]
         size = {"height": image["height"], "width": image["width"]}
-        record = {"file_name": files[image["id"]], **size, "image_id": image["id"], "annotations": []}
-        for source in annotations_of.get(image["id"], []):
-            where = f"Annotation {source.get('id')} of image {image['id']} in {json_file}"
-            annotation = convert(source, where)
-            if annotation is None:
-                continue
-            category = annotation["category_id"]
-            if contiguous is not None and category not in contiguous:
-                raise KeyError(f"{where} has category_id={category}, which is not among the 'categories' of the file.")
-            annotation["category_id"] = category if contiguous is None else contiguous[category]
+        record = {"file_name": files[number], **size, "image_id": number, "annotations": []}
+        for source in annotations_of.get(number, []):
+            category = source["category_id"]
+            annotation = convert(source) | {"category_id": category if contiguous is None else contiguous[category]}
             record["annotations"].append(annotation | {"bbox_mode": BoxMode.XYWH_ABS})
         records.append(record)
-    logger.info(f"Loaded {len(records)} images from {json_file}")
+    logger.info(f"Loaded {len(records)} images from {found.title}")
     return records
 
 
-def _set_categories(dataset_name: str, content: dict, json_file: str) -> dict[int, int]:
+def _set_categories(dataset_name: str, found: Any) -> dict[int, int]:
     """Put the classes into the metadata; returns category id -> class index."""
-    categories = sorted(content.get("categories", []), key=lambda category: category["id"])
-    ids = [category["id"] for category in categories]
-    if not ids or len(set(ids)) != len(ids):
-        raise ValueError(f"{json_file} has no 'categories', or two with the same id: {ids}.")
+    ids = list(found.names)
+    if not ids:
+        raise ValueError(f"{found.title} has no 'categories'.")
     if (ids[0], ids[-1]) != (1, len(ids)) and "coco" not in dataset_name:
-        logger.warning(f"Category ids in {json_file} are not 1 to {len(ids)}; they are mapped to 0 to {len(ids) - 1}.")
+        logger.warning(
+            f"Category ids in {found.title} are not 1 to {len(ids)}; they are mapped to 0 to {len(ids) - 1}."
+        )
     mapping = {category_id: index for index, category_id in enumerate(ids)}
-    names = [category["name"] for category in categories]
+    names = list(found.names.values())
     MetadataCatalog.get(dataset_name).set(thing_classes=names, thing_dataset_id_to_contiguous_id=mapping)
     return mapping
-
-
-def _valid_segmentation(segmentation: Any) -> Any:
-    """RLE, compressed if it was not, or the polygons that have at least three points."""
-    if isinstance(segmentation, dict):
-        if isinstance(segmentation["counts"], list):
-            return mask_util.frPyObjects(segmentation, *segmentation["size"])
-        return segmentation
-    return [polygon for polygon in segmentation if len(polygon) % 2 == 0 and len(polygon) >= 6]
 
 
 def load_sem_seg(gt_root: str, image_root: str, gt_ext: str = "png", image_ext: str = "jpg") -> list[dict]:
@@ -237,9 +210,11 @@ def _coco_geometry(source: dict) -> dict[str, Any]:
         area = PolygonMasks([segmentation]).area()[0].item()
         geometry["segmentation"] = [np.asarray(polygon).tolist() for polygon in segmentation]
     elif isinstance(segmentation, dict):
-        area = mask_util.area(segmentation).item()
-        counts = segmentation["counts"]
-        geometry["segmentation"] = segmentation | {"counts": counts if isinstance(counts, str) else counts.decode()}
+        from dyn_d2.data.validity import rle
+
+        lengths = rle.run_lengths(segmentation)
+        size = [int(side) for side in segmentation["size"]]
+        area, geometry["segmentation"] = rle.area(lengths), {"size": size, "counts": rle.compress(lengths)}
     else:
         raise TypeError(f"A segmentation is a list of polygons or an RLE dict, not {type(segmentation)}.")
     return geometry | {"area": float(area)}

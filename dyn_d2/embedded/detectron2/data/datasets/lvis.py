@@ -34,15 +34,16 @@ def _classes_beside(json_file: str) -> list[str]:
     beside = [os.path.join(folder, f"{version[0]}{split}.json") for split in ("val", "train")] if version else []
     source = next((path for path in beside if PathManager.exists(path)), json_file)
     logger.info(f"Reading thing_classes from {source}")
-    return _classes(read_annotation_json(source, "LVIS")[0], source)
+    return _classes(read_annotation_json(source, "LVIS"))
 
 
-def _classes(content: dict, json_file: str) -> list[str]:
+def _classes(found: Any) -> list[str]:
     """The names (first synonym) in the order of the ids."""
-    categories = sorted(content.get("categories", []), key=lambda category: category["id"])
-    if [category["id"] for category in categories] != list(range(1, len(categories) + 1)):
-        raise ValueError(f"Category ids of {json_file} are not 1 to {len(categories)}, as LVIS counts them.")
-    return [c["synonyms"][0] if c.get("synonyms") else c["name"] for c in categories]
+    if list(found.names) != list(range(1, len(found.names) + 1)):
+        raise ValueError(f"Category ids of {found.title} are not 1 to {len(found.names)}, as LVIS counts them.")
+    categories = [found.categories[number] for number in found.names]
+    synonyms = [c.get("synonyms") if isinstance(c.get("synonyms"), list) else None for c in categories]
+    return [s[0] if s else c["name"] for s, c in zip(synonyms, categories, strict=True)]
 
 
 def get_lvis_instances_meta(dataset_name: str) -> dict[str, Any]:
@@ -77,28 +78,41 @@ def load_lvis_json(
 
     Raises:
         FileNotFoundError: no such json.
-        ValueError, KeyError: malformed content; the message names file and annotation.
+        ValueError: malformed content; the message names file and entries.
     """
     json_file = os.fspath(json_file)
-    content, images, annotations_of = read_annotation_json(json_file, "LVIS")
-    contiguous = {category["id"]: category["id"] - 1 for category in content.get("categories", [])}
+    found = read_annotation_json(json_file, "LVIS")
+    contiguous = {number: number - 1 for number in found.names}
     if dataset_name is not None:
         metadata = MetadataCatalog.get(dataset_name)
         if "thing_classes" not in metadata.as_dict():
-            metadata.thing_classes = _classes(content, json_file)
+            metadata.thing_classes = _classes(found)
+        if found.names and not 1 <= min(found.names) <= max(found.names) <= len(metadata.thing_classes):
+            raise ValueError(
+                f"Category ids of {json_file} are {min(found.names)} to {max(found.names)}, but {dataset_name} has "
+                f"{len(metadata.thing_classes)} thing_classes, which LVIS counts from 1."
+            )
     keys = ["bbox", "category_id", "segmentation", *(extra_annotation_keys or [])]
 
-    def convert(source: dict, where: str) -> dict:
-        if not source["segmentation"] or any(len(p) % 2 or len(p) < 6 for p in source["segmentation"]):
-            raise ValueError(f"{where} has a polygon with less than 3 points, or none.")
-        return {key: source[key] for key in keys}
+    def convert(source: dict) -> dict:
+        annotation = {key: source[key] for key in keys if key in source}
+        if not annotation.get("segmentation"):
+            annotation.pop("segmentation", None)
+        return annotation
 
-    files = {image["id"]: image_root + "/".join(image["coco_url"].split("/")[-2:]) for image in images}
-    records = build_records(images, annotations_of, files, json_file, contiguous, convert)
-    for record, image in zip(records, images, strict=True):
+    files = {number: _file(image_root, image) for number, image in found.images.items()}
+    records = build_records(found, files, contiguous, convert)
+    for record in records:
         for key in ("not_exhaustive_category_ids", "neg_category_ids"):
-            record[key] = image.get(key, [])
+            record[key] = found.images[record["image_id"]][key]
     return records
+
+
+def _file(image_root: str, image: dict) -> str:
+    """Place of an image, which its address tells, or its file name where it has none."""
+    if isinstance(image.get("coco_url"), str):
+        return image_root + "/".join(image["coco_url"].split("/")[-2:])
+    return os.path.join(image_root, image["file_name"])
 
 
 def register_lvis_instances(name: str, metadata: dict, json_file: str, image_root: str) -> None:

@@ -101,7 +101,7 @@ class ResizeShortestEdge(Augmentation):
 
     @staticmethod
     def get_output_shape(oldh: int, oldw: int, short_edge_length: int, max_size: int) -> tuple[int, int]:
-        """The (height, width) after resizing; each edge is rounded once, at the end."""
+        """The (height, width) after resizing; each edge is rounded once, at the end, and is 1 at least."""
         length = float(short_edge_length)
         scale = length / min(oldh, oldw)
         # The shorter edge is set rather than multiplied: length / edge * edge may miss length by a rounding error.
@@ -110,7 +110,7 @@ class ResizeShortestEdge(Augmentation):
         if longest > max_size:
             shrink = float(max_size) / longest
             newh, neww = newh * shrink, neww * shrink
-        return int(newh + 0.5), int(neww + 0.5)
+        return max(int(newh + 0.5), 1), max(int(neww + 0.5), 1)
 
 
 class ResizeScale(Augmentation):
@@ -127,7 +127,7 @@ class ResizeScale(Augmentation):
     def get_transform(self, image: np.ndarray) -> Transform:
         size = np.array(image.shape[:2])
         target = np.array([self.target_height, self.target_width]) * np.random.uniform(self.min_scale, self.max_scale)
-        new_h, new_w = np.round(size * (target / size).min()).astype(int).tolist()
+        new_h, new_w = np.round(size * (target / size).min()).astype(int).clip(min=1).tolist()
         return ResizeTransform(*image.shape[:2], new_h, new_w, self.interp)
 
 

@@ -1,0 +1,121 @@
+"""Pascal VOC's annotation files, read in one way by loaders, check and evaluators.
+
+Texts are stripped of white space everywhere. Boxes keep their fractions. "difficult" is 0 where it is missing, empty or
+"Unspecified", as annotation tools write a field that nobody filled in.
+"""
+
+import os
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from pathlib import Path
+
+from .coco import DataError
+from .values import brief, is_finite, size
+
+SIDES = ("xmin", "ymin", "xmax", "ymax")
+_DIFFICULT = {"": 0, "0": 0, "1": 1, "unspecified": 0}
+
+
+@dataclass(frozen=True)
+class VocObject:
+    """One object: its class, its box xmin, ymin, xmax, ymax in pixels from 1 as in the file, and its mark."""
+
+    name: str
+    box: tuple[float, float, float, float]
+    difficult: int
+
+
+@dataclass(frozen=True)
+class VocImage:
+    """Size of an image, and its objects in the order of the file."""
+
+    width: int
+    height: int
+    objects: tuple[VocObject, ...]
+
+
+def image_list(dirname: str | os.PathLike, split: str) -> Path:
+    """The file that lists the images of a split."""
+    return Path(dirname) / "ImageSets" / "Main" / f"{split}.txt"
+
+
+def image_ids(path: str | os.PathLike, *, repeated: bool = False) -> list[str]:
+    """Image ids of a list: the first column, whatever else is in a line (VOC's own lists of a class have a flag there).
+
+    Args:
+        repeated: let ids occur several times, for a check that reports them.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: it is no text, or lists an image twice.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not a text file: {error}") from error
+    ids = [line.split()[0] for line in lines if line.strip()]
+    if not repeated and len(set(ids)) < len(ids):
+        twice = next(i for i in ids if ids.count(i) > 1)
+        raise DataError(f"{path} lists {twice!r} {ids.count(twice)} times: keep one line of each image.")
+    wrong = [i for i in ids if "/" in i or "\\" in i or "\0" in i]
+    if wrong:
+        raise DataError(f"{path} lists {brief(wrong[0])}, which is no name of an image: give it without folder.")
+    return ids
+
+
+def read_xml(path: str | os.PathLike) -> VocImage:
+    """Read an annotation file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: it is broken, or lacks a field or has a value that is none; names the file and the object.
+    """
+    try:
+        root = ET.parse(path).getroot()
+        width, height = (_side(root, side) for side in ("width", "height"))
+        objects = tuple(_object(item, position) for position, item in enumerate(root.findall("object")))
+    except (ET.ParseError, ValueError, LookupError, RecursionError) as error:  # LookupError: of an unknown encoding
+        raise DataError(f"{path} is not a valid Pascal VOC annotation: {error}") from error
+    return VocImage(width, height, objects)
+
+
+def _side(root: ET.Element, tag: str) -> int:
+    text = _text(root, f"size/{tag}")
+    number = size(_number(text))
+    if number is None:
+        raise ValueError(f"<{tag}> of the image is {brief(text)}, no positive number of pixels")
+    return number
+
+
+def _object(item: ET.Element, position: int) -> VocObject:
+    try:
+        name = _text(item, "name")
+        if not name:
+            raise ValueError("<name> is empty")
+        box = tuple(_number(_text(item, f"bndbox/{side}")) for side in SIDES)
+        if not all(map(is_finite, box)):
+            texts = [_text(item, f"bndbox/{side}") for side in SIDES]
+            raise ValueError(f"the box {texts} is not four numbers")
+        text = (item.findtext("difficult") or "").strip()
+        number = _number(text)
+        difficult = _DIFFICULT.get(text.lower(), int(number) if number in (0, 1) else None)
+        if difficult is None:
+            raise ValueError(f"<difficult> is {brief(text)}, neither 0 nor 1")
+    except ValueError as error:
+        raise ValueError(f"object {position}: {error}") from error
+    return VocObject(name, box, difficult)
+
+
+def _text(element: ET.Element, tag: str) -> str:
+    text = element.findtext(tag)
+    if text is None:
+        raise ValueError(f"no <{tag}>")
+    return text.strip()
+
+
+def _number(text: str) -> float | None:
+    """Python's own notation has more than numbers: "1_0", "nan"."""
+    try:
+        return None if "_" in text else float(text)
+    except ValueError:
+        return None
