@@ -29,6 +29,11 @@ def find_policy(backbone: nn.Module | None) -> Policy | None:
     return getattr(gated_network(backbone), "policy", None)
 
 
+def with_routes(outputs: list[dict[str, Any]], trace: Trace) -> list[dict[str, Any]]:
+    """The outputs of a batch, each with its :class:`~dyn_d2.gating.Route` under "route"."""
+    return [{**output, "route": route} for output, route in zip(outputs, trace.routes(), strict=True)]
+
+
 class DynamicModel(nn.Module):
     """Goes before the meta-architecture in the list of bases, and wraps its forward pass.
 
@@ -53,7 +58,7 @@ class DynamicModel(nn.Module):
         greedy = self._greedy(batched_inputs) if self.training and policy.wants_greedy else None
         trace, output = self._traced(batched_inputs)
         if not self.training:
-            return [{**result, "route": route} for result, route in zip(output, trace.routes(), strict=True)]
+            return with_routes(output, trace)
         trace.context.greedy = greedy
         losses = {**output, **policy.losses(trace, output)}
         if has_event_storage():

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dyn_d2.gating import current_trace
 from dyn_d2.gating.cost import conv_cost
-from dyn_d2.gating.meta_arch.dynamic import DynamicModel, find_policy, gated_network
+from dyn_d2.gating.meta_arch.dynamic import DynamicModel, find_policy, gated_network, with_routes
 
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor
@@ -28,6 +28,7 @@ class HierarchicalSegmentor(DynamicModel, SemanticSegmentor):
         "route": the :class:`~dyn_d2.gating.Route`, which covers backbone and head.
     """
 
+    sem_seg_head: Any
     whole_trace = True  # nothing is computed that the trace does not count
 
     @classmethod
@@ -46,14 +47,15 @@ class HierarchicalSegmentor(DynamicModel, SemanticSegmentor):
         with head.labels_of(self._dataset(batched_inputs)):
             if self.training:
                 return super().forward(batched_inputs)
-            outputs = super().forward(batched_inputs) if find_policy(self.backbone) else self._routed(batched_inputs)
+            outputs: Any
+            if find_policy(self.backbone):
+                outputs = super().forward(batched_inputs)
+            else:
+                trace, outputs = self._traced(batched_inputs)
+                outputs = with_routes(outputs, trace)
             for output in outputs:
                 output["levels"] = head.levels(output["sem_seg"].argmax(0))
             return outputs
-
-    def _routed(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        trace, outputs = self._traced(batched_inputs)
-        return [{**output, "route": route} for output, route in zip(outputs, trace.routes(), strict=True)]
 
     def _dataset(self, batched_inputs: list[dict[str, Any]]) -> str | None:
         names = sorted({inputs.get("dataset") or "" for inputs in batched_inputs})

@@ -39,7 +39,7 @@ def compute_vectors(
     unknown = [name for name in classes if name not in names]
     if unknown:
         raise ValueError(f"{cfg.DATASETS.TRAIN[0]} has no class {', '.join(unknown)}, only {', '.join(names)}.")
-    records = get_detection_dataset_dicts(list(cfg.DATASETS.TRAIN), filter_empty=True)
+    records: Any = get_detection_dataset_dicts(list(cfg.DATASETS.TRAIN), filter_empty=True)
     pool = SupportPool(records, names, classes or names)
     mapper = SupportMapper(cfg, names, is_train=False)
     training = model.training

@@ -83,17 +83,14 @@ def candidates(
     """All cascades that ``calibrate`` chooses from when levels are searched jointly: the points of a curve."""
     kind, name = _known(method)
     if name is None:
-        learned = kind == COST_AWARE
-        return (
-            network_candidates(table, lambdas or NETWORK_LAMBDAS) if learned else [oblivious_network_candidate(table)]
-        )
+        if kind == COST_AWARE:
+            return network_candidates(table, lambdas or NETWORK_LAMBDAS)
+        return [oblivious_network_candidate(table)]
     if kind == GRID:
         return grid_candidates(table, name, points)
-    return (
-        cost_aware_candidates(table, name, lambdas or LAMBDAS)
-        if kind == COST_AWARE
-        else [oblivious_candidate(table, name)]
-    )
+    if kind == COST_AWARE:
+        return cost_aware_candidates(table, name, lambdas or LAMBDAS)
+    return [oblivious_candidate(table, name)]
 
 
 def _known(method: str) -> tuple[str, str | None]:

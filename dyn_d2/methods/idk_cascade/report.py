@@ -146,7 +146,7 @@ def curves_of(swept: Mapping[str, Sequence[Candidate]], test: PredictionTable | 
 
 
 def judge(
-    model: NetworkModel, dataset: str, run: Sequence[Any], records: Sequence[dict], folder: Path
+    model: NetworkModel, dataset: str, run: Sequence[Any] | np.ndarray, records: Sequence[dict], folder: Path
 ) -> dict[str, Any]:
     """The main metric of answers by the data set's own evaluator: top-1 accuracy, or COCO's AP."""
     evaluator = build_evaluator(model.cfg, dataset, str(folder))

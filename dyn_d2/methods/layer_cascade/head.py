@@ -44,9 +44,10 @@ class StageClassifier(nn.Module):
 
     def forward(self, x: Features) -> Features:
         """Logits of all pixels of x."""
-        total = None
+        total: Features | None = None
         for layer in self.hidden:
             total = conv(layer, x, total, relu=layer is self.hidden[-1])
+        assert total is not None  # there is a convolution for each dilation
         return conv(self.predictor, total)
 
 
@@ -106,7 +107,9 @@ class LayerCascadeHead(nn.Module):
         self.initial_iters, self.stage_weights = initial_iters, tuple(stage_weights)
         for name in STAGES:
             dilations = tuple(aspp) if aspp and name == STAGES[-1] else (1,)
-            classifier = StageClassifier(input_shape[name].channels, width, num_classes, norm, dilations)
+            channels = input_shape[name].channels
+            assert channels is not None  # a backbone knows them
+            classifier = StageClassifier(channels, width, num_classes, norm, dilations)
             self.add_module(name, classifier)
 
     @classmethod
@@ -140,7 +143,7 @@ class LayerCascadeHead(nn.Module):
         if self.training and targets is None:
             raise ValueError("Training a semantic segmentation head needs 'sem_seg' in every input.")
         cascade = self.run_stages(features)
-        if self.training:
+        if self.training and targets is not None:
             counts = label_counts(targets, self.num_classes, self.ignore_value)
             return None, self.losses(cascade, counts)
         maps = cascade.merged()
@@ -148,8 +151,9 @@ class LayerCascadeHead(nn.Module):
 
     def run_stages(self, features: StageFeatures) -> "LayerCascadePass":
         """Stage after stage on the pixels that remain."""
-        x: Features = features[STAGES[0]]
-        cascade = LayerCascadePass(_inside(x), (len(x), *x.shape[-2:]))
+        first: Tensor = features[STAGES[0]]
+        cascade = LayerCascadePass(_inside(first), (len(first), first.shape[-2], first.shape[-1]))
+        x: Features = first
         for name, threshold in zip(STAGES, self.current_thresholds(), strict=True):
             if name != STAGES[0]:
                 x = features.resume(name, x)
@@ -208,12 +212,12 @@ class LayerCascadePass:
         Returns:
             x of the other pixels.
         """
-        rows, maps = rows_of(logits), isinstance(x, Tensor)
-        self.stages.append((rows, None if maps else x.region))
-        stay = None if threshold is None else self._stay(rows, threshold, maps)
+        rows, region = rows_of(logits), None if isinstance(x, Tensor) else x.region
+        self.stages.append((rows, region))
+        stay = None if threshold is None else self._stay(rows, threshold, region is None)
         if stay is None:
             return x
-        return restrict(x, Region.of(stay.view(self._size)) if maps else x.region.subset(stay))
+        return restrict(x, Region.of(stay.view(self._size)) if region is None else region.subset(stay))
 
     def _stay(self, rows: Tensor, threshold: float, first: bool) -> Tensor | None:
         """(n,) bool; None for all."""
@@ -245,6 +249,7 @@ class LayerCascadePass:
             prob = logits.float().softmax(1)
             merged = prob if merged is None or region is None else merged.index_copy_(0, region.index, prob)
         images, height, width = self._size
+        assert merged is not None  # the first stage always runs
         return merged.view(images, height, width, -1).permute(0, 3, 1, 2)
 
 
