@@ -110,6 +110,7 @@ def test_unreadable_image_without_preflight_is_no_skip(monkeypatch, tmp_path, wo
     assert "1 of the 2 images of this batch cannot be used" in text and "002.png" in text and "check-data" in text
 
 
+@pytest.mark.slow
 def test_nan_loss(monkeypatch, good, tmp_path, capsys) -> None:
     text = message(monkeypatch, *good, "OUTPUT_DIR", str(tmp_path), "SOLVER.BASE_LR", "1e12", "SOLVER.MAX_ITER", "9",
                    "SOLVER.WARMUP_ITERS", "0", "SOLVER.PREFLIGHT", "False")  # fmt: skip
@@ -117,6 +118,7 @@ def test_nan_loss(monkeypatch, good, tmp_path, capsys) -> None:
     assert "Traceback" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_evaluation_of_another_class_count_in_a_process(good, base) -> None:
     run = run_tool("train_net", "--eval-only", *good, "MODEL.WEIGHTS", base, "FEW_SHOT.STAGE", "finetune",
                    "FEW_SHOT.SHOTS", "1")  # fmt: skip
