@@ -15,7 +15,8 @@ SOURCES = ("dyn_d2/", "configs/", "setup.py", "pyproject.toml", "README.md", "LI
 SMALL = [
     "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()", "INPUT.MIN_SIZE_TRAIN", "(96,)",
     "INPUT.MIN_SIZE_TEST", "96", "MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "32",
-    "MODEL.DEVICE", "cpu", "FEW_SHOT.FINETUNE.MAX_ITER", "2", "FEW_SHOT.BASE.MAX_ITER", "2", "FEW_SHOT.BASE.STEPS", "[]",
+    "MODEL.DEVICE", "cpu", "FEW_SHOT.FINETUNE.MAX_ITER", "2",
+    "FEW_SHOT.BASE.MAX_ITER", "2", "FEW_SHOT.BASE.STEPS", "[]",
 ]  # fmt: skip
 
 

@@ -117,6 +117,7 @@ def _run(command: str, folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run(_argv(command), cwd=folder, env=env, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", [page for page in PAGES if _commands(page)], ids=lambda page: page.stem)
 def test_commands_run_in_their_order(page, folder):
@@ -143,6 +144,7 @@ def test_no_page_loses_its_commands():
     assert sum(len(_commands(page)) for page in PAGES) >= 30
 
 
+@pytest.mark.slow
 def test_the_ten_lines_work_in_a_foreign_project():
     """They give Detectron2's own model the cosine classifier, which detects and trains."""
     (lines,) = _blocks(README, "python")

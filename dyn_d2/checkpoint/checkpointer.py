@@ -196,7 +196,7 @@ class LoadReport:
                 listed = f" ({', '.join(names[:30])}{', ...' if len(names) > 30 else ''})" if names else ""
                 return (
                     f"{self.source} has a head for {old[0] - 1} classes{listed}, but MODEL.ROI_HEADS.NUM_CLASSES is "
-                    f"{new[0] - 1}: set that key to {old[0] - 1}, or fit the checkpoint with tools/surgery.py."
+                    f"{new[0] - 1}: set that key to {old[0] - 1}, or fit the checkpoint with dyn-d2 surgery."
                 )
         return ""
 

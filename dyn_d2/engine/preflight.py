@@ -98,7 +98,7 @@ def _missing_packages(cfg) -> list[str]:
 
 def _how_to_make(cfg) -> str:
     if is_fine_tuning(cfg):
-        return ": tools/surgery.py makes it from a base model, tools/few_shot_train.py does all stages"
+        return ": dyn-d2 surgery makes it from a base model, dyn-d2 few-shot does all stages"
     return ""
 
 
@@ -197,13 +197,13 @@ def _stage_problems(cfg, model: nn.Module, report: LoadReport, classes: list[str
     if named and named != classes and len(named) == len(classes) and head_classes(model) is not None:
         problems.append(
             f"the rows of {report.source} are for {', '.join(named[:30])}, the data set's classes are "
-            f"{', '.join(classes[:30])}: fit the checkpoint with tools/surgery.py."
+            f"{', '.join(classes[:30])}: fit the checkpoint with dyn-d2 surgery."
         )
     head = report.metadata.get("classifier")
     if head and head != cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER:
         problems.append(
             f"the head of {report.source} is {head}, MODEL.ROI_BOX_HEAD.CLASSIFIER is "
-            f"{cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER}: fit the checkpoint with tools/surgery.py."
+            f"{cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER}: fit the checkpoint with dyn-d2 surgery."
         )
     return problems
 

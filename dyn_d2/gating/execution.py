@@ -5,6 +5,7 @@ Shape shorthand: N images of a batch, n of them chose the block.
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -123,8 +124,8 @@ def run_block(
         return skip
     hard = all(gates[i] == 1 for i in rows)
     if hard and fused and x.device.type == "cpu":
-        chosen = [gate != 0 for gate in gates]
-        return run_by_choice(lambda x, _, skip: fused(x, skip), x, skip, chosen, idle=False, overwrite=overwrite)
+        opened = [gate != 0 for gate in gates]
+        return run_by_choice(lambda x, _, skip: fused(x, skip), x, skip, opened, idle=False, overwrite=overwrite)
     if len(rows) == len(gates) and hard:
         return run(x, skip)
     free = not torch.is_grad_enabled()
@@ -141,8 +142,11 @@ VIEWS_FROM = 1 << 18  # values of an image's map
 PIECE, MOST = 1 << 20, 16  # values and number of the images that run together
 
 
+Run = Callable[[Tensor, Any, Any], Tensor]  # images, what they chose, their part of skip
+
+
 def run_by_choice(
-    run: Callable[[Tensor, Hashable, Tensor | None], Tensor],
+    run: Run,
     x: Tensor,
     skip: Tensor | None,
     chosen: Sequence[Hashable],
@@ -159,7 +163,7 @@ def run_by_choice(
         x: (N, C, H, W).
         skip: (N, C', H', W'), ``x`` itself or a tensor that may be overwritten; None if ``run`` needs none.
         chosen: of each image.
-        idle: the choice with which ``skip`` is the output.
+        idle: the choice with which ``skip`` is the output; without ``skip`` nobody makes it.
         overwrite: whether ``x`` may be overwritten.
 
     Returns:
@@ -185,10 +189,11 @@ def run_by_choice(
         part = _run_in_pieces(run, part, choice, total)
         out = part.new_empty(len(x), *part.shape[1:]) if out is None else out
         scatter(out, rows, part, in_place=True)
+    assert out is not None  # without skip, somebody chose something
     return out
 
 
-def _run_in_pieces(run, x: Tensor, choice: Hashable, skip: Tensor | None) -> Tensor:
+def _run_in_pieces(run: Run, x: Tensor, choice: Hashable, skip: Tensor | None) -> Tensor:
     """``run``, on a CPU for a few images at a time.
 
     What lies between the layers of a block is then small enough for memory that the process has already: new memory, a
@@ -203,7 +208,9 @@ def _run_in_pieces(run, x: Tensor, choice: Hashable, skip: Tensor | None) -> Ten
     return skip
 
 
-def _run_relaxed(run, x: Tensor, skip: Tensor, gate: Tensor, rows: list[int], owner: nn.Module) -> Tensor:
+def _run_relaxed(
+    run: Callable[[Tensor, Tensor], Tensor], x: Tensor, skip: Tensor, gate: Tensor, rows: list[int], owner: nn.Module
+) -> Tensor:
     if len(rows) == len(gate):
         return _weigh(gate, run(x, skip), skip)
     others = sorted(set(range(len(gate))) - set(rows))

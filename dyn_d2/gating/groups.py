@@ -34,7 +34,7 @@ class GroupBranch(nn.Module):
 
     def convs(self) -> list[nn.Conv2d]:
         """In the order in which they run."""
-        return list(self._modules.values())
+        return [conv for conv in self._modules.values() if isinstance(conv, nn.Conv2d)]
 
     def forward(self, x: Tensor) -> Tensor:
         *first, last = self.convs()
@@ -90,7 +90,8 @@ def run_groups(
             with running_statistics(branch, training and len(rows) * size[0] * size[1] <= 1):
                 part = branch(x if not others else gather(x, rows))
             out = _add(out, rows, part, decision.gate[:, n])
-    out = skip.clone() if out is skip else out
+    assert out is not None  # without skip, the first group is open for somebody
+    out = out.clone() if out is skip else out
     return out.relu_() if relu else out
 
 

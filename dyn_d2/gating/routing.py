@@ -1,6 +1,7 @@
 """Between a gated backbone and its policy: one forward pass asks, in order, what to run, and writes it down."""
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from .decisions import Decision
 from .execution import gather, move_to_front
 from .trace import Cost, Step, Trace, Unit, current_trace, spread
 
+if TYPE_CHECKING:
+    from .policies.base import Policy
+
 
 class Router:
     """The decisions of one forward pass.
@@ -18,18 +22,18 @@ class Router:
     A gated backbone makes one at the start of ``forward`` and hands it to its blocks; each block asks for the decisions
     of its units in the order in which the backbone lists them, and records what its computation cost.
 
-    Some policies stop images for good. Before each gated block the backbone calls ``leave``, which takes the
-    images that stop out of the batch: nothing that comes later sees them. Shape shorthand: N images, n not stopped.
+    Some policies stop images for good. Before each gated block the backbone calls ``leave``, which takes the images
+    that stop out of the batch: nothing that comes later sees them. Shape shorthand: N images, n not stopped.
 
     Attributes:
         trace: what this forward pass is recorded in.
         overwrite: whether the next block may overwrite its input; set by the backbone, which knows what it returns.
     """
 
-    def __init__(self, policy, images: Tensor) -> None:
+    def __init__(self, policy: "Policy", images: Tensor) -> None:
         """
         Args:
-            policy: a :class:`dyn_d2.gating.policies.Policy`.
+            policy: decides about the units of the backbone.
             images: (N, 3, H, W), normalised and padded, as the backbone gets them.
 
         Raises:
@@ -127,7 +131,8 @@ class Router:
             return spread(decision.open.float().reshape(shape) @ unit_cost, rows, images)
 
         def expected() -> Tensor:
-            return spread(decision.prob.float().reshape(shape) @ unit_cost, rows, images)
+            prob = decision.gate if decision.prob is None else decision.prob
+            return spread(prob.float().reshape(shape) @ unit_cost, rows, images)
 
-        dense = float(unit_cost.sum()) if dense is None else dense
-        self.trace.costs.append(Cost(name, dense, executed, executed if decision.prob is None else expected))
+        total = float(unit_cost.sum()) if dense is None else dense
+        self.trace.costs.append(Cost(name, total, executed, None if decision.prob is None else expected))

@@ -40,7 +40,8 @@ def plan(config_file: str, opts: Iterable[str]) -> list[Stage]:
         StageError: the policy has one stage only.
         ValueError: there is no such policy.
     """
-    opts, stages = list(opts), []
+    opts = list(opts)
+    stages: list[Stage] = []
     cfg = read_cfg(config_file, opts)
     names = policy_class(cfg).STAGES
     if len(names) < 2:

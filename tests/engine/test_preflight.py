@@ -68,7 +68,7 @@ def test_fine_tuning_after_surgery_passes_and_without_fails(base, tmp_path) -> N
     assert source.classes == ["red", "green", "blue"]
     save(operate(source, ["red", "green", "blue", "yellow"], ["yellow"], classifier="cosine"), str(tmp_path / "i.pth"))
     check_trainer(loaded([*opts, *FINETUNE], tmp_path / "i.pth"))
-    with pytest.raises(PreflightError, match="3 classes.*NUM_CLASSES is 4.*tools/surgery.py") as caught:
+    with pytest.raises(PreflightError, match="3 classes.*NUM_CLASSES is 4.*dyn-d2 surgery") as caught:
         check_trainer(loaded([*opts, *FINETUNE], weights))
     assert "head of" in str(caught.value) and "2 problem(s)" in str(caught.value)
 
@@ -218,3 +218,18 @@ def test_label_maps_with_unknown_values_are_found(base, tmp_path) -> None:
     assert problem.startswith("data set maps_test: ") and "1.png holds 7" in problem
     DatasetCatalog.remove("maps_test")
     MetadataCatalog.remove("maps_test")
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "needed"),
+    [
+        ("cityscapes_fine_instance_seg_train", "coco_2017_val", True),
+        ("cityscapes_fine_sem_seg_train", "cityscapes_fine_sem_seg_val", True),
+        ("cityscapes_fine_sem_seg_train", "ade20k_sem_seg_val", False),
+    ],
+)
+def test_a_package_that_only_some_sets_need(monkeypatch, train, test, needed) -> None:
+    monkeypatch.setattr("dyn_d2.engine.preflight.is_missing", lambda module: module == "cityscapesscripts")
+    with pytest.raises(PreflightError) as caught:  # the data are missing too
+        check_files(build_cfg("", ["DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{test}',)"]))
+    assert ("pip install 'dyn_d2[cityscapes]'" in str(caught.value)) == needed

@@ -66,6 +66,7 @@ def test_unreadable_records_are_named(tmp_path, content, message):
         read_results(tmp_path)
 
 
+@pytest.mark.slow
 def test_compare_command(tmp_path):
     for name, record in (("a", _record(0, 30.0)), ("b", _record(1, 32.5))):
         write_results(tmp_path / name / "results.json", record)

@@ -18,7 +18,7 @@ import numpy as np
 from . import rle
 from .annotation import annotation_area, flagged_mask_defect
 from .coco import LVIS_LISTS, CocoContent, examine, is_masked, read_json, refuse
-from .consumers import EVALUATION, LOADER
+from .consumers import EVALUATION
 
 logger = logging.getLogger(__name__)
 
@@ -79,12 +79,19 @@ def without_detections(api: Any) -> Any:
     return found
 
 
-def nothing(image_id: int | str, category_id: int, task: str, height: int, width: int) -> dict[str, Any]:
-    """A detection that covers no pixel, and so nothing: what lvis, which fails at an empty list, evaluates instead."""
-    found = {"image_id": image_id, "category_id": category_id, "score": 0.0}
+def nothing_found(api: Any, task: str) -> list[dict[str, Any]]:
+    """One detection that covers no pixel, and so no object: what lvis, which fails at an empty list, evaluates for a
+    model that found nothing.
+
+    Args:
+        task: "bbox" or "segm".
+    """
+    image, category = api.dataset["images"][0], api.dataset["categories"][0]
+    found = {"image_id": image["id"], "category_id": category["id"], "score": 0.0}
     if task == "bbox":
-        return found | {"bbox": [0.0, 0.0, 0.0, 0.0]}
-    return found | {"segmentation": {"size": [height, width], "counts": rle.compress(np.array([height * width]))}}
+        return [found | {"bbox": [0.0, 0.0, 0.0, 0.0]}]
+    sides = [image["height"], image["width"]]
+    return [found | {"segmentation": {"size": sides, "counts": rle.compress(np.array([sides[0] * sides[1]]))}}]
 
 
 def lvis_eval_class() -> type:
@@ -105,10 +112,9 @@ def lvis_eval_class() -> type:
 def _examined(source: Any, title: str, lvis: bool) -> CocoContent:
     content = source if isinstance(source, dict) else read_json(source)
     found = examine(content, title or str(source), lvis=lvis, masks=False)
-    consumers = (LOADER, EVALUATION)
     if "minival" in os.path.basename(found.title):  # the published files of COCO 2014 repeat some ids
         found.problems = [problem for problem in found.problems if problem.kind != "duplicate_annotation"]
-    return found.require(consumers)
+    return found.require((EVALUATION,))
 
 
 def _dataset(found: CocoContent, lvis: bool) -> tuple[dict[str, Any], list]:

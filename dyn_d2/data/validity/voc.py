@@ -27,10 +27,10 @@ class VocObject:
 
 @dataclass(frozen=True)
 class VocImage:
-    """Size of an image, and its objects in the order of the file."""
+    """Size of an image, None where nobody asked for it, and its objects in the order of the file."""
 
-    width: int
-    height: int
+    width: int | None
+    height: int | None
     objects: tuple[VocObject, ...]
 
 
@@ -63,8 +63,11 @@ def image_ids(path: str | os.PathLike, *, repeated: bool = False) -> list[str]:
     return ids
 
 
-def read_xml(path: str | os.PathLike) -> VocImage:
+def read_xml(path: str | os.PathLike, sized: bool = True) -> VocImage:
     """Read an annotation file.
+
+    Args:
+        sized: it has to give the size of the image, which evaluation does not read.
 
     Raises:
         FileNotFoundError: no such file.
@@ -72,7 +75,7 @@ def read_xml(path: str | os.PathLike) -> VocImage:
     """
     try:
         root = ET.parse(path).getroot()
-        width, height = (_side(root, side) for side in ("width", "height"))
+        width, height = (_side(root, side) if sized else None for side in ("width", "height"))
         objects = tuple(_object(item, position) for position, item in enumerate(root.findall("object")))
     except (ET.ParseError, ValueError, LookupError, RecursionError) as error:  # LookupError: of an unknown encoding
         raise DataError(f"{path} is not a valid Pascal VOC annotation: {error}") from error

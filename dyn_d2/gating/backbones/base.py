@@ -22,7 +22,7 @@ def fixed_cost(module: nn.Module, height: int, width: int) -> float:
     Its convolutions have to be registered in the order in which they run, except for a ``shortcut``.
     """
     shortcut = getattr(module, "shortcut", None)
-    aside = set() if shortcut is None else set(shortcut.modules())
+    aside: set[nn.Module] = set() if shortcut is None else set(shortcut.modules())
     convs = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
     main = chain_cost([conv for conv in convs if conv not in aside], height, width)[0]
     return main + chain_cost([conv for conv in convs if conv in aside], height, width)[0]
@@ -71,7 +71,8 @@ class GatedBackbone(Backbone):
         self.stage_names = names[1 : 1 + max(names.index(name) for name in self._out_features)]
         self.stem = stem
         self._out_feature_strides, self._out_feature_channels = {"stem": stem.stride}, {"stem": stem.out_channels}
-        stride, units = stem.stride, []
+        stride = stem.stride
+        units: list[Unit] = []
         for number, name in enumerate(self.stage_names):
             blocks = stages[name]
             self.add_module(name, nn.Sequential(*blocks))

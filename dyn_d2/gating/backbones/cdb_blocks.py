@@ -136,7 +136,7 @@ class CDBBlock(GroupSumBlock):
         """
         if groups < 1:
             raise ValueError(f"MODEL.GATED.GROUPS is {groups}: a block has at least 1 group.")
-        branches = []
+        branches: list[GroupBranch] = []
         for _ in range(groups):
             if bottleneck_channels:
                 width = bottleneck_width(bottleneck_channels, groups)

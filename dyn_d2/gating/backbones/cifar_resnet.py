@@ -45,7 +45,8 @@ def build_gated_cifar_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> G
         raise ValueError(
             f"MODEL.RESNETS.DEPTH is {res.DEPTH}: ResNets for small images have 6n + 2 layers, e.g. 38, 74, 110 or 152."
         )
-    stages, channels = {}, 16
+    stages: dict[str, list[CNNBlockBase]] = {}
+    channels = 16
     for number, width in enumerate((16, 32, 64)):
         stages[f"res{number + 2}"] = make_stage(
             cfg,

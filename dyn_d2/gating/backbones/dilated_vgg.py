@@ -36,8 +36,10 @@ class DilatedVGG(Backbone):
             raise ValueError(
                 f"this backbone has the features {', '.join(names)}, not {', '.join(unknown) or '(none)'}."
             )
-        self._out_features, layers, stride = list(out_features), [], 1
-        self._out_feature_strides, self._out_feature_channels = {}, {}
+        self._out_features, stride = list(out_features), 1
+        layers: list[nn.Module] = []
+        self._out_feature_strides: dict[str, int] = {}
+        self._out_feature_channels: dict[str, int] = {}
         self._ends: dict[int, str] = {}  # layer -> the feature that it gives
         for number, widths in enumerate(VGG16):
             dilation = 2 if number == len(VGG16) - 1 else 1
@@ -59,7 +61,8 @@ class DilatedVGG(Backbone):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(N, 3, H, W) -> name -> feature map, as ``output_shape`` describes them."""
-        x, found = images, {}
+        x = images
+        found: dict[str, Tensor] = {}
         for number, layer in enumerate(self.features):
             x = layer(x)
             if self._ends.get(number) in self._out_features:

@@ -9,7 +9,7 @@ from functools import partial
 from dyn_d2.gating.policies.base import build_policy
 
 from detectron2.config import CfgNode
-from detectron2.layers import ShapeSpec
+from detectron2.layers import CNNBlockBase, ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.resnet import BasicStem
 
@@ -32,7 +32,8 @@ def build_gated_drn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GatedBackb
     res = cfg.MODEL.RESNETS
     if res.DEPTH not in _DEPTHS:
         raise ValueError(f"MODEL.RESNETS.DEPTH is {res.DEPTH}: a DRN-A has {', '.join(map(str, _DEPTHS))} layers.")
-    stages, channels = {}, res.STEM_OUT_CHANNELS
+    stages: dict[str, list[CNNBlockBase]] = {}
+    channels = res.STEM_OUT_CHANNELS
     for number, (count, stride, dilation) in enumerate(
         zip(BLOCKS_PER_STAGE[res.DEPTH], _STRIDES, _DILATIONS, strict=True)
     ):

@@ -109,7 +109,7 @@ class InvertedResidualGroups(GroupSumBlock):
 
 def _stage(parts, channels: int, width_mult: float, norm, kind: str, groups: int) -> list[CNNBlockBase]:
     """The blocks of an entry of ``_STAGES``; those in which nothing can be switched off are plain."""
-    blocks = []
+    blocks: list[CNNBlockBase] = []
     for expansion, plain_channels, count, stride in parts:
         cout = scaled(plain_channels * width_mult)
         for i in range(count):
@@ -149,7 +149,7 @@ def build_gated_mobilenetv2_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Ga
     groups = gated.GROUPS if gated.UNIT == "group" else 1
     channels = scaled(32 * gated.WIDTH_MULT)
     stem = PlainBlock([conv_norm(input_shape.channels, channels, 3, norm, 2)], activate_last=True)
-    stages = {}
+    stages: dict[str, list[CNNBlockBase]] = {}
     for number, parts in enumerate(_STAGES, 1):
         stages[f"stage{number}"] = _stage(parts, channels, gated.WIDTH_MULT, norm, gated.UNIT, groups)
         channels = stages[f"stage{number}"][-1].out_channels

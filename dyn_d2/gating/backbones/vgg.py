@@ -66,7 +66,8 @@ class GatedVGG(Backbone):
         if not norm:
             raise ValueError("a gated VGG has batch norm after each convolution: MODEL.RESNETS.NORM cannot be empty.")
         self.stage_names = names[: 1 + max(names.index(name) for name in self._out_features)]
-        layers, units = [], []
+        layers: list[nn.Module] = []
+        units: list[Unit] = []
         self._stages: list[range] = []  # of the layers in ``features``
         for number, stage in enumerate(widths[: len(self.stage_names)]):
             start = len(layers)
@@ -112,7 +113,8 @@ class GatedVGG(Backbone):
         router = Router(self.policy, images)
         decisions = [router.decide(images) for _ in self.policy.units]
         gated = iter(zip(self.policy.units, decisions, strict=True))
-        x, x_gate, features = images, None, {}
+        x, features = images, dict[str, Tensor]()
+        x_gate: Tensor | None = None
         for name, stage in zip(self.stage_names, self._stages, strict=True):
             *convs, pool = stage
             for index in convs[::3]:
@@ -147,7 +149,8 @@ def build_gated_vgg_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GatedVGG:
         raise ValueError(f'MODEL.GATED.UNIT is {gated.UNIT!r}: what can be switched off in a VGG is "channel".')
     if gated.WIDEN_LAYERS not in WIDENED:
         raise ValueError(f"MODEL.GATED.WIDEN_LAYERS is {gated.WIDEN_LAYERS!r}: use one of {', '.join(WIDENED)}.")
-    wide, widths, index = WIDENED[gated.WIDEN_LAYERS], [], 0
+    wide, index = WIDENED[gated.WIDEN_LAYERS], 0
+    widths: list[list[int]] = []
     for stage in VGG16:
         widths.append([round(c * gated.WIDEN) if index + i in wide else c for i, c in enumerate(stage)])
         index += len(stage)

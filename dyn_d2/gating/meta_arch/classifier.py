@@ -19,13 +19,15 @@ from .dynamic import DynamicModel, find_policy
 
 
 @META_ARCH_REGISTRY.register()
-class ImageClassifier(DynamicModel, nn.Module):
+class ImageClassifier(DynamicModel):
     """Backbone, global average pooling, and one linear layer; the backbone may be gated or not.
 
     The multiply-adds of the linear layer are part of the trace, as they are of the numbers that papers give.
     """
 
     classifies_images = True
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     @configurable
     def __init__(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ def with_routes(outputs: list[dict[str, Any]], trace: Trace) -> list[dict[str, A
     return [{**output, "route": route} for output, route in zip(outputs, trace.routes(), strict=True)]
 
 
-class DynamicModel:
+class DynamicModel(nn.Module):
     """Goes before the meta-architecture in the list of bases, and wraps its forward pass.
 
     In training the losses of the policy join those of the task, and the event storage gets the execution rate of each
@@ -42,6 +42,12 @@ class DynamicModel:
     the mean entropy of the gates in bits ("gates/entropy"). In evaluation each output has its
     :class:`~dyn_d2.gating.Route` under "route". With a backbone that has no policy it changes nothing.
     """
+
+    backbone: nn.Module
+    if TYPE_CHECKING:  # the meta-architecture behind it has one
+
+        @property
+        def device(self) -> torch.device: ...
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Inputs and outputs are the parent's. The entry "label" of the inputs, where there is one, is the class of the

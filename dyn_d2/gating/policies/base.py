@@ -77,6 +77,11 @@ class Policy(nn.Module):
         super().__init__()
         self.units = tuple(units)
 
+    @classmethod
+    def from_config(cls, cfg: CfgNode, units: Sequence[Unit]) -> dict[str, Any]:
+        """Arguments of the constructor beside ``units``, for ``build_policy``."""
+        raise NotImplementedError
+
     def begin(self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None) -> Any:
         """The policy's state for one forward pass, None where it has none. Nothing is kept on the module.
 

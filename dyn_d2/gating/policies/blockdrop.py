@@ -18,6 +18,8 @@ from dyn_d2.gating.decisions import bernoulli, bounded, hard_threshold
 from dyn_d2.gating.losses import drop_reward, policy_gradient_loss
 from dyn_d2.utils.errors import UserError
 
+from detectron2.config import CfgNode
+
 from .base import POLICY_REGISTRY, Policy
 from .gate_layers import GateNorm, ValidArea, apply_linear, check_threshold, pool_valid, valid_area, zero_padding
 
@@ -129,7 +131,7 @@ class BlockDrop(Policy):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # of stage "joint"
 
     @classmethod
-    def from_config(cls, cfg, units: Sequence[Unit]) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, units: Sequence[Unit]) -> dict[str, Any]:
         policy, drop = cfg.MODEL.POLICY, cfg.MODEL.POLICY.BLOCKDROP
         return {
             "stage": policy.STAGE or cls.STAGES[0],

@@ -19,6 +19,7 @@ from dyn_d2.gating.cost import linear_cost
 from dyn_d2.gating.decisions import hard_threshold, noisy_argmax
 from dyn_d2.gating.losses import category_loss, executed_cost, execution_loss, flops_loss
 
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from .base import POLICY_REGISTRY, Policy
@@ -118,7 +119,7 @@ class CDB(Policy):
         )
 
     @classmethod
-    def from_config(cls, cfg, units: Sequence[Unit]) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, units: Sequence[Unit]) -> dict[str, Any]:
         policy = cfg.MODEL.POLICY
         return {
             "target": policy.TARGET_RATE,

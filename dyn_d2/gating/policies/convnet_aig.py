@@ -13,6 +13,8 @@ from dyn_d2.gating.cost import linear_cost
 from dyn_d2.gating.decisions import gumbel, hard_threshold
 from dyn_d2.gating.losses import target_rate_loss
 
+from detectron2.config import CfgNode
+
 from .base import POLICY_REGISTRY, Policy
 from .gate_layers import (
     GateNorm,
@@ -88,7 +90,7 @@ class ConvNetAIG(Policy):
         self.gates = nn.ModuleList(AIGGate(unit.channels, width) for unit in self.units)
 
     @classmethod
-    def from_config(cls, cfg, units: Sequence[Unit]) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, units: Sequence[Unit]) -> dict[str, Any]:
         policy = cfg.MODEL.POLICY
         return {
             "targets": list(policy.AIG.TARGET_RATES) or [policy.TARGET_RATE],

@@ -20,6 +20,8 @@ from dyn_d2.gating.cost import chain_cost, linear_cost
 from dyn_d2.gating.decisions import relu_gates
 from dyn_d2.gating.losses import gate_sparsity
 
+from detectron2.config import CfgNode
+
 from .base import POLICY_REGISTRY, Policy
 from .gate_layers import GateNorm, ValidArea, apply_linear, check_choice, pool_valid, valid_area, zero_padding
 
@@ -106,7 +108,7 @@ class DeepMoE(Policy):
         self.classifier = nn.Linear(width, num_classes) if embedding_weight > 0 and num_classes > 0 else None
 
     @classmethod
-    def from_config(cls, cfg, units: Sequence[Unit]) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, units: Sequence[Unit]) -> dict[str, Any]:
         policy = cfg.MODEL.POLICY
         return {
             "stage": policy.STAGE or cls.STAGES[0],

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from dyn_d2.gating import Decision, Unit
 
+from detectron2.config import CfgNode
+
 from .base import POLICY_REGISTRY, Policy
 from .gate_layers import check_choice, check_rate
 
@@ -49,7 +51,7 @@ class RandomSkip(Policy):
         self.rates = survival_rates(len(self.units), check_rate("TARGET_RATE", rate), schedule)
 
     @classmethod
-    def from_config(cls, cfg, units: Sequence[Unit]) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, units: Sequence[Unit]) -> dict[str, Any]:
         return {"rate": cfg.MODEL.POLICY.TARGET_RATE, "schedule": cfg.MODEL.POLICY.RANDOM.SCHEDULE}
 
     def decide(self, index: int, features: Tensor, state: None) -> Decision:

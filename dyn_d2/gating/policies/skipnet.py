@@ -20,6 +20,8 @@ from dyn_d2.gating.cost import chain_cost, linear_cost, lstm_cost
 from dyn_d2.gating.decisions import bernoulli, hard_threshold, soft
 from dyn_d2.gating.losses import policy_gradient_loss, skip_returns
 
+from detectron2.config import CfgNode
+
 from .base import POLICY_REGISTRY, Policy
 from .gate_layers import (
     GateNorm,
@@ -91,7 +93,7 @@ class SkipNet(Policy):
         self.init_bias, self.alpha, self.beta, self.weight = init_bias, alpha, beta, weight
 
     @classmethod
-    def from_config(cls, cfg, units: Sequence[Unit]) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, units: Sequence[Unit]) -> dict[str, Any]:
         policy = cfg.MODEL.POLICY
         return {
             "stage": policy.STAGE or cls.STAGES[0],

@@ -59,7 +59,7 @@ def draw_routes(table: RouteTable, folder: str | Path, prefix: str = "", images:
     if len(table.level_names):
         draw["levels by module"] = draw_level_use, "level_use"
         draw["levels of some images"] = (lambda t, p: draw_levels(t, p, images), "levels")
-    drawn = {}
+    drawn: dict[str, str] = {}
     for what, (function, name) in draw.items():
         try:
             drawn[what] = str(function(table, Path(folder, f"{prefix}{name}.png")))

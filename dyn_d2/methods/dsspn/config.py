@@ -6,7 +6,7 @@ from detectron2.config import CfgNode as CN
 def add_keys(cfg: CN) -> None:
     # Read by the semantic head "DSSPNHead".
     cfg.MODEL.DSSPN = CN()
-    # The concept tree: a name (tools/show_hierarchy.py lists them) or a yaml file.
+    # The concept tree: a name (dyn-d2 show-tree lists them) or a yaml file.
     cfg.MODEL.DSSPN.TREE = "universal"
     # k, width of a neuron.
     cfg.MODEL.DSSPN.WIDTH = 48

@@ -65,5 +65,5 @@ def _add_reweighting_keys(cfg: CN) -> None:
     cfg.MODEL.REWEIGHTING.FINETUNE_NEGATIVES = 0.0
     # Evaluation: a class vector is the mean over so many support images at most, of those of the training set.
     cfg.MODEL.REWEIGHTING.SUPPORTS = 100
-    # Evaluation: files of class vectors (`dyn-d2 vectors export`) in place of the module.
+    # Evaluation: files of class vectors (dyn-d2 vectors export) in place of the module.
     cfg.MODEL.REWEIGHTING.VECTORS = []

@@ -20,6 +20,7 @@ from dyn_d2.gating.policies.base import POLICY_REGISTRY, Policy
 from dyn_d2.gating.policies.gate_layers import check_positive
 from dyn_d2.utils.errors import UserError
 
+from detectron2.config import CfgNode
 from detectron2.utils.events import get_event_storage, has_event_storage
 
 from .paths import PathShares, PathTree, costs_to_go, path_probabilities
@@ -121,7 +122,7 @@ class PathPolicy(Policy):
         self.compute_weight, self.score_weight, self._class_error = compute_weight, score_weight, class_error
 
     @classmethod
-    def from_config(cls, cfg, units: Sequence[Unit]) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, units: Sequence[Unit]) -> dict[str, Any]:
         keys = cfg.MODEL.POLICY.PATHS
         return {
             "widths": list(keys.WIDTHS),

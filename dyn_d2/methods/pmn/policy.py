@@ -30,6 +30,8 @@ from dyn_d2.gating.policies.gate_layers import (
 )
 from dyn_d2.utils.errors import UserError
 
+from detectron2.config import CfgNode
+
 from .levels import KnowledgeLevels, action_space, build_levels
 from .module_predictions import ModuleClassifier, WeightedAverage
 from .rollout import GREEDY, SAMPLED, ModuleOutput, PMNState, Rollout
@@ -51,6 +53,7 @@ class PMN(Policy):
 
     KINDS = ("block",)
     STAGES = ("pretrain", "joint")
+    stops = True
     LATER_KEYS = tuple(
         f"MODEL.POLICY.{key}"
         for key in ("THRESHOLD", *(f"PMN.{k}" for k in ("HOPS", "OVERLAP", "OFF_LEVEL_WEIGHT", "WEIGH", "ALPHA",
@@ -135,7 +138,7 @@ class PMN(Policy):
         nn.init.constant_(self.score.bias[:1], init_bias)
 
     @classmethod
-    def from_config(cls, cfg, units: Sequence[Unit]) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, units: Sequence[Unit]) -> dict[str, Any]:
         policy, pmn = cfg.MODEL.POLICY, cfg.MODEL.POLICY.PMN
         return {
             "stage": policy.STAGE or cls.STAGES[0],
@@ -172,10 +175,6 @@ class PMN(Policy):
     def learns(self) -> bool:
         """Whether the policy decides anything in this stage."""
         return self.stage == "joint" and self.actions in LEARNED
-
-    @property
-    def stops(self) -> bool:
-        return True
 
     @property
     def adds_losses(self) -> bool:

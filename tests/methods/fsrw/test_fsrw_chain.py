@@ -206,11 +206,13 @@ def _train_half(rank: int, opts: list[str]) -> tuple[list, float]:
     return supports, trainer.checkpointer.model.predictor.weight.double().sum().item()
 
 
+@pytest.mark.slow
 def test_two_processes_draw_their_own_supports_and_learn_the_same(data, tmp_path) -> None:
     first, second = results_of_two(_train_half, tmp_path, fsrw_opts(data, tmp_path, SEED=3))
     assert first[0] != second[0] and first[1] == second[1]
 
 
+@pytest.mark.slow
 def test_meta_rcnn_goes_through_the_stages(data, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(stages, "run_process", train_here)
     keys = {"FEW_SHOT__METHOD": "meta_rcnn", "MODEL__BACKBONE__NAME": "build_resnet_fpn_backbone"}

@@ -125,6 +125,7 @@ def _evaluate_half(rank: int, folder: str, file: str) -> dict:
     return evaluator.evaluate()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_result_of_one(shapes, tmp_path) -> None:
     name, file = shapes
     alone = ShapeQualityEvaluator(name, GROUPS)

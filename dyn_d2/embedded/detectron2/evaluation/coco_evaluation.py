@@ -56,8 +56,10 @@ class COCOEvaluator(InstanceEvaluator):
         self._max_dets_per_image = [1, 10, 100 if max_dets_per_image is None else max_dets_per_image]
         if not hasattr(self._metadata, "json_file"):
             self._convert(dataset_name, allow_cached_coco)
-        with redirect_stdout(io.StringIO()):
-            self._coco_api = COCO(PathManager.get_local_path(self._metadata.json_file))
+        # Only here, because dyn_d2 is imported together with this package.
+        from dyn_d2.data.validity.ground_truth import coco_api
+
+        self._coco_api = coco_api(PathManager.get_local_path(self._metadata.json_file), self._metadata.json_file)
         # The annotations of test sets are with an evaluation server.
         self._do_evaluation = "annotations" in self._coco_api.dataset
 
@@ -91,23 +93,24 @@ class COCOEvaluator(InstanceEvaluator):
             result["category_id"] = dataset_ids[result["category_id"]]
 
     def _judge(self, results: list[dict], task: str, img_ids: list[int] | None = None) -> dict[str, float]:
-        found = None
-        if results:
-            found = _evaluate_predictions_on_coco(self._coco_api, results, task, self._max_dets_per_image, img_ids)
+        from dyn_d2.data.validity.ground_truth import require_masks
+
+        if task == "segm":
+            require_masks(self._coco_api)
+        found = _evaluate_predictions_on_coco(self._coco_api, results, task, self._max_dets_per_image, img_ids)
         return self._derive_coco_results(found, task, class_names=self._metadata.get("thing_classes"))
 
     def _derive_coco_results(
-        self, coco_eval: COCOeval | None, iou_type: str, class_names: list[str] | None = None
+        self, coco_eval: COCOeval, iou_type: str, class_names: list[str] | None = None
     ) -> dict[str, float]:
         """Numbers of one task.
 
         Args:
-            coco_eval: summarised; None where the model predicted nothing.
+            coco_eval: summarised.
             class_names: in the order of the json's category ids; adds "AP-<name>" of each.
         """
-        if coco_eval is None:
-            self._logger.warning(f"The model predicted nothing: all {iou_type} metrics are NaN.")
-            return dict.fromkeys(METRICS, float("nan"))
+        if not coco_eval.cocoDt.dataset["annotations"]:
+            self._logger.warning(f"The model predicted nothing: {iou_type} AP is 0, NaN without ground truth.")
         stats = [float(value) for value in coco_eval.stats[: len(METRICS)]]
         results = {
             name: value * 100 if value >= 0 else float("nan") for name, value in zip(METRICS, stats, strict=True)
@@ -149,11 +152,14 @@ def _evaluate_predictions_on_coco(
     key = "bbox" if iou_type == "bbox" else "segmentation"
     if any(key not in result for result in coco_results):
         raise ValueError(f"Task {iou_type!r} cannot be evaluated: the predictions have no {key!r}.")
+    from dyn_d2.data.validity.ground_truth import without_detections
+
     # Copies, because loadRes adds entries. With a box, pycocotools would take the box's area as the mask's size.
     dropped = "bbox" if iou_type == "segm" else None
     results = [{k: v for k, v in result.items() if k != dropped} for result in coco_results]
     with redirect_stdout(io.StringIO()) as printed:
-        coco_eval = COCOevalMaxDets(coco_gt, coco_gt.loadRes(results), iou_type)
+        detections = coco_gt.loadRes(results) if results else without_detections(coco_gt)
+        coco_eval = COCOevalMaxDets(coco_gt, detections, iou_type)
         coco_eval.params.maxDets = max_dets
         if img_ids is not None:
             coco_eval.params.imgIds = img_ids

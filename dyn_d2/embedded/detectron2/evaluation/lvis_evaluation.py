@@ -54,7 +54,11 @@ class LVISEvaluator(InstanceEvaluator):
     ):
         super().__init__(dataset_name, tasks, distributed, output_dir)
         self._max_dets_per_image = MAX_DETECTIONS if max_dets_per_image is None else max_dets_per_image
-        self._lvis_api = _import_lvis().LVIS(PathManager.get_local_path(self._metadata.json_file))
+        _import_lvis()
+        # Only here, because dyn_d2 is imported together with this package.
+        from dyn_d2.data.validity.ground_truth import lvis_api
+
+        self._lvis_api = lvis_api(PathManager.get_local_path(self._metadata.json_file), self._metadata.json_file)
         self._do_evaluation = len(self._lvis_api.get_ann_ids()) > 0
 
     def _to_dataset_ids(self, results: list[dict]) -> None:
@@ -65,17 +69,21 @@ class LVISEvaluator(InstanceEvaluator):
             result["category_id"] = dataset_ids[number] if dataset_ids else number + 1
 
     def _judge(self, results: list[dict], task: str) -> dict[str, float]:
-        if not results:
-            self._logger.warning(f"The model predicted nothing: all {task} metrics are NaN.")
-            return dict.fromkeys(METRICS, float("nan"))
+        from dyn_d2.data.validity.ground_truth import lvis_eval_class, nothing_found, require_masks
+
         lvis = _import_lvis()
+        if task == "segm":
+            require_masks(self._lvis_api)
+        if not results:
+            self._logger.warning(f"The model predicted nothing: {task} AP is 0, NaN where there is no ground truth.")
+            results = nothing_found(self._lvis_api, task)
         # Copies, because LVISResults adds entries. With a box, lvis would take the box's area as the mask's size.
         dropped = "bbox" if task == "segm" else None
         results = [{k: v for k, v in result.items() if k != dropped} for result in results]
         self._logger.info(f"Evaluating with max detections per image = {self._max_dets_per_image}")
         with old_numpy_in(lvis.eval):
             found = lvis.LVISResults(self._lvis_api, results, max_dets=self._max_dets_per_image)
-            lvis_eval = lvis.LVISEval(self._lvis_api, found, task)
+            lvis_eval = lvis_eval_class()(self._lvis_api, found, task)
             lvis_eval.run()
         precision = lvis_eval.eval["precision"][..., 0]  # IoU x recall x class
         names = self._metadata.get("thing_classes")

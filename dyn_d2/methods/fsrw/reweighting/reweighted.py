@@ -75,7 +75,7 @@ class ReweightedByClass(nn.Module):
         if not cfg.MODEL.REWEIGHTING.VECTORS:
             raise ValueError(
                 f"a {cfg.MODEL.META_ARCHITECTURE} needs class vectors to detect anything: make them with "
-                "`dyn-d2 vectors export` and add MODEL.REWEIGHTING.VECTORS \"['FILE']\"."
+                "dyn-d2 vectors export and add MODEL.REWEIGHTING.VECTORS \"['FILE']\"."
             )
         vectors = self.read_vectors(cfg.MODEL.REWEIGHTING.VECTORS)
         self.use_vectors(vectors)

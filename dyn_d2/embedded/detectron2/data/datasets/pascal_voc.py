@@ -1,7 +1,6 @@
 """Pascal VOC detection: one xml per image."""
 
 import os
-import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 
 from detectron2.structures import BoxMode
@@ -30,40 +29,40 @@ def load_voc_instances(dirname: str, split: str, class_names: Sequence[str]) -> 
 
     Raises:
         FileNotFoundError: the list or an xml is missing.
-        ValueError: an xml is malformed or has an object of another class; the message names it.
+        ValueError: the list has an image twice, or an xml is malformed or has an object of another class; the message
+            names the file.
     """
+    # Only here, because dyn_d2 is imported together with this package.
+    from dyn_d2.data.validity.voc import image_ids
+
     image_list = require(os.path.join(dirname, "ImageSets", "Main", f"{split}.txt"), "Pascal VOC image list")
-    with PathManager.open(image_list) as file:
-        ids = [line.split()[0] for line in file if line.strip()]
+    ids = image_ids(PathManager.get_local_path(image_list))
     folder = PathManager.get_local_path(os.path.join(dirname, "Annotations/"))
     class_index = {name: i for i, name in enumerate(class_names)}
-    return [_read_xml(os.path.join(folder, f"{i}.xml"), i, dirname, class_index) for i in ids]
+    return [_record(os.path.join(folder, f"{i}.xml"), i, dirname, class_index) for i in ids]
 
 
-def _read_xml(path: str, image_id: str, dirname: str, class_index: dict[str, int]) -> dict:
-    try:
-        root = ET.parse(path).getroot()
-        annotations = []
-        for obj in root.iterfind("object"):
-            x0, y0, x1, y1 = (float(obj.find(f"bndbox/{side}").text) for side in ("xmin", "ymin", "xmax", "ymax"))
-            category = obj.find("name").text
-            if category not in class_index:
-                raise ValueError(f"the class '{category}' is none of {', '.join(class_index)}")
-            annotations.append(
-                {"category_id": class_index[category], "bbox": [x0 - 1, y0 - 1, x1, y1], "bbox_mode": BoxMode.XYXY_ABS}
+def _record(path: str, image_id: str, dirname: str, class_index: dict[str, int]) -> dict:
+    from dyn_d2.data.validity.voc import read_xml
+
+    image = read_xml(require(path, "Pascal VOC annotation file"))
+    annotations = []
+    for item in image.objects:
+        if item.name not in class_index:
+            raise ValueError(
+                f"{path} is not a valid Pascal VOC annotation: the class {item.name!r} is none of "
+                f"{', '.join(class_index)}."
             )
-        return {
-            "file_name": os.path.join(dirname, "JPEGImages", f"{image_id}.jpg"),
-            "image_id": image_id,
-            "height": int(root.find("size/height").text),
-            "width": int(root.find("size/width").text),
-            "annotations": annotations,
-        }
-    except FileNotFoundError:
-        require(path, "Pascal VOC annotation file")
-        raise
-    except (ET.ParseError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a valid Pascal VOC annotation: {error}.") from error
+        x0, y0, x1, y1 = item.box
+        bbox = [x0 - 1, y0 - 1, x1, y1]
+        annotations.append({"category_id": class_index[item.name], "bbox": bbox, "bbox_mode": BoxMode.XYXY_ABS})
+    return {
+        "file_name": os.path.join(dirname, "JPEGImages", f"{image_id}.jpg"),
+        "image_id": image_id,
+        "height": image.height,
+        "width": image.width,
+        "annotations": annotations,
+    }
 
 
 def register_pascal_voc(
