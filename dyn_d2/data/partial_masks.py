@@ -1,9 +1,10 @@
-"""Boxes for every object and masks for some of them: the data of semi-supervised instance segmentation (thesis ch. 8).
+"""Boxes for every object and masks for some of them: the data of semi-supervised instance segmentation (Zhou et al.,
+Learning Saliency Propagation for Semi-Supervised Instance Segmentation, CVPR 2020).
 
 An annotation has a mask if it has a "segmentation". It may say so itself by "has_mask": True, which then is checked, or
 False, which leaves the segmentation unused. Which of the masks that a data set has are trained on is decided by keys,
 on the records and not in a json: those of some classes (``INPUT.PARTIAL_MASKS.CLASSES``, category-wise supervision),
-those of some images (``FRACTION``, ``SEED``, image-wise), or both. What is left without one may get a pseudo mask
+those of some images (``FRACTION``, ``SEED``, image-wise), or both. What is left without one may get a pseudo-mask
 (``PSEUDO``, see pseudo_masks.py).
 """
 
@@ -191,7 +192,7 @@ def apply_partial_masks(cfg, records: Sequence[Record]) -> Sequence[Record]:
         pseudo += sum(a.get("pseudo_mask", False) for a in annotations)
     logger.info(
         f"{masks.total():,} of {objects.total():,} objects have masks, in {images:,} of {len(limited):,} images"
-        + (f"; {pseudo:,} of these masks are pseudo masks" if pseudo else "")
+        + (f"; {pseudo:,} of these masks are pseudo-masks" if pseudo else "")
     )
     if masks.total() < objects.total():
         without = [names[c] if c < len(names) else str(c) for c in sorted(objects) if not masks[c]]

@@ -163,7 +163,7 @@ class DynTrainer(DefaultTrainer):
             super().run_step()
         except DivergenceError:
             raise
-        except FloatingPointError as error:  # the engine's own checks, e.g. of the proposals
+        except FloatingPointError as error:  # Detectron2's own checks, e.g. of the proposals
             raise self._guard.explain(str(error).rstrip(".")) from error
 
     def resume_or_load(self, resume: bool = True) -> None:

@@ -1,4 +1,5 @@
-"""Mask R-CNN on data where some objects have boxes only: joint training, the baseline of thesis ch. 8.
+"""Mask R-CNN on data where some objects have boxes only: the baseline "joint learning" of Zhou et al., Learning
+Saliency Propagation for Semi-Supervised Instance Segmentation, CVPR 2020.
 
 Shape shorthand: R regions of the whole batch.
 """
