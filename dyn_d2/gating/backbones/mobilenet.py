@@ -2,13 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dyn_d2.gating.groups import GroupBranch
-from dyn_d2.gating.policies.base import build_policy
 from dyn_d2.modeling.shapes import channels_of
 
 from detectron2.config import CfgNode
@@ -156,10 +154,4 @@ def build_gated_mobilenetv2_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Ga
         channels = stages[f"stage{number}"][-1].out_channels
     width = scaled(1280 * max(1.0, gated.WIDTH_MULT))
     stages["last"] = [PlainBlock([conv_norm(channels, width, 1, norm)], activate_last=True)]
-    return GatedBackbone(
-        stem,
-        stages,
-        partial(build_policy, cfg),
-        out_features=cfg.MODEL.RESNETS.OUT_FEATURES,
-        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-    )
+    return GatedBackbone.of_keys(cfg, stem, stages)

@@ -6,7 +6,6 @@ that weights of plain ResNets load.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,7 +14,6 @@ from dyn_d2.gating import Router, Unit
 from dyn_d2.gating.cost import chain_cost, conv_cost, unit_costs
 from dyn_d2.gating.execution import run_block
 from dyn_d2.gating.folding import folded_conv, folded_convs
-from dyn_d2.gating.policies.base import build_policy
 from dyn_d2.modeling.shapes import channels_of
 
 from detectron2.config import CfgNode
@@ -219,10 +217,4 @@ def build_gated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GatedBa
         )
         channels, out_channels, width = out_channels, 2 * out_channels, 2 * width
     stem = BasicStem if cfg.MODEL.GATED.UNIT == "channel" else FoldedStem
-    return GatedBackbone(
-        stem(channels_of(input_shape), res.STEM_OUT_CHANNELS, norm=res.NORM),
-        stages,
-        partial(build_policy, cfg),
-        out_features=res.OUT_FEATURES,
-        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-    )
+    return GatedBackbone.of_keys(cfg, stem(channels_of(input_shape), res.STEM_OUT_CHANNELS, norm=res.NORM), stages)
