@@ -15,7 +15,7 @@ from dyn_d2.ops.packed_conv import PackedConv
 
 from .cost import chain_cost
 from .decisions import Decision
-from .execution import gather, run_by_choice, running_statistics
+from .execution import gather, run_by_choice, running_statistics, without_gradient
 from .folding import fold, folds, kept, may_fold
 
 Layer = Callable[[Tensor], Tensor]
@@ -82,7 +82,7 @@ def run_groups(
         rows = [i for i, each in enumerate(opened) if each[n]]
         others = [i for i, each in enumerate(opened) if not each[n]]
         if others and decision.relaxed and training:
-            with torch.no_grad(), running_statistics(branch):
+            with without_gradient(), running_statistics(branch):
                 part = branch(x if not rows else gather(x, others))
             out = _add(out, others, part, decision.gate[:, n])
         if rows or out is None:
