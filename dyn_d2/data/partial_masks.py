@@ -79,7 +79,7 @@ def limit_masks(
 
 
 def _image(record: Record) -> int | str:
-    return record.get("image_id", record.get("file_name", ""))
+    return record["image_id"] if "image_id" in record else record.get("file_name", "")
 
 
 def _flags(record: Record) -> list[bool]:
@@ -177,16 +177,15 @@ def apply_partial_masks(cfg, records: Sequence[Record]) -> Sequence[Record]:
     names = metadata.get("thing_classes", [])
     of_other_stages = {*metadata.get("base_classes", ()), *metadata.get("novel_classes", ())} - {*names}
     classes = masked_classes(keys.CLASSES, names, sorted(of_other_stages))
-    limited = limit_masks(records, classes, keys.FRACTION, keys.SEED)
-    limited = add_pseudo_masks(cfg, limited)
+    limited = add_pseudo_masks(cfg, limit_masks(records, classes, keys.FRACTION, keys.SEED))
     objects: Counter[int] = Counter()
     masks: Counter[int] = Counter()
     images = pseudo = 0
     for record in limited:
         annotations = record.get("annotations", ())
-        classes = [a["category_id"] for a in annotations if not a.get("iscrowd", 0)]
+        labels = [a["category_id"] for a in annotations if not a.get("iscrowd", 0)]
         masked = [a["category_id"] for a in annotations if "segmentation" in a]  # of what limit_masks left
-        objects.update(classes)
+        objects.update(labels)
         masks.update(masked)
         images += bool(masked)
         pseudo += sum(a.get("pseudo_mask", False) for a in annotations)

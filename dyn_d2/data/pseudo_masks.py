@@ -254,12 +254,13 @@ def _fill(jobs: list[tuple[Path, list[Record]]], settings: GrabCut, threads: int
     objects = sum(len(without_mask(record)) for _, records in jobs for record in records)
     shown = tqdm(total=objects, desc="GrabCut", unit=" objects", delay=2, disable=not comm.is_main_process())
     with shown, ThreadPoolExecutor(threads) as pool:  # OpenCV lets other threads run
-        return list(pool.map(lambda job: _fill_file(*job, settings, shown), jobs))
+        return list(pool.map(lambda job: _fill_file(job[0], job[1], settings, shown), jobs))
 
 
 def _fill_file(path: Path, records: list[Record], settings: GrabCut, shown: tqdm) -> dict[ObjectKey, Rle | None]:
     kept = _read_cache(path)
-    before, found = len(kept), {}
+    before = len(kept)
+    found: dict[ObjectKey, Rle | None] = {}
     for record in records:
         wanted = {object_key(record, a): a for a in without_mask(record)}
         stamp = os.stat(record["file_name"])

@@ -28,7 +28,7 @@ def mask_groups(cfg: CfgNode, metadata: Metadata) -> dict[str, Sequence[str]]:
         return {}
     classes = metadata.thing_classes
     masked = masked_classes(names, classes, key=key) or ()
-    groups = {
+    groups: dict[str, Sequence[str]] = {
         "{}_with_masks": [name for row, name in enumerate(classes) if row in masked],
         "{}_without_masks": [name for row, name in enumerate(classes) if row not in masked],
     }

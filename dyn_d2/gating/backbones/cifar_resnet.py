@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dyn_d2.gating.policies.base import build_policy
+from dyn_d2.modeling.shapes import channels_of
 
 from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
@@ -59,7 +60,7 @@ def build_gated_cifar_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> G
         )
         channels = width
     return GatedBackbone(
-        CifarStem(input_shape.channels, 16, res.NORM),
+        CifarStem(channels_of(input_shape), 16, res.NORM),
         stages,
         partial(build_policy, cfg),
         out_features=res.OUT_FEATURES,

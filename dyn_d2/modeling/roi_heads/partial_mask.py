@@ -21,7 +21,9 @@ def select_masked(instances: list[Instances]) -> tuple[list[Instances], Tensor]:
     Returns:
         Those regions of each image, and the (R,) bool mask that selects them.
     """
-    flags = [x.gt_has_mask if x.has("gt_has_mask") else torch.ones_like(x.gt_classes, dtype=bool) for x in instances]
+    flags = [
+        x.gt_has_mask if x.has("gt_has_mask") else torch.ones_like(x.gt_classes, dtype=torch.bool) for x in instances
+    ]
     return [x[flag] for x, flag in zip(instances, flags, strict=True)], cat(flags)
 
 
@@ -39,7 +41,9 @@ class PartialMaskHead(MaskRCNNConvUpsampleHead):
     partial_masks = True
     serves_classes_without_masks = False
 
-    def forward(self, x: Tensor, instances: list[Instances]) -> dict[str, Tensor] | list[Instances]:
+    def forward(  # type: ignore[override]  # torch.nn.Sequential, of which Detectron2 makes the parent, has one argument
+        self, x: Tensor, instances: list[Instances]
+    ) -> dict[str, Tensor] | list[Instances]:
         """As the parent's, for (R, C, h, w) region features."""
         if self.training:
             instances, rows = select_masked(instances)
