@@ -17,7 +17,7 @@ from detectron2.layers import Conv2d
 
 from .cost import chain_cost, geometry
 from .decisions import Decision
-from .execution import gather, run_by_choice, running_statistics
+from .execution import gather, run_by_choice, running_statistics, without_gradient
 from .folding import fold, folds, kept, may_fold
 
 Layer = Callable[[Tensor], Tensor]
@@ -84,7 +84,7 @@ def run_groups(
         rows = [i for i, each in enumerate(opened) if each[n]]
         others = [i for i, each in enumerate(opened) if not each[n]]
         if others and decision.relaxed and training:
-            with torch.no_grad(), running_statistics(branch):
+            with without_gradient(), running_statistics(branch):
                 part = branch(x if not rows else gather(x, others))
             out = _add(out, others, part, decision.gate[:, n])
         if rows or out is None:

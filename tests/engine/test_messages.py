@@ -78,10 +78,10 @@ def cut_image(content: dict, images: Path) -> None:
 
 
 DEFECTS = {
-    "unknown category": (annotation(category_id=77), ("category_id=77", "check-data --json")),
+    "unknown category": (annotation(category_id=77), ("category_id 77", "check-data --json")),
     "outside": (annotation(bbox=[50, 30, 40, 40]), ("annotation 1", "leaves the image of 64 x 48", "outside (1)")),
     "empty": (annotation(bbox=[5, 5, 0, 9]), ("annotation 1", "width 0", "empty_box (1)")),
-    "not finite": (annotation(bbox=[5, float("nan"), 4, 9]), ("annotation 1", "nan", "non_finite (1)")),
+    "not finite": (annotation(bbox=[5, float("nan"), 4, 9]), ("annotation 1", "nan", "check-data --json")),
     "unreadable": (cut_image, ("002.png", "unreadable_image (1)")),
     "missing": (lambda content, images: (images / "002.png").unlink(), ("002.png", "missing_image (1)")),
     "size": (lambda content, images: content["images"][0].update(width=99), ("001.png", "is 64 x 48", "99 x 48")),

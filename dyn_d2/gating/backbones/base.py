@@ -30,6 +30,18 @@ def fixed_cost(module: nn.Module, height: int, width: int) -> float:
     return main + chain_cost([conv for conv in convs if conv in aside], height, width)[0]
 
 
+def check_norms(module: nn.Module) -> None:
+    """
+    Raises:
+        ValueError: a normalisation of ``module``, parts of which are skipped, waits for other processes.
+    """
+    if any("Sync" in type(layer).__name__ for layer in module.modules()):
+        raise ValueError(
+            "synchronised batch norm makes all processes wait for each other in every layer, but which blocks and "
+            "groups run differs from one process to the next: use the norm BN, FrozenBN or GN."
+        )
+
+
 class GatedBackbone(Backbone):
     """A stem and named stages of blocks. Blocks that are a :class:`GatedBlock` ask the policy; others always run.
 
@@ -106,12 +118,8 @@ class GatedBackbone(Backbone):
                 "MODEL.RESNETS.OUT_FEATURES has to name a later stage."
             )
         # Channels are chosen in evaluation only; in training all processes run all layers.
-        skips = any(unit.kind != "channel" for unit in units)
-        if skips and any("Sync" in type(layer).__name__ for layer in self.modules()):
-            raise ValueError(
-                "synchronised batch norm makes all processes wait for each other in every layer, but which blocks and "
-                "groups run differs from one process to the next: use the norm BN, FrozenBN or GN."
-            )
+        if any(unit.kind != "channel" for unit in units):
+            check_norms(self)
 
     def freeze(self, freeze_at: int) -> "GatedBackbone":
         """Freeze stem (1), stem and first stage (2) and so on: no gradients, batch norm turned into a constant."""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -70,8 +71,12 @@ class TimmModel:
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """Normalised images (N, C, H, W) -> the feature maps (N, C', H / stride, W / stride) of all levels."""
+        return self.features_of(self.module, images)
+
+    def features_of(self, module: nn.Module, images: Tensor) -> dict[str, Tensor]:
+        """The same from ``module``, a copy of the model."""
         indices = [level.index for level in self.levels.values()]
-        maps = self.module.forward_intermediates(images, indices=indices, output_fmt="NCHW", intermediates_only=True)
+        maps = module.forward_intermediates(images, indices=indices, output_fmt="NCHW", intermediates_only=True)
         return dict(zip(self.levels, maps, strict=True))
 
     def stem(self) -> set[str]:
@@ -82,17 +87,26 @@ class TimmModel:
         names = [name for name, _ in self.module.named_parameters()]
         return {name for name in names if any(re.match(pattern, name) for pattern in patterns)}
 
+    @cached_property
+    def trial_size(self) -> tuple[int, int]:
+        """(height, width) of the images of ``trial``: 64 x 96 where that is not too small for the model, else what it
+        was made for."""
+        if self.size is not None:
+            return self.size
+        with suppress(RuntimeError, AssertionError, ValueError), torch.no_grad():
+            self._try((64, 96), 1)
+            return 64, 96
+        return own_size(self.module)
+
     def trial(self, images: int = 1) -> dict[str, Tensor]:
-        """The feature maps of random images in evaluation mode: 64 x 96 where that is not too small for the model, else
-        of the size that it was made for."""
+        """The feature maps of random images in evaluation mode."""
+        return self._try(self.trial_size, images)
+
+    def _try(self, size: tuple[int, int], images: int) -> dict[str, Tensor]:
         training = self.module.training
-        self.module.eval()
         generator = torch.Generator().manual_seed(0)  # the user's random numbers stay as they are
         try:
-            for size in [(64, 96)] if self.size is None else []:
-                with suppress(RuntimeError, AssertionError, ValueError):
-                    return self.features(torch.randn(images, self.in_channels, *size, generator=generator))
-            size = own_size(self.module)
+            self.module.eval()
             return self.features(torch.randn(images, self.in_channels, *size, generator=generator))
         finally:
             self.module.train(training)
