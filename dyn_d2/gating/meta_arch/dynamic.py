@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from dyn_d2.gating import Trace, recording
+from dyn_d2.gating.execution import without_gradient
 from dyn_d2.gating.policies.base import Policy
 from dyn_d2.modeling.meta_arch.retina_mask import RetinaMask
 
@@ -84,7 +85,7 @@ class DynamicModel(nn.Module):
         Its ``image_losses`` are the task's; where the task has no loss per image, each image gets the batch's.
         """
         gpu = [self.device] if self.device.type == "cuda" else []
-        with torch.no_grad(), self._unmarked(), EventStorage(), torch.random.fork_rng(gpu):
+        with without_gradient(), self._unmarked(), EventStorage(), torch.random.fork_rng(gpu):
             trace, losses = self._traced(batched_inputs)
         if trace.context.image_losses is None:
             total = torch.stack([value.float() for value in losses.values()]).sum()
