@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test setup doctor clean
+.PHONY: demo test types test-lowest setup doctor clean
 
 setup: $(READY)
 
@@ -13,14 +13,21 @@ $(READY): setup.py pyproject.toml tools/make_venv.sh
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" bash tools/make_venv.sh
 
 demo: $(READY)
-	$(BIN)/python tools/demo_few_shot.py $(ARGS)
+	$(BIN)/dyn-d2 demo-few-shot $(ARGS)
 
 # One thread a process: two processes share the two cores of the smallest machine that we support.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
+types: $(READY)
+	$(BIN)/mypy $(ARGS)
+
+# The short tests with the lowest versions that pyproject.toml allows, in an environment of their own.
+test-lowest:
+	@PYTHON="$(PYTHON)" bash tools/test_lowest.sh $(ARGS)
+
 doctor: $(READY)
-	$(BIN)/python -m dyn_d2.doctor
+	$(BIN)/dyn-d2 doctor
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) .venv-lowest build *.egg-info

@@ -1,4 +1,4 @@
-"""Says whether this installation can work, and the exact command that mends what cannot.
+"""Says whether this installation can work, and the exact command that fixes what cannot.
 
     python -m dyn_d2.doctor
 
@@ -8,6 +8,7 @@ where ``import dyn_d2`` fails.
 
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
@@ -89,14 +90,16 @@ def _numpy() -> Finding:
     return Finding("numpy", "ok", numpy.__version__)
 
 
-def _engine() -> Finding:
-    from dyn_d2.backend import choose_engine, describe_engine
+def _detectron2() -> Finding:
+    from dyn_d2.backend import choose_backend, describe_backend
 
     try:
-        choose_engine()
-        return Finding("engine", "ok", describe_engine().removeprefix("engine: "))
+        choose_backend()
+        return Finding("Detectron2", "ok", describe_backend().removeprefix("Detectron2: "))
     except ImportError as error:
-        return Finding("engine", "problem", str(error), "DYN_D2_ENGINE=embedded runs without an installed Detectron2")
+        return Finding(
+            "Detectron2", "problem", str(error), "DYN_D2_BACKEND=embedded runs without an installed Detectron2"
+        )
 
 
 def _package(module: str, distribution: str, what_for: str, required: bool, remedy: str = "") -> Callable[[], Finding]:
@@ -116,6 +119,17 @@ def _package(module: str, distribution: str, what_for: str, required: bool, reme
     return look
 
 
+def _extra(module: str, extra: str, what_for: str) -> Callable[[], Finding]:
+    """A package that most users need not have."""
+
+    def look() -> Finding:
+        if importlib.util.find_spec(module) is None:
+            return Finding(module, "ok", f"not installed; only {what_for} would need it: {PIP} 'dyn_d2[{extra}]'")
+        return _package(module, module, what_for, required=False)()
+
+    return look
+
+
 _HEADLESS = f"{sys.executable} -m pip uninstall -y opencv-python && {PIP} opencv-python-headless"
 
 
@@ -125,7 +139,7 @@ def _dyn_d2() -> Finding:
         importlib.import_module("dyn_d2.modeling")
     except Exception as error:
         return Finding(
-            "dyn_d2", "problem", f"does not import: {type(error).__name__}: {error}", "mend the problems above"
+            "dyn_d2", "problem", f"does not import: {type(error).__name__}: {error}", "fix the problems above"
         )
     from dyn_d2 import __version__
 
@@ -193,9 +207,10 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     _package("pycocotools.mask", "pycocotools", "COCO evaluation and masks", True),
     _package("cv2", "opencv-python", "LVIS evaluation, GrabCut", False, _HEADLESS),
     _package("lvis", "lvis", "LVIS evaluation", False, _HEADLESS),
-    _package("cityscapesscripts", "cityscapesscripts", "Cityscapes", False),
     _package("sklearn", "scikit-learn", "DigitScenes", False),
-    _engine,
+    _extra("cityscapesscripts", "cityscapes", "Cityscapes"),
+    _extra("h5py", "hdf5", "HDF5 files"),
+    _detectron2,
     _dyn_d2,
     _operators,
     _datasets,

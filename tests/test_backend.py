@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CHOOSE = """
-from dyn_d2.backend import choose_engine
-print("chose", choose_engine())
+from dyn_d2.backend import choose_backend
+print("chose", choose_backend())
 import detectron2
 print(detectron2.__file__)
 """
@@ -23,10 +23,10 @@ def _real_is_installed() -> bool:
 
 
 def _run(code: str, engine: str | None, path: tuple = ()) -> subprocess.CompletedProcess:
-    env = {key: value for key, value in os.environ.items() if key != "DYN_D2_ENGINE"}
+    env = {key: value for key, value in os.environ.items() if key != "DYN_D2_BACKEND"}
     env["PYTHONPATH"] = os.pathsep.join([*map(str, path), str(ROOT)])
     if engine is not None:
-        env["DYN_D2_ENGINE"] = engine
+        env["DYN_D2_BACKEND"] = engine
     return subprocess.run([sys.executable, "-c", code], env=env, cwd="/", capture_output=True, text=True)
 
 
@@ -44,6 +44,7 @@ def fake_detectron2(tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_embedded_where_nothing_is_installed_or_where_forced():
     forced = _run(CHOOSE, "embedded")
     assert "chose embedded" in forced.stdout and "dyn_d2/embedded/detectron2" in forced.stdout, forced.stderr
@@ -52,6 +53,7 @@ def test_embedded_where_nothing_is_installed_or_where_forced():
     assert expected in automatic.stdout, automatic.stderr
 
 
+@pytest.mark.slow
 def test_forced_embedded_wins_over_an_installed_one(fake_detectron2):
     run = _run(CHOOSE, "embedded", path=(fake_detectron2(broken=False),))
     assert "dyn_d2/embedded/detectron2" in run.stdout, run.stderr
@@ -71,7 +73,7 @@ def test_wrong_wish_is_one_clear_error(engine, message):
 def test_broken_build_is_named_and_not_silently_replaced(fake_detectron2):
     run = _run("import dyn_d2", None, path=(fake_detectron2(broken=True),))
     assert run.returncode != 0
-    assert "undefined symbol" in run.stderr and "DYN_D2_ENGINE=embedded" in run.stderr
+    assert "undefined symbol" in run.stderr and "DYN_D2_BACKEND=embedded" in run.stderr
 
 
 def test_imported_too_early_is_an_error(fake_detectron2):
@@ -79,6 +81,7 @@ def test_imported_too_early_is_an_error(fake_detectron2):
     assert run.returncode != 0 and "import dyn_d2 first" in run.stderr
 
 
+@pytest.mark.slow
 def test_embedded_path_is_appended_not_put_first():
     if importlib.util.find_spec("detectron2") is not None and _real_is_installed():
         pytest.skip("a real Detectron2 is installed here")

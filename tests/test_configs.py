@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from dyn_d2.config.derive import apply_method, derive
+from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.schedules import stage_schedule
-from dyn_d2.engine.setup import apply_method, derive, read_cfg
 from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.gating.policies.base import policy_class
 from dyn_d2.methods.fsrw.reweighting import ClassVectors
@@ -145,6 +146,7 @@ def _stages(paths: list[Path]) -> list:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "stage"), _stages(SEGMENTORS))
 def test_segmentors_train_a_step(path, stage):
     cfg = read_cfg(str(path), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "32"])

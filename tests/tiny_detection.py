@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from dyn_d2.checkpoint import DynCheckpointer, describe
-from dyn_d2.engine.setup import build_cfg
+from dyn_d2.config.derive import build_cfg
 
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
@@ -104,5 +104,6 @@ def save_detector(folder: Path) -> CfgNode:
     images lie in ``folder``/data."""
     cfg = build_cfg("", tiny_opts(write_boxes(folder / "data", 2), folder, FEW_SHOT__STAGE="finetune"))
     torch.manual_seed(0)
-    DynCheckpointer(build_model(cfg), str(folder), metadata=describe(cfg)).save("model_final")
+    model = build_model(cfg)
+    DynCheckpointer(model, str(folder), metadata=describe(cfg, model)).save("model_final")
     return cfg

@@ -1,46 +1,7 @@
-#!/usr/bin/env python
-"""Fit a DSSPN checkpoint to another concept tree, by concept name: add and prune concepts, keep the rest bit by bit.
+#!/usr/bin/env python3
+"""The command `dyn-d2 concept-surgery` as a script; --help says what it does."""
 
-    tools/concept_surgery.py --config-file configs/DSSPN/universal.yaml --checkpoint output/universal/model_final.pth \
-        --output output/initial.pth MODEL.DSSPN.TREE my_tree.yaml
-
-The config names the new tree and data sets. The result goes into the next training as MODEL.WEIGHTS.
-"""
-
-import argparse
-
-from dyn_d2.checkpoint import read_checkpoint
-from dyn_d2.checkpoint.surgery import save
-from dyn_d2.engine.setup import build_cfg
-from dyn_d2.methods.dsspn.head import DSSPNHead
-from dyn_d2.methods.dsspn.surgery import fit_concepts
-from dyn_d2.utils.errors import UserError, run_tool
-
-
-def main() -> None:
-    """Read, fit, write."""
-    from detectron2.modeling import build_model
-
-    args = parse_args()
-    cfg = build_cfg(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
-    head = getattr(build_model(cfg), "sem_seg_head", None)
-    if not isinstance(head, DSSPNHead):
-        raise UserError("the config has no DSSPN: set MODEL.SEM_SEG_HEAD.NAME to DSSPNHead.")
-    checkpoint, changes = fit_concepts(read_checkpoint(args.checkpoint), head, args.seed)
-    save(checkpoint, args.output)
-    print(f"{args.output}: {changes}")
-
-
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", default="", metavar="FILE", help="config of the next training")
-    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="of the model so far")
-    parser.add_argument("--output", required=True, metavar="FILE", help="where the result goes")
-    parser.add_argument("--seed", type=int, default=0, help="of what is new")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the config")
-    return parser.parse_args()
-
+from dyn_d2.cli import tool
 
 if __name__ == "__main__":
-    run_tool(main)
+    tool("concept-surgery")

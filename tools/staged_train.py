@@ -1,16 +1,7 @@
-#!/usr/bin/env python
-"""Train a policy in all of its stages with one command: SkipNet's sp and hrl, DeepMoE's joint and finetune.
+#!/usr/bin/env python3
+"""The command `dyn-d2 stages` as a script; --help says what it does."""
 
-    tools/staged_train.py --config-file configs/SkipNet/cifar.yaml OUTPUT_DIR output/skipnet
-
-Each stage has the folder OUTPUT_DIR/STAGE. Finished stages are skipped, killed ones go on.
-"""
-
-from functools import partial
-
-from dyn_d2.engine.stages import train_as_told
-from dyn_d2.gating.stages import train_in_stages
-from dyn_d2.utils.errors import run_tool
+from dyn_d2.cli import tool
 
 if __name__ == "__main__":
-    run_tool(partial(train_as_told, train_in_stages, __doc__))
+    tool("stages")

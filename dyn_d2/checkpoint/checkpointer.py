@@ -3,18 +3,18 @@
 import os
 import pickle
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.error import URLError
 
 import numpy as np
 import torch
+from numpy._core import multiarray
 from torch import nn
 
 import dyn_d2
-from dyn_d2.gating.policies.base import Policy
-from dyn_d2.methods.fsrw.darknet_weights import is_darknet, read_darknet
-from dyn_d2.methods.layer_cascade import timm_names
+from dyn_d2.method import PublishedNames, methods
 from dyn_d2.utils import restricted_pickle
 from dyn_d2.utils.atomic import atomic_write
 from dyn_d2.utils.errors import UserError
@@ -25,17 +25,13 @@ from detectron2.utils.file_io import PathManager
 
 from . import torchvision_names
 
-# Who publishes weights under names of their own: how to rename them, and what they were trained with.
-_FOREIGN = (
-    ("torchvision", torchvision_names.from_torchvision, torchvision_names.SETTINGS),
-    ("timm", timm_names.from_timm, timm_names.SETTINGS),
-)
+_TORCHVISION = PublishedNames("torchvision", torchvision_names.from_torchvision, torchvision_names.SETTINGS)
 
 METADATA = "dyn_d2"  # the entry of a checkpoint that describes it
 
-_REBUILD = (np._core.multiarray._reconstruct, np._core.multiarray.scalar)
+_REBUILD = (multiarray._reconstruct, multiarray.scalar)
 # What a file of numpy arrays needs besides tensors; numpy 1 wrote its functions under another module name.
-_ARRAY_PARTS = [
+_ARRAY_PARTS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     np.ndarray,
     np.dtype,
     *_REBUILD,
@@ -48,8 +44,8 @@ class CheckpointError(UserError):
     """A checkpoint cannot be read, or does not fit the model; the message names the remedy."""
 
 
-def describe(cfg) -> dict[str, Any]:
-    """The ``dyn_d2`` entry of the checkpoints that a run with ``cfg`` writes.
+def describe(cfg, model: nn.Module | None = None) -> dict[str, Any]:
+    """The ``dyn_d2`` entry of the checkpoints that a run with ``cfg`` writes, what methods say of ``model`` included.
 
     Class names come from the metadata of the first training set, in the order of the predictor's rows.
     """
@@ -59,7 +55,7 @@ def describe(cfg) -> dict[str, Any]:
 
     names = list(cfg.DATASETS.TRAIN) or list(cfg.DATASETS.TEST)
     metadata = MetadataCatalog.get(names[0]) if names else None
-    return {
+    described = {
         "classes": list(metadata.get("thing_classes", [])) if metadata else [],
         "stuff_classes": list(metadata.get("stuff_classes", [])) if metadata else [],
         "base_classes": list(metadata.get("base_classes", [])) if metadata else [],
@@ -75,12 +71,16 @@ def describe(cfg) -> dict[str, Any]:
             "torchvision": str(torchvision.__version__),
         },
     }
+    if model is not None:
+        for method in methods():
+            described |= method.describe(cfg, model)
+    return described
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
     """Read a checkpoint file from disk or from an address that Detectron2's PathManager knows.
 
-    ``.pkl`` files go through the restricted unpickler, DarkNet's are plain numbers, all others go through
+    ``.pkl`` files go through the restricted unpickler, formats of methods through their readers, all others through
     ``torch.load(weights_only=True)``: none can run code.
 
     Returns:
@@ -94,11 +94,12 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     local = PathManager.get_local_path(path)
     if not os.path.isfile(local):
         raise FileNotFoundError(f"checkpoint {path} does not exist: check MODEL.WEIGHTS.")
-    if is_darknet(local):
-        try:
-            return {"model": read_darknet(local)}
-        except ValueError as error:
-            raise CheckpointError(f"checkpoint {error}") from error
+    for accepts, read in (form for method in methods() for form in method.file_formats):
+        if accepts(local):
+            try:
+                return {"model": read(local)}
+            except ValueError as error:
+                raise CheckpointError(f"checkpoint {error}") from error
     if local.endswith(".pkl"):
         return _arrange_pickle(_read_pickle(local), path)
     data = _read_torch(local)
@@ -198,7 +199,7 @@ class LoadReport:
                 listed = f" ({', '.join(names[:30])}{', ...' if len(names) > 30 else ''})" if names else ""
                 return (
                     f"{self.source} has a head for {old[0] - 1} classes{listed}, but MODEL.ROI_HEADS.NUM_CLASSES is "
-                    f"{new[0] - 1}: set that key to {old[0] - 1}, or fit the checkpoint with tools/surgery.py."
+                    f"{new[0] - 1}: set that key to {old[0] - 1}, or fit the checkpoint with dyn-d2 surgery."
                 )
         return ""
 
@@ -234,7 +235,7 @@ class DynCheckpointer(DetectionCheckpointer):
     """DetectionCheckpointer with atomic files, safe reading, self-describing checkpoints and a load report.
 
     Attributes:
-        report: what the last ``load`` did; None before.
+        report: what the last ``load`` did; empty before.
     """
 
     def __init__(
@@ -249,7 +250,7 @@ class DynCheckpointer(DetectionCheckpointer):
         """
         super().__init__(model, save_dir, **others)
         self._metadata = metadata
-        self.report: LoadReport | None = None
+        self.report = LoadReport(source="nothing")
 
     def save(self, name: str, **extra: Any) -> None:
         """Write ``save_dir/name.pth`` and tag it as the last one; each file is replaced in one step.
@@ -307,7 +308,8 @@ class DynCheckpointer(DetectionCheckpointer):
         data = read_checkpoint(filename)
         if "matching_heuristics=True" in self.report.source.partition("?")[2]:
             data["matching_heuristics"] = True
-        for origin, rename, settings in _FOREIGN:
+        foreign = [_TORCHVISION, *(names for method in methods() for names in method.published_names)]
+        for origin, rename, settings in foreign:
             renamed = rename(data["model"])
             if renamed and not data["model"].keys() & self.model.state_dict().keys():
                 self.logger.info(f"{filename} is a network of {origin}, which was trained with {settings}.")
@@ -328,13 +330,7 @@ class DynCheckpointer(DetectionCheckpointer):
         self.report.missing = sorted(
             name for name in absent if id(tensors[name]) not in filled and not name.endswith("num_batches_tracked")
         )
-        gates = {
-            f"{path}.{name}"
-            for path, policy in self.model.named_modules()
-            if isinstance(policy, Policy)
-            for name in policy.state_dict()
-            if not name.endswith("num_batches_tracked")
-        }
+        gates = set().union(*(method.parts_of_plain_weights(self.model) for method in methods()))
         if not gates & {*self.report.loaded, *wrong}:
             self.report.gates = [name for name in self.report.missing if name in gates]
         self.report.mismatched = sorted(result.incorrect_shapes)

@@ -1,4 +1,4 @@
-"""Checkpoint surgery between the stages of TFA (thesis 7.2): predictor rows are moved by class name, not by position.
+"""Surgery between the stages of few-shot training: rows of predictors are moved by class name, not by position.
 
     base checkpoint (base classes) ----------------------------> all classes, novel rows random
     base checkpoint + novel checkpoint (novel classes) --------> all classes, novel rows fine-tuned
@@ -7,13 +7,14 @@
 The background row stays last and comes from the base model; a novel-only predictor starts with a random one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from dyn_d2.method import methods
 from dyn_d2.utils.atomic import atomic_write
 from dyn_d2.utils.seeds import derive_seed
 
@@ -21,16 +22,22 @@ from .checkpointer import METADATA, CheckpointError, read_checkpoint
 
 BOX = "roi_heads.box_predictor."
 MASK = "roi_heads.mask_head.predictor."
-SALIENCY = "roi_heads.shape_prop.saliency."
-YOLO = "class_score."
 
 
 class Rows(NamedTuple):
-    """Layout of a tensor that has rows for each class."""
+    """Layout of a tensor that has rows for each class.
 
-    per_class: int  # 0: as many as there are anchors
-    background: int  # rows after those of the classes
-    std: float  # of randomly started rows
+    Attributes:
+        per_class: rows of a class; 0: as many as there are anchors.
+        background: rows after those of the classes.
+        std: of randomly started rows.
+        scores: whether it gives the class scores of a detector that has no box predictor.
+    """
+
+    per_class: int
+    background: int
+    std: float
+    scores: bool = False
 
 
 # The published surgery starts new box regression rows with the classifier's 0.01 too; 0.001 is Detectron2's for masks.
@@ -41,11 +48,20 @@ LAYOUT = {
     BOX + "bbox_pred.bias": Rows(4, 0, 0.0),
     MASK + "weight": Rows(1, 0, 0.001),
     MASK + "bias": Rows(1, 0, 0.0),
-    SALIENCY + "weight": Rows(1, 1, 0.01),
-    SALIENCY + "bias": Rows(1, 1, 0.0),
-    YOLO + "weight": Rows(0, 0, 0.01),
-    YOLO + "bias": Rows(0, 0, 0.0),
 }
+
+
+def layout() -> dict[str, Rows]:
+    """LAYOUT and what methods add to it."""
+    found = dict(LAYOUT)
+    for method in methods():
+        found |= method.class_rows()
+    return found
+
+
+def _score_tensors(model: Mapping[str, Any], part: str) -> list[str]:
+    """Names of the tensors in ``model`` that give class scores without a box predictor, "weight" or "bias"."""
+    return [name for name, rows in layout().items() if rows.scores and name.endswith(part) and name in model]
 
 
 @dataclass
@@ -72,15 +88,15 @@ class Source:
         model = {name.removeprefix("module."): torch.as_tensor(value) for name, value in checkpoint["model"].items()}
         metadata = checkpoint.get(METADATA) or {}
         classes = list(classes or metadata.get("classes", []))
-        if YOLO + "weight" in model and classes:
-            count = len(model[YOLO + "weight"])
+        for name in _score_tensors(model, "weight") if classes else ():
+            count = len(model[name])
             if count % len(classes):
                 raise CheckpointError(f"{path} has {count} rows for {len(classes)} classes: {classes}.")
             return cls(path, model, classes, metadata)
         if BOX + "cls_score.weight" not in model:
             raise CheckpointError(
-                f"{path} holds no {BOX}cls_score.weight: surgery needs a Faster or Mask R-CNN, or a YOLOv2 "
-                "that names its classes."
+                f"{path} holds no {BOX}cls_score.weight: surgery needs a Faster or Mask R-CNN, or a "
+                "detector of another kind that names its classes."
             )
         rows = len(model[BOX + "cls_score.weight"]) - 1
         if not classes:
@@ -94,24 +110,25 @@ class Source:
     @property
     def classifier(self) -> str:
         """ "linear" or "cosine"; only a linear classifier has a bias."""
-        return "linear" if {BOX + "cls_score.bias", YOLO + "bias"} & self.model.keys() else "cosine"
+        biased = BOX + "cls_score.bias" in self.model or bool(_score_tensors(self.model, "bias"))
+        return "linear" if biased else "cosine"
 
     def per_class(self, name: str) -> int:
         """Rows of each class in tensor ``name``."""
-        return LAYOUT[name].per_class or len(self.model[name]) // len(self.classes)
+        return layout()[name].per_class or len(self.model[name]) // len(self.classes)
 
     def class_specific(self, name: str) -> bool:
         """Whether tensor ``name`` has its own rows for each class (always true of the classifier)."""
-        layout = LAYOUT[name]
+        expected = layout()[name]
         rows = len(self.model[name])
-        if not layout.per_class:
+        if not expected.per_class:
             return True
-        if rows != layout.per_class * len(self.classes) + layout.background and rows != layout.per_class:
+        if rows != expected.per_class * len(self.classes) + expected.background and rows != expected.per_class:
             raise CheckpointError(f"{self.path}: the {rows} rows of {name} do not fit {len(self.classes)} classes.")
         key = "CLS_AGNOSTIC_MASK" if name.startswith(MASK) else "CLS_AGNOSTIC_BBOX_REG"
-        if len(self.classes) == 1 and layout.background == 0:  # the two layouts look alike: the config tells
+        if len(self.classes) == 1 and expected.background == 0:  # the two layouts look alike: the config tells
             return f"{key}: true" not in self.metadata.get("config", "")
-        return rows != layout.per_class
+        return rows != expected.per_class
 
     def rows(self, name: str, cls: str) -> Tensor:
         """The rows of class ``cls`` in tensor ``name``."""
@@ -154,7 +171,7 @@ def operate(
     if classifier == "cosine":
         model.pop(BOX + "cls_score.bias", None)
     sources = [source for source in (None if only_novel else base, novel) if source is not None]
-    for name in LAYOUT.keys() & model.keys():
+    for name in layout().keys() & model.keys():
         if base.class_specific(name):
             model[name] = _rebuild(name, classes, sources, model[name], base.per_class(name), seed)
     metadata = {
@@ -215,18 +232,18 @@ def _rebuild(
     name: str, classes: Sequence[str], sources: list[Source], like: Tensor, per_class: int, seed: int
 ) -> Tensor:
     """Tensor ``name`` for ``classes``: each class from the first source that has it, else random."""
-    layout = LAYOUT[name]
+    expected = layout()[name]
     parts = []
     for cls in classes:
         source = next((source for source in sources if cls in source.classes), None)
         if source is None:
-            parts.append(_random_rows(per_class, layout.std, like, seed, name, cls))
+            parts.append(_random_rows(per_class, expected.std, like, seed, name, cls))
         else:
             parts.append(_checked_rows(source, name, cls, like))
-    if layout.background and sources:
+    if expected.background and sources:
         parts.append(sources[0].model[name][-1:])
-    elif layout.background:
-        parts.append(_random_rows(1, layout.std, like, seed, name, "(background)"))
+    elif expected.background:
+        parts.append(_random_rows(1, expected.std, like, seed, name, "(background)"))
     return torch.cat(parts)
 
 
@@ -242,15 +259,6 @@ def _checked_rows(source: Source, name: str, cls: str, like: Tensor) -> Tensor:
 def _random_rows(count: int, std: float, like: Tensor, seed: int, *name: str) -> Tensor:
     generator = torch.Generator().manual_seed(derive_seed(seed, "surgery", *name))
     return (torch.randn(count, *like.shape[1:], generator=generator) * std).to(like.dtype)
-
-
-def add_teacher(checkpoint: dict[str, Any], base: Source) -> None:
-    """Put a whole YOLOv2 into the result of ``operate`` as "teacher", and a copy of its class scores as "source_score",
-    for LSTD (modeling/meta_arch/lstd.py)."""
-    model = checkpoint["model"]
-    model |= {f"teacher.{name}": tensor.clone() for name, tensor in base.model.items()}
-    for part in ("weight", "bias"):
-        model[f"source_score.{part}"] = base.model[YOLO + part].clone()
 
 
 def save(checkpoint: dict[str, Any], path: str) -> None:

@@ -1,7 +1,8 @@
-"""Masks that a program makes for objects which have boxes only: what two baselines of thesis Table 8.2 train on.
+"""Masks that a program makes for objects which have boxes only: what two baselines of Zhou et al., Learning Saliency
+Propagation for Semi-Supervised Instance Segmentation, CVPR 2020, train on (BDD100K).
 
 ``INPUT.PARTIAL_MASKS.PSEUDO`` is "grabcut" (GrabCut Mask R-CNN: the object is cut out of its box by its colours; Rother
-et al., GrabCut, SIGGRAPH 2004) or the path of a json of predicted masks (Progressive Mask R-CNN: tools/pseudo_masks.py
+et al., GrabCut, SIGGRAPH 2004) or the path of a json of predicted masks (Progressive Mask R-CNN: dyn-d2 pseudo-masks
 lets a model that was trained on the masks there are predict the others). Its annotation gets "pseudo_mask": True.
 
 GrabCut runs once: its masks are kept in a folder, each under its image file, box and settings.
@@ -77,7 +78,7 @@ DEFAULT = GrabCut()
 
 
 def add_pseudo_masks(cfg, records: Sequence[Record]) -> Sequence[Record]:
-    """``records`` where objects without "segmentation" have the pseudo masks that INPUT.PARTIAL_MASKS.PSEUDO asks for.
+    """``records`` where objects without "segmentation" have the pseudo-masks that INPUT.PARTIAL_MASKS.PSEUDO asks for.
 
     Objects for which none can be made stay as they are; crowds get none.
 
@@ -100,11 +101,11 @@ def add_pseudo_masks(cfg, records: Sequence[Record]) -> Sequence[Record]:
     ]
     lacking = sum(1 for record in records for _ in without_mask(record))
     made = sum(a.get("pseudo_mask", False) for record in result for a in record.get("annotations", ()))
-    logger.info(f"pseudo masks ({source}): {made:,} of {lacking:,} objects without a mask got one")
+    logger.info(f"pseudo-masks ({source}): {made:,} of {lacking:,} objects without a mask got one")
     if lacking and not made and source != GRABCUT:
         raise ValueError(
             f"INPUT.PARTIAL_MASKS.PSEUDO {source} has no mask for any of the {lacking:,} objects of "
-            f"{', '.join(cfg.DATASETS.TRAIN)} that need one: make it with tools/pseudo_masks.py for these data."
+            f"{', '.join(cfg.DATASETS.TRAIN)} that need one: make it with dyn-d2 pseudo-masks for these data."
         )
     return result
 
@@ -115,7 +116,7 @@ def without_mask(record: Record) -> list[Record]:
 
 
 def object_key(record: Record, annotation: Record) -> ObjectKey:
-    """Which object it is, in files of pseudo masks: the id of its image, and its box (XYWH, hundredths of pixels)."""
+    """Which object it is, in files of pseudo-masks: the id of its image, and its box (XYWH, hundredths of pixels)."""
     box = BoxMode.convert([float(side) for side in annotation["bbox"]], annotation["bbox_mode"], BoxMode.XYWH_ABS)
     return str(record.get("image_id", record.get("file_name"))), tuple(round(side, 2) for side in box)
 
@@ -140,7 +141,7 @@ def encode(mask: np.ndarray) -> Rle:
 
 
 def read_masks(path: str) -> dict[ObjectKey, Rle]:
-    """Masks of a json that tools/pseudo_masks.py has written.
+    """Masks of a json that dyn-d2 pseudo-masks has written.
 
     Raises:
         FileNotFoundError, ValueError: it is not there, or no such file.
@@ -148,7 +149,7 @@ def read_masks(path: str) -> dict[ObjectKey, Rle]:
     if not os.path.isfile(path):
         raise FileNotFoundError(
             f"INPUT.PARTIAL_MASKS.PSEUDO is {path!r}: there is no such file. It has to be {NONE!r}, {GRABCUT!r}, or "
-            "a json that tools/pseudo_masks.py has written."
+            "a json that dyn-d2 pseudo-masks has written."
         )
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -159,7 +160,7 @@ def read_masks(path: str) -> dict[ObjectKey, Rle]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"INPUT.PARTIAL_MASKS.PSEUDO {path} is no json of masks ({type(error).__name__}: {error}): write it anew "
-            "with tools/pseudo_masks.py."
+            "with dyn-d2 pseudo-masks."
         ) from error
 
 
@@ -254,12 +255,13 @@ def _fill(jobs: list[tuple[Path, list[Record]]], settings: GrabCut, threads: int
     objects = sum(len(without_mask(record)) for _, records in jobs for record in records)
     shown = tqdm(total=objects, desc="GrabCut", unit=" objects", delay=2, disable=not comm.is_main_process())
     with shown, ThreadPoolExecutor(threads) as pool:  # OpenCV lets other threads run
-        return list(pool.map(lambda job: _fill_file(*job, settings, shown), jobs))
+        return list(pool.map(lambda job: _fill_file(job[0], job[1], settings, shown), jobs))
 
 
 def _fill_file(path: Path, records: list[Record], settings: GrabCut, shown: tqdm) -> dict[ObjectKey, Rle | None]:
     kept = _read_cache(path)
-    before, found = len(kept), {}
+    before = len(kept)
+    found: dict[ObjectKey, Rle | None] = {}
     for record in records:
         wanted = {object_key(record, a): a for a in without_mask(record)}
         stamp = os.stat(record["file_name"])
@@ -295,7 +297,7 @@ def _read(record: Record) -> np.ndarray:
     if size != (image.shape[1], image.shape[0]):
         raise ValueError(
             f"{record['file_name']} is {image.shape[1]} x {image.shape[0]}, but the annotations say {size[0]} x "
-            f"{size[1]}: correct the data set (tools/check_data.py lists all such images)."
+            f"{size[1]}: correct the data set (dyn-d2 check-data lists all such images)."
         )
     return image
 

@@ -1,4 +1,4 @@
-"""The augmentation of DeepLab and DSSPN: resize by a random factor, crop, mirror (papers/001, sec. 4.1)."""
+"""The augmentation of DeepLab (Chen et al. 2018) and its followers: resize by a random factor, crop, mirror."""
 
 import random
 

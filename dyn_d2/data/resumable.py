@@ -9,25 +9,23 @@ images in an iteration as one does.
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dyn_d2.methods.fsrw.episodes import Episodes, SupportMapper, SupportPool, is_episodic
-from dyn_d2.methods.fsrw.jitter import jitters
-from dyn_d2.methods.tafe_net.data import DescribedMapper, is_described
+from dyn_d2.method import BatchExtension, methods
 from dyn_d2.utils.errors import UserError
 from dyn_d2.utils.seeds import derive_seed
 
-from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import DatasetMapper, build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data.common import DatasetFromList
-from detectron2.data.detection_utils import SizeMismatchError, build_augmentation
+from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 
@@ -96,7 +94,7 @@ class SampleOrder:
 class BatchesByPosition(Sampler[list[tuple[int, int]]]):
     """Endless batches of (position, sample number) for this process.
 
-    Samples of one group (wide or tall images) are batched together, the rest waits for its next fellows. A data set
+    Samples of one group (wide or tall images) are batched together, the rest waits for more of its kind. A data set
     smaller than the batch is gone through several times for a batch.
 
     Attributes:
@@ -160,9 +158,9 @@ def check_readable(batch: list[dict | Unreadable]) -> list[dict]:
         raise UserError(
             f"{len(broken)} of the {len(batch)} images of this batch cannot be used: "
             + "; ".join(f"{item.file} ({item.reason})" for item in broken)
-            + ". tools/check_data.py finds all such images, and its --clean leaves them out of a json."
+            + ". dyn-d2 check-data finds all such images, and its --clean leaves them out of a json."
         )
-    return batch
+    return [item for item in batch if not isinstance(item, Unreadable)]
 
 
 class MappedByPosition(Dataset):
@@ -173,13 +171,17 @@ class MappedByPosition(Dataset):
     """
 
     def __init__(
-        self, records: Any, mapper: Callable[[dict], dict | None], seed: int, episodes: Episodes | None = None
+        self,
+        records: Any,
+        mapper: Callable[[dict], dict | None],
+        seed: int,
+        extensions: Sequence[BatchExtension] = (),
     ) -> None:
         """
         Args:
-            episodes: adds support images to each batch.
+            extensions: of each batch, in this order.
         """
-        self.records, self._mapper, self._seed, self._episodes = records, mapper, seed, episodes
+        self.records, self._mapper, self._seed, self._extensions = records, mapper, seed, extensions
 
     def __getitem__(self, key: tuple[int, int]) -> dict | Unreadable:
         return self.__getitems__([key])[0]
@@ -188,7 +190,9 @@ class MappedByPosition(Dataset):
         """A batch, as DataLoader asks for it: to keep the generators' states costs more than to map a small image."""
         with isolated_random():
             batch = [self._map(*key) for key in keys]
-            return self._episodes.add(batch, keys[0][0], readable) if self._episodes else batch
+            for extension in self._extensions:
+                batch = extension.add(batch, keys[0][0], readable)
+            return batch
 
     def _map(self, position: int, sample: int) -> dict | Unreadable:
         _seed_generators(self._seed, "sample", position)
@@ -287,9 +291,8 @@ def build_resumable_train_loader(cfg, mapper: Callable[[dict], dict | None] | No
         raise ValueError("DATASETS.TRAIN is empty: name a registered data set, or set FEW_SHOT.BENCHMARK.")
     if cfg.MODEL.LOAD_PROPOSALS or cfg.MODEL.KEYPOINT_ON:
         raise ValueError("dyn_d2 trains neither on precomputed proposals (MODEL.LOAD_PROPOSALS) nor on keypoints.")
-    records = _records(cfg)
+    records = list(apply_partial_masks(cfg, _records(cfg)))
     labels = has_labels(cfg.DATASETS.TRAIN[0])
-    records = apply_partial_masks(cfg, records)
     batches = BatchesByPosition(
         _sample_order(cfg, records, cfg.SEED),
         cfg.SOLVER.IMS_PER_BATCH,
@@ -299,28 +302,26 @@ def build_resumable_train_loader(cfg, mapper: Callable[[dict], dict | None] | No
     )
     mapper = mapper or build_mapper(cfg, cfg.DATASETS.TRAIN[0], is_train=True)
     kept = _kept(records)
-    mapped = MappedByPosition(kept, mapper, cfg.SEED, _episodes(cfg, records, kept))
+    mapped = MappedByPosition(kept, mapper, cfg.SEED, _extensions(cfg, records, kept))
     return ResumableLoader(mapped, batches, cfg.DATALOADER.NUM_WORKERS, _count_classes(records, labels))
 
 
-def _episodes(cfg, records: list[dict], kept: Dataset) -> Episodes | None:
-    """The support sets of a detector that is trained in episodes."""
-    if not is_episodic(cfg):
-        return None
-    classes = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
-    return Episodes(kept, SupportPool(records, classes), SupportMapper(cfg, classes, is_train=True), cfg.SEED)
+def _extensions(cfg, records: list[dict], kept: Dataset) -> list[BatchExtension]:
+    found = [method.batch_extension(cfg, records, kept) for method in methods()]
+    return [extension for extension in found if extension is not None]
 
 
 def _records(cfg) -> list[dict]:
     """The training records; with ONE_DATASET_PER_BATCH, or one data set, each says of which ("dataset") it is."""
     names, filter_empty = list(cfg.DATASETS.TRAIN), cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     if len(names) > 1 and not cfg.DATALOADER.ONE_DATASET_PER_BATCH:
-        return get_detection_dataset_dicts(names, filter_empty=filter_empty)
-    return [
-        {**record, "dataset": name}
-        for name in names
-        for record in get_detection_dataset_dicts([name], filter_empty=filter_empty)
-    ]
+        return _dicts(names, filter_empty)
+    return [{**record, "dataset": name} for name in names for record in _dicts([name], filter_empty)]
+
+
+def _dicts(names: list[str], filter_empty: bool) -> list[dict]:
+    found = get_detection_dataset_dicts(names, filter_empty=filter_empty)
+    return found if isinstance(found, list) else list(cast(Iterable[dict], found))  # a torch Dataset
 
 
 def _groups(cfg, records: list[dict], labels: bool) -> list[int] | None:
@@ -334,16 +335,16 @@ def _groups(cfg, records: list[dict], labels: bool) -> list[int] | None:
 
 
 def build_mapper(cfg, dataset_name: str, is_train: bool) -> Callable[[dict], dict | None]:
-    """The mapper that fits the data set: of images with a label, of features of described classes, or Detectron2's of
-    images with objects, in training on masks the one for which some objects may have none."""
-    if is_described(dataset_name):
-        return DescribedMapper(dataset_name, is_train)
+    """The mapper that fits the data set: of images with a label, that of a method, or Detectron2's of images with
+    objects, in training on masks the one for which some objects may have none."""
     if is_classification(dataset_name):
         return ClassificationMapper(cfg, is_train=is_train)
     if is_train and cfg.INPUT.RANDOM_SCALE:
         return DatasetMapper(cfg, is_train=True, augmentations=scale_crop_flip(cfg))
-    if is_train and jitters(cfg):
-        return DatasetMapper(cfg, is_train=True, augmentations=[*jitters(cfg), *build_augmentation(cfg, is_train=True)])
+    for method in methods():
+        own = method.mapper(cfg, dataset_name, is_train)
+        if own is not None:
+            return own
     mapper = PartialMaskMapper if is_train and cfg.MODEL.MASK_ON else DatasetMapper
     return mapper(cfg, is_train=is_train)
 
@@ -377,8 +378,7 @@ class EvaluationLoader:
             cfg: TEST.IMS_PER_BATCH, images of a process in a batch, and DATALOADER.NUM_WORKERS are read.
             mapper: default the one that ``build_mapper`` chooses.
         """
-        records = get_detection_dataset_dicts([dataset_name], filter_empty=False)
-        records = [{**record, "dataset": dataset_name} for record in records]
+        records = [{**record, "dataset": dataset_name} for record in _dicts([dataset_name], filter_empty=False)]
         self._batches = build_detection_test_loader(
             _kept(records),
             mapper=partial(readable, mapper or build_mapper(cfg, dataset_name, is_train=False)),

@@ -7,13 +7,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dyn_d2.checkpoint.surgery import Source, add_teacher, operate, save
-from dyn_d2.methods.fsrw.episodes import is_episodic
+from dyn_d2.checkpoint.surgery import Source, operate, save
+from dyn_d2.config.derive import build_cfg
+from dyn_d2.config.read import read_cfg
+from dyn_d2.data.few_shot.stages import BASE, FINETUNE, JOINT_SHOTS, NOVEL, ON_ALL_DATA
+from dyn_d2.method import FewShotMethod, few_shot_methods, methods
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from .setup import METHODS, Method, build_cfg, read_cfg
 from .stages import Stage, run_stages
 
 # Keys of later stages, which a stage on all data does not depend on.
@@ -29,10 +31,10 @@ _LATER = (
     "FEW_SHOT.FINETUNE",
     "FEW_SHOT.NOVEL",
     "FEW_SHOT.FULL",
-    "MODEL.REWEIGHTING.FINETUNE_NEGATIVES",
-    "MODEL.REWEIGHTING.SUPPORTS",
-    "MODEL.LSTD",
 )
+
+
+_NO_METHOD = FewShotMethod("", 0)
 
 
 class FewShotStage(Stage):
@@ -41,12 +43,14 @@ class FewShotStage(Stage):
     KEY = "FEW_SHOT.STAGE"
 
     def later_keys(self) -> tuple[str, ...]:
-        return _LATER if self.name in ("base", "joint") else ()
+        if self.name not in ON_ALL_DATA:
+            return ()
+        return (*_LATER, *(key for method in methods() for key in method.later_few_shot_keys))
 
     def initial_weights(self, resume: bool) -> Path | None:
-        """The result of the surgery on the parents' weights; its seed is FEW_SHOT.SEED. Detectors that re-weight their
-        features have no rows of classes, and start from the weights as they are."""
-        if self.parents and is_episodic(self.cfg):
+        """The result of the surgery on the parents' weights; its seed is FEW_SHOT.SEED. Detectors
+        without rows of classes start from the weights as they are."""
+        if self.parents and any(method.whole_base_is_start(self.cfg) for method in methods()):
             return self.parents[0].weights
         path = self.folder / "initial.pth"
         if not self.parents or resume:
@@ -80,24 +84,26 @@ def starting_checkpoint(
         classifier=cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER,
         seed=cfg.FEW_SHOT.SEED if seed is None else seed,
     )
-    if cfg.MODEL.META_ARCHITECTURE == "LSTDYOLOv2":
-        add_teacher(checkpoint, base)
+    for method in methods():
+        method.finish_surgery(cfg, checkpoint, base)
     return checkpoint
 
 
 def stage_folder(cfg: CfgNode, stage: str) -> str:
-    """Name of a stage's folder, e.g. ``base_split1``, ``base_yolov2_split1`` or ``tfa_cos_split1_5shot_seed0``."""
+    """Name of a stage's folder, e.g. ``base_split1`` or ``ft_full_split1_5shot_seed0``; base models of
+    other detectors than the config's carry the detector's name."""
     few = cfg.FEW_SHOT
+    method = few_shot_methods().get(few.METHOD, _NO_METHOD)
     split = f"split{few.SPLIT}"
-    if stage in ("base", "joint"):
+    if stage in ON_ALL_DATA:
         cosine = "_cosine" if cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER == "cosine" else ""
-        detector = METHODS.get(few.METHOD, Method()).detector.lower()
+        detector = method.detector.lower()
         return f"{stage}{'_' * bool(detector)}{detector}{cosine}_{split}"
     shots = f"{few.SHOTS}shot" + ("_images" if few.SHOTS_UNIT == "image" else "") + f"_seed{few.SEED}"
-    if stage == "joint_shots":
-        return f"{few.METHOD if few.METHOD == 'yolo_joint' else stage}_{split}_{shots}"
-    if stage == "finetune":
-        kind = few.METHOD or "finetune"
+    if stage == JOINT_SHOTS:
+        return f"{method.folder or stage}_{split}_{shots}"
+    if stage == FINETUNE:
+        kind = few.METHOD or FINETUNE
         suffix = ("_novelinit" if few.INIT == "novel" else "") + ("_fsod" if few.PROTOCOL == "fsod" else "")
         return f"{kind}_{split}_{shots}{suffix}"
     return "_".join(part for part in (stage, few.METHOD, split, shots) if part)
@@ -106,8 +112,8 @@ def stage_folder(cfg: CfgNode, stage: str) -> str:
 def plan(config_file: str, opts: Iterable[str]) -> list[Stage]:
     """The stages, in order, that lead to the final model of a config.
 
-    FEW_SHOT.METHOD "joint" (all data of all classes), "joint_shots" and "yolo_joint" (all data of the base classes, K
-    shots of the novel ones) have a single one.
+    Some methods have a single one, such as "joint" (all data of all classes) and "joint_shots" (all data of the base
+    classes, K shots of the novel ones).
 
     Raises:
         ValueError: FEW_SHOT.BENCHMARK is not set, or FEW_SHOT.INIT is unknown.
@@ -122,12 +128,12 @@ def plan(config_file: str, opts: Iterable[str]) -> list[Stage]:
             raise ValueError(f"FEW_SHOT.INIT is {cfg.FEW_SHOT.INIT!r}: use 'random' or 'novel'.")
         return FewShotStage(name, Path(cfg.OUTPUT_DIR) / stage_folder(cfg, name), cfg, parents)
 
-    method = METHODS.get(read_cfg(config_file, opts).FEW_SHOT.METHOD, Method())
+    method = few_shot_methods().get(read_cfg(config_file, opts).FEW_SHOT.METHOD, _NO_METHOD)
     if method.stage:
         return [stage(method.stage, [])]
-    base = stage("base", [])
-    novel = [stage("novel", [base])] if base.cfg.FEW_SHOT.INIT == "novel" else []
-    return [base, *novel, stage("finetune", [base, *novel])]
+    base = stage(BASE, [])
+    novel = [stage(NOVEL, [base])] if base.cfg.FEW_SHOT.INIT == "novel" else []
+    return [base, *novel, stage(FINETUNE, [base, *novel])]
 
 
 def train_few_shot(config_file: str, opts: Iterable[str], launcher: Iterable[str] = ()) -> Stage:

@@ -8,33 +8,18 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from dyn_d2.data.few_shot.stages import BASE
 from dyn_d2.evaluation.aggregate import Estimate, aggregate, estimate, headline, table
 from dyn_d2.evaluation.convergence import training_seconds
 from dyn_d2.evaluation.figures import draw_ap_against_shots
 from dyn_d2.evaluation.results import read_results, versions, write_results
+from dyn_d2.method import few_shot_methods
 from dyn_d2.utils.atomic import atomic_write
 
 from .few_shot import plan
 from .job_queue import quiet, run_pending
-from .setup import METHODS
 from .stages import Stage, run_stage
 
-# As the rows of Tables 6.1 and 7.1 to 7.6 are called.
-METHOD_NAMES = {
-    "joint_shots": "FRCN+joint",
-    "ft": "FRCN+ft",
-    "ft_full": "FRCN+ft-full",
-    "tfa_fc": "TFA w/ fc",
-    "tfa_cos": "TFA w/ cos",
-    "joint": "all data",
-    "yolo_joint": "YOLO-joint",
-    "yolo_ft": "YOLO-ft",
-    "yolo_ft_full": "YOLO-ft-full",
-    "lstd": "LSTD(YOLO)",
-    "lstd_full": "LSTD(YOLO)-full",
-    "fsrw": "FSRW",
-    "meta_rcnn": "Meta R-CNN",
-}
 SECONDS = "tuning_seconds"  # of the last stage's steps, without evaluations
 METRICS = ("AP", "bAP", "nAP", "AP50", "bAP50", "nAP50", SECONDS)
 
@@ -60,9 +45,10 @@ def cells(methods: Sequence[str], splits: Sequence[int], shots: Sequence[int], s
     Raises:
         ValueError: an unknown method, or nothing of one kind.
     """
-    unknown = sorted(set(methods) - METHODS.keys())
+    known = few_shot_methods()
+    unknown = sorted(set(methods) - known.keys())
     if unknown:
-        raise ValueError(f"unknown method {', '.join(unknown)}: use {', '.join(METHODS)}.")
+        raise ValueError(f"unknown method {', '.join(unknown)}: use {', '.join(known)}.")
     for what, values in (("method", methods), ("split", splits), ("number of shots", shots), ("seed", seeds)):
         if not values:
             raise ValueError(f"not a single {what} is given.")
@@ -124,10 +110,10 @@ def base_results(plans: Mapping[Cell, Sequence[Stage]]) -> dict[tuple[int, str],
     """
     found: dict[tuple[int, str], dict[str, float]] = {}
     for cell, (base, *_) in plans.items():
-        if base.name != "base":  # a method of one stage
+        if base.name != BASE:  # a method of one stage
             continue
         name = "base only" + " (cosine)" * (base.cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER == "cosine")
-        detector = METHODS[cell.method].detector
+        detector = few_shot_methods()[cell.method].detector
         name += f" ({detector})" if detector else ""
         if (cell.split, name) not in found:
             metrics = headline(read_results(base.folder))
@@ -152,10 +138,9 @@ def summarise(
         ((str(split), name, "-"), {metric: estimate([value]) for metric, value in found.items()})
         for (split, name), found in base_results(plans).items()
     ]
-    rows += [
-        ((str(split), METHOD_NAMES[method], str(shots)), values) for (split, method, shots), values in means.items()
-    ]
-    order = {name: place for place, name in enumerate(METHOD_NAMES.values())}
+    titles = {name: method.title for name, method in few_shot_methods().items()}
+    rows += [((str(split), titles[method], str(shots)), values) for (split, method, shots), values in means.items()]
+    order = {title: place for place, title in enumerate(titles.values())}
     rows.sort(key=lambda row: (int(row[0][0]), order.get(row[0][1], -1), row[0][1], int(row[0][2].replace("-", "0"))))
     for split in {cell.split for cell in plans}:
         curves = nap_curves(means, split)
@@ -191,14 +176,14 @@ def nap_curves(
         means: (split, method, K) -> metric -> estimate.
     """
     curves: dict[str, dict[int, tuple[float, float]]] = {}
-    for method, name in METHOD_NAMES.items():
+    for name, method in few_shot_methods().items():
         points = {
             shots: (values["nAP"].mean, values["nAP"].half_width)
             for (s, m, shots), values in sorted(means.items())
-            if (s, m) == (split, method) and "nAP" in values and not math.isnan(values["nAP"].mean)
+            if (s, m) == (split, name) and "nAP" in values and not math.isnan(values["nAP"].mean)
         }
         if points:
-            curves[name] = points
+            curves[method.title] = points
     return curves
 
 

@@ -33,13 +33,23 @@ class ProcessLost(UserError):
     """Another process of the job has ended, so that this one cannot go on."""
 
 
-def parse_args(description: str | None = None) -> argparse.Namespace:
+def make_parser(description: str | None = None) -> argparse.ArgumentParser:
     """Detectron2's command line: ``--config-file F --num-gpus N --resume --eval-only KEY VALUE ...``.
 
-    Processes of one machine meet at a free port unless ``--dist-url`` names one, so that several jobs can run at once.
+    Args:
+        description: the end of ``--help``.
     """
     parser = default_argument_parser(epilog=description)
     parser.set_defaults(dist_url="auto")
+    return parser
+
+
+def parse_args(parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
+    """Read the command line of ``parser`` (default: that of ``make_parser``).
+
+    Processes of one machine meet at a free port unless ``--dist-url`` names one, so that several jobs can run at once.
+    """
+    parser = parser or make_parser()
     args = parser.parse_args()
     if args.num_machines > 1 and args.dist_url == "auto":
         parser.error("several machines need --dist-url tcp://FIRST_MACHINE:PORT, the same on all of them (or torchrun)")

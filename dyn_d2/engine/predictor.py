@@ -6,24 +6,18 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import nn
 
-from dyn_d2.checkpoint import CheckpointError, DynCheckpointer, read_checkpoint
-from dyn_d2.config import add_dyn_d2_config
-from dyn_d2.evaluation.label_figures import LabelMap, label_maps
-from dyn_d2.methods.fsrw.class_vectors import read_vectors
-from dyn_d2.methods.fsrw.reweighting import is_reweighted
-from dyn_d2.methods.layer_cascade.evaluator import stages_of_pixels
+from dyn_d2.checkpoint import CheckpointError
+from dyn_d2.checkpoint.model import LoadedModel, load_model
+from dyn_d2.evaluation.label_figures import LabelMap, class_map
+from dyn_d2.modeling.answers import any_score, head_classes, label_maps, open_for_images
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
-from detectron2.modeling import SemanticSegmentor, build_model
+from detectron2.modeling import SemanticSegmentor
 from detectron2.structures import Instances
-
-from .preflight import any_score, head_classes
-from .setup import read_cfg
 
 
 @dataclass
@@ -42,31 +36,26 @@ class Predictor:
 
     @classmethod
     def load(cls, weights: str, config_file: str = "", opts: Iterable[str] = ()) -> "Predictor":
-        """Build the model that ``weights`` holds, on the CPU where its device is not there.
-
-        Args:
-            weights: a checkpoint. One that dyn_d2 wrote brings its config and class names.
-            config_file: for checkpoints of others; wins over the checkpoint's own config.
-            opts: ``KEY VALUE ...`` that change the config.
+        """From a checkpoint; arguments as in :func:`dyn_d2.checkpoint.model.load_model`.
 
         Raises:
-            FileNotFoundError: no such file.
-            CheckpointError: unreadable; without a config and none is given; or it does not hold the whole model.
-            KeyError: ``opts`` or the config have keys that do not exist.
+            CheckpointError: beside the errors of ``load_model``: the model detects nothing, it lacks something that it
+                needs, or its checkpoint names another number of classes than it has.
         """
-        return cls._of(weights, *load_model(weights, config_file, opts))
+        return cls.of(load_model(weights, config_file, opts))
 
     @classmethod
-    def _of(cls, weights: str, cfg: CfgNode, model: nn.Module, described: dict[str, Any]) -> "Predictor":
+    def of(cls, loaded: LoadedModel) -> "Predictor":
+        """The predictor of a model that is there. Errors as in ``load``."""
+        cfg, model, described = loaded
+        weights = cfg.MODEL.WEIGHTS
+        try:
+            names = open_for_images(model, cfg)
+        except ValueError as error:
+            raise CheckpointError(f"{weights} cannot be used on images alone: {error}") from error
+        if names is not None:
+            return cls(cfg, model, names)
         names = list(described.get("classes", ()))
-        if is_reweighted(model):
-            if not cfg.MODEL.REWEIGHTING.VECTORS:
-                raise CheckpointError(
-                    f"{weights} needs class vectors to detect anything: make them with tools/export_vectors.py and add "
-                    "MODEL.REWEIGHTING.VECTORS \"['FILE']\"."
-                )
-            model.use_vectors(read_vectors(cfg, model))
-            return cls(cfg, model, model.vectors.classes)
         rows = head_classes(model)
         if rows is None:
             raise CheckpointError(f"{weights} holds a {cfg.MODEL.META_ARCHITECTURE}, which detects no classes.")
@@ -111,22 +100,14 @@ class Segmenter:
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> list[LabelMap]:
-        """The maps of :func:`label_maps`, of the size of ``image``, (H, W, 3) uint8, RGB."""
+        """Label maps of ``image``, (H, W, 3) uint8, RGB, and of its size: "classes", and those that the model adds."""
         inputs = _as_input(self.cfg, image) | {"dataset": self.dataset}
         output = self.model([inputs])[0]
-        if "settled_by" in output:
-            size = inputs["image"].shape[-2:]
-            output["settled_by"] = stages_of_pixels(output["settled_by"], size, image.shape[:2])
-        count = len(output["sem_seg"])
-        classes, colours = self._names_and_colours(count)
-        if "levels" not in output:
-            return label_maps(output, classes, colours)
-        head = self.model.sem_seg_head
-        with head.labels_of(self.dataset):
-            return label_maps(output, classes, colours, head.tree, head.plan.concepts)
+        classes = class_map(output["sem_seg"], *self._names_and_colours(len(output["sem_seg"])))
+        return label_maps(self.model, inputs, output, classes)
 
     def _names_and_colours(self, count: int) -> tuple[list[str], list[Any]]:
-        metadata = MetadataCatalog.get(self.dataset) if self.dataset else {}
+        metadata: Any = MetadataCatalog.get(self.dataset) if self.dataset else {}
         known = list(metadata.get("stuff_classes", None) or self.stuff_classes)
         colours = [tuple(np.divide(colour, 255)) for colour in metadata.get("stuff_colors", None) or ()]
         fits = len(known) == count
@@ -135,40 +116,12 @@ class Segmenter:
 
 def load_predictor(weights: str, config_file: str = "", opts: Iterable[str] = ()) -> Predictor | Segmenter:
     """What the checkpoint holds. Arguments and errors are those of ``Predictor.load``."""
-    cfg, model, described = load_model(weights, config_file, opts)
+    loaded = load_model(weights, config_file, opts)
+    cfg, model, described = loaded
     if not isinstance(model, SemanticSegmentor):
-        return Predictor._of(weights, cfg, model, described)
+        return Predictor.of(loaded)
     sets = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
     return Segmenter(cfg, model, sets[0] if sets else None, list(described.get("stuff_classes", ())))
-
-
-def load_model(
-    weights: str, config_file: str = "", opts: Iterable[str] = ()
-) -> tuple[CfgNode, nn.Module, dict[str, Any]]:
-    """The model that a checkpoint holds, in evaluation mode, with its frozen config and the file's "dyn_d2" entry.
-
-    Arguments and errors are those of ``Predictor.load``.
-    """
-    described = read_checkpoint(weights).get("dyn_d2") or {}
-    if config_file:
-        cfg = read_cfg(config_file, opts)
-    elif "config" in described:
-        cfg = _own_config(weights, described)
-        cfg.merge_from_list(list(opts))
-    else:
-        raise CheckpointError(
-            f"{weights} does not carry its config: give the yaml it was trained with (--config-file)."
-        )
-    cfg.MODEL.WEIGHTS = weights
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
-    names = list(described.get("classes", ()))
-    if config_file and names:  # a plain yaml counts COCO's classes
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = len(names)
-    cfg.freeze()
-    model = build_model(cfg).eval()
-    DynCheckpointer(model).load(weights, checkpointables=[], strict=True)
-    return cfg, model, described
 
 
 def _as_input(cfg: CfgNode, image: np.ndarray) -> dict[str, Any]:
@@ -185,16 +138,3 @@ def _names_from_catalog(cfg: CfgNode, rows: int) -> list[str]:
     """Class names of the config's training set, such as COCO's for a model of the zoo; empty if they do not fit."""
     known = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", ()) if cfg.DATASETS.TRAIN else ()
     return list(known) if len(known) == rows else []
-
-
-def _own_config(weights: str, described: dict[str, Any]) -> CfgNode:
-    cfg = get_cfg()
-    add_dyn_d2_config(cfg)
-    try:
-        cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(described["config"])))
-    except (KeyError, ValueError, AttributeError, AssertionError, TypeError, yaml.YAMLError) as error:
-        raise CheckpointError(
-            f"the config that {weights} carries cannot be used here ({error}); it was written by dyn_d2 "
-            f"{described.get('versions', {}).get('dyn_d2', '(unknown)')}. Give a yaml for it (--config-file)."
-        ) from error
-    return cfg

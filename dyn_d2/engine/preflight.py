@@ -14,14 +14,14 @@ from torch import nn
 from dyn_d2.checkpoint import LoadReport
 from dyn_d2.data.check import check_image_files, check_records, summary
 from dyn_d2.data.classification import check_labels, has_labels, require_files
+from dyn_d2.data.few_shot.stages import BASE, is_fine_tuning
 from dyn_d2.data.semantic import IGNORE, count_pixels
-from dyn_d2.evaluation import with_routes
-from dyn_d2.methods.dsspn.head import DSSPNHead
-from dyn_d2.methods.dsspn.meta_arch import HierarchicalSegmentor
-from dyn_d2.methods.fsrw.class_vectors import prepare_for_evaluation
-from dyn_d2.methods.fsrw.reweighting import is_reweighted
+from dyn_d2.evaluation import prepare_evaluation, with_evaluators_of_model
+from dyn_d2.method import methods
+from dyn_d2.modeling.answers import any_score, head_classes, label_set_problems
 from dyn_d2.modeling.freeze import has_frozen_parts
 from dyn_d2.utils.errors import UserError
+from dyn_d2.utils.extras import how_to_install, is_missing
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -32,7 +32,6 @@ from .trainer import DynTrainer
 
 logger = logging.getLogger(__name__)
 
-FEW_SHOT_STAGES = ("novel", "finetune")
 DRY_RUN_IMAGES = 2
 WHOLE_SPLIT = ("cityscapes_instance", "cityscapes_sem_seg")  # evaluators that refuse to score a part of a data set
 READ_IMAGES = 1000  # of larger data sets the images are only looked for, not opened
@@ -54,9 +53,10 @@ def check_files(cfg) -> None:
     Raises:
         PreflightError: lists the data sets' missing json files and folders, and a missing MODEL.WEIGHTS.
     """
-    problems = []
+    problems: list[str] = []
     for name in dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]):
         problems += _missing_files(name)
+    problems += _missing_packages(cfg)
     weights = cfg.MODEL.WEIGHTS
     if weights and "://" not in weights and not PathManager.isfile(weights.partition("?")[0]):
         problems.append(f"MODEL.WEIGHTS {weights} does not exist{_how_to_make(cfg)}.")
@@ -84,9 +84,21 @@ def _missing_files(name: str) -> Iterator[str]:
             yield from _missing_files(source)
 
 
+def _missing_packages(cfg) -> list[str]:
+    """What Detectron2 would find out when it reads Cityscapes, or when training is over and it scores."""
+
+    def types(names) -> set[str]:
+        return {MetadataCatalog.get(name).get("evaluator_type", "") for name in names}
+
+    wanted = types(cfg.DATASETS.TEST) & set(WHOLE_SPLIT) | types(cfg.DATASETS.TRAIN) & {"cityscapes_instance"}
+    if wanted and is_missing("cityscapesscripts"):
+        return [f"{how_to_install('cityscapesscripts')}."]
+    return []
+
+
 def _how_to_make(cfg) -> str:
-    if cfg.FEW_SHOT.BENCHMARK and cfg.FEW_SHOT.STAGE in FEW_SHOT_STAGES:
-        return ": tools/surgery.py makes it from a base model, tools/few_shot_train.py does all stages"
+    if is_fine_tuning(cfg):
+        return ": dyn-d2 surgery makes it from a base model, dyn-d2 few-shot does all stages"
     return ""
 
 
@@ -100,14 +112,12 @@ def check_trainer(trainer: DynTrainer) -> None:
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
     classes = list(metadata.get("thing_classes", []))
     problems = _head_problems(cfg, model, classes)
-    if is_reweighted(model) and model.reweighting is None:
-        problems.append(
-            "MODEL.REWEIGHTING.VECTORS is for evaluation: training makes class vectors itself; leave it empty."
-        )
     problems += _frozen_problems(cfg, model, report)
     if cfg.FEW_SHOT.BENCHMARK:
         problems += _stage_problems(cfg, model, report, classes)
         problems += _instance_problems(cfg, trainer, classes, list(metadata.get("novel_classes", [])))
+    for method in methods():
+        problems += method.problems(cfg, model, trainer.data_loader)
     problems += _data_problems(trainer) + _label_map_problems(trainer.cfg)
     problems += _evaluation_problems(trainer)
     _raise(problems, "the first step")
@@ -118,17 +128,6 @@ def check_trainer(trainer: DynTrainer) -> None:
         f"batch {cfg.SOLVER.IMS_PER_BATCH}, rate {cfg.SOLVER.BASE_LR:g}, {cfg.SOLVER.MAX_ITER} iterations, seed "
         f"{cfg.SEED}, pre-flight passed"
     )
-
-
-def head_classes(model: nn.Module) -> int | None:
-    """Classes that the model's head predicts, background not counted; None for models without such a head, or whose
-    classes are a matter of class vectors."""
-    if is_reweighted(model):
-        return None
-    predictor = getattr(getattr(model, "roi_heads", None), "box_predictor", None)
-    if predictor is not None:
-        return predictor.cls_score.out_features - 1
-    return getattr(model, "num_classes", None)
 
 
 def _head_problems(cfg, model: nn.Module, classes: list[str]) -> list[str]:
@@ -152,16 +151,11 @@ def _head_problems(cfg, model: nn.Module, classes: list[str]) -> list[str]:
 
 
 def _label_set_problems(cfg: CfgNode, model: nn.Module) -> list[str]:
-    """Data sets whose labels are not the classes of the segmentation head. One on a concept tree takes several lists of
-    labels, if it is told which one a batch has."""
-    if isinstance(model.sem_seg_head, DSSPNHead):
-        if isinstance(model, HierarchicalSegmentor) and cfg.DATALOADER.ONE_DATASET_PER_BATCH:
-            return []
-        try:
-            _ = model.sem_seg_head.plan
-        except ValueError as error:
-            return [str(error)]
-        return []
+    """Data sets whose labels are not the classes of the segmentation head, unless the model answers that itself."""
+    # Test sets may have other labels: the dry run shows whether they can be evaluated.
+    own = label_set_problems(model, cfg.DATASETS.TRAIN, cfg.DATALOADER.ONE_DATASET_PER_BATCH)
+    if own is not None:
+        return own
     lists: dict[tuple[str, ...], list[str]] = {}  # classes -> the data sets that have them
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         classes = tuple(MetadataCatalog.get(name).get("stuff_classes", None) or ())
@@ -191,7 +185,7 @@ def _frozen_problems(cfg, model: nn.Module, report: LoadReport) -> list[str]:
 
 
 def _stage_problems(cfg, model: nn.Module, report: LoadReport, classes: list[str]) -> list[str]:
-    if cfg.FEW_SHOT.STAGE not in FEW_SHOT_STAGES:
+    if not is_fine_tuning(cfg):
         return []
     problems = []
     if report.class_count_problem():
@@ -200,22 +194,22 @@ def _stage_problems(cfg, model: nn.Module, report: LoadReport, classes: list[str
     if others:
         problems.append(f"not in {report.source}: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}.")
     named = report.metadata.get("classes")
-    if named and named != classes and len(named) == len(classes) and not is_reweighted(model):
+    if named and named != classes and len(named) == len(classes) and head_classes(model) is not None:
         problems.append(
             f"the rows of {report.source} are for {', '.join(named[:30])}, the data set's classes are "
-            f"{', '.join(classes[:30])}: fit the checkpoint with tools/surgery.py."
+            f"{', '.join(classes[:30])}: fit the checkpoint with dyn-d2 surgery."
         )
     head = report.metadata.get("classifier")
     if head and head != cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER:
         problems.append(
             f"the head of {report.source} is {head}, MODEL.ROI_BOX_HEAD.CLASSIFIER is "
-            f"{cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER}: fit the checkpoint with tools/surgery.py."
+            f"{cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER}: fit the checkpoint with dyn-d2 surgery."
         )
     return problems
 
 
 def _instance_problems(cfg, trainer: DynTrainer, classes: list[str], novel: list[str]) -> list[str]:
-    if cfg.FEW_SHOT.STAGE == "base":
+    if cfg.FEW_SHOT.STAGE == BASE:
         return []
     instances = trainer.data_loader.instances
     absent = [name for i, name in enumerate(classes) if name in novel and instances[i] == 0]
@@ -279,10 +273,11 @@ def _evaluation_problems(trainer: DynTrainer) -> list[str]:
 
 def _dry_run(trainer: DynTrainer, name: str) -> None:
     model = trainer.checkpointer.model
-    prepare_for_evaluation(trainer.cfg, model, limit=1)
+    prepare_evaluation(trainer.cfg, model, limit=1)
     loader = trainer.build_test_loader(trainer.cfg, name)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), any_score(model), _quiet():
-        evaluator = with_routes(trainer.build_evaluator(trainer.cfg, name, folder), trainer.cfg, model, name, folder)
+        evaluator = trainer.build_evaluator(trainer.cfg, name, folder)
+        evaluator = with_evaluators_of_model(evaluator, trainer.cfg, model, name, folder)
         evaluator.reset()
         training, _ = model.training, model.eval()
         try:
@@ -295,20 +290,6 @@ def _dry_run(trainer: DynTrainer, name: str) -> None:
         results = evaluator.evaluate()
     if comm.is_main_process() and not isinstance(results, dict):
         raise TypeError(f"the evaluator returned {type(results).__name__}, not a dict of results")
-
-
-@contextmanager
-def any_score(model: nn.Module) -> Iterator[None]:
-    """An untrained model rarely reaches the score threshold; without it there is something to evaluate."""
-    owners = [module for module in model.modules() if hasattr(module, "test_score_thresh")]
-    before = [owner.test_score_thresh for owner in owners]
-    for owner in owners:
-        owner.test_score_thresh = 0.0
-    try:
-        yield
-    finally:
-        for owner, threshold in zip(owners, before, strict=True):
-            owner.test_score_thresh = threshold
 
 
 @contextmanager

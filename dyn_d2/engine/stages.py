@@ -1,8 +1,8 @@
 """Training in stages: each one is a process of its own with a folder of its own, and starts from the one before.
 
 A finished stage leaves ``done.json`` in its folder, with a hash of all that its result depends on. A stage whose hash
-is unchanged is skipped; one that was killed goes on from its last checkpoint. engine/few_shot.py and
-engine/policy_stages.py say which stages there are.
+is unchanged is skipped; one that was killed goes on from its last checkpoint. engine/few_shot.py
+and gating/stages.py say which stages there are.
 """
 
 import argparse
@@ -18,32 +18,18 @@ from typing import Any, ClassVar
 
 import yaml
 
+from dyn_d2.config.output_dir import NEUTRAL_KEYS, is_below
+from dyn_d2.config.read import flatten
 from dyn_d2.utils.atomic import write_json
 from dyn_d2.utils.errors import UserError
 
 from detectron2.config import CfgNode
 
-from .setup import flatten
-
 logger = logging.getLogger(__name__)
 
-TRAIN_NET = Path(__file__).resolve().parents[2] / "tools" / "train_net.py"
+TRAIN = ("-m", "dyn_d2", "train")  # of a process that trains one stage, wherever the package lies
 DONE = "done.json"
 FINAL = "model_final.pth"
-
-# Keys that do not change what a stage learns.
-_NEUTRAL = (
-    "OUTPUT_DIR",
-    "MODEL.WEIGHTS",
-    "MODEL.DEVICE",
-    "DATALOADER.NUM_WORKERS",
-    "INPUT.PARTIAL_MASKS.CACHE",
-    "TEST",
-    "VIS_PERIOD",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "SOLVER.PREFLIGHT",
-    "SOLVER.FIND_UNUSED_PARAMETERS",
-)
 
 
 class StageError(UserError):
@@ -92,11 +78,9 @@ class Stage:
 
     def fingerprint(self) -> str:
         """Hash of everything that the result depends on, the stages before included."""
-        skipped = _NEUTRAL + self.later_keys()
+        skipped = NEUTRAL_KEYS + self.later_keys()
         keys = {
-            key: value
-            for key, value in flatten(yaml.safe_load(self.cfg.dump())).items()
-            if not any(key == name or key.startswith(name + ".") for name in skipped)
+            key: value for key, value in flatten(yaml.safe_load(self.cfg.dump())).items() if not is_below(key, skipped)
         }
         start = [parent.fingerprint() for parent in self.parents] or self.cfg.MODEL.WEIGHTS
         text = json.dumps([keys, start], sort_keys=True)
@@ -129,7 +113,7 @@ def run_stage(stage: Stage, config_file: str, opts: Iterable[str], launcher: Ite
 
     Args:
         stage: its config was made from ``config_file`` and ``opts``.
-        launcher: options of train_net.py such as ``--num-gpus 2``.
+        launcher: options of ``dyn-d2 train`` such as ``--num-gpus 2``.
 
     Raises:
         StageError: the process failed, or the folder holds another config's result.
@@ -141,15 +125,10 @@ def run_stage(stage: Stage, config_file: str, opts: Iterable[str], launcher: Ite
     start = stage.initial_weights(resume)
     derived: list[Any] = [*stage.opts(), "OUTPUT_DIR", stage.folder]
     derived += ["MODEL.WEIGHTS", start] if start else []
-    command = [sys.executable, str(TRAIN_NET), *launcher, *(["--resume"] if resume else [])]
+    command = [sys.executable, *TRAIN, *launcher, *(["--resume"] if resume else [])]
     command += ["--config-file", config_file] if config_file else []
     command += [*opts, *map(str, derived)]
     logger.info(f"stage {stage.name}: {'going on' if resume else 'starting'} in {stage.folder}\n  {' '.join(command)}")
-    if not TRAIN_NET.is_file():
-        raise StageError(
-            f"{TRAIN_NET} does not exist: training in stages needs a checkout of dyn_d2 (pip install -e FOLDER), not "
-            "the package alone."
-        )
     status = run_process(command)
     if status != 0:
         raise StageError(
@@ -171,19 +150,21 @@ def run_stages(stages: list[Stage], config_file: str, opts: list[str], launcher:
     return stages[-1]
 
 
-def train_as_told(train: Callable[[str, list[str], list[str]], Stage], description: str) -> None:
-    """What a tool that trains all stages does: read ``--config-file FILE --num-gpus N KEY VALUE ...``, train, and say
-    where the result is.
+def train_all(plan: Callable[[str, list[str]], list[Stage]], description: str | None) -> int:
+    """A command that trains in stages: reads ``--config-file FILE --num-gpus N KEY VALUE ...``, trains all of them, and
+    says where the result is.
 
     Args:
-        train: gets the yaml file, the ``KEY VALUE`` pairs and options of train_net.py; returns the last stage.
+        plan: (yaml file, ``KEY VALUE`` pairs) -> the stages, in order.
         description: the beginning of ``--help``.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", default="", metavar="FILE", help="yaml of configs, or your own")
+    parser.add_argument("--config-file", default="", metavar="FILE", help="name of a config, or your own yaml")
     parser.add_argument("--num-gpus", type=int, default=1, help="processes of the machine, one for each GPU")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, as for train_net.py")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, as for dyn-d2 train")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format=f"[{Path(sys.argv[0]).stem}] %(message)s", stream=sys.stdout)
-    last = train(args.config_file, args.opts, ["--num-gpus", str(args.num_gpus)])
+    stages = plan(args.config_file, args.opts)
+    last = run_stages(stages, args.config_file, args.opts, ["--num-gpus", str(args.num_gpus)])
     logger.info(f"model: {last.weights}\nresults: {last.folder / 'results.json'}")
+    return 0

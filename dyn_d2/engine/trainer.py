@@ -5,6 +5,7 @@ import logging
 import os
 import warnings
 import weakref
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dyn_d2.checkpoint import CheckpointError, DynCheckpointer, describe
 from dyn_d2.data.resumable import EvaluationLoader, ResumableLoader, build_resumable_train_loader
-from dyn_d2.gating.hooks import GateCollapse, scale_backbone_rate, scale_rate, separate_gates
-from dyn_d2.gating.meta_arch.dynamic import find_policy
-from dyn_d2.gating.stages import describe_policy, enter_stage, warn_of_other_stage
-from dyn_d2.methods.fsrw.class_vectors import prepare_for_evaluation
-from dyn_d2.methods.tafe_net.meta_arch import TAFENet
+from dyn_d2.method import methods
 from dyn_d2.modeling.freeze import VerifyFrozen, freeze, has_frozen_parts
 from dyn_d2.utils.atomic import remove_leftovers
 from dyn_d2.utils.errors import UserError
@@ -34,6 +31,7 @@ from .hooks import DivergenceError, LossAverages, LossGuard, StepSeeds
 from .launch import is_lost_contact
 from .lr_schedules import HALVING, POLY, halving_schedule, poly_schedule
 from .optimizers import chosen_optimizer
+from .param_groups import scale_backbone_rate
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +74,7 @@ class DynTrainer(DefaultTrainer):
         trainer = AMPTrainer if cfg.SOLVER.AMP.ENABLED and on_gpu else SimpleTrainer
         self._trainer = trainer(wrapped, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        metadata = {**describe(cfg), "policy": describe_policy(cfg, model)}
+        metadata = describe(cfg, model)
         self.checkpointer = DynCheckpointer(model, cfg.OUTPUT_DIR, metadata=metadata, trainer=weakref.proxy(self))
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
         self.register_hooks(self.build_hooks())
@@ -96,18 +94,14 @@ class DynTrainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg, model: nn.Module) -> torch.optim.Optimizer:
-        """Detectron2's or Adam, with the gates of the policy (SOLVER.GATE_*), the backbone (BACKBONE_LR_FACTOR) and the
-        task embedding of TAFE-Net (TASK_LR_FACTOR) in groups of their own."""
+        """Detectron2's or Adam, with the backbone (SOLVER.BACKBONE_LR_FACTOR) and what methods set apart in groups of
+        their own."""
         optimizer = chosen_optimizer(cfg, super().build_optimizer(cfg, model))
         backbone = getattr(model, "backbone", None)
         if backbone is not None and cfg.SOLVER.BACKBONE_LR_FACTOR != 1:
             scale_backbone_rate(optimizer, backbone, cfg.SOLVER.BACKBONE_LR_FACTOR)
-        policy = find_policy(backbone)
-        if policy is not None:
-            separate_gates(optimizer, policy, cfg.SOLVER.GATE_LR_FACTOR, cfg.SOLVER.GATE_WEIGHT_DECAY)
-        if isinstance(model, TAFENet):
-            embedding = model.meta_learner.embedding.parameters()
-            scale_rate(optimizer, embedding, cfg.SOLVER.TASK_LR_FACTOR, "SOLVER.TASK_LR_FACTOR")
+        for method in methods():
+            method.parameter_groups(cfg, model, optimizer)
         return optimizer
 
     @classmethod
@@ -136,16 +130,18 @@ class DynTrainer(DefaultTrainer):
         return build_evaluator(cfg, dataset_name, output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"))
 
     @classmethod
-    def test(cls, cfg, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> dict[str, Any]:
-        """Evaluate as the parent does, the routes of gated models too, and write OUTPUT_DIR/results.json beside it."""
-        from dyn_d2.evaluation import with_routes
+    def test(
+        cls, cfg, model: nn.Module, evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None
+    ) -> OrderedDict[str, Any]:
+        """Evaluate as the parent does, with what methods evaluate too, and write OUTPUT_DIR/results.json beside it."""
+        from dyn_d2.evaluation import prepare_evaluation, with_evaluators_of_model
         from dyn_d2.evaluation.results import RESULTS_FILE, evaluation_record, write_results
 
         bare = getattr(model, "module", model)
-        prepare_for_evaluation(cfg, bare)
+        prepare_evaluation(cfg, bare)
         if evaluators is None:
             names = cfg.DATASETS.TEST
-            evaluators = [with_routes(cls.build_evaluator(cfg, name), cfg, bare, name) for name in names]
+            evaluators = [with_evaluators_of_model(cls.build_evaluator(cfg, name), cfg, bare, name) for name in names]
         results = super().test(cfg, model, evaluators)
         if comm.is_main_process() and cfg.DATASETS.TEST:
             record = evaluation_record(cfg, bare, results, _iterations_done(cfg))
@@ -158,8 +154,8 @@ class DynTrainer(DefaultTrainer):
         own = [StepSeeds(cfg.SEED), self._guard, LossAverages(self.checkpointer.model)]
         if has_frozen_parts(self.checkpointer.model):
             own.append(VerifyFrozen(self.checkpointer.model))
-        if find_policy(getattr(self.checkpointer.model, "backbone", None)) is not None:
-            own.append(GateCollapse())
+        for method in methods():
+            own += method.hooks(cfg, self.checkpointer.model)
         return own + super().build_hooks()
 
     def run_step(self) -> None:
@@ -167,15 +163,15 @@ class DynTrainer(DefaultTrainer):
             super().run_step()
         except DivergenceError:
             raise
-        except FloatingPointError as error:  # the engine's own checks, e.g. of the proposals
+        except FloatingPointError as error:  # Detectron2's own checks, e.g. of the proposals
             raise self._guard.explain(str(error).rstrip(".")) from error
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Go on from the last checkpoint of OUTPUT_DIR, or start from MODEL.WEIGHTS; the log says which.
 
         Raises:
-            CheckpointError: ``resume`` without a checkpoint, or with one of another few-shot stage; a later stage of a
-                policy (MODEL.POLICY.STAGE) without the weights of the stage before it.
+            CheckpointError: ``resume`` without a checkpoint, or with one of another few-shot stage; weights that
+                a method does not start from.
             FileNotFoundError: MODEL.WEIGHTS does not exist.
         """
         weights, folder = self.cfg.MODEL.WEIGHTS, self.cfg.OUTPUT_DIR
@@ -183,7 +179,8 @@ class DynTrainer(DefaultTrainer):
             remove_leftovers(folder)
         if not resume:
             self.checkpointer.load(weights, checkpointables=[])
-            enter_stage(self.cfg, self.checkpointer.model, self.checkpointer.report)
+            for method in methods():
+                method.start(self.cfg, self.checkpointer.model, self.checkpointer.report)
             if comm.is_main_process():  # a kill before the first checkpoint must not resume what was here before
                 Path(folder, "last_checkpoint").unlink(missing_ok=True)
                 drop_metrics_from(os.path.join(folder, "metrics.json"), 0)
@@ -219,7 +216,8 @@ def evaluate(cfg) -> dict[str, Any]:
     model = DynTrainer.build_model(cfg)
     checkpointer = DynCheckpointer(model)
     checkpointer.load(cfg.MODEL.WEIGHTS, strict=not cfg.TEST.ALLOW_PARTIAL_WEIGHTS)
-    warn_of_other_stage(cfg, checkpointer.report)
+    for method in methods():
+        method.check_loaded(cfg, checkpointer.report)
     shots_hash = checkpointer.report.metadata.get("few_shot", {}).get("shots_hash")
     if shots_hash and cfg.DATASETS.TRAIN:  # the objects that these weights have seen; they are not drawn again here
         MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).set(shots_hash=shots_hash)

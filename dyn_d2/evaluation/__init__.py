@@ -1,9 +1,6 @@
 """Evaluators of dyn_d2 and the record that every evaluation leaves."""
 
-from dyn_d2.gating.reports.routes import RouteEvaluator, RouteTable
-from dyn_d2.methods.shapeprop.evaluator import ShapeQualityEvaluator
-
-from .build import build_evaluator, with_routes
+from .build import build_evaluator, prepare_evaluation, with_evaluators_of_model
 from .class_groups import GroupedCOCOEvaluator, group_means
 from .concept_levels import ConceptLevelEvaluator
 from .few_shot import FewShotLVISEvaluator, FewShotVOCEvaluator
@@ -13,10 +10,8 @@ __all__ = [
     "FewShotLVISEvaluator",
     "FewShotVOCEvaluator",
     "GroupedCOCOEvaluator",
-    "RouteEvaluator",
-    "RouteTable",
-    "ShapeQualityEvaluator",
     "build_evaluator",
     "group_means",
-    "with_routes",
+    "prepare_evaluation",
+    "with_evaluators_of_model",
 ]

@@ -26,7 +26,7 @@ class Estimate:
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean and 1.96 s / sqrt(n), with s the sample standard deviation (n - 1 in the denominator); NaN if a value is.
 
-    The formula of the multi-seed tables of TFA (thesis 7.3), whose n is 10 to 30; for few seeds it is optimistic.
+    The formula of the multi-seed tables of Wang et al. (ICML 2020), whose n is 10 to 30; for few it is optimistic.
     """
     if not values:
         raise ValueError("There is nothing to average.")

@@ -4,13 +4,7 @@ import os
 
 from torch import nn
 
-from dyn_d2.gating.meta_arch.dynamic import find_policy
-from dyn_d2.gating.reports.routes import RouteEvaluator
-from dyn_d2.methods.layer_cascade.evaluator import LayerCascadeEvaluator
-from dyn_d2.methods.layer_cascade.meta_arch import LayerCascadeSegmentor
-from dyn_d2.methods.shapeprop.evaluator import ShapeQualityEvaluator
-from dyn_d2.methods.tafe_net.data import class_table
-from dyn_d2.methods.tafe_net.evaluator import METRICS, DescribedEvaluator
+from dyn_d2.method import BuildEvaluator, methods
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -39,12 +33,8 @@ def _coco(cfg: CfgNode, name: str, folder: str, groups: ClassGroups) -> COCOEval
     return GroupedCOCOEvaluator(name, tasks, output_dir=folder, max_dets_per_image=None, groups=groups)
 
 
-def _described(kind: str, cfg: CfgNode, name: str, folder: str) -> DescribedEvaluator:
-    return DescribedEvaluator(name, kind, folder, class_table(cfg).classes)
-
-
 # evaluator_type of the metadata -> for (cfg, data set, output folder, groups of classes) an evaluator
-_BUILDERS = {
+_BUILDERS: dict[str, BuildEvaluator] = {
     "coco": _coco,
     "lvis": lambda cfg, name, folder, groups: (FewShotLVISEvaluator if groups else LVISEvaluator)(
         name, output_dir=folder
@@ -56,7 +46,6 @@ _BUILDERS = {
     "cityscapes_instance": lambda cfg, name, folder, groups: CityscapesInstanceEvaluator(name),
     "classification": lambda cfg, name, folder, groups: ClassificationEvaluator(name, folder),
     "cityscapes_sem_seg": lambda cfg, name, folder, groups: CityscapesSemSegEvaluator(name),
-    **{kind: lambda cfg, name, folder, groups, kind=kind: _described(kind, cfg, name, folder) for kind in METRICS},
 }
 # Detectron2 tags some sets with a type that needs two evaluators.
 _COMBINED = {"coco_panoptic_seg": ("sem_seg", "coco")}
@@ -64,12 +53,20 @@ _COMBINED = {"coco_panoptic_seg": ("sem_seg", "coco")}
 _UNNAMED_FILES = {"coco", "lvis", "sem_seg"}
 
 
+def evaluator_types() -> dict[str, BuildEvaluator]:
+    """What builds the evaluator of each ``evaluator_type`` that there is."""
+    found = dict(_BUILDERS)
+    for method in methods():
+        found |= method.evaluators
+    return found
+
+
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
     """The evaluator that ``evaluator_type`` of the data set's metadata asks for.
 
     Sets with ``base_classes`` in their metadata get base and novel AP as well; those in COCO's format, where a model
-    with masks was trained on the masks of some classes, AP of the classes with and without; and models that output
-    shape activations how good these are. Sets with labels on a concept tree get the scores at each level.
+    with masks was trained on the masks of some classes, AP of the classes with and without. Sets with labels on a
+    concept tree get the scores at each level. Methods add evaluators of their own.
 
     Detectron2's evaluators write files of the same names for every set; where DATASETS.TEST has several, each set's lie
     in a folder of its own, named after it.
@@ -82,41 +79,39 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
     """
     folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
     metadata = MetadataCatalog.get(dataset_name)
-    kind = metadata.get("evaluator_type", None)
+    kind, builders = metadata.get("evaluator_type", None), evaluator_types()
     kinds = _COMBINED.get(kind, (kind,))
-    unknown = [k for k in kinds if k not in _BUILDERS]
-    if unknown:
+    if not set(kinds) <= builders.keys():
         raise ValueError(
             f"{dataset_name} cannot be evaluated: its metadata has evaluator_type={kind!r}. "
-            f"Set MetadataCatalog.get({dataset_name!r}).evaluator_type to one of {', '.join(_BUILDERS)}."
+            f"Set MetadataCatalog.get({dataset_name!r}).evaluator_type to one of {', '.join(builders)}."
         )
     by_masks = mask_groups(cfg, metadata)
     few_shot = few_shot_groups(metadata)
     evaluators = []
     for k in kinds:
         own = os.path.join(folder, dataset_name) if k in _UNNAMED_FILES and len(cfg.DATASETS.TEST) > 1 else folder
-        evaluators.append(_BUILDERS[k](cfg, dataset_name, own, few_shot | by_masks if k == "coco" else few_shot))
+        evaluators.append(builders[k](cfg, dataset_name, own, few_shot | by_masks if k == "coco" else few_shot))
     if {"sem_seg", "cityscapes_sem_seg"} & set(kinds) and metadata.get("hierarchy", None):
         evaluators.append(ConceptLevelEvaluator(dataset_name, folder))
-    if cfg.MODEL.MASK_ON and cfg.MODEL.SHAPE_PROP.OUTPUT_MAPS:
-        evaluators.append(ShapeQualityEvaluator(dataset_name, by_masks))
+    for method in methods():
+        evaluators += method.evaluators_beside(cfg, dataset_name, folder)
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 
-def with_routes(
+def with_evaluators_of_model(
     evaluator: DatasetEvaluator, cfg: CfgNode, model: nn.Module, dataset_name: str, output_folder: str | None = None
 ) -> DatasetEvaluator:
-    """``evaluator``, and beside it one of the routes where the backbone of ``model`` is gated, or its head dynamic; for
-    Layer Cascade also one of its stages.
+    """``evaluator``, and beside it what methods evaluate of such a model, e.g. the routes of a gated one.
 
-    The files lie in ``output_folder``, by default OUTPUT_DIR/inference, named routes.npz and routes.json, or
-    routes_DATASET where DATASETS.TEST has several sets.
+    Files lie in ``output_folder``, by default OUTPUT_DIR/inference.
     """
-    if find_policy(getattr(model, "backbone", None)) is None and not getattr(model, "whole_trace", False):
-        return evaluator
-    stem = "routes" if len(cfg.DATASETS.TEST) == 1 else f"routes_{dataset_name}"
     folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-    evaluators = [evaluator, RouteEvaluator(dataset_name, folder, model=model, stem=stem)]
-    if isinstance(model, LayerCascadeSegmentor):
-        evaluators.append(LayerCascadeEvaluator(dataset_name, folder))
-    return DatasetEvaluators(evaluators)
+    beside = [own for method in methods() for own in method.evaluators_of_model(cfg, model, dataset_name, folder)]
+    return DatasetEvaluators([evaluator, *beside]) if beside else evaluator
+
+
+def prepare_evaluation(cfg: CfgNode, model: nn.Module, limit: int | None = None) -> None:
+    """What has to happen before ``model`` is evaluated on DATASETS.TEST; see ``Method.prepare_evaluation``."""
+    for method in methods():
+        method.prepare_evaluation(cfg, model, limit)

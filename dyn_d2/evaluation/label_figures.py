@@ -1,10 +1,10 @@
 """What a semantic segmentor sees in an image, as label maps: pictures and shares of the pixels.
 
-Shape shorthand: H, W - height and width of the image; K - labels; D - depth of the concept tree.
+Shape shorthand: H, W - height and width of the image; K - labels.
 """
 
 import colorsys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from dyn_d2.hierarchy import Hierarchy
-from dyn_d2.methods.layer_cascade.backbone import STAGES
-
 from .boxes_on_image import class_colour
 
-STAGE_COLOURS = ("#2c7fb8", "#fecc5c", "#d7301f")
 OPACITY, PANEL, COLUMNS, LEGEND = 0.6, 4.2, 3, 14  # PANEL: its width in inches; LEGEND: most labels that are listed
 
 
@@ -56,36 +52,15 @@ def label_colour(number: int) -> Any:
     return colorsys.hsv_to_rgb(0.618 * number % 1, (0.85, 0.5)[number % 2], (0.95, 0.65)[number // 2 % 2])
 
 
-def label_maps(
-    output: Mapping[str, Tensor],
-    classes: Sequence[str],
-    colours: Sequence[Any] = (),
-    tree: Hierarchy | None = None,
-    concepts: Sequence[str] = (),
-) -> list[LabelMap]:
-    """The maps that the output of a segmentor holds.
+def class_map(scores: Tensor, names: Sequence[str], colours: Sequence[Any] = ()) -> LabelMap:
+    """The map of every segmentor, "classes": of each pixel the label with the largest score.
 
     Args:
-        output: "sem_seg" (K, H, W) scores; it may have "levels" (D + 1, H, W), numbers in ``tree.concepts`` at each
-            depth, and "settled_by" (H, W), the stage of each pixel.
-        classes, colours: of the labels; without colours a fixed palette.
-        tree, concepts: for "levels": the concept tree, and the concept of each label.
-
-    Returns:
-        "depth 1" and so on where there are levels, "classes", which are the deepest level, and "settled by" where there
-        are stages.
+        scores: (K, H, W).
+        names, colours: of the labels; without colours a fixed palette.
     """
-    colours = list(colours) or [label_colour(number) for number in range(len(classes))]
-    maps = []
-    if "levels" in output:
-        own = dict(zip(concepts, colours, strict=True))
-        inner = [own.get(name) or label_colour(len(classes) + i) for i, name in enumerate(tree.concepts)]
-        levels = output["levels"].cpu().numpy()[1:-1]  # at the root all are equal
-        maps = [LabelMap(f"depth {depth}", level, tree.concepts, inner) for depth, level in enumerate(levels, 1)]
-    maps.append(LabelMap("classes", output["sem_seg"].argmax(0).cpu().numpy(), classes, colours))
-    if "settled_by" in output:
-        maps.append(LabelMap("settled by", output["settled_by"].cpu().numpy(), STAGES, STAGE_COLOURS))
-    return maps
+    colours = list(colours) or [label_colour(number) for number in range(len(names))]
+    return LabelMap("classes", scores.argmax(0).cpu().numpy(), names, colours)
 
 
 def draw_label_maps(image: np.ndarray, maps: Sequence[LabelMap]) -> Figure:

@@ -14,7 +14,7 @@ import torchvision
 from torch import nn
 
 import dyn_d2
-from dyn_d2.backend import describe_engine
+from dyn_d2.backend import describe_backend
 from dyn_d2.utils.atomic import write_json
 
 import detectron2
@@ -22,6 +22,8 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 RESULTS_FILE = "results.json"
+# Task of the results -> the metric that stands for it, in the order in which they are looked for.
+MAIN_METRICS = {"classification": "top1_accuracy", "segm": "AP", "bbox": "AP", "sem_seg": "mIoU"}
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -52,7 +54,7 @@ def versions() -> dict[str, str]:
     return {
         "dyn_d2": code_version(),
         "detectron2": detectron2.__version__,
-        "engine": describe_engine().split(" (", 1)[0].removeprefix("engine: "),
+        "backend": describe_backend().removeprefix("Detectron2: ").split(" (", 1)[0],
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "python": platform.python_version(),
@@ -137,6 +139,18 @@ def read_results(path: str | Path) -> dict[str, Any]:
     if not isinstance(record, dict) or "metrics" not in record:
         raise ValueError(f"{file} is no record of an evaluation: it has no 'metrics'.")
     return record
+
+
+def main_metric(results: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """{"task", "name", "value"} of what the results are judged by.
+
+    Raises:
+        ValueError: no task of ``MAIN_METRICS`` was evaluated.
+    """
+    for task, name in MAIN_METRICS.items():
+        if name in results.get(task, {}):
+            return {"task": task, "name": name, "value": float(results[task][name])}
+    raise ValueError(f"none of {', '.join(MAIN_METRICS)} was evaluated, only {', '.join(results) or 'nothing'}.")
 
 
 def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,13 +1,26 @@
 """Keys of networks that decide what they compute, and of the policies that decide."""
 
+from dyn_d2.config.keys.training import stage_solver
+
 from detectron2.config import CfgNode as CN
 
 
-def add_gated_keys(cfg: CN) -> None:
+def add_keys(cfg: CN) -> None:
+    _add_gated_keys(cfg)
+    _add_policy_keys(cfg)
+    _add_skipnet_keys(cfg)
+    _add_deepmoe_keys(cfg)
+    _add_cdb_keys(cfg)
+    _add_baseline_policy_keys(cfg)
+    _add_blockdrop_keys(cfg)
+    _add_stage_keys(cfg)
+
+
+def _add_gated_keys(cfg: CN) -> None:
     cfg.MODEL.GATED = CN()
     # What can be switched off: "block" (SkipNet), "group" (CDB) or "channel" (DeepMoE).
     cfg.MODEL.GATED.UNIT = "block"
-    # Whether the first block of the first stage of a ResNet is a unit too (PMN, BlockDrop); SkipNet always runs it.
+    # Whether the first block of the first stage of a ResNet is a unit too (BlockDrop); SkipNet always runs it.
     cfg.MODEL.GATED.FIRST_BLOCK = False
     # Bottleneck block of DeepMoE: "A" gates the outputs of its 1x1 and 3x3 convolution, "B" that of the 3x3 one.
     cfg.MODEL.GATED.BOTTLENECK = "A"
@@ -23,17 +36,16 @@ def add_gated_keys(cfg: CN) -> None:
     cfg.MODEL.GATED.WIDTH_MULT = 1.0
 
 
-def add_policy_keys(cfg: CN) -> None:
+def _add_policy_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY = CN()
     # What decides: "all_open" (the plain network), "skipnet_ffgate1", "skipnet_ffgate2", "skipnet_rnn", "deepmoe",
-    # "cdb", "convnet_aig", "pmn", "blockdrop", "random_skip" or "fixed"; of a multi-path network "path_actor",
-    # "path_critic" or "path_optimistic_critic".
+    # "cdb", "convnet_aig", "blockdrop", "random_skip", "fixed", or one that a method brings (dyn_d2/methods).
     cfg.MODEL.POLICY.NAME = "all_open"
-    # Stage of its training: "sp" or "hrl" of SkipNet, "joint" or "finetune" of DeepMoE, "pretrain" or "joint" of PMN
-    # and BlockDrop; "" for the first.
+    # Stage of its training: "sp" or "hrl" of SkipNet, "joint" or "finetune" of DeepMoE, "pretrain" or "joint" of
+    # BlockDrop; "" for the first.
     cfg.MODEL.POLICY.STAGE = ""
     # SkipNet, ConvNet-AIG, CDB, BlockDrop: what the probability of a unit has to exceed to run in evaluation; SkipNet's
-    # stage "sp" trains with it too. PMN: what q has to exceed for an image to go on.
+    # stage "sp" trains with it too. Where images stop early: what the probability of going on has to exceed.
     cfg.MODEL.POLICY.THRESHOLD = 0.5
     # Of the sigmoid of SkipNet's gates and of the Gumbel soft-max of ConvNet-AIG.
     cfg.MODEL.POLICY.TEMPERATURE = 1.0
@@ -41,13 +53,13 @@ def add_policy_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY.TARGET_RATE = 0.7
 
 
-def add_skipnet_keys(cfg: CN) -> None:
+def _add_skipnet_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY.SKIPNET = CN()
     # Stage "sp": "hard" (rounded, gradient of the probability, Eq. 2.7) or "soft" (the probability, Table 2.3).
     cfg.MODEL.POLICY.SKIPNET.RELAXATION = "hard"
     # alpha of Eq. 2.5: what skipping is worth against the loss, in stage "hrl".
     cfg.MODEL.POLICY.SKIPNET.ALPHA = 0.1
-    # beta, weight of the loss in the return; 0: alpha / N (the thesis' relaxed reward), 1: as Eq. 2.5 has it.
+    # beta, weight of the loss in the return; 0: alpha / N (the relaxed reward), 1: as Eq. 2.5 has it.
     cfg.MODEL.POLICY.SKIPNET.BETA = 0.0
     # Weight of the REINFORCE term.
     cfg.MODEL.POLICY.SKIPNET.WEIGHT = 0.01
@@ -59,7 +71,7 @@ def add_skipnet_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY.SKIPNET.INIT_BIAS = 0.0
 
 
-def add_deepmoe_keys(cfg: CN) -> None:
+def _add_deepmoe_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY.DEEPMOE = CN()
     # Layers of the embedding network: 4 for CIFAR, 5 for ImageNet.
     cfg.MODEL.POLICY.DEEPMOE.LAYERS = 4
@@ -73,7 +85,7 @@ def add_deepmoe_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY.DEEPMOE.THRESHOLD = 0.0
 
 
-def add_cdb_keys(cfg: CN) -> None:
+def _add_cdb_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY.CDB = CN()
     # d, width of the controllers.
     cfg.MODEL.POLICY.CDB.WIDTH = 32
@@ -91,59 +103,7 @@ def add_cdb_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY.CDB.RESOURCE_WEIGHT = 1.0
 
 
-def add_pmn_keys(cfg: CN) -> None:
-    cfg.MODEL.POLICY.PMN = CN()
-    # The concept tree: name of a shipped one or a yaml file; "" for one level above all classes.
-    cfg.MODEL.POLICY.PMN.TREE = ""
-    # Data set of the tree whose labels are the classes; "" for the name of the tree.
-    cfg.MODEL.POLICY.PMN.LABELS = ""
-    # What is decided: "levels" (PMN), "modules" ("Policy-adaptive" of Table 1), "stop" ("Policy"), or nothing: "fixed",
-    # "random" or "distribute".
-    cfg.MODEL.POLICY.PMN.ACTIONS = "levels"
-    # Modules that the last three run; 0 for all.
-    cfg.MODEL.POLICY.PMN.MODULES = 0
-    # Stages, from the end, whose blocks are modules: 2 in segmentation, 0 (all) in classification.
-    cfg.MODEL.POLICY.PMN.STAGES = 0
-    # How many steps down the tree the graph search looks (Table 4: 1).
-    cfg.MODEL.POLICY.PMN.HOPS = 2
-    # Later modules may take levels that were taken before (Table 4: "w/o overlap").
-    cfg.MODEL.POLICY.PMN.OVERLAP = True
-    # beta of Eq. 6 for classes outside of the levels that a module took; 1.0 is "w/o weighting" of Table 4.
-    cfg.MODEL.POLICY.PMN.OFF_LEVEL_WEIGHT = 0.8
-    # What beta multiplies: "logits" (the formula) or "probabilities".
-    cfg.MODEL.POLICY.PMN.WEIGH = "logits"
-    # Width of the LSTM and of its input.
-    cfg.MODEL.POLICY.PMN.WIDTH = 512
-    # alpha of Eq. 12 for levels, and of Eq. 11 for going on. With 0.8 for the latter, a sampled path is longer than k
-    # modules with probability 0.8^k at most.
-    cfg.MODEL.POLICY.PMN.ALPHA = 0.8
-    cfg.MODEL.POLICY.PMN.STOP_ALPHA = 0.8
-    # lambda of Eq. 7: what stopping early is worth against accuracy.
-    cfg.MODEL.POLICY.PMN.LAMBDA = 0.5
-    # Weight of the policy gradient.
-    cfg.MODEL.POLICY.PMN.WEIGHT = 1.0
-    # Which predictions the network learns from: the "sampled" ones, or "both" (the greedy ones too).
-    cfg.MODEL.POLICY.PMN.TRAIN_ON = "sampled"
-    # Logit of going on, at the start.
-    cfg.MODEL.POLICY.PMN.INIT_BIAS = 0.0
-    # Rates of the atrous convolutions of PMNHead.
-    cfg.MODEL.SEM_SEG_HEAD.ASPP_RATES = [6, 12, 18, 24]
-
-    cfg.MODEL.POLICY.BLOCKDROP = CN()
-    # Bounds the probabilities that are sampled from.
-    cfg.MODEL.POLICY.BLOCKDROP.ALPHA = 0.8
-    # gamma, the negative reward of a wrong answer; 5 or 10 in the authors' code.
-    cfg.MODEL.POLICY.BLOCKDROP.PENALTY = 5.0
-    # Weight of the policy gradient.
-    cfg.MODEL.POLICY.BLOCKDROP.WEIGHT = 1.0
-    # Logit of new probabilities.
-    cfg.MODEL.POLICY.BLOCKDROP.INIT_BIAS = 0.0
-    # The first ITERS steps of stage "joint" decide about more and more blocks, from the last one on, with a gamma and a
-    # weight of the entropy of their own.
-    cfg.MODEL.POLICY.BLOCKDROP.CURRICULUM = CN({"ITERS": 0, "PENALTY": 1.0, "ENTROPY": 0.1})
-
-
-def add_baseline_policy_keys(cfg: CN) -> None:
+def _add_baseline_policy_keys(cfg: CN) -> None:
     # ConvNet-AIG.
     cfg.MODEL.POLICY.AIG = CN()
     # t of each block; [] for TARGET_RATE.
@@ -163,40 +123,25 @@ def add_baseline_policy_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY.FIXED.ORDER = "last"
 
 
-def add_multipath_keys(cfg: CN) -> None:
-    # "Deciding How to Decide": read by build_multipath_backbone and the meta-architecture "MultiPathClassifier".
-    cfg.MODEL.MULTIPATH = CN()
-    # "chain" (after each layer an exit and the next one), "tree" (the first levels have an exit and two copies of what
-    # follows), or "static" (a chain whose only exit is at its end: the baseline, with MODEL.POLICY.NAME all_open).
-    cfg.MODEL.MULTIPATH.TOPOLOGY = "chain"
-    # Levels of a tree that split in two.
-    cfg.MODEL.MULTIPATH.SPLITS = 3
-    # Levels of layers; 0 for as many as there are CHANNELS.
-    cfg.MODEL.MULTIPATH.DEPTH = 0
-    # Side of the finest scale, in pixels; each further one is half as large.
-    cfg.MODEL.MULTIPATH.SIDE = 32
-    # Of the layers of each level: how many scales, and channels of each scale.
-    cfg.MODEL.MULTIPATH.SCALES = [4, 4, 3, 3, 2, 2, 1, 1]
-    cfg.MODEL.MULTIPATH.CHANNELS = [16, 16, 32, 32, 64, 64, 128, 128]
-    # k_l2, weight of the squared weights, which are counted by the share of images that use them. Takes the place of
-    # SOLVER.WEIGHT_DECAY.
-    cfg.MODEL.MULTIPATH.WEIGHT_PENALTY = 0.0001
-    # Multiply the gradients of each part by 1 / sqrt(mean p^2): the throughput-adjusted learning rate (TALR).
-    cfg.MODEL.MULTIPATH.ADJUST_RATES = True
-    cfg.MODEL.POLICY.PATHS = CN()
-    # Widths of the hidden layers of a router.
-    cfg.MODEL.POLICY.PATHS.WIDTHS = [16, 16]
-    # tau at the start; 0 for 1 (actor) or 0.1 (critics).
-    cfg.MODEL.POLICY.PATHS.TEMPERATURE = 0.0
-    # Iterations in which tau is halved.
-    cfg.MODEL.POLICY.PATHS.HALVING = 20000
-    # k_cpt, what a multiply-add costs: 0 to 6.4e-8 in the authors' code.
-    cfg.MODEL.POLICY.PATHS.COMPUTE_WEIGHT = 1e-8
-    # k_dec of the actor: keeps scores small, decisions soft.
-    cfg.MODEL.POLICY.PATHS.DECISION_WEIGHT = 0.01
-    # k_cre of the critics: weight of their regression.
-    cfg.MODEL.POLICY.PATHS.REGRESSION_WEIGHT = 0.001
-    # Critics regress wrong answers (0 or 1) in place of the cross entropy.
-    cfg.MODEL.POLICY.PATHS.CLASS_ERROR = False
-    # For SOLVER.LR_SCHEDULER_NAME "HalvingLR": iterations in which the rate is halved, continuously.
-    cfg.SOLVER.HALVING_ITERS = 10000
+def _add_blockdrop_keys(cfg: CN) -> None:
+    cfg.MODEL.POLICY.BLOCKDROP = CN()
+    # Bounds the probabilities that are sampled from.
+    cfg.MODEL.POLICY.BLOCKDROP.ALPHA = 0.8
+    # gamma, the negative reward of a wrong answer; 5 or 10 in the authors' code.
+    cfg.MODEL.POLICY.BLOCKDROP.PENALTY = 5.0
+    # Weight of the policy gradient.
+    cfg.MODEL.POLICY.BLOCKDROP.WEIGHT = 1.0
+    # Logit of new probabilities.
+    cfg.MODEL.POLICY.BLOCKDROP.INIT_BIAS = 0.0
+    # The first ITERS steps of stage "joint" decide about more and more blocks, from the last one on, with a gamma and a
+    # weight of the entropy of their own.
+    cfg.MODEL.POLICY.BLOCKDROP.CURRICULUM = CN({"ITERS": 0, "PENALTY": 1.0, "ENTROPY": 0.1})
+
+
+def _add_stage_keys(cfg: CN) -> None:
+    # SOLVER keys of every training stage of a policy after its first (MODEL.POLICY.STAGE), so that one yaml serves all.
+    cfg.SOLVER.SECOND_STAGE = stage_solver()
+    # The rate of the policy's parameters, as a factor on that of the others.
+    cfg.SOLVER.GATE_LR_FACTOR = 1.0
+    # The weight decay of the policy's parameters; negative: as the others.
+    cfg.SOLVER.GATE_WEIGHT_DECAY = -1.0

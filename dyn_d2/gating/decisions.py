@@ -1,4 +1,7 @@
-"""Decisions and their relaxations: from scores of a gate to what runs, with a gradient where training needs one."""
+"""Decisions and their relaxations: from scores of a gate to what runs, with a gradient where training needs one.
+
+Numbers of equations: see the sources in ``policies/__init__.py``.
+"""
 
 from dataclasses import dataclass
 
@@ -54,7 +57,7 @@ def bernoulli(prob: Tensor) -> Decision:
 
 
 def log_likelihood(action: Tensor, prob: Tensor) -> Tensor:
-    """log of p^a (1 - p)^(1 - a) for actions a of {0, 1} or bool (PMN, Eq. 2 and the factors of Eq. 5)."""
+    """log of p^a (1 - p)^(1 - a) for actions a of {0, 1} or bool."""
     # Saturated probabilities would give log 0 for what can still be sampled in float32.
     safe = prob.clamp(1e-6, 1 - 1e-6)
     return torch.where(action > 0, safe.log(), (1 - safe).log())
@@ -62,7 +65,7 @@ def log_likelihood(action: Tensor, prob: Tensor) -> Tensor:
 
 def bounded(prob: Tensor, alpha: float) -> Tensor:
     """alpha p + (1 - alpha)(1 - p), which lies in [1 - alpha, alpha]: what is sampled from so that a policy does not
-    stop to explore (PMN, Eq. 11 and 12; BlockDrop)."""
+    stop to explore, as in BlockDrop."""
     return alpha * prob + (1 - alpha) * (1 - prob)
 
 

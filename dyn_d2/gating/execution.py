@@ -5,6 +5,7 @@ Shape shorthand: N images of a batch, n of them chose the block.
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -115,6 +116,40 @@ def run_block(
         with running_statistics(owner, owner.training and single_value(part_skip)):
             return finish(branch(part).add_(part_skip))
 
+    return _run_chosen(run, x, skip, decision, owner, fused, overwrite)
+
+
+def run_whole(block: Layer, x: Tensor, decision: Decision, *, owner: nn.Module) -> Tensor:
+    """gate * block(x) + (1 - gate) * x for a block that adds its input by itself, computed only where the gate is open.
+
+    Training is as in ``run_block``.
+
+    Args:
+        block: gives its output for parts of the batch, without a mark on them.
+        x: (N, ...), of any number of dimensions; is not overwritten.
+        decision: of shape (N,).
+        owner: the module whose mode and whose batch norms ``block`` has.
+
+    Returns:
+        The shape of ``x``; may be ``x`` itself.
+    """
+
+    def run(part: Tensor, _: Tensor) -> Tensor:
+        with running_statistics(owner, owner.training and part.dim() == 4 and single_value(part)):
+            return block(part)
+
+    return _run_chosen(run, x, x, decision, owner)
+
+
+def _run_chosen(
+    run: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    skip: Tensor,
+    decision: Decision,
+    owner: nn.Module,
+    fused: Callable[[Tensor, Tensor], Tensor] | None = None,
+    overwrite: bool = False,
+) -> Tensor:
     gates = decision.gate.detach().tolist()
     rows = [i for i, gate in enumerate(gates) if gate != 0]
     if decision.relaxed and owner.training and gates:
@@ -123,14 +158,15 @@ def run_block(
         return skip
     hard = all(gates[i] == 1 for i in rows)
     if hard and fused and x.device.type == "cpu":
-        chosen = [gate != 0 for gate in gates]
-        return run_by_choice(lambda x, _, skip: fused(x, skip), x, skip, chosen, idle=False, overwrite=overwrite)
+        opened = [gate != 0 for gate in gates]
+        return run_by_choice(lambda x, _, skip: fused(x, skip), x, skip, opened, idle=False, overwrite=overwrite)
     if len(rows) == len(gates) and hard:
         return run(x, skip)
-    free = not torch.is_grad_enabled()
-    if free and skip is x and not overwrite:
+    free, identity = not torch.is_grad_enabled(), skip is x
+    if free and identity and not overwrite:
         skip = skip.clone()
-    chosen, chosen_skip = gather(x, rows), gather(skip, rows)
+    chosen = gather(x, rows)
+    chosen_skip = chosen if identity else gather(skip, rows)
     out = run(chosen, chosen_skip)
     if not hard:
         out = _weigh(decision.gate[rows], out, chosen_skip)
@@ -141,8 +177,11 @@ VIEWS_FROM = 1 << 18  # values of an image's map
 PIECE, MOST = 1 << 20, 16  # values and number of the images that run together
 
 
+Run = Callable[[Tensor, Any, Any], Tensor]  # images, what they chose, their part of skip
+
+
 def run_by_choice(
-    run: Callable[[Tensor, Hashable, Tensor | None], Tensor],
+    run: Run,
     x: Tensor,
     skip: Tensor | None,
     chosen: Sequence[Hashable],
@@ -159,7 +198,7 @@ def run_by_choice(
         x: (N, C, H, W).
         skip: (N, C', H', W'), ``x`` itself or a tensor that may be overwritten; None if ``run`` needs none.
         chosen: of each image.
-        idle: the choice with which ``skip`` is the output.
+        idle: the choice with which ``skip`` is the output; without ``skip`` nobody makes it.
         overwrite: whether ``x`` may be overwritten.
 
     Returns:
@@ -185,10 +224,11 @@ def run_by_choice(
         part = _run_in_pieces(run, part, choice, total)
         out = part.new_empty(len(x), *part.shape[1:]) if out is None else out
         scatter(out, rows, part, in_place=True)
+    assert out is not None  # without skip, somebody chose something
     return out
 
 
-def _run_in_pieces(run, x: Tensor, choice: Hashable, skip: Tensor | None) -> Tensor:
+def _run_in_pieces(run: Run, x: Tensor, choice: Hashable, skip: Tensor | None) -> Tensor:
     """``run``, on a CPU for a few images at a time.
 
     What lies between the layers of a block is then small enough for memory that the process has already: new memory, a
@@ -203,11 +243,13 @@ def _run_in_pieces(run, x: Tensor, choice: Hashable, skip: Tensor | None) -> Ten
     return skip
 
 
-def _run_relaxed(run, x: Tensor, skip: Tensor, gate: Tensor, rows: list[int], owner: nn.Module) -> Tensor:
+def _run_relaxed(
+    run: Callable[[Tensor, Tensor], Tensor], x: Tensor, skip: Tensor, gate: Tensor, rows: list[int], owner: nn.Module
+) -> Tensor:
     if len(rows) == len(gate):
         return _weigh(gate, run(x, skip), skip)
     others = sorted(set(range(len(gate))) - set(rows))
-    with torch.no_grad(), running_statistics(owner):
+    with without_gradient(), running_statistics(owner):
         out = run(gather(x, others), gather(skip, others))
     if rows:
         chosen = run(gather(x, rows), gather(skip, rows))
@@ -215,10 +257,23 @@ def _run_relaxed(run, x: Tensor, skip: Tensor, gate: Tensor, rows: list[int], ow
     return _weigh(gate, out, skip)
 
 
+@contextmanager
+def without_gradient() -> Iterator[None]:
+    """``torch.no_grad`` for a part of a training step, under autocast too: older torch (2.6) keeps the weights that
+    are cast inside for the rest of the step, which then has no gradient for them."""
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(cached)
+
+
 def _weigh(gate: Tensor, out: Tensor, skip: Tensor) -> Tensor:
-    gate = gate.to(out.dtype).reshape(-1, 1, 1, 1)
+    gate = gate.to(out.dtype).reshape(-1, *[1] * (out.dim() - 1))
     return gate * out + (1 - gate) * skip
 
 
 def _channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

@@ -1,13 +1,14 @@
-"""What training needs for gates: parameter groups of their own, as for backbones, and a warning where one collapses."""
+"""What training needs for gates: parameter groups of their own, and a warning where one collapses."""
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
-from dyn_d2.gating.meta_arch.dynamic import RATE, find_policy
+from dyn_d2.engine.param_groups import scale_rate
+from dyn_d2.gating.meta_arch.dynamic import RATE
 
 from detectron2.engine import HookBase
 
@@ -25,50 +26,8 @@ def separate_gates(optimizer: Optimizer, policy: nn.Module, lr_factor: float = 1
     Raises:
         ValueError: ``lr_factor`` is negative.
     """
-    if lr_factor < 0:
-        raise ValueError(f"SOLVER.GATE_LR_FACTOR is {lr_factor}: use 0 or more.")
-    _separate(optimizer, policy.parameters(), lr_factor, {"weight_decay": weight_decay} if weight_decay >= 0 else {})
-
-
-def scale_backbone_rate(optimizer: Optimizer, backbone: nn.Module, lr_factor: float) -> None:
-    """Multiply the rate of the parameters of ``backbone``, but for those of its policy, in groups of their own.
-
-    Raises:
-        ValueError: ``lr_factor`` is negative.
-    """
-    policy = find_policy(backbone)
-    gates = set() if policy is None else set(policy.parameters())
-    own = [parameter for parameter in backbone.parameters() if parameter not in gates]
-    scale_rate(optimizer, own, lr_factor, "SOLVER.BACKBONE_LR_FACTOR")
-
-
-def scale_rate(optimizer: Optimizer, parameters: Iterable[nn.Parameter], lr_factor: float, key: str) -> None:
-    """Multiply the rate of ``parameters``, in groups of their own.
-
-    Args:
-        key: that gave ``lr_factor``, for the message.
-
-    Raises:
-        ValueError: ``lr_factor`` is negative.
-    """
-    if lr_factor < 0:
-        raise ValueError(f"{key} is {lr_factor}: use 0 or more.")
-    _separate(optimizer, parameters, lr_factor, {})
-
-
-def _separate(optimizer: Optimizer, parameters: Iterable[nn.Parameter], lr_factor: float, options: dict) -> None:
-    chosen = {id(parameter) for parameter in parameters}
-    for group in list(optimizer.param_groups):
-        own = [parameter for parameter in group["params"] if id(parameter) in chosen]
-        others = [parameter for parameter in group["params"] if id(parameter) not in chosen]
-        if not own:
-            continue
-        changed = {"lr": group["lr"] * lr_factor, **options}
-        if others:
-            group["params"] = others
-            optimizer.add_param_group({**group, **changed, "params": own})
-        else:
-            group.update(changed)
+    options: dict[str, Any] = {"weight_decay": weight_decay} if weight_decay >= 0 else {}
+    scale_rate(optimizer, policy.parameters(), lr_factor, "SOLVER.GATE_LR_FACTOR", **options)
 
 
 class GateCollapse(HookBase):
@@ -86,7 +45,8 @@ class GateCollapse(HookBase):
         """
         self._window, self._low, self._high = window, low, high
         self._sums: dict[str, float] = defaultdict(float)
-        self._count, self._collapsed = 0, set()
+        self._count = 0
+        self._collapsed: set[str] = set()
 
     def after_step(self) -> None:
         now = self.trainer.iter

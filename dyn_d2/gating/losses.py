@@ -1,5 +1,7 @@
 """The losses of dynamic networks, as functions of decisions. None of them is weighted, except where an equation is.
 
+Numbers of equations: see the sources in ``policies/__init__.py``.
+
 Shape shorthand: N images, T decisions of an image. Rates and shares lie in [0, 1], costs are multiply-adds.
 """
 
@@ -8,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from .trace import Step
 
 
 def skip_returns(opened: Tensor, losses: Tensor, alpha: float, beta: float | None = None) -> Tensor:
@@ -21,7 +25,7 @@ def skip_returns(opened: Tensor, losses: Tensor, alpha: float, beta: float | Non
         opened: (N, T) of {0, 1} or bool, the actions g.
         losses: (N,) loss L of each image on the path that was taken.
         alpha: what skipping is worth against the loss.
-        beta: weight of the loss; None: alpha / T, as in the thesis.
+        beta: weight of the loss; None: alpha / T, as there.
 
     Returns:
         (N, T), without gradient.
@@ -33,8 +37,13 @@ def skip_returns(opened: Tensor, losses: Tensor, alpha: float, beta: float | Non
     return alpha / count * to_come - beta * losses.detach().float()[:, None]
 
 
+def sampled_log_probs(steps: Sequence[Step]) -> Tensor:
+    """(N, T) logarithm of the probability of each action that was sampled, with gradient."""
+    return torch.stack([step.decision.log_prob for step in steps if step.decision.log_prob is not None], 1)
+
+
 def policy_gradient_loss(log_probs: Tensor, returns: Tensor) -> Tensor:
-    """- sum_i log p(g_i | x) r_i, averaged over images: its gradient is the last term of Eq. 2.6.
+    """- sum_i log p(g_i | x) r_i, averaged over images: its gradient is the last term of SkipNet's Eq. 2.6.
 
     Args:
         log_probs: (N, T) logarithm of the probability of each sampled action, with gradient.
@@ -105,7 +114,7 @@ def category_loss(logits: Sequence[Tensor], categories: Tensor, weights: Sequenc
 
 
 def target_rate_loss(gates: Sequence[Tensor], targets: Sequence[float]) -> Tensor:
-    """ConvNet-AIG's: mean over blocks of (t_l - rate_l)^2.
+    """That of ConvNet-AIG: mean over blocks of (t_l - rate_l)^2.
 
     Args:
         gates: (N,) for each block, 0 or 1, with straight-through gradient.
@@ -113,21 +122,6 @@ def target_rate_loss(gates: Sequence[Tensor], targets: Sequence[float]) -> Tenso
     """
     terms = [(target - execution_rate(gate)) ** 2 for gate, target in zip(gates, targets, strict=True)]
     return torch.stack(terms).mean()
-
-
-def usage_reward(stops: Tensor, modules: int, accuracy: Tensor, weight: float) -> Tensor:
-    """R of PMN, Eq. 7: lambda (1 - (m / K)^2) + A.
-
-    Args:
-        stops: (N,), m: the modules that ran.
-        modules: K.
-        accuracy: (N,), A in [0, 1].
-        weight: lambda.
-
-    Returns:
-        float32 (N,).
-    """
-    return weight * (1 - (stops.float() / modules) ** 2) + accuracy.float()
 
 
 def drop_reward(opened: Tensor, accuracy: Tensor, penalty: float) -> Tensor:

@@ -1,6 +1,7 @@
 """Between a gated backbone and its policy: one forward pass asks, in order, what to run, and writes it down."""
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from .decisions import Decision
 from .execution import gather, move_to_front
 from .trace import Cost, Step, Trace, Unit, current_trace, spread
 
+if TYPE_CHECKING:
+    from .policies.base import Policy
+
 
 class Router:
     """The decisions of one forward pass.
@@ -18,17 +22,18 @@ class Router:
     A gated backbone makes one at the start of ``forward`` and hands it to its blocks; each block asks for the decisions
     of its units in the order in which the backbone lists them, and records what its computation cost.
 
-    Some policies stop images for good (PMN). Before each gated block the backbone calls ``leave``, which takes the
-    images that stop out of the batch: nothing that comes later sees them. Shape shorthand: N images, n not stopped.
+    Some policies stop images for good. Before each gated block the backbone calls ``leave``, which takes the images
+    that stop out of the batch: nothing that comes later sees them. Shape shorthand: N images, n not stopped.
 
     Attributes:
+        trace: what this forward pass is recorded in.
         overwrite: whether the next block may overwrite its input; set by the backbone, which knows what it returns.
     """
 
-    def __init__(self, policy, images: Tensor) -> None:
+    def __init__(self, policy: "Policy", images: Tensor) -> None:
         """
         Args:
-            policy: a :class:`dyn_d2.gating.policies.Policy`.
+            policy: decides about the units of the backbone.
             images: (N, 3, H, W), normalised and padded, as the backbone gets them.
 
         Raises:
@@ -42,12 +47,13 @@ class Router:
                 "code runs the backbone inside dyn_d2.gating.recording() and adds policy.losses)."
             )
         self.trace = Trace() if recorded is None else recorded
-        self.trace.images = len(images)
+        self._context = self.trace.context
+        self._context.images = len(images)
         self._policy, self._next, self._finished = policy, 0, False
         self.overwrite = False
-        sizes = self.trace.image_sizes
+        sizes = self._context.image_sizes
         padded = sizes is not None and any(tuple(size) != tuple(images.shape[-2:]) for size in sizes)
-        self.trace.state = policy.begin(images, sizes if padded else None)
+        self._context.state = policy.begin(images, sizes if padded else None)
         cost = policy.begin_cost(*images.shape[-2:])
         if cost:
             self.trace.add_fixed("policy", cost, images, gate=True)
@@ -60,12 +66,12 @@ class Router:
             unit_cost: (size,) multiply-adds per image of each element of the unit when open; None for channels.
         """
         unit: Unit = self._policy.units[self._next]
-        decision = self._policy.decide(self._next, features, self.trace.state)
+        decision = self._policy.decide(self._next, features, self._context.state)
         cost = self._policy.decision_cost(self._next, *features.shape[-2:])
         if cost:
             self.trace.add_fixed(f"policy.{unit.name}", cost, features, gate=True)
-        recorded = decision if self.trace.rows is None else replace(decision, gate=self.trace.spread(decision.gate))
-        self.trace.steps.append(Step(unit, recorded, unit_cost))
+        whole = decision if self._context.rows is None else replace(decision, gate=self._context.spread(decision.gate))
+        self.trace.steps.append(Step(unit, whole, unit_cost))
         self._next += 1
         return decision
 
@@ -80,7 +86,7 @@ class Router:
         cost = self._policy.stay_cost(self._next)
         if cost:
             self.trace.add_fixed(f"policy.stay.{self._next}", cost, features, gate=True)
-        stay = self._policy.stay(self._next, features, self.trace.state)
+        stay = self._policy.stay(self._next, features, self._context.state)
         if stay is None or bool(stay.all()):
             return features
         if overwrite:
@@ -88,8 +94,8 @@ class Router:
         else:
             kept = stay.nonzero()[:, 0]
             features = gather(features, kept)
-        self._policy.keep(kept, self.trace.state)
-        self.trace.rows = kept if self.trace.rows is None else self.trace.rows[kept]
+        self._policy.keep(kept, self._context.state)
+        self._context.rows = kept if self._context.rows is None else self._context.rows[kept]
         return features
 
     @property
@@ -104,13 +110,13 @@ class Router:
             (N, C, H, W), zeros for the images that have stopped.
         """
         features = self.whole(self.leave(features))
-        self.trace.rows, self._finished = None, True
-        self.trace.levels = self._policy.taken_levels(self.trace.state)
+        self._context.rows, self._finished = None, True
+        self.trace.levels = self._policy.taken_levels(self._context.state)
         return features
 
     def whole(self, features: Tensor) -> Tensor:
         """The same as (N, C, H, W), zeros for the images that have stopped."""
-        return self.trace.spread(features)
+        return self._context.spread(features)
 
     def record_units(self, name: str, decision: Decision, unit_cost: Tensor, dense: float | None = None) -> None:
         """Record the cost of a block or of groups whose open elements alone were computed.
@@ -119,13 +125,14 @@ class Router:
             unit_cost: (size,), as for ``decide``.
             dense: of the network without gates; None: the sum of ``unit_cost``.
         """
-        shape, rows, images = (len(decision.gate), len(unit_cost)), self.trace.rows, self.trace.images
+        shape, rows, images = (len(decision.gate), len(unit_cost)), self._context.rows, self._context.images
 
         def executed() -> Tensor:
             return spread(decision.open.float().reshape(shape) @ unit_cost, rows, images)
 
         def expected() -> Tensor:
-            return spread(decision.prob.float().reshape(shape) @ unit_cost, rows, images)
+            prob = decision.gate if decision.prob is None else decision.prob
+            return spread(prob.float().reshape(shape) @ unit_cost, rows, images)
 
-        dense = float(unit_cost.sum()) if dense is None else dense
-        self.trace.costs.append(Cost(name, dense, executed, executed if decision.prob is None else expected))
+        total = float(unit_cost.sum()) if dense is None else dense
+        self.trace.costs.append(Cost(name, total, executed, None if decision.prob is None else expected))

@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from dyn_d2.checkpoint import CheckpointError, LoadReport
-from dyn_d2.engine.setup import build_cfg, read_cfg
+from dyn_d2.config.derive import build_cfg
+from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.stages import Stage, StageError, run_stages
 from dyn_d2.gating.meta_arch.dynamic import find_policy
 from dyn_d2.gating.policies.base import policy_class
@@ -39,11 +40,12 @@ def plan(config_file: str, opts: Iterable[str]) -> list[Stage]:
         StageError: the policy has one stage only.
         ValueError: there is no such policy.
     """
-    opts, stages = list(opts), []
+    opts = list(opts)
+    stages: list[Stage] = []
     cfg = read_cfg(config_file, opts)
     names = policy_class(cfg).STAGES
     if len(names) < 2:
-        raise StageError(f"MODEL.POLICY.NAME {cfg.MODEL.POLICY.NAME} is trained in one stage: use tools/train_net.py.")
+        raise StageError(f"MODEL.POLICY.NAME {cfg.MODEL.POLICY.NAME} is trained in one stage: use dyn-d2 train.")
     for name in names:
         cfg = build_cfg(config_file, [*opts, PolicyStage.KEY, name])
         stages.append(PolicyStage(name, Path(cfg.OUTPUT_DIR) / name, cfg, stages[-1:]))
@@ -74,13 +76,13 @@ def previous_stage(cfg: CfgNode) -> str:
 
 
 def warn_of_other_stage(cfg: CfgNode, report: LoadReport) -> None:
-    """Say so where a model is evaluated as one of another stage than it was trained in: some policies (PMN, BlockDrop)
-    decide nothing in their first."""
-    told, stage = report.metadata.get("policy") or {}, cfg.MODEL.POLICY.STAGE or policy_class(cfg).STAGES[0]
-    if told and told["name"] == cfg.MODEL.POLICY.NAME and told["stage"] != stage:
+    """Say so where a model is evaluated as one of another stage than it was trained in: some policies decide nothing in
+    their first."""
+    trained, stage = report.metadata.get("policy") or {}, cfg.MODEL.POLICY.STAGE or policy_class(cfg).STAGES[0]
+    if trained and trained["name"] == cfg.MODEL.POLICY.NAME and trained["stage"] != stage:
         logger.warning(
-            f"{report.source} was trained in stage {told['stage']} of {told['name']}, but is evaluated as one of stage "
-            f"{stage}: add MODEL.POLICY.STAGE {told['stage']}."
+            f"{report.source} was trained in stage {trained['stage']} of {trained['name']}, but is evaluated as one of "
+            f"stage {stage}: add MODEL.POLICY.STAGE {trained['stage']}."
         )
 
 
@@ -96,17 +98,17 @@ def enter_stage(cfg: CfgNode, model: nn.Module, report: LoadReport) -> None:
     policy, before, own = find_policy(getattr(model, "backbone", None)), previous_stage(cfg), cfg.MODEL.POLICY
     if policy is None or not before:
         return
-    remedy = f"set MODEL.WEIGHTS to the model_final.pth of stage {before}, or let tools/staged_train.py run both"
+    remedy = f"set MODEL.WEIGHTS to the model_final.pth of stage {before}, or let dyn-d2 stages run both"
     if report.source == "nothing":
         raise CheckpointError(
             f"MODEL.POLICY.STAGE {own.STAGE} of {own.NAME} starts from the result of stage {before}, but MODEL.WEIGHTS "
             f"is empty: {remedy}."
         )
-    told = report.metadata.get("policy") or {}
-    if told and (told["name"] != own.NAME or told["stage"] not in (before, own.STAGE)):
+    trained = report.metadata.get("policy") or {}
+    if trained and (trained["name"] != own.NAME or trained["stage"] not in (before, own.STAGE)):
         raise CheckpointError(
-            f"{report.source} is of {told['name']}, stage {told['stage'] or '(the only one)'}, but MODEL.POLICY.STAGE "
-            f"{own.STAGE} of {own.NAME} starts from its stage {before}: {remedy}."
+            f"{report.source} is of {trained['name']}, stage {trained['stage'] or '(the only one)'}, but "
+            f"MODEL.POLICY.STAGE {own.STAGE} of {own.NAME} starts from its stage {before}: {remedy}."
         )
     gates = {id(parameter) for parameter in policy.parameters()}
     tensors = model.state_dict(keep_vars=True)
@@ -117,5 +119,5 @@ def enter_stage(cfg: CfgNode, model: nn.Module, report: LoadReport) -> None:
             f"{report.source} lacks gates that MODEL.POLICY.STAGE {own.STAGE} of {own.NAME} starts from ({shown}): "
             f"{remedy}."
         )
-    if told.get("stage") != own.STAGE:
+    if trained.get("stage") != own.STAGE:
         policy.enter_stage()

@@ -1,5 +1,8 @@
 """The trace: what each image's decisions were and what was computed for it. The only count of computation there is.
 
+A :class:`Trace` is a ledger, which evaluators, budget losses, plots and tables read. What the parts of a model tell
+each other during the forward pass lies apart from it, in its :class:`Context`.
+
 Costs are multiply-adds of convolutions and linear layers, as in the papers. Not counted: normalisation, activation,
 pooling, residual additions and resizing.
 """
@@ -84,7 +87,7 @@ class Cost:
 
 @dataclass
 class TakenLevels:
-    """Which of M knowledge levels the modules of a network took (PMN): ``modules`` maps unit names to bool (N, M)."""
+    """Which of M knowledge levels the modules of a network took: ``modules`` maps unit names to bool (N, M)."""
 
     names: tuple[str, ...]
     modules: dict[str, Tensor]
@@ -107,37 +110,54 @@ class Route:
 
 
 @dataclass
-class Trace:
-    """The record of one forward pass of a dynamic network over a batch of N images.
+class Context:
+    """What one forward pass over a batch of N images knows beside its ledger: the meta-architecture, the backbone, the
+    policy and the heads tell each other here, and nobody reads it once the losses are there.
 
     Attributes:
-        steps: the decisions of the policy in the order in which they were taken.
-        task_steps: decisions behind the backbone that no policy takes, such as which neurons of DSSPN ran.
-        costs: of all parts of the backbone, gates included.
-        image_sizes: (height, width) of each image before padding; None where nobody told.
+        image_sizes: (height, width) of each image before padding; None where nobody said.
         labels: (N,) image-level classes where the task has them.
         image_losses: (N,) the task's loss of each image, without gradient, where the task has one.
         accuracies: (N,) how right the prediction for each image is, in [0, 1], where the task knows it.
         greedy: the trace of the same batch under the most likely decisions, where the policy asked for it.
-        state: what the policy keeps during the forward pass, see :class:`dyn_d2.gating.policies.Policy`.
-        levels: what modules recognise, where a policy chooses that.
+        state: what the policy keeps during the forward pass, see :class:`dyn_d2.gating.policies.Policy`; where there is
+            no policy, what decides in its place may keep something here.
         images: N, once the forward pass has begun.
-        rows: int64 (n,), during the forward pass: the images that have not stopped, in the order in which they lie in
-            the feature maps; None for all of them.
+        rows: int64 (n,), the images that have not stopped, in the order in which they lie in the feature maps; None for
+            all of them.
+    """
+
+    image_sizes: Sequence[tuple[int, int]] | None = None
+    labels: Tensor | None = None
+    image_losses: Tensor | None = None
+    accuracies: Tensor | None = None
+    greedy: "Trace | None" = None
+    state: Any = None
+    images: int = 0
+    rows: Tensor | None = None
+
+    def spread(self, values: Tensor) -> Tensor:
+        """``values`` (n, ...) of the images that have not stopped as (N, ...), 0 for those that have."""
+        return spread(values, self.rows, self.images)
+
+
+@dataclass
+class Trace:
+    """The ledger of one forward pass of a dynamic network over a batch of N images.
+
+    Attributes:
+        steps: the decisions of the policy in the order in which they were taken.
+        task_steps: decisions behind the backbone that no policy takes, such as which parts of a head ran.
+        costs: of all parts of the backbone, gates included.
+        levels: what modules recognise, where a policy chooses that.
+        context: of the forward pass; no part of the ledger.
     """
 
     steps: list[Step] = field(default_factory=list)
     task_steps: list[Step] = field(default_factory=list)
     costs: list[Cost] = field(default_factory=list)
-    image_sizes: Sequence[tuple[int, int]] | None = None
-    labels: Tensor | None = None
-    image_losses: Tensor | None = None
-    accuracies: Tensor | None = None
-    state: Any = None
-    greedy: "Trace | None" = None
     levels: TakenLevels | None = None
-    images: int = 0
-    rows: Tensor | None = None
+    context: Context = field(default_factory=Context)
 
     def dense(self) -> float:
         """Multiply-adds per image of the network without gates."""
@@ -170,16 +190,14 @@ class Trace:
             Route(
                 {name: np.atleast_1d(value[i]) for name, value in opened.items()},
                 self.dense(),
-                *numbers,
+                executed,
+                expected,
+                gates,
                 level_names=self.levels.names if self.levels else (),
                 levels={name: value[i] for name, value in taken.items()},
             )
-            for i, numbers in enumerate(zip(*columns, strict=True))
+            for i, (executed, expected, gates) in enumerate(zip(*columns, strict=True))
         ]
-
-    def spread(self, values: Tensor) -> Tensor:
-        """``values`` (n, ...) of the images that have not stopped as (N, ...), 0 for those that have."""
-        return spread(values, self.rows, self.images)
 
     def add_fixed(self, name: str, cost: float, like: Tensor, dense: float | None = None, gate: bool = False) -> None:
         """Record a part that runs for every image that has not stopped.
@@ -190,7 +208,8 @@ class Trace:
             dense: of the network without gates, where that is another number.
             gate: whether it is a cost of deciding; such a part costs the dense network nothing.
         """
-        count, rows, images, device = len(like), self.rows, self.images, like.device  # not the map itself
+        rows, images = self.context.rows, self.context.images
+        count, device = len(like), like.device  # not the map itself
 
         def each() -> Tensor:
             return spread(torch.full((count,), float(cost), device=device), rows, images)

@@ -1,7 +1,7 @@
 """Concept trees: what the labels of one or several data sets have in common, from the root to the finest class.
 
-DSSPN's neurons, PMN's knowledge levels and the IoU by level of the evaluation all read the same trees. A tree is a yaml
-file (format: ``files.py``); those in ``trees/`` go by name.
+The methods that use a tree and the IoU by level of the evaluation all read the same ones. A tree is a yaml file
+(format: ``files.py``); those in ``trees/`` go by name.
 """
 
 from .files import load_hierarchy, save_hierarchy, shipped_hierarchies

@@ -1,7 +1,8 @@
 """A concept tree and the labels of data sets on its concepts.
 
-DSSPN (papers/001) sec. 3.1 builds its network over such a tree, sec. 3.4 merges several data sets in one, and sec. 4.5
-asks for concepts with several parents; "tree" is therefore used for any directed acyclic graph with one root.
+Liang, Zhou and Xing (CVPR 2018) build a network over such a tree (sec. 3.1), merge several data sets in one (sec. 3.4),
+and ask for concepts with several parents (sec. 4.5); "tree" is therefore used for any directed acyclic graph with one
+root.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -60,12 +61,10 @@ class Hierarchy:
         )
 
     def __eq__(self, other: object) -> bool:
-        """Same concepts and labels; order and name do not count."""
+        """Same concepts and labels; order and name do not count. Nobody needs a hash, so there is none."""
         if not isinstance(other, Hierarchy):
             return NotImplemented
         return self._labels == other._labels and self._edges() == other._edges()
-
-    __hash__ = None  # equality ignores order, which a hash would have to do as well; nobody needs it
 
     def _edges(self) -> dict[str, frozenset[str]]:
         return {concept: frozenset(below) for concept, below in self.children.items()}

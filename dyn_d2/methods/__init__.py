@@ -1,4 +1,4 @@
-"""The methods, a folder each. Importing this package registers all that are there: a folder that is gone is not missed."""
+"""The methods, a folder each. Importing this package registers all that are there; none misses another."""
 
 import importlib
 import pkgutil

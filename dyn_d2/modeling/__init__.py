@@ -1,3 +1,3 @@
 """Model parts that several methods build on; importing this package registers them in Detectron2's registries."""
 
-from . import meta_arch, roi_heads  # noqa: F401  only registration
+from . import backbone, meta_arch, roi_heads  # noqa: F401  only registration

@@ -1,4 +1,5 @@
-"""Convolution and pooling on chosen pixels only: gather, multiply, scatter (Li et al., Deep Layer Cascade, Sec. 3.2).
+"""Convolution and pooling on chosen pixels only: gather, multiply, scatter (Li et al., Not All
+Pixels Are Equal, CVPR 2017, Sec. 3.2).
 
 Shape shorthand: N maps of H x W, n chosen pixels of all of them, C channels, C' output channels, K taps of a kernel.
 Values of chosen pixels are rows, (n, C), in the order of their places in the memory of an (N, H, W) map. A map in the
@@ -6,10 +7,10 @@ memory layout channels_last is a table of such rows for all pixels (``map_rows``
 
 Neighbours are gathered some hundred pixels at a time, so that they are still in the cache when they are multiplied. On
 a CPU oneDNN multiplies, with weights that it has laid out before: as fast as its dense convolutions, and about twice as
-fast as ``torch.mm`` on the processor where both were measured (docs/layer_cascade.md).
+fast as ``torch.mm`` on the processor where both were measured.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -36,8 +37,9 @@ class Region:
         size: N, H, W.
     """
 
-    def __init__(self, index: Tensor, size: tuple[int, int, int]) -> None:
-        self.index, self.size = index, tuple(size)
+    def __init__(self, index: Tensor, size: Sequence[int]) -> None:
+        images, height, width = size
+        self.index, self.size = index, (images, height, width)
         self._places: Tensor | None = None
         self._taps: dict[tuple, Taps] = {}
 
@@ -261,7 +263,7 @@ class _RegionConv(torch.autograd.Function):
             part = grad[start:end].contiguous()
             if grad_weight is not None:
                 grad_weight.addmm_(part.t(), values[: end - start])
-            if transposed is not None:
+            if transposed is not None and grad_rows is not None:
                 _spread(grad_rows, transposed(part, None), start, end, taps)
         if grad_weight is not None:
             outputs, channels, *kernel = weight.shape

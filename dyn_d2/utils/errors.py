@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .extras import how_to_install
+
 TRACEBACK = "DYN_D2_TRACEBACK"
 
-# What Python, the engines and this package raise for bad values; a bug may raise them too, see ``wrong_input``.
+# What Python, Detectron2 and this package raise for bad values; a bug may raise them too, see ``wrong_input``.
 _OF_INPUT = (ValueError, KeyError, OSError, AssertionError, NotImplementedError)
 
 
@@ -24,7 +26,8 @@ class UserError(RuntimeError):
 @contextmanager
 def wrong_input() -> Iterator[None]:
     """Inside the block only given things (command line, config, files) are looked at: an error of Python's own types is
-    about them and becomes a UserError. A message that is no sentence, as of a failed look-up in a dict, stays."""
+    about them and becomes a UserError, and so does a missing package that an extra brings. A message that is no
+    sentence, as of a failed look-up in a dict, stays."""
     try:
         yield
     except _OF_INPUT as error:
@@ -32,6 +35,11 @@ def wrong_input() -> Iterator[None]:
         if isinstance(error, UserError) or " " not in text:
             raise
         raise UserError(text) from error
+    except ImportError as error:
+        remedy = how_to_install(error.name)
+        if not remedy:
+            raise
+        raise UserError(f"{remedy} ({error}).") from error
 
 
 def describe(error: BaseException) -> str:

@@ -1,6 +1,5 @@
 """One fixture for each defect: the message names file, annotation and remedy."""
 
-import importlib.util
 import json
 import re
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 from few_shot_files import HEIGHT, WIDTH, coco_content, write_image, write_voc
 
+from dyn_d2.cli.check_data import main
 from dyn_d2.data.check import (
     check_coco_json,
     check_config,
@@ -271,41 +271,32 @@ def test_registered_dicts_are_checked(tmp_path) -> None:
         check_dataset("my_dcits")
 
 
-@pytest.fixture(scope="module")
-def tool() -> Any:
-    path = Path(__file__).resolve().parents[2] / "tools" / "check_data.py"
-    spec = importlib.util.spec_from_file_location("check_data_tool", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_command_line(tool, write_coco, tmp_path, capsys) -> None:
+def test_command_line(write_coco, tmp_path, capsys) -> None:
     path, images = write_coco(good())
-    assert tool.main(["--json", path, "--images", images, "--base", "cat", "dog", "--novel", "bird"]) == 0
+    assert main(["--json", path, "--images", images, "--base", "cat", "dog", "--novel", "bird"]) == 0
     assert "no problems found" in capsys.readouterr().out
 
     content = good()
     annotation(content, bbox=[0, 0, 0, 0])
     path, images = write_coco(content, "spoilt")
     report, cleaned = tmp_path / "report.json", tmp_path / "cleaned.json"
-    assert tool.main(["--json", path, "--images", images, "--report", str(report), "--clean", str(cleaned)]) == 1
+    assert main(["--json", path, "--images", images, "--report", str(report), "--clean", str(cleaned)]) == 1
     assert "annotation 1001" in capsys.readouterr().out
     (problem,) = json.loads(report.read_text())[0]["problems"]
     assert (problem["kind"], problem["annotation"], problem["fix"]) == ("empty_box", 1001, REMEDIES["empty_box"])
-    assert tool.main(["--json", str(cleaned), "--images", images]) == 0
+    assert main(["--json", str(cleaned), "--images", images]) == 0
 
-    assert tool.main(["--dataset", "my_dcits"]) == 2
+    assert main(["--dataset", "my_dcits"]) == 2
     assert "not registered" in capsys.readouterr().err
 
 
-def test_command_line_with_a_config(tool, custom_cfg, tmp_path, capsys) -> None:
+def test_command_line_with_a_config(custom_cfg, tmp_path, capsys) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(custom_cfg(STAGE="finetune", SHOTS=2).dump())
     arguments = ["--config-file", str(config), "--no-read"]
-    assert tool.main(arguments) == 1
+    assert main(arguments) == 1
     assert "missing_image (7)" in capsys.readouterr().out
-    assert tool.main([*arguments, "FEW_SHOT.STAGE", "typo"]) == 2
+    assert main([*arguments, "FEW_SHOT.STAGE", "typo"]) == 2
     assert "FEW_SHOT.STAGE='typo'" in capsys.readouterr().err
 
 

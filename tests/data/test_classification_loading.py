@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from tool_runs import ROOT, train_net_here
 
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.data.classification import ClassificationMapper
 from dyn_d2.data.classification.mapper import shifted
 from dyn_d2.data.few_shot.sources import forget
 from dyn_d2.data.resumable import isolated_random
-from dyn_d2.engine.setup import build_cfg
 from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.utils.errors import UserError
 

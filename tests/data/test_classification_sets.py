@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 from scipy.io import savemat
-from tool_runs import load_tool
 
+from dyn_d2.cli import check_data
 from dyn_d2.data.check import check_dataset
 from dyn_d2.data.classification import check_labels, ensure_classes, register_folders, require_files
 from dyn_d2.data.classification.mapper import decode
@@ -180,9 +180,9 @@ def test_check_finds_images_that_do_not_open(folders, capsys) -> None:
     (report,) = check_dataset("birds_train")
     assert [problem.kind for problem in report.problems] == ["unreadable_image"]
     assert report.problems[0].where.endswith("owl/1.png") and report.counts["crow"]["objects"] == 2
-    assert load_tool("check_data").main(["--dataset", "birds_train"]) == 1
+    assert check_data.main(["--dataset", "birds_train"]) == 1
     assert "owl/1.png" in capsys.readouterr().out
-    assert load_tool("check_data").main(["--dataset", "digits_test"]) == 0
+    assert check_data.main(["--dataset", "digits_test"]) == 0
     assert "360 images" in capsys.readouterr().out
 
 

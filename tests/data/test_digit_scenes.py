@@ -212,6 +212,7 @@ def test_other_folders_are_not_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "letters" / "love.txt").exists()
 
 
+@pytest.mark.slow
 def test_killed_run_leaves_nothing_in_place(tmp_path: Path) -> None:
     root = tmp_path / "digit_scenes"
     command = [sys.executable, str(ROOT / "datasets" / "prepare_digit_scenes.py"), "--quiet", "--root", str(root)]
@@ -276,7 +277,7 @@ def test_registered_label_maps(registered: str) -> None:
 def test_missing_data_name_the_command(tmp_path: Path, registered: str) -> None:
     register_digit_scenes(tmp_path / "nowhere", registered)
     for name in ("train", "val", "train_sem", "val_sem"):
-        with pytest.raises(FileNotFoundError, match="prepare_digit_scenes.py"):
+        with pytest.raises(FileNotFoundError, match="prepare digit-scenes"):
             DatasetCatalog.get(f"{registered}_{name}")
 
 

@@ -66,5 +66,5 @@ def test_missing_maps_name_the_command(registered, tmp_path):
     generate_digit_scenes(root, DigitScenesSpec(num_train=1, num_val=1), quiet=True)
     register_digit_scenes(root, "variants_test_older")
     assert not map_folder(root, "places", "val").exists()
-    with pytest.raises(FileNotFoundError, match="semantic_places.*prepare_digit_scenes.py --root"):
+    with pytest.raises(FileNotFoundError, match="semantic_places.*prepare digit-scenes --root"):
         DatasetCatalog.get("variants_test_older_places_val_sem")

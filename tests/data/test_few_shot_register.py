@@ -199,7 +199,7 @@ def test_broken_annotations_name_the_file_and_the_check(custom_cfg, part: str, s
     content = json.loads(path.read_text())
     content["annotations"][0].update(spoil)
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=f"{path}.*check_data.py --json {path}"):
+    with pytest.raises(ValueError, match=f"{path}.*check-data --json {path}"):
         apply_few_shot(cfg)
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
             DatasetCatalog.get(name)
@@ -312,7 +312,7 @@ def test_prepared_sets_are_those_that_a_run_draws(tiny_voc, tmp_path, capsys) ->
         "tiny_voc_07",
         "tiny_voc_12",
     ]
-    assert prepare_main("voc", arguments) == 0
+    assert prepare_main(["voc", *arguments]) == 0
     assert len(list(out.rglob("*.json"))) == 4 and str(shots_path(out, "voc", 1, 2)) in capsys.readouterr().out
     read, _ = training_set(tiny_voc(STAGE="finetune", SHOTS=2, SEED=1, SHOTS_DIR=str(out)))
     assert read == drawn
@@ -320,9 +320,8 @@ def test_prepared_sets_are_those_that_a_run_draws(tiny_voc, tmp_path, capsys) ->
         cfg = tiny_voc(STAGE="finetune", SHOTS=2, SEED=1, SHOTS_DIR=str(out))
         cfg.FEW_SHOT.TRAIN_SETS = ["tiny_voc_12"]
         training_set(cfg)
-    with pytest.raises(SystemExit):
-        prepare_main("voc", ["--shots", "3", *arguments[3:]])
-    assert "Not enough usable objects for 3 shots" in capsys.readouterr().err
+    with pytest.raises(NotEnoughShots, match="Not enough usable objects for 3 shots"):
+        prepare_main(["voc", "--shots", "3", *arguments[3:]])
 
 
 # ----------------------------------------------------------------------------------------------------- COCO and LVIS

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from semantic_sets import SIZES, dsspn_opts
 
+from dyn_d2.config.read import read_cfg
 from dyn_d2.data.random_scale import RandomScale, scale_crop_flip
 from dyn_d2.data.resumable import EvaluationLoader, build_resumable_train_loader
-from dyn_d2.engine.setup import read_cfg
 
 
 def _cfg(names, **more):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dyn_d2.config.read import read_cfg
 from dyn_d2.data.few_shot.splits import COCO_NOVEL
 from dyn_d2.data.partial_masks import (
     MaskError,
@@ -18,7 +19,6 @@ from dyn_d2.data.partial_masks import (
     masked_classes,
 )
 from dyn_d2.data.resumable import build_mapper, build_resumable_train_loader
-from dyn_d2.engine.setup import read_cfg
 
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.structures import BoxMode

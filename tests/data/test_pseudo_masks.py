@@ -9,10 +9,10 @@ import pycocotools.mask as mask_util
 import pytest
 from PIL import Image
 
+from dyn_d2.config.read import read_cfg
 from dyn_d2.data import pseudo_masks
 from dyn_d2.data.partial_masks import PartialMaskMapper, apply_partial_masks, as_polygons
 from dyn_d2.data.pseudo_masks import GrabCut, encode, grabcut_mask, object_key, read_masks
-from dyn_d2.engine.setup import read_cfg
 from dyn_d2.utils.errors import UserError
 
 from detectron2.data import MetadataCatalog
@@ -129,7 +129,7 @@ def test_objects_without_masks_get_marked_ones(cfg, records, caplog) -> None:
     assert iou(mask_util.decode(result[0]["annotations"][0]["segmentation"]).astype(bool), disc()) > 0.85
     assert "pseudo_mask" not in records[0]["annotations"][0]  # the data set itself is as it was
     assert "2 of 3 objects without a mask got one" in caplog.text
-    assert "3 of 4 objects have masks, in 2 of 2 images; 2 of these masks are pseudo masks" in caplog.text
+    assert "3 of 4 objects have masks, in 2 of 2 images; 2 of these masks are pseudo-masks" in caplog.text
 
 
 def test_masks_are_made_once_per_image_box_and_settings(cfg, records, monkeypatch) -> None:

@@ -130,7 +130,7 @@ def test_missing_files_say_what_to_download(root, name):
     split = next(iter(data.splits))
     with pytest.raises(FileNotFoundError, match="Download .*https?://") as error:
         DatasetCatalog.get(f"{name}_{split}")
-    assert (f"prepare_semantic.py {name}" in str(error.value)) == data.prepared
+    assert (f"prepare semantic {name}" in str(error.value)) == data.prepared
     if data.prepared:
         with pytest.raises(FileNotFoundError, match=f"{name}: .* not found. Download .*https?://"):
             prepare(name, root)

@@ -4,9 +4,9 @@ import importlib
 
 import pytest
 
-from dyn_d2.backend import describe_engine
+from dyn_d2.backend import describe_backend
 
-if "embedded" not in describe_engine():
+if "embedded" not in describe_backend():
     pytest.skip("an installed Detectron2 leaves nothing out", allow_module_level=True)
 
 from detectron2.left_out import _NAMES

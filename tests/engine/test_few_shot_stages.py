@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny_detection import tiny_opts, write_boxes
 
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.engine import stages
 from dyn_d2.engine.few_shot import plan, train_few_shot
-from dyn_d2.engine.setup import build_cfg
 from dyn_d2.engine.stages import StageError
 from dyn_d2.engine.trainer import DynTrainer
 
@@ -46,12 +46,7 @@ def test_methods_of_one_stage(opts) -> None:
         assert (again[1].fingerprint() == shots.fingerprint()) is same
 
 
-def test_without_a_checkout_the_stages_say_so(opts, monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(stages, "TRAIN_NET", tmp_path / "tools" / "train_net.py")
-    with pytest.raises(StageError, match="checkout of dyn_d2"):
-        train_few_shot("", opts)
-
-
+@pytest.mark.slow
 def test_chain_is_run_once_and_stages_keep_what_is_frozen(opts, monkeypatch) -> None:
     commands = []
 

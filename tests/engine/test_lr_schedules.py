@@ -4,9 +4,9 @@ import pytest
 import torch
 from tiny_tasks import task_opts
 
-from dyn_d2.engine.setup import read_cfg
+from dyn_d2.config.read import read_cfg
+from dyn_d2.engine.param_groups import scale_backbone_rate
 from dyn_d2.engine.trainer import DynTrainer
-from dyn_d2.gating.hooks import scale_backbone_rate
 from dyn_d2.gating.meta_arch.dynamic import find_policy
 
 

@@ -3,7 +3,7 @@
 import torch
 from tiny_detection import tiny_opts, write_boxes
 
-from dyn_d2.engine.setup import build_cfg
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.engine.trainer import DynTrainer
 
 from detectron2.layers import Conv2d

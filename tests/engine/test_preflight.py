@@ -12,6 +12,7 @@ from tiny_detection import tiny_opts, write_boxes
 
 from dyn_d2.checkpoint import CheckpointError
 from dyn_d2.checkpoint.surgery import Source, operate, save
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.data.semantic.label_maps import write_label_map
 from dyn_d2.engine.hooks import DivergenceError
 from dyn_d2.engine.preflight import (
@@ -22,7 +23,6 @@ from dyn_d2.engine.preflight import (
     check_files,
     check_trainer,
 )
-from dyn_d2.engine.setup import build_cfg
 from dyn_d2.engine.trainer import DynTrainer, evaluate
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -68,7 +68,7 @@ def test_fine_tuning_after_surgery_passes_and_without_fails(base, tmp_path) -> N
     assert source.classes == ["red", "green", "blue"]
     save(operate(source, ["red", "green", "blue", "yellow"], ["yellow"], classifier="cosine"), str(tmp_path / "i.pth"))
     check_trainer(loaded([*opts, *FINETUNE], tmp_path / "i.pth"))
-    with pytest.raises(PreflightError, match="3 classes.*NUM_CLASSES is 4.*tools/surgery.py") as caught:
+    with pytest.raises(PreflightError, match="3 classes.*NUM_CLASSES is 4.*dyn-d2 surgery") as caught:
         check_trainer(loaded([*opts, *FINETUNE], weights))
     assert "head of" in str(caught.value) and "2 problem(s)" in str(caught.value)
 
@@ -154,7 +154,7 @@ def test_gated_classifier_passes_with_its_routes_and_wrong_class_count_is_named(
 def test_missing_label_maps_name_the_command_that_writes_them(base) -> None:
     cfg = build_cfg("", base[0])
     cfg.DATASETS.TRAIN = ("mapillary_vistas_train",)
-    with pytest.raises(PreflightError, match="label_maps/training does not exist .*prepare_semantic.py mapillary"):
+    with pytest.raises(PreflightError, match="label_maps/training does not exist .*prepare semantic mapillary"):
         check_files(cfg)
 
 
@@ -182,11 +182,12 @@ def test_cityscapes_is_not_scored_on_the_few_images_of_the_dry_run(squares) -> N
 
 
 def test_label_sets_that_a_head_cannot_learn_are_found(squares) -> None:
-    def problems(names, **more) -> list[str]:
-        cfg = build_cfg("", dsspn_opts(names, names[:1], **more))
+    def problems(names, test=squares[:1], **more) -> list[str]:
+        cfg = build_cfg("", dsspn_opts(names, test, **more))
         return _label_set_problems(cfg, build_model(cfg))
 
     assert problems(squares) == problems(squares[:1], DATALOADER__ONE_DATASET_PER_BATCH=False) == []
+    assert problems(squares[:1], test=squares[1:], DATALOADER__ONE_DATASET_PER_BATCH=False) == []
     (problem,) = problems(squares, DATALOADER__ONE_DATASET_PER_BATCH=False)
     assert "squares_digits, squares_places have different labels" in problem and "ONE_DATASET_PER_BATCH" in problem
     flat = {"MODEL__META_ARCHITECTURE": "SemanticSegmentor", "MODEL__SEM_SEG_HEAD__NAME": "SemSegFPNHead"}
@@ -217,3 +218,18 @@ def test_label_maps_with_unknown_values_are_found(base, tmp_path) -> None:
     assert problem.startswith("data set maps_test: ") and "1.png holds 7" in problem
     DatasetCatalog.remove("maps_test")
     MetadataCatalog.remove("maps_test")
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "needed"),
+    [
+        ("cityscapes_fine_instance_seg_train", "coco_2017_val", True),
+        ("cityscapes_fine_sem_seg_train", "cityscapes_fine_sem_seg_val", True),
+        ("cityscapes_fine_sem_seg_train", "ade20k_sem_seg_val", False),
+    ],
+)
+def test_a_package_that_only_some_sets_need(monkeypatch, train, test, needed) -> None:
+    monkeypatch.setattr("dyn_d2.engine.preflight.is_missing", lambda module: module == "cityscapesscripts")
+    with pytest.raises(PreflightError) as caught:  # the data are missing too
+        check_files(build_cfg("", ["DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{test}',)"]))
+    assert ("pip install 'dyn_d2[cityscapes]'" in str(caught.value)) == needed

@@ -10,7 +10,8 @@ from tiny_detection import tiny_opts, write_boxes
 from tool_runs import ROOT, TIMEOUT, start, train_net_here
 
 from dyn_d2.checkpoint import CheckpointError
-from dyn_d2.engine.setup import OutputDirError, build_cfg, check_output_dir
+from dyn_d2.config.derive import build_cfg
+from dyn_d2.config.output_dir import OutputDirError, check_output_dir
 from dyn_d2.engine.trainer import DynTrainer, drop_metrics_from
 
 TRAIN_NET = ROOT / "tools" / "train_net.py"
@@ -21,6 +22,7 @@ def final(folder: Path) -> tuple[dict, dict]:
     return checkpoint["model"], checkpoint["trainer"]["_trainer"]["optimizer"]
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_to_the_same_numbers(tmp_path, monkeypatch) -> None:
     data = write_boxes(tmp_path / "data")
 
@@ -52,6 +54,7 @@ def test_killed_run_resumes_to_the_same_numbers(tmp_path, monkeypatch) -> None:
     assert results[0]["weights_hash"] == results[1]["weights_hash"]
 
 
+@pytest.mark.slow
 def test_running_average_of_retinanet_survives_a_resume(tmp_path, monkeypatch) -> None:
     out = tmp_path / "out"
     opts = tiny_opts(

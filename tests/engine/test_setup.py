@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from tiny_detection import tiny_opts, write_boxes
 
+from dyn_d2.config.derive import build_cfg, feature_parts, scale_to_batch
+from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.schedules import stage_schedule
-from dyn_d2.engine.setup import build_cfg, feature_parts, read_cfg, scale_to_batch
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "TFA"
 COMMON = [

@@ -8,8 +8,8 @@ import torch
 from tiny_detection import tiny_opts, write_boxes
 
 from dyn_d2.checkpoint import CheckpointError
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.engine import stages
-from dyn_d2.engine.setup import build_cfg
 from dyn_d2.engine.stages import StageError
 from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.gating.stages import plan, train_in_stages, warn_of_other_stage
@@ -69,6 +69,7 @@ def runs(monkeypatch) -> Runs:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_kill_in_each_stage_changes_nothing(policy, runs, tmp_path) -> None:
     more = {"MODEL__POLICY__SKIPNET__HRL_TEMPERATURE": 0.5}
@@ -101,15 +102,20 @@ def test_a_kill_in_each_stage_changes_nothing(policy, runs, tmp_path) -> None:
     assert last.folder.name == second
 
 
-def test_command_line_of_the_tools(monkeypatch, caplog, tmp_path) -> None:
-    def train(*arguments) -> stages.Stage:
-        assert arguments == ("a.yaml", ["SEED", "3"], ["--num-gpus", "2"])
-        return stages.Stage("last", tmp_path, None)
+def test_command_line(monkeypatch, caplog, tmp_path) -> None:
+    trained = []
 
-    monkeypatch.setattr("sys.argv", ["tool.py", "--config-file", "a.yaml", "--num-gpus", "2", "SEED", "3"])
+    def plan_of(config_file: str, opts: list[str]) -> list[stages.Stage]:
+        assert (config_file, opts) == ("a.yaml", ["SEED", "3"])
+        return [stages.Stage(name, tmp_path / name, None) for name in ("first", "last")]
+
+    monkeypatch.setattr("sys.argv", ["dyn-d2 stages", "--config-file", "a.yaml", "--num-gpus", "2", "SEED", "3"])
+    monkeypatch.setattr(stages, "run_stage", lambda stage, *how: trained.append((stage.name, *how)))
     caplog.set_level("INFO", "dyn_d2")
-    stages.train_as_told(train, "...")
-    assert f"model: {tmp_path / stages.FINAL}\nresults: {tmp_path / 'results.json'}" in caplog.text
+    assert stages.train_all(plan_of, "...") == 0
+    assert trained == [(name, "a.yaml", ["SEED", "3"], ["--num-gpus", "2"]) for name in ("first", "last")]
+    folder = tmp_path / "last"
+    assert f"model: {folder / stages.FINAL}\nresults: {folder / 'results.json'}" in caplog.text
 
 
 def test_keys_of_the_second_stage(tmp_path) -> None:
@@ -160,7 +166,7 @@ def test_the_first_stage_is_shared_by_what_only_later_ones_read(tmp_path) -> Non
 
 
 def test_policies_without_stages_say_so(tmp_path) -> None:
-    with pytest.raises(StageError, match="random_skip is trained in one stage: use tools/train_net.py"):
+    with pytest.raises(StageError, match="random_skip is trained in one stage: use dyn-d2 train"):
         plan("", opts_of(tmp_path, "random_skip"))
     with pytest.raises(ValueError, match="MODEL.POLICY.NAME is 'skipnet': use one of .*skipnet_rnn"):
         plan("", opts_of(tmp_path, "skipnet"))
@@ -193,7 +199,7 @@ def test_a_later_stage_needs_the_weights_of_the_one_before(tmp_path) -> None:
     plain = tmp_path / "plain.pth"
     state = hrl.checkpointer.model.state_dict()
     torch.save({"model": {name: value for name, value in state.items() if ".policy." not in name}}, plain)
-    with pytest.raises(CheckpointError, match="plain.pth lacks gates that .* hrl .*policy.*tools/staged_train.py"):
+    with pytest.raises(CheckpointError, match="plain.pth lacks gates that .* hrl .*policy.*dyn-d2 stages"):
         trainer_of(tmp_path, "skipnet_rnn", "hrl", MODEL__WEIGHTS=plain).resume_or_load(resume=False)
     # The first stage takes any weights.
     trainer_of(tmp_path, "skipnet_rnn", "sp", MODEL__WEIGHTS=plain).resume_or_load(resume=False)

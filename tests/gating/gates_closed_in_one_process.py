@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from tiny_tasks import batch, task_opts
 
-from dyn_d2.engine.setup import read_cfg
+from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.trainer import DynTrainer, distribute
 from dyn_d2.gating.meta_arch.dynamic import find_policy
 from dyn_d2.utils.seeds import seed_all

@@ -146,8 +146,7 @@ def test_open_ignores_the_gradient():
     assert Decision(torch.tensor([0.5, 0.0], requires_grad=True)).open.requires_grad is False
 
 
-def test_likelihood_of_actions_and_bounded_probabilities_are_those_of_pmn():
-    """Eq. 2 (and each factor of Eq. 5), 11 and 12."""
+def test_likelihood_of_actions_and_bounded_probabilities():
     prob, action = torch.rand(50), torch.rand(50) < 0.5
     found = log_likelihood(action, prob)
     for p, a, value in zip(prob.tolist(), action.tolist(), found.tolist(), strict=True):

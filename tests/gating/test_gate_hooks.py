@@ -8,7 +8,7 @@ import torch
 from tiny_tasks import task_opts
 from torch import nn
 
-from dyn_d2.engine.setup import read_cfg
+from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.gating.hooks import GateCollapse, separate_gates
 from dyn_d2.gating.meta_arch.dynamic import find_policy

@@ -18,7 +18,6 @@ from dyn_d2.gating.losses import (
     policy_gradient_loss,
     skip_returns,
     target_rate_loss,
-    usage_reward,
 )
 
 
@@ -156,14 +155,6 @@ def test_empty_batches_give_finite_losses_with_backward():
     )
     total.backward()
     assert total.isfinite() and gate.grad.shape == (0, 2)
-
-
-def test_the_reward_of_pmn_is_equation_7():
-    stops, accuracy = torch.randint(1, 27, (6,)), torch.rand(6)
-    found = usage_reward(stops, 26, accuracy, 0.5)
-    for n in range(6):
-        expected = 0.5 * (1 - (stops[n].item() / 26) ** 2) + accuracy[n].item()
-        assert found[n].item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_reward_of_blockdrop():

@@ -39,7 +39,7 @@ DECISIONS = [
 def _run(sizes=None):
     policy = Listed(UNITS, DECISIONS)
     with recording() as trace:
-        trace.image_sizes = sizes
+        trace.context.image_sizes = sizes
         router = Router(policy, torch.zeros(3, 3, 8, 6))
         first = router.decide(torch.zeros(3, 2, 4, 3), torch.tensor([10.0]))
         router.record_units("a", first, torch.tensor([10.0]))
@@ -51,7 +51,7 @@ def _run(sizes=None):
 def test_units_are_asked_in_order_with_their_features_and_the_state():
     policy, trace = _run()
     assert policy.asked == [(0, (3, 2, 4, 3), 3), (1, (3, 2, 2, 2), 3)]
-    assert trace.state == {"images": 3}
+    assert trace.context.state == {"images": 3}
     assert [step.unit.name for step in trace.steps] == ["a", "b"]
     assert trace.steps[1].decision is DECISIONS[1]
     assert trace.steps[0].unit_cost.tolist() == [10.0]

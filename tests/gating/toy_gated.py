@@ -48,17 +48,17 @@ def ask(
     count = len(features[0])
     images = torch.randn(count, 3, 32, 32) if images is None else images
     with recording() as trace:
-        trace.image_sizes, trace.labels = sizes, labels
+        trace.context.image_sizes, trace.context.labels = sizes, labels
         router = Router(policy, images)
         router.trace.add_fixed("stem", 0.0, images)
         for i, (unit, x) in enumerate(zip(policy.units, features, strict=True)):
-            x = router.leave(x if trace.rows is None else x[trace.rows])
+            x = router.leave(x if trace.context.rows is None else x[trace.context.rows])
             if unit.kind == "channel":
                 router.decide(x)
                 continue
             cost = torch.full((unit.size,), 10.0 * (i + 1))
             router.record_units(unit.name, router.decide(x, cost), cost)
-        router.finish(features[-1] if trace.rows is None else features[-1][trace.rows])
+        router.finish(features[-1] if trace.context.rows is None else features[-1][trace.context.rows])
     return trace
 
 

@@ -1,4 +1,4 @@
-"""Runs the models of the parity test under the engine that DYN_D2_ENGINE names and writes what they computed.
+"""Runs the models of the parity test under the engine that DYN_D2_BACKEND names and writes what they computed.
 
 usage: model_parity_worker.py OUT_DIR [--load DIR]
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 def run(engine, out, names=()):
     environment = {
         **os.environ,
-        "DYN_D2_ENGINE": engine,
+        "DYN_D2_BACKEND": engine,
         "PYTHONPATH": str(ROOT),
         "XDG_CACHE_HOME": str(out.parent / "cache"),
     }
@@ -36,6 +36,7 @@ def engines(tmp_path_factory):
     return embedded, run("detectron2", folder / "detectron2.json", names)
 
 
+@pytest.mark.slow
 def test_defaults_agree_key_by_key(engines):
     embedded, real = engines
     assert embedded["defaults"] == real["defaults"]

@@ -25,7 +25,7 @@ def _environment(engine: str) -> dict[str, str]:
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     paths = [path for path in paths if Path(path).resolve() != EMBEDDED_PATH]
     root = str(HERE.parents[1])
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([root, *paths]), "DYN_D2_ENGINE": engine}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([root, *paths]), "DYN_D2_BACKEND": engine}
 
 
 def _python(engine: str, *arguments: str) -> subprocess.CompletedProcess:

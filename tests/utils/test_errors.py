@@ -35,6 +35,16 @@ def test_what_looks_like_a_bug_keeps_its_traceback(error) -> None:
     assert caught.value is error
 
 
+def test_a_missing_package_of_an_extra_names_the_command() -> None:
+    error = ModuleNotFoundError("No module named 'cityscapesscripts'", name="cityscapesscripts.helpers")
+    with pytest.raises(UserError, match=r"Cityscapes.*pip install 'dyn_d2\[cityscapes\]'"), wrong_input():
+        raise error
+    other = ModuleNotFoundError("No module named 'flask'", name="flask")
+    with pytest.raises(ModuleNotFoundError) as caught, wrong_input():
+        raise other
+    assert caught.value is other
+
+
 def test_outside_of_input_only_user_errors_are_plain(monkeypatch) -> None:
     with pytest.raises(ValueError), one_message():
         raise ValueError("too many values to unpack")

@@ -7,11 +7,12 @@ from dyn_d2.data.parts import register_parts
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY
 
 from .sets import ensure_classes, is_classification, register_folders
 
 # Recipe -> mean and standard deviation of red, green and blue (0 to 255), keys of INPUT.CLASSIFICATION (others: off).
-# cifar10: facts/skipnet.md (b). svhn: no augmentation, as in the stochastic-depth recipe; a mirrored 2 is no digit.
+# cifar10: as SkipNet's published code has it. svhn: none, as stochastic depth (Huang et al. 2016) has it.
 _CROP_FLIP = {"PAD_CROP": 4, "FLIP": True}
 RECIPES: dict[str, tuple[list[float], list[float], dict[str, Any]]] = {
     "cifar10": ([125.3, 123.0, 113.9], [51.6, 50.8, 51.3], _CROP_FLIP),
@@ -40,7 +41,7 @@ def apply_classification(cfg: CfgNode, set_key: Callable[[str, Any, str], None])
     """
     _register_custom(cfg, set_key)
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
-    if cfg.MODEL.META_ARCHITECTURE in ("ImageClassifier", "MultiPathClassifier"):
+    if _classifies(cfg.MODEL.META_ARCHITECTURE):
         others = [name for name in names if not is_classification(name)]
         if others:
             raise ValueError(
@@ -57,6 +58,12 @@ def apply_classification(cfg: CfgNode, set_key: Callable[[str, Any, str], None])
     _apply_recipe(cfg, names[0], set_key)
 
 
+def _classifies(architecture: str) -> bool:
+    """Whether the meta-architecture gives an image one label (its class says ``classifies_images``)."""
+    known = architecture in META_ARCH_REGISTRY
+    return known and getattr(META_ARCH_REGISTRY.get(architecture), "classifies_images", False)
+
+
 def _apply_recipe(cfg: CfgNode, name: str, set_key: Callable[[str, Any, str], None]) -> None:
     recipe = cfg.INPUT.CLASSIFICATION.RECIPE
     if recipe == "auto":
@@ -68,8 +75,9 @@ def _apply_recipe(cfg: CfgNode, name: str, set_key: Callable[[str, Any, str], No
     mean, std, keys = RECIPES[recipe]
     order = 1 if cfg.INPUT.FORMAT == "RGB" else -1
     why = f"recipe {recipe}"
-    set_key("MODEL.PIXEL_MEAN", mean[::order], why)
-    set_key("MODEL.PIXEL_STD", std[::order], why)
+    if not cfg.MODEL.TIMM.NAME:  # such a model has its own
+        set_key("MODEL.PIXEL_MEAN", mean[::order], why)
+        set_key("MODEL.PIXEL_STD", std[::order], why)
     for key, value in {**OFF, **keys}.items():
         set_key(f"INPUT.CLASSIFICATION.{key}", value, why)
 

@@ -1,6 +1,6 @@
 """DigitScenes: handwritten digits on photographs, for detection and for instance and semantic segmentation.
 
-``datasets/prepare_digit_scenes.py`` makes it on the spot from what scikit-learn ships; docs/digit_scenes.md describes
+``dyn-d2 prepare digit-scenes`` makes it on the spot from what scikit-learn ships; docs/digit_scenes.md describes
 it. Importing this package registers it.
 """
 

@@ -15,7 +15,7 @@ from .generate import SPLITS, annotation_file
 from .scene import CLASS_NAMES, IGNORE
 from .variants import FINE, TREE, VARIANTS, label_set, map_folder
 
-PREPARE_COMMAND = "python datasets/prepare_digit_scenes.py"
+PREPARE_COMMAND = "dyn-d2 prepare digit-scenes"
 
 
 def register_digit_scenes(root: str | os.PathLike | None = None, name: str = "digit_scenes") -> None:

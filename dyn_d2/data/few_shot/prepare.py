@@ -67,35 +67,33 @@ def _import(benchmark_name: str, candidates: dict, published: Path, seed: int, s
     return read_published(benchmark, files, candidates, seed, shots)
 
 
-def main(benchmark_name: str, arguments: list[str] | None = None) -> int:
-    """Command line of ``datasets/prepare_*_few_shot.py``."""
+def main(argv: list[str] | None = None) -> int:
+    """``dyn-d2 prepare few-shot``."""
     root = Path(os.environ.get(ROOT_VARIABLE, "datasets"))
-    known = BENCHMARKS[benchmark_name].shots
+    usual = "; ".join(f"{name} {', '.join(map(str, BENCHMARKS[name].shots))}" for name in BENCHMARKS)
     parser = argparse.ArgumentParser(
-        description=f"{__doc__}\nBenchmark: {benchmark_name}; its data is read from {ROOT_VARIABLE}={root}.",
+        description=f"{__doc__}\nThe data is read from {ROOT_VARIABLE}={root}.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--shots", type=int, nargs="+", default=list(known), help=f"K (default: {known})")
+    parser.add_argument("benchmark", choices=list(BENCHMARKS), help="a value of FEW_SHOT.BENCHMARK")
+    parser.add_argument("--shots", type=int, nargs="+", default=[], help=f"K (default: {usual})")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="(default: 0)")
     parser.add_argument("--out", type=Path, default=root / "few_shot", help="folder (default: %(default)s)")
     parser.add_argument("--unit", choices=("instance", "image"), default="instance", help="what K counts")
     parser.add_argument("--published", type=Path, help="import the published lists of this folder instead of sampling")
     parser.add_argument("--train-sets", nargs="+", default=[], help="other registered data sets to sample from")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(argv)
     if options.published and options.unit == "image":
         parser.error("published lists count instances: leave out --unit")
-    try:
-        files = prepare_shots(
-            benchmark_name,
-            options.out,
-            shots=options.shots,
-            seeds=options.seeds,
-            unit=options.unit,
-            published=options.published,
-            train_sets=options.train_sets,
-        )
-    except (FileNotFoundError, ValueError, KeyError) as error:
-        parser.exit(2, f"{parser.prog}: {error.args[0] if isinstance(error, KeyError) else error}\n")
+    files = prepare_shots(
+        options.benchmark,
+        options.out,
+        shots=options.shots,
+        seeds=options.seeds,
+        unit=options.unit,
+        published=options.published,
+        train_sets=options.train_sets,
+    )
     for file in files:
         print(file)
     print(f"use them with FEW_SHOT.SHOTS_DIR {options.out}")

@@ -1,4 +1,4 @@
-"""The K-shot lists that the authors of TFA and of feature re-weighting published, where a user has them.
+"""The K-shot lists that others published (Kang et al., ICCV 2019; Wang et al., ICML 2020), where a user has them.
 
     VOC   box_{K}shot_{class}_train.txt            paths of images; may hold more than K objects of the class
     COCO  full_box_{K}shot_{class}_trainval.json   COCO json of K annotations

@@ -193,7 +193,7 @@ def find_shots(task: FewShotTask, sources: dict[str, list[Record]]) -> ShotSet:
     else:
         raise FileNotFoundError(
             f"FEW_SHOT.SHOTS_DIR={task.shots_dir!r} has neither {path} nor a published list of {task.shots} shots, "
-            f"seed {task.seed}. datasets/prepare_*_few_shot.py writes such files; an empty SHOTS_DIR draws them anew."
+            f"seed {task.seed}. dyn-d2 prepare few-shot writes such files; an empty SHOTS_DIR draws them anew."
         )
     for name, ids in shots.objects.items():
         unknown = set(ids) - {candidate.id for candidate in candidates[name]}

@@ -8,11 +8,9 @@ from detectron2.config import CfgNode
 
 from .benchmarks import FewShotBenchmark, get_benchmark
 from .splits import ClassSplit
+from .stages import BASE, FINETUNE, JOINT_SHOTS, NOVEL, ON_ALL_DATA, STAGES
 
 PROTOCOLS = ("gfsod", "fsod")
-# joint: all data of all classes.
-# joint_shots: all data of the base classes and K shots of the novel ones, "FRCN+joint" of Table 7.1.
-STAGES = ("base", "novel", "finetune", "joint", "joint_shots")
 
 
 @dataclass(frozen=True)
@@ -62,9 +60,9 @@ class FewShotTask:
     @property
     def which(self) -> str:
         """Classes that the detector of this stage knows: "base", "novel" or "all"."""
-        if self.stage in ("base", "novel"):
+        if self.stage in (BASE, NOVEL):
             return self.stage
-        return "novel" if self.stage == "finetune" and self.protocol == "fsod" else "all"
+        return "novel" if self.stage == FINETUNE and self.protocol == "fsod" else "all"
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -74,15 +72,15 @@ class FewShotTask:
     @property
     def shot_classes(self) -> tuple[str, ...]:
         """Classes of which only K shots are used; empty where everything is."""
-        if self.shots == 0 or self.stage in ("base", "joint"):
+        if self.shots == 0 or self.stage in ON_ALL_DATA:
             return ()
-        return self.split.novel if self.stage == "joint_shots" else self.classes
+        return self.split.novel if self.stage == JOINT_SHOTS else self.classes
 
     @property
     def train_name(self) -> str:
         """Name of the derived training set."""
         parts = [self.benchmark.name, f"split{self.split_number}", self.stage]
-        if self.stage == "finetune":
+        if self.stage == FINETUNE:
             parts.append(self.protocol)
         if self.shot_classes:
             parts += [f"{self.shots}shot" + "_images" * (self.unit == "image"), f"seed{self.seed}"]

@@ -1,7 +1,7 @@
 """Semantic segmentation sets beyond Detectron2's; importing this package registers them.
 
 A pixel of a label map is a class, its position in metadata.stuff_classes, or metadata.ignore_label, 255 everywhere.
-``datasets/prepare_semantic.py`` writes such maps from the published files.
+``dyn-d2 prepare semantic`` writes such maps from the published files.
 """
 
 from .label_maps import IGNORE, LabelTable, count_pixels, load_pairs, read_label_map

@@ -88,7 +88,7 @@ def read_label_map(path: str | os.PathLike) -> np.ndarray:
     if mode not in ("L", "P") or (classes != as_read).any():
         raise DataError(
             f"{path} is an image of mode {mode}, not a grey one of 8 bits: it is no label map; "
-            "datasets/prepare_semantic.py writes these."
+            "dyn-d2 prepare semantic writes these."
         )
     return as_read
 

@@ -17,7 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .label_maps import IGNORE, Record, load_pairs
 
-PREPARE_COMMAND = "python datasets/prepare_semantic.py"
+PREPARE_COMMAND = "dyn-d2 prepare semantic"
 COCO_IMAGES = "images: https://cocodataset.org, 2017 train and val images"
 
 
@@ -29,7 +29,7 @@ class SemanticSet:
         label_set: name of its labels in the universal concept tree, which also gives the names of the classes.
         splits: split -> (folder of images, folder of label maps).
         download: what to download from where.
-        prepared: whether the label maps are written by datasets/prepare_semantic.py, not published.
+        prepared: whether the label maps are written by dyn-d2 prepare semantic, not published.
     """
 
     label_set: str

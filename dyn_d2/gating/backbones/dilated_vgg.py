@@ -1,4 +1,4 @@
-"""VGG16 of output stride 8 in the manner of DeepLab (Chen et al., sec. 3.1), for dense prediction.
+"""VGG16 of output stride 8 in the manner of DeepLab (Chen et al., TPAMI 2018, section 3.1), for dense prediction.
 
 Its first three poolings halve the size, the last two keep it, and the convolutions behind the fourth are dilated by 2.
 Names and shapes of ``features`` are those of torchvision's ``vgg16``, so that its weights load. DeepLab's two wide
@@ -7,6 +7,8 @@ layers behind the fifth pooling are left to the head.
 
 import fvcore.nn.weight_init as weight_init
 from torch import Tensor, nn
+
+from dyn_d2.modeling.shapes import channels_of
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -36,8 +38,10 @@ class DilatedVGG(Backbone):
             raise ValueError(
                 f"this backbone has the features {', '.join(names)}, not {', '.join(unknown) or '(none)'}."
             )
-        self._out_features, layers, stride = list(out_features), [], 1
-        self._out_feature_strides, self._out_feature_channels = {}, {}
+        self._out_features, stride = list(out_features), 1
+        layers: list[nn.Module] = []
+        self._out_feature_strides: dict[str, int] = {}
+        self._out_feature_channels: dict[str, int] = {}
         self._ends: dict[int, str] = {}  # layer -> the feature that it gives
         for number, widths in enumerate(VGG16):
             dilation = 2 if number == len(VGG16) - 1 else 1
@@ -59,7 +63,8 @@ class DilatedVGG(Backbone):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(N, 3, H, W) -> name -> feature map, as ``output_shape`` describes them."""
-        x, found = images, {}
+        x = images
+        found: dict[str, Tensor] = {}
         for number, layer in enumerate(self.features):
             x = layer(x)
             if self._ends.get(number) in self._out_features:
@@ -71,4 +76,4 @@ class DilatedVGG(Backbone):
 @BACKBONE_REGISTRY.register()
 def build_dilated_vgg_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DilatedVGG:
     """VGG16 of output stride 8 from MODEL.RESNETS.OUT_FEATURES; MODEL.BACKBONE.FREEZE_AT counts stages."""
-    return DilatedVGG(input_shape.channels, tuple(cfg.MODEL.RESNETS.OUT_FEATURES), cfg.MODEL.BACKBONE.FREEZE_AT)
+    return DilatedVGG(channels_of(input_shape), tuple(cfg.MODEL.RESNETS.OUT_FEATURES), cfg.MODEL.BACKBONE.FREEZE_AT)

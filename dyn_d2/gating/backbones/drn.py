@@ -1,4 +1,4 @@
-"""Gated dilated residual networks of kind A (Yu et al., Dilated Residual Networks): the base of DeepMoE on Cityscapes.
+"""Gated dilated residual networks of kind A (Yu et al., CVPR 2017): the base of DeepMoE on Cityscapes.
 
 A ResNet whose last two stages keep the resolution and dilate their 3x3 convolutions instead, by 2 and 4; the first
 block of each is not dilated. Names and shapes of parameters are those of the ResNet, so that its weights load.
@@ -6,10 +6,10 @@ block of each is not dilated. Names and shapes of parameters are those of the Re
 
 from functools import partial
 
-from dyn_d2.gating.policies.base import build_policy
+from dyn_d2.modeling.shapes import channels_of
 
 from detectron2.config import CfgNode
-from detectron2.layers import ShapeSpec
+from detectron2.layers import CNNBlockBase, ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.resnet import BasicStem
 
@@ -32,7 +32,8 @@ def build_gated_drn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GatedBackb
     res = cfg.MODEL.RESNETS
     if res.DEPTH not in _DEPTHS:
         raise ValueError(f"MODEL.RESNETS.DEPTH is {res.DEPTH}: a DRN-A has {', '.join(map(str, _DEPTHS))} layers.")
-    stages, channels = {}, res.STEM_OUT_CHANNELS
+    stages: dict[str, list[CNNBlockBase]] = {}
+    channels = res.STEM_OUT_CHANNELS
     for number, (count, stride, dilation) in enumerate(
         zip(BLOCKS_PER_STAGE[res.DEPTH], _STRIDES, _DILATIONS, strict=True)
     ):
@@ -51,10 +52,4 @@ def build_gated_drn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GatedBackb
         if count > plain:
             blocks += make(count - plain, in_channels=4 * width, stride=1, dilation=dilation)
         stages[f"res{number + 2}"], channels = blocks, 4 * width
-    return GatedBackbone(
-        BasicStem(input_shape.channels, res.STEM_OUT_CHANNELS, norm=res.NORM),
-        stages,
-        partial(build_policy, cfg),
-        out_features=res.OUT_FEATURES,
-        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-    )
+    return GatedBackbone.of_keys(cfg, BasicStem(channels_of(input_shape), res.STEM_OUT_CHANNELS, norm=res.NORM), stages)

@@ -1,9 +1,10 @@
 """Feature pyramids on gated backbones."""
 
+from dyn_d2.modeling.backbone.fpn import convolved_levels, pooled_level
+
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, Backbone
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 
 
 class GatedFPN(FPN):
@@ -27,23 +28,11 @@ def _build(cfg: CfgNode, input_shape: ShapeSpec, top_block) -> GatedFPN:
 @BACKBONE_REGISTRY.register()
 def build_gated_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GatedFPN:
     """The pyramid of Faster and Mask R-CNN on the backbone MODEL.GATED.BOTTOM_UP: its levels and a pooled one."""
-
-    def top_block(bottom_up: Backbone) -> LastLevelMaxPool:
-        top = LastLevelMaxPool()
-        strides = bottom_up.output_shape()
-        # Named after the coarsest level, which is "p5" only for backbones of stride 32.
-        top.in_feature = f"p{strides[cfg.MODEL.FPN.IN_FEATURES[-1]].stride.bit_length() - 1}"
-        return top
-
-    return _build(cfg, input_shape, top_block)
+    return _build(cfg, input_shape, lambda bottom_up: pooled_level(bottom_up, cfg.MODEL.FPN.IN_FEATURES))
 
 
 @BACKBONE_REGISTRY.register()
 def build_gated_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GatedFPN:
     """The pyramid of RetinaNet on the backbone MODEL.GATED.BOTTOM_UP: P6 and P7 from its coarsest feature."""
-
-    def top_block(bottom_up: Backbone) -> LastLevelP6P7:
-        name = cfg.MODEL.FPN.IN_FEATURES[-1]
-        return LastLevelP6P7(bottom_up.output_shape()[name].channels, cfg.MODEL.FPN.OUT_CHANNELS, name)
-
-    return _build(cfg, input_shape, top_block)
+    fpn = cfg.MODEL.FPN
+    return _build(cfg, input_shape, lambda bottom_up: convolved_levels(bottom_up, fpn.IN_FEATURES, fpn.OUT_CHANNELS))

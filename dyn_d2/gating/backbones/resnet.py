@@ -6,7 +6,6 @@ that weights of plain ResNets load.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,7 +14,7 @@ from dyn_d2.gating import Router, Unit
 from dyn_d2.gating.cost import chain_cost, conv_cost, unit_costs
 from dyn_d2.gating.execution import run_block
 from dyn_d2.gating.folding import folded_conv, folded_convs
-from dyn_d2.gating.policies.base import build_policy
+from dyn_d2.modeling.shapes import channels_of
 
 from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec
@@ -37,11 +36,16 @@ class FoldedStem(BasicStem):
         return F.max_pool2d(folded(x, relu=True), kernel_size=3, stride=2, padding=1)
 
 
-class _Residual:
+class _Residual(CNNBlockBase):
     """A residual block of Detectron2, to be inherited from before that block: in evaluation its norms are folded in."""
 
+    conv1: Conv2d
+    conv2: Conv2d
+    shortcut: Conv2d | None
+
     def _convs(self) -> list[Conv2d]:
-        return [self.conv1, self.conv2, *([self.conv3] if hasattr(self, "conv3") else [])]
+        third = getattr(self, "conv3", None)
+        return [self.conv1, self.conv2, *([] if third is None else [third])]
 
     def _fused(self, x: Tensor) -> Callable[[Tensor, Tensor], Tensor] | None:
         """(x, skip) -> ReLU(branch(x) + skip), in place of skip; None where the norms do not fold."""
@@ -101,11 +105,11 @@ class _GatedResidual(_Residual, GatedBlock):
         return run_block(self._branch, x, skip, decision, owner=self, fused=self._fused(x), overwrite=router.overwrite)
 
 
-class GatedBasicBlock(_GatedResidual, BasicBlock):
+class GatedBasicBlock(_GatedResidual, BasicBlock):  # type: ignore[misc]  # ``forward`` has a router
     """Two 3x3 convolutions, as one unit. The constructor is that of Detectron2's ``BasicBlock``."""
 
 
-class GatedBottleneckBlock(_GatedResidual, BottleneckBlock):
+class GatedBottleneckBlock(_GatedResidual, BottleneckBlock):  # type: ignore[misc]  # ``forward`` has a router
     """1x1, 3x3 and 1x1 convolutions, as one unit. The constructor is that of Detectron2's ``BottleneckBlock``."""
 
 
@@ -132,7 +136,7 @@ def make_stage(
     stride = arguments.pop("stride")
     make = {"block": _block_classes, "group": _group_classes, "channel": _channel_classes}[unit]
     first, others, arguments = make(cfg, bottleneck, arguments)
-    blocks = []
+    blocks: list[CNNBlockBase] = []
     for i in range(count):
         block_class = first if i == number == 0 and not cfg.MODEL.GATED.FIRST_BLOCK else others
         blocks.append(block_class(in_channels, out_channels, stride=stride if i == 0 else 1, **arguments))
@@ -171,7 +175,7 @@ def _check(cfg: CfgNode) -> None:
     if res.DEPTH not in BLOCKS_PER_STAGE:
         raise ValueError(f"MODEL.RESNETS.DEPTH is {res.DEPTH}: use one of {', '.join(map(str, BLOCKS_PER_STAGE))}.")
     small = {"RES2_OUT_CHANNELS": 64, "RES4_DILATION": 1, "RES5_DILATION": 1, "NUM_GROUPS": 1}
-    needed = {} if res.DEPTH >= 50 else small
+    needed: dict[str, int] = {} if res.DEPTH >= 50 else small
     if cfg.MODEL.GATED.UNIT != "block":
         needed["NUM_GROUPS"] = 1
     for key, value in needed.items():
@@ -200,7 +204,7 @@ def build_gated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GatedBa
     res = cfg.MODEL.RESNETS
     deep = res.DEPTH >= 50
     channels, out_channels, width = res.STEM_OUT_CHANNELS, res.RES2_OUT_CHANNELS, res.NUM_GROUPS * res.WIDTH_PER_GROUP
-    stages = {}
+    stages: dict[str, list[CNNBlockBase]] = {}
     for number, count in enumerate(BLOCKS_PER_STAGE[res.DEPTH]):
         dilation = (1, 1, res.RES4_DILATION, res.RES5_DILATION)[number]
         arguments = {"norm": res.NORM, "stride": 1 if number == 0 or dilation > 1 else 2}
@@ -213,10 +217,4 @@ def build_gated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GatedBa
         )
         channels, out_channels, width = out_channels, 2 * out_channels, 2 * width
     stem = BasicStem if cfg.MODEL.GATED.UNIT == "channel" else FoldedStem
-    return GatedBackbone(
-        stem(input_shape.channels, res.STEM_OUT_CHANNELS, norm=res.NORM),
-        stages,
-        partial(build_policy, cfg),
-        out_features=res.OUT_FEATURES,
-        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-    )
+    return GatedBackbone.of_keys(cfg, stem(channels_of(input_shape), res.STEM_OUT_CHANNELS, norm=res.NORM), stages)

@@ -1,4 +1,4 @@
-"""VGG16 with batch norm in which a policy chooses the channels of all 13 convolutions per image (DeepMoE)."""
+"""VGG16 with batch norm in which a policy chooses the channels of all 13 convolutions per image, as in DeepMoE."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,6 +11,7 @@ from dyn_d2.gating import Cost, Router, Unit
 from dyn_d2.gating.channels import apply_gate, chain_costs, sparse_conv, unpack
 from dyn_d2.gating.execution import running_statistics, single_value
 from dyn_d2.gating.policies.base import Policy, build_policy
+from dyn_d2.modeling.shapes import channels_of
 from dyn_d2.ops import channel_conv
 
 from detectron2.config import CfgNode
@@ -22,9 +23,9 @@ from .moe_blocks import channel_norm
 # Channels of the convolutions of each stage; a stage ends with max pooling.
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
-# Which convolutions are widened, from 0: rows of Table 3.4. Its appendix is lost; the parameters and multiply-adds of
-# the first two rows are those of the 12th convolution times 3 and of the 6th times 9. The same number of parameters
-# (24.2 million) comes from a factor of 5.66 for the lowest four and of 1.28 for all.
+# Which convolutions are widened, from 0: rows of DeepMoE's Table 3.4. Its appendix is lost; the parameters and
+# multiply-adds of the first two rows are those of the 12th convolution times 3 and of the 6th times 9. The same number
+# of parameters (24.2 million) comes from a factor of 5.66 for the lowest four and of 1.28 for all.
 WIDENED = {"W1-High": (11,), "W1-Mid": (5,), "W4-Low": (0, 1, 2, 3), "W13-All": tuple(range(13))}
 
 
@@ -66,14 +67,17 @@ class GatedVGG(Backbone):
         if not norm:
             raise ValueError("a gated VGG has batch norm after each convolution: MODEL.RESNETS.NORM cannot be empty.")
         self.stage_names = names[: 1 + max(names.index(name) for name in self._out_features)]
-        layers, units = [], []
+        layers: list[nn.Module] = []
+        units: list[Unit] = []
         self._stages: list[range] = []  # of the layers in ``features``
         for number, stage in enumerate(widths[: len(self.stage_names)]):
             start = len(layers)
             for i, width in enumerate(stage):
                 conv = nn.Conv2d(in_channels, width, kernel_size=3, padding=1)
                 weight_init.c2_msra_fill(conv)
-                layers += [conv, channel_norm(norm, width), nn.ReLU(inplace=True)]
+                layer_norm = channel_norm(norm, width)
+                assert layer_norm is not None  # see above
+                layers += [conv, layer_norm, nn.ReLU(inplace=True)]
                 units.append(Unit(f"conv{number + 1}_{i + 1}", "channel", 3, width, number))
                 in_channels = width
             layers.append(nn.MaxPool2d(2))
@@ -94,7 +98,7 @@ class GatedVGG(Backbone):
 
     def train(self, mode: bool = True) -> "GatedVGG":
         """As usual; before evaluation on the CPU also compiles what that needs, so that no forward pass has to."""
-        if not mode and self.features[0].weight.device.type == "cpu":
+        if not mode and self._conv(0).weight.device.type == "cpu":
             channel_conv.load()
         return super().train(mode)
 
@@ -112,19 +116,26 @@ class GatedVGG(Backbone):
         router = Router(self.policy, images)
         decisions = [router.decide(images) for _ in self.policy.units]
         gated = iter(zip(self.policy.units, decisions, strict=True))
-        x, x_gate, features = images, None, {}
+        x, features = images, dict[str, Tensor]()
+        x_gate: Tensor | None = None
         for name, stage in zip(self.stage_names, self._stages, strict=True):
             *convs, pool = stage
             for index in convs[::3]:
                 unit, decision = next(gated)
-                conv, norm = self.features[index], self.features[index + 1]
+                conv, norm = self._conv(index), self.features[index + 1]
                 dense, executed = chain_costs([conv], [decision.gate], x.shape[-2:], x_gate)
                 router.trace.costs.append(Cost(unit.name, dense, executed, executed))
                 x, x_gate = self._layer(x, conv, norm, x_gate, decision.gate), decision.gate
             x = self.features[pool](x)
             if name in self._out_features:
+                assert x_gate is not None  # each stage has a convolution
                 features[name] = x if self.training else unpack(x, x_gate)
         return features
+
+    def _conv(self, index: int) -> nn.Conv2d:
+        layer = self.features[index]
+        assert isinstance(layer, nn.Conv2d)
+        return layer
 
     def _layer(self, x: Tensor, conv: nn.Conv2d, norm: nn.Module, x_gate: Tensor | None, gate: Tensor) -> Tensor:
         if self.training:
@@ -147,12 +158,13 @@ def build_gated_vgg_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GatedVGG:
         raise ValueError(f'MODEL.GATED.UNIT is {gated.UNIT!r}: what can be switched off in a VGG is "channel".')
     if gated.WIDEN_LAYERS not in WIDENED:
         raise ValueError(f"MODEL.GATED.WIDEN_LAYERS is {gated.WIDEN_LAYERS!r}: use one of {', '.join(WIDENED)}.")
-    wide, widths, index = WIDENED[gated.WIDEN_LAYERS], [], 0
+    wide, index = WIDENED[gated.WIDEN_LAYERS], 0
+    widths: list[list[int]] = []
     for stage in VGG16:
         widths.append([round(c * gated.WIDEN) if index + i in wide else c for i, c in enumerate(stage)])
         index += len(stage)
     return GatedVGG(
-        input_shape.channels,
+        channels_of(input_shape),
         widths,
         partial(build_policy, cfg),
         norm=cfg.MODEL.RESNETS.NORM,

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from dyn_d2.gating import current_trace
 from dyn_d2.gating.cost import linear_cost
 from dyn_d2.gating.policies.base import UnitClassifier
+from dyn_d2.modeling.shapes import channels_of, stride_of
 
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
@@ -19,11 +20,15 @@ from .dynamic import DynamicModel, find_policy
 
 
 @META_ARCH_REGISTRY.register()
-class ImageClassifier(DynamicModel, nn.Module):
+class ImageClassifier(DynamicModel):
     """Backbone, global average pooling, and one linear layer; the backbone may be gated or not.
 
     The multiply-adds of the linear layer are part of the trace, as they are of the numbers that papers give.
     """
+
+    classifies_images = True
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     @configurable
     def __init__(
@@ -58,8 +63,8 @@ class ImageClassifier(DynamicModel, nn.Module):
             )
         self.backbone, self.num_classes, self.in_feature = backbone, num_classes, in_feature
         self.module_classifier = modules
-        self._stride = shapes[in_feature].stride
-        self.linear = nn.Linear(shapes[in_feature].channels, num_classes)
+        self._stride = stride_of(shapes[in_feature])
+        self.linear = nn.Linear(channels_of(shapes[in_feature]), num_classes)
         nn.init.normal_(self.linear.weight, std=0.01)
         nn.init.zeros_(self.linear.bias)
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
@@ -108,8 +113,9 @@ class ImageClassifier(DynamicModel, nn.Module):
             if not self.training:
                 return [{"scores": scores} for scores in self.module_classifier.scores(trace, self.linear)]
             labels = labels_of(batched_inputs, self.num_classes, self.device)
+            assert trace is not None  # where a policy chooses units, a trace is recorded
             losses = self.module_classifier.losses(trace, self.linear, labels)
-            trace.image_losses = losses.detach()
+            trace.context.image_losses = losses.detach()
             return {"loss_cls": losses.mean()}
         logits = self.linear(self._pooled(feature, images))
         if trace is not None:
@@ -119,8 +125,8 @@ class ImageClassifier(DynamicModel, nn.Module):
         labels = labels_of(batched_inputs, self.num_classes, self.device)
         losses = F.cross_entropy(logits.float(), labels, reduction="none")
         if trace is not None:
-            trace.image_losses = losses.detach()
-            trace.accuracies = (logits.argmax(1) == labels).float()
+            trace.context.image_losses = losses.detach()
+            trace.context.accuracies = (logits.argmax(1) == labels).float()
         return {"loss_cls": losses.mean()}
 
     def _pooled(self, feature: Tensor, images: ImageList) -> Tensor:

@@ -2,17 +2,18 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from dyn_d2.gating import Trace, recording
+from dyn_d2.gating.execution import without_gradient
 from dyn_d2.gating.policies.base import Policy
 from dyn_d2.modeling.meta_arch.retina_mask import RetinaMask
 
-from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, RetinaNet, SemanticSegmentor
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, GeneralizedRCNN, RetinaNet, SemanticSegmentor
 from detectron2.utils.events import EventStorage, get_event_storage, has_event_storage
 
 RATE, EXECUTED, ENTROPY = "gate_rate/", "gates/executed_share", "gates/entropy"  # names of the scalars
@@ -29,7 +30,12 @@ def find_policy(backbone: nn.Module | None) -> Policy | None:
     return getattr(gated_network(backbone), "policy", None)
 
 
-class DynamicModel:
+def with_routes(outputs: list[dict[str, Any]], trace: Trace) -> list[dict[str, Any]]:
+    """The outputs of a batch, each with its :class:`~dyn_d2.gating.Route` under "route"."""
+    return [{**output, "route": route} for output, route in zip(outputs, trace.routes(), strict=True)]
+
+
+class DynamicModel(nn.Module):
     """Goes before the meta-architecture in the list of bases, and wraps its forward pass.
 
     In training the losses of the policy join those of the task, and the event storage gets the execution rate of each
@@ -37,6 +43,12 @@ class DynamicModel:
     the mean entropy of the gates in bits ("gates/entropy"). In evaluation each output has its
     :class:`~dyn_d2.gating.Route` under "route". With a backbone that has no policy it changes nothing.
     """
+
+    backbone: Backbone
+    if TYPE_CHECKING:  # the meta-architecture behind it has one
+
+        @property
+        def device(self) -> torch.device: ...
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Inputs and outputs are the parent's. The entry "label" of the inputs, where there is one, is the class of the
@@ -47,8 +59,8 @@ class DynamicModel:
         greedy = self._greedy(batched_inputs) if self.training and policy.wants_greedy else None
         trace, output = self._traced(batched_inputs)
         if not self.training:
-            return [{**result, "route": route} for result, route in zip(output, trace.routes(), strict=True)]
-        trace.greedy = greedy
+            return with_routes(output, trace)
+        trace.context.greedy = greedy
         losses = {**output, **policy.losses(trace, output)}
         if has_event_storage():
             put_scalars(trace)
@@ -60,9 +72,10 @@ class DynamicModel:
 
     def _traced(self, batched_inputs: list[dict[str, Any]]) -> tuple[Trace, Any]:
         with recording() as trace:
-            trace.image_sizes = [tuple(inputs["image"].shape[-2:]) for inputs in batched_inputs]
+            trace.context.image_sizes = [tuple(inputs["image"].shape[-2:]) for inputs in batched_inputs]
             if all("label" in inputs for inputs in batched_inputs):
-                trace.labels = torch.tensor([int(inputs["label"]) for inputs in batched_inputs], device=self.device)
+                labels = [int(inputs["label"]) for inputs in batched_inputs]
+                trace.context.labels = torch.tensor(labels, device=self.device)
             return trace, self.forward_task(batched_inputs)
 
     def _greedy(self, batched_inputs: list[dict[str, Any]]) -> Trace:
@@ -72,11 +85,11 @@ class DynamicModel:
         Its ``image_losses`` are the task's; where the task has no loss per image, each image gets the batch's.
         """
         gpu = [self.device] if self.device.type == "cuda" else []
-        with torch.no_grad(), self._unmarked(), EventStorage(), torch.random.fork_rng(gpu):
+        with without_gradient(), self._unmarked(), EventStorage(), torch.random.fork_rng(gpu):
             trace, losses = self._traced(batched_inputs)
-        if trace.image_losses is None:
+        if trace.context.image_losses is None:
             total = torch.stack([value.float() for value in losses.values()]).sum()
-            trace.image_losses = total.expand(len(batched_inputs))
+            trace.context.image_losses = total.expand(len(batched_inputs))
         return trace
 
     @contextmanager

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from dyn_d2.gating import Decision, Unit
 
+from detectron2.config import CfgNode
+
 from .base import POLICY_REGISTRY, Policy
 
 
@@ -16,7 +18,7 @@ class AllOpen(Policy):
     """No gate and no cost."""
 
     @classmethod
-    def from_config(cls, cfg, units: Sequence[Unit]) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, units: Sequence[Unit]) -> dict[str, Any]:
         return {}
 
     def decide(self, index: int, features: Tensor, state: None) -> Decision:

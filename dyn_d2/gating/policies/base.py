@@ -63,6 +63,7 @@ class Policy(nn.Module):
         LATER_KEYS: config keys that the first stage does not depend on.
         units: what it decides about, in the order in which a backbone asks.
         stops: whether it ends the computation of some images early, so that ``stay`` is asked before each gated block.
+        own_rate: tells training that SOLVER.BACKBONE_LR_FACTOR is not for its parameters.
     """
 
     KINDS: tuple[str, ...] = ("block", "group", "channel")
@@ -70,10 +71,16 @@ class Policy(nn.Module):
     FROZEN_STAGES: tuple[str, ...] = ()
     LATER_KEYS: tuple[str, ...] = ()
     stops: bool = False
+    own_rate: bool = True
 
     def __init__(self, units: Sequence[Unit]) -> None:
         super().__init__()
         self.units = tuple(units)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, units: Sequence[Unit]) -> dict[str, Any]:
+        """Arguments of the constructor beside ``units``, for ``build_policy``."""
+        raise NotImplementedError
 
     def begin(self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None) -> Any:
         """The policy's state for one forward pass, None where it has none. Nothing is kept on the module.
@@ -141,8 +148,9 @@ class Policy(nn.Module):
 
     @property
     def wants_greedy(self) -> bool:
-        """Whether ``losses`` needs ``trace.greedy``: the trace, with ``image_losses``, of another forward pass, without
-        gradient and with the backbone in evaluation mode, where policies choose what is most likely."""
+        """Whether ``losses`` needs ``trace.context.greedy``: the trace of another forward pass, without gradient and
+        with the backbone in evaluation mode, where policies choose what is most likely. Its context has
+        ``image_losses``."""
         return False
 
     def enter_stage(self) -> None:
@@ -153,7 +161,7 @@ class Policy(nn.Module):
         """Further losses of one training step, named ``loss_...`` and weighted already.
 
         Args:
-            trace: of this step's forward pass; with ``image_losses`` where the task has a loss per image.
+            trace: of this step's forward pass; its context has ``image_losses`` where the task has a loss per image.
             task: the losses of the task.
         """
         return {}

@@ -1,4 +1,5 @@
-"""ConvNet-AIG: a block runs by the choice of a small gate with Gumbel noise (the baseline of CDB's Table 2)."""
+"""ConvNet-AIG (Veit and Belongie, ECCV 2018): a block runs by the choice of a small gate with Gumbel noise. It is the
+baseline of CDB's Table 2."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,9 @@ from dyn_d2.gating import Decision, Trace, Unit
 from dyn_d2.gating.cost import linear_cost
 from dyn_d2.gating.decisions import gumbel, hard_threshold
 from dyn_d2.gating.losses import target_rate_loss
+from dyn_d2.utils.modules import ModuleListOf
+
+from detectron2.config import CfgNode
 
 from .base import POLICY_REGISTRY, Policy
 from .gate_layers import (
@@ -84,10 +88,10 @@ class ConvNetAIG(Policy):
         self.temperature = check_positive("TEMPERATURE", temperature)
         self.threshold = check_threshold(threshold)
         self.weight = weight
-        self.gates = nn.ModuleList(AIGGate(unit.channels, width) for unit in self.units)
+        self.gates = ModuleListOf(AIGGate(unit.channels, width) for unit in self.units)
 
     @classmethod
-    def from_config(cls, cfg, units: Sequence[Unit]) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, units: Sequence[Unit]) -> dict[str, Any]:
         policy = cfg.MODEL.POLICY
         return {
             "targets": list(policy.AIG.TARGET_RATES) or [policy.TARGET_RATE],

@@ -1,8 +1,10 @@
-"""DeepMoE: which channels of each layer run, and with what weight (thesis ch. 3).
+"""DeepMoE (Wang et al., UAI 2019): which channels of each layer run, and with what weight.
 
 A shallow network embeds the image before the backbone starts; a bias-free linear head with ReLU for each gated layer
 turns the embedding into gates (Eq. 3.6). Stage "joint" adds sparsity and embedding losses (Eq. 3.7), stage "finetune"
 sets both to 0 and keeps embedding and gates as they are.
+
+Numbers of equations: see the sources in ``policies/__init__.py``.
 """
 
 import math
@@ -17,6 +19,9 @@ from dyn_d2.gating import Decision, Trace, Unit
 from dyn_d2.gating.cost import chain_cost, linear_cost
 from dyn_d2.gating.decisions import relu_gates
 from dyn_d2.gating.losses import gate_sparsity
+from dyn_d2.utils.modules import ModuleListOf
+
+from detectron2.config import CfgNode
 
 from .base import POLICY_REGISTRY, Policy
 from .gate_layers import GateNorm, ValidArea, apply_linear, check_choice, pool_valid, valid_area, zero_padding
@@ -25,17 +30,17 @@ from .gate_layers import GateNorm, ValidArea, apply_linear, check_choice, pool_v
 class EmbeddingNet(nn.Module):
     """3x3 convolutions of stride 2 with batch norm and ReLU, then global average pooling.
 
-    The thesis gives the number of layers and their cost (about 2 % of the base network), not their widths; here they
-    grow linearly to ``width``.
+    The number of layers and their cost (about 2 % of the base network) are published, not their widths; here they grow
+    linearly to ``width``.
     """
 
     def __init__(self, layers: int, width: int, in_channels: int = 3) -> None:
         super().__init__()
         widths = [in_channels, *(math.ceil(width * (i + 1) / layers) for i in range(layers))]
-        self.convs = nn.ModuleList(
+        self.convs = ModuleListOf(
             nn.Conv2d(a, b, 3, 2, padding=1, bias=False) for a, b in zip(widths, widths[1:], strict=False)
         )
-        self.norms = nn.ModuleList(GateNorm(b) for b in widths[1:])
+        self.norms = ModuleListOf(GateNorm(b) for b in widths[1:])
         for conv in self.convs:
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
 
@@ -75,7 +80,7 @@ class DeepMoE(Policy):
         Args:
             units: channels of layers.
             stage: "joint" or "finetune".
-            layers: of the embedding network: 4 for CIFAR, 5 for ImageNet in the thesis.
+            layers: of the embedding network: 4 for CIFAR and 5 for ImageNet in the paper.
             width: of the embedding.
             sparsity_weight: lambda of Eq. 3.7.
             embedding_weight: mu of Eq. 3.7; with 0 there is no embedding classifier.
@@ -94,7 +99,7 @@ class DeepMoE(Policy):
         self.sparsity_weight, self.embedding_weight = sparsity_weight, embedding_weight
         self.threshold = threshold
         self.embedding = EmbeddingNet(layers, width)
-        self.heads = nn.ModuleList(nn.Linear(width, unit.size, bias=False) for unit in self.units)
+        self.heads = ModuleListOf(nn.Linear(width, unit.size, bias=False) for unit in self.units)
         # A normalised embedding is about 1 / sqrt(2 pi) in each dimension after ReLU and pooling. These weights make
         # new gates about 1 with a spread of 0.1. Symmetric weights, as usual for a linear layer, would close half of
         # the channels at the start, and a channel that is closed for every image never gets a gradient again.
@@ -104,7 +109,7 @@ class DeepMoE(Policy):
         self.classifier = nn.Linear(width, num_classes) if embedding_weight > 0 and num_classes > 0 else None
 
     @classmethod
-    def from_config(cls, cfg, units: Sequence[Unit]) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, units: Sequence[Unit]) -> dict[str, Any]:
         policy = cfg.MODEL.POLICY
         return {
             "stage": policy.STAGE or cls.STAGES[0],
@@ -142,7 +147,7 @@ class DeepMoE(Policy):
             return {}
         gates = [step.decision.gate for step in trace.steps]
         losses = {"loss_gates": self.sparsity_weight * gate_sparsity(gates)}
-        if self.classifier is not None and trace.labels is not None:
-            scores = apply_linear(self.classifier, trace.state)
-            losses["loss_embedding"] = self.embedding_weight * F.cross_entropy(scores, trace.labels)
+        if self.classifier is not None and trace.context.labels is not None:
+            scores = apply_linear(self.classifier, trace.context.state)
+            losses["loss_embedding"] = self.embedding_weight * F.cross_entropy(scores, trace.context.labels)
         return losses

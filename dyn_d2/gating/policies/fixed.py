@@ -11,6 +11,8 @@ from torch import Tensor
 from dyn_d2.gating import Decision, Unit
 from dyn_d2.gating.decisions import fixed
 
+from detectron2.config import CfgNode
+
 from .base import POLICY_REGISTRY, Policy
 from .gate_layers import check_choice, check_rate
 
@@ -57,7 +59,7 @@ class Fixed(Policy):
             self.register_buffer(f"open_{index}", torch.tensor(choice), persistent=False)
 
     @classmethod
-    def from_config(cls, cfg, units: Sequence[Unit]) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, units: Sequence[Unit]) -> dict[str, Any]:
         policy = cfg.MODEL.POLICY
         return {"closed": list(policy.FIXED.CLOSED), "rate": policy.TARGET_RATE, "order": policy.FIXED.ORDER}
 

@@ -1,5 +1,5 @@
-"""Skipping at random in training and evaluation: SDV, the variant of stochastic depth that SkipNet is compared with
-(thesis, Fig. 2.9)."""
+"""Skipping at random in training and evaluation: SDV, the variant of stochastic depth (Huang et al., ECCV 2016) that
+SkipNet is compared with (Fig. 2.9, see the sources in ``policies/__init__.py``)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from dyn_d2.gating import Decision, Unit
+
+from detectron2.config import CfgNode
 
 from .base import POLICY_REGISTRY, Policy
 from .gate_layers import check_choice, check_rate
@@ -49,7 +51,7 @@ class RandomSkip(Policy):
         self.rates = survival_rates(len(self.units), check_rate("TARGET_RATE", rate), schedule)
 
     @classmethod
-    def from_config(cls, cfg, units: Sequence[Unit]) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, units: Sequence[Unit]) -> dict[str, Any]:
         return {"rate": cfg.MODEL.POLICY.TARGET_RATE, "schedule": cfg.MODEL.POLICY.RANDOM.SCHEDULE}
 
     def decide(self, index: int, features: Tensor, state: None) -> Decision:

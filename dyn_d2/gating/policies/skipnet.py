@@ -1,8 +1,10 @@
-"""SkipNet: which residual blocks run (thesis ch. 2). Three gates, and training in two stages.
+"""SkipNet (Wang et al., ECCV 2018): which residual blocks run. Three gates, and training in two stages.
 
 Stage "sp" (supervised pre-training) rounds the gate and gives it the gradient of the probability (Eq. 2.7), or uses the
 probability itself (RELAXATION "soft", Table 2.3). Stage "hrl" samples the gates and adds REINFORCE with the relaxed
 reward (Eq. 2.6). In evaluation a block runs where its probability exceeds the threshold.
+
+Numbers of equations, figures and tables: see the sources in ``policies/__init__.py``.
 """
 
 from collections.abc import Sequence
@@ -16,7 +18,10 @@ from torch.nn import functional as F
 from dyn_d2.gating import Decision, Step, Trace, Unit
 from dyn_d2.gating.cost import chain_cost, linear_cost, lstm_cost
 from dyn_d2.gating.decisions import bernoulli, hard_threshold, soft
-from dyn_d2.gating.losses import policy_gradient_loss, skip_returns
+from dyn_d2.gating.losses import policy_gradient_loss, sampled_log_probs, skip_returns
+from dyn_d2.utils.modules import ModuleListOf
+
+from detectron2.config import CfgNode
 
 from .base import POLICY_REGISTRY, Policy
 from .gate_layers import (
@@ -89,7 +94,7 @@ class SkipNet(Policy):
         self.init_bias, self.alpha, self.beta, self.weight = init_bias, alpha, beta, weight
 
     @classmethod
-    def from_config(cls, cfg, units: Sequence[Unit]) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, units: Sequence[Unit]) -> dict[str, Any]:
         policy = cfg.MODEL.POLICY
         return {
             "stage": policy.STAGE or cls.STAGES[0],
@@ -136,30 +141,30 @@ class SkipNet(Policy):
         if self.stage == "hrl":
             for layer in self.last_layers():
                 for parameter in layer.parameters():
-                    parameter /= self.hrl_temperature
+                    parameter.div_(self.hrl_temperature)
 
     def losses(self, trace: Trace, task: dict[str, Tensor]) -> dict[str, Tensor]:
         """REINFORCE in stage "hrl"; nothing in "sp", which has no term for the cost.
 
-        The loss of an image is ``trace.image_losses``; where the task has none (detection, segmentation), every image
-        of the batch gets the sum of all task losses of the batch.
+        The loss of an image is ``image_losses`` of the trace's context; where the task has none (detection,
+        segmentation), every image of the batch gets the sum of all task losses of the batch.
         """
         if self.stage != "hrl":
             return {}
         images = len(trace.steps[0].decision.gate)
-        losses = trace.image_losses
+        losses = trace.context.image_losses
         if losses is None:
             losses = torch.stack([value.detach().float() for value in task.values()]).sum()
         returns = self._returns(trace.steps, losses.expand(images))
         if self.wants_greedy:
-            if trace.greedy is None:
+            greedy = trace.context.greedy
+            if greedy is None or greedy.context.image_losses is None:
                 raise ValueError(
                     "MODEL.POLICY.SKIPNET.BASELINE self_critical needs the greedy pass of a Dynamic* meta-architecture "
                     "or of ImageClassifier."
                 )
-            returns = returns - self._returns(trace.greedy.steps, trace.greedy.image_losses)
-        log_probs = torch.stack([step.decision.log_prob for step in trace.steps], 1)
-        return {"loss_policy": self.weight * policy_gradient_loss(log_probs, returns)}
+            returns = returns - self._returns(greedy.steps, greedy.context.image_losses)
+        return {"loss_policy": self.weight * policy_gradient_loss(sampled_log_probs(trace.steps), returns)}
 
     def _returns(self, steps: Sequence[Step], losses: Tensor) -> Tensor:
         opened = torch.stack([step.decision.open for step in steps], 1)
@@ -182,10 +187,8 @@ class FeedForwardGate(nn.Module):
         """
         super().__init__()
         self.pool = pool
-        self.convs = nn.ModuleList(
-            nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False) for stride in strides
-        )
-        self.norms = nn.ModuleList(GateNorm(channels) for _ in strides)
+        self.convs = ModuleListOf(nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False) for stride in strides)
+        self.norms = ModuleListOf(GateNorm(channels) for _ in strides)
         self.scores = nn.Linear(channels, 2)
         for conv in self.convs:
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
@@ -215,7 +218,7 @@ class FeedForwardSkipNet(SkipNet):
 
     def __init__(self, units: Sequence[Unit], **kwargs: Any) -> None:
         super().__init__(units, **kwargs)
-        self.gates = nn.ModuleList(
+        self.gates = ModuleListOf(
             FeedForwardGate(unit.channels, self.STRIDES, self.POOL, self.init_bias) for unit in self.units
         )
 
@@ -239,8 +242,8 @@ class FeedForwardSkipNet(SkipNet):
 class SkipNetFFGate1(FeedForwardSkipNet):
     """FFGate-I (Fig. 2.3a): 2x2 max pooling and two 3x3 convolutions.
 
-    The thesis says that it costs about 19 % of a block. Its layers as printed, which are these, cost 15.6 %: a quarter
-    and a sixteenth of one of the two convolutions of a basic block.
+    Said to cost about 19 % of a block. Its layers as printed, which are these, cost 15.6 %: a quarter and a sixteenth
+    of one of the two convolutions of a basic block.
     """
 
     STRIDES, POOL = (1, 2), True
@@ -248,7 +251,7 @@ class SkipNetFFGate1(FeedForwardSkipNet):
 
 @POLICY_REGISTRY.register_as("skipnet_ffgate2")
 class SkipNetFFGate2(FeedForwardSkipNet):
-    """FFGate-II (Fig. 2.3b): one 3x3 convolution of stride 2; 12.5 % of a basic block, as in the thesis."""
+    """FFGate-II (Fig. 2.3b): one 3x3 convolution of stride 2; 12.5 % of a basic block, as printed."""
 
     STRIDES, POOL = (2,), False
 
@@ -257,14 +260,14 @@ class SkipNetFFGate2(FeedForwardSkipNet):
 class SkipNetRNN(SkipNet):
     """RNNGate (Fig. 2.3c): pooled features, projected for each block, go into one LSTM that runs over the blocks.
 
-    It costs 0.02 to 0.03 % of a basic block for CIFAR; the thesis says about 0.04 %.
+    It costs 0.02 to 0.03 % of a basic block for CIFAR; about 0.04 % as printed.
     """
 
     WIDTH = 10
 
     def __init__(self, units: Sequence[Unit], **kwargs: Any) -> None:
         super().__init__(units, **kwargs)
-        self.projections = nn.ModuleList(nn.Linear(unit.channels, self.WIDTH) for unit in self.units)
+        self.projections = ModuleListOf(nn.Linear(unit.channels, self.WIDTH) for unit in self.units)
         self.lstm = nn.LSTMCell(self.WIDTH, self.WIDTH)
         self.score = nn.Linear(self.WIDTH, 1)
         for name, parameter in [*self.lstm.named_parameters(), *self.score.named_parameters()]:

@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
-from dyn_d2.evaluation.results import read_results
+from dyn_d2.evaluation.results import main_metric, read_results
 
-from .tradeoff import executed_gflops, main_metric
+from .tradeoff import executed_gflops
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ def read_cost(folder: str | Path) -> CostPoint:
     Raises:
         FileNotFoundError, ValueError: no such record, or it tells no accuracy or no routes.
     """
-    results = next(iter(read_results(folder)["metrics"].values()), {})
+    results: Mapping[str, Any] = next(iter(read_results(folder)["metrics"].values()), {})
     if "GFLOPs" not in results.get("routes", {}):
         raise ValueError(f"{folder} tells no multiply-adds: its network is no gated one, nothing was recorded.")
     metric = main_metric(results)

@@ -1,4 +1,7 @@
-"""Pictures of the routes of images, after SkipNet's Figs. 2.10 to 2.13, DeepMoE's 3.4 and CDB's 5 and 6."""
+"""Pictures of the routes of images.
+
+They follow SkipNet's Figs. 2.10 to 2.13, DeepMoE's 3.4 and CDB's 5 and 6; see the sources in ``policies/__init__.py``.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dyn_d2.evaluation.figures import save_figure
-from dyn_d2.methods.pmn.figures import draw_level_use, draw_levels
 
+from .level_figures import draw_level_use, draw_levels
 from .route_statistics import (
     ALL_IMAGES,
     class_rates,
@@ -56,7 +59,7 @@ def draw_routes(table: RouteTable, folder: str | Path, prefix: str = "", images:
     if len(table.level_names):
         draw["levels by module"] = draw_level_use, "level_use"
         draw["levels of some images"] = (lambda t, p: draw_levels(t, p, images), "levels")
-    drawn = {}
+    drawn: dict[str, str] = {}
     for what, (function, name) in draw.items():
         try:
             drawn[what] = str(function(table, Path(folder, f"{prefix}{name}.png")))

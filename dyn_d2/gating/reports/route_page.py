@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dyn_d2.methods.pmn.figures import taken_levels
 from dyn_d2.utils.atomic import atomic_write
 
+from .level_figures import taken_levels
 from .route_figures import span
 from .route_statistics import (
     class_rates,

@@ -33,7 +33,8 @@ def extremes(table: RouteTable, count: int) -> dict[str, tuple[np.ndarray, np.nd
 
     Between equals the expected multiply-adds decide: how sure the gates were. No image is in both.
     """
-    percent, found = executed_percent(table), {}
+    percent = executed_percent(table)
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name, chosen in groups(table).items():
         order = chosen[np.lexsort((table.expected[chosen], percent[chosen]))]
         each = min(count, max(len(order) // 2, 1))
@@ -43,7 +44,8 @@ def extremes(table: RouteTable, count: int) -> dict[str, tuple[np.ndarray, np.nd
 
 def columns(table: RouteTable) -> tuple[list[str], np.ndarray]:
     """Names and (N, columns) rates of what heat maps show: each group of a unit, or the mean of its many channels."""
-    names, values = [], []
+    names: list[str] = []
+    values: list[np.ndarray] = []
     for unit, (name, size) in enumerate(zip(table.unit_names, table.unit_sizes, strict=True)):
         opened = table.opened(unit)
         if 1 < size <= FEW_ELEMENTS:

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 NOT_COUNTED = (
     "normalisation", "activations and soft-max", "pooling", "residual additions", "resizing",
-    "what follows the backbone, except in ImageClassifier and HierarchicalSegmentor",
+    "what follows the backbone, unless the model records it",
 )  # fmt: skip
 _COSTS = ("executed", "expected", "dense", "gates")
 _FORMAT = 1
@@ -47,7 +47,7 @@ class RouteTable:
         file_names, image_ids: (N,) strings, "" where the record has none.
         heights, widths: (N,) of the images as they went in.
         labels, predictions: (N,) class numbers, -1 where there is none.
-        level_names: of the L knowledge levels that modules take (PMN); empty where they take none.
+        level_names: of the L knowledge levels that modules take; empty where they take none.
         level_modules: names of the modules that take them.
         level_bits: (N, B) uint8; for each module in turn the levels it took, packed as ``bits``.
     """
@@ -222,9 +222,10 @@ def rest_cost(model: nn.Module, inputs: list[dict[str, Any]]) -> float:
 
     Random numbers are left as they were.
     """
-    bottom_up = getattr(model.backbone, "bottom_up", None)
+    bottom_up = getattr(getattr(model, "backbone", None), "bottom_up", None)
     gated = "backbone.bottom_up" if find_policy(bottom_up) is not None else "backbone"
-    devices = [model.device] if model.device.type == "cuda" else []
+    device = torch.device(getattr(model, "device", "cpu"))
+    devices = [device] if device.type == "cuda" else []
     with FlopCounterMode(display=False, depth=9) as counter, torch.no_grad(), torch.random.fork_rng(devices):
         model(inputs)
     inside = counter.get_flop_counts().get(f"{type(model).__name__}.{gated}", {})
@@ -252,7 +253,7 @@ class RouteEvaluator(DatasetEvaluator):
         """
         self._metadata = MetadataCatalog.get(dataset_name)
         self._folder, self._stem = output_dir, stem
-        policy = None if model is None else find_policy(model.backbone)
+        policy = find_policy(getattr(model, "backbone", None))
         self._units = {unit.name: unit for unit in policy.units} if policy is not None else {}
         self._units |= {unit.name: unit for unit in _head_units(model)}
         whole = getattr(model, "whole_trace", False)
@@ -271,8 +272,8 @@ class RouteEvaluator(DatasetEvaluator):
         """
         if not inputs:
             return
-        routes: list[Route | None] = [output.get("route") for output in outputs]
-        if None in routes:
+        routes: list[Route] = [output["route"] for output in outputs if output.get("route") is not None]
+        if len(routes) < len(outputs):
             raise ValueError(
                 'the model gives no "route" with its outputs: set MODEL.META_ARCHITECTURE to DynamicRCNN, '
                 "DynamicRetinaNet, DynamicSegmentor or ImageClassifier, and a gated backbone."

@@ -5,7 +5,7 @@ import itertools
 import json
 import logging
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,11 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 from torch import nn
 
-from dyn_d2.checkpoint import DynCheckpointer
-from dyn_d2.engine.setup import build_cfg
+from dyn_d2.checkpoint.model import model_of
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.evaluation.figures import save_figure
+from dyn_d2.evaluation.results import main_metric
 from dyn_d2.gating.meta_arch.dynamic import gated_network
 from dyn_d2.gating.policies.all_open import AllOpen
 from dyn_d2.utils.atomic import write_json
@@ -31,13 +32,11 @@ from detectron2.config import CfgNode
 logger = logging.getLogger(__name__)
 
 DENSE = "dense"
-# Task of the results -> the metric that stands for it, in the order in which they are looked for.
-MAIN_METRICS = {"classification": "top1_accuracy", "segm": "AP", "bbox": "AP", "sem_seg": "mIoU"}
 
 
-def force_open(model: nn.Module) -> None:
-    """Put ``AllOpen`` in the place of the policy of a model, or have a cascade settle nothing early: the dense run of a
-    dynamic network's weights.
+def force_open(model: Any) -> None:
+    """Put ``AllOpen`` in the place of the policy of a model, or whatever the model itself does to run all of it
+    (``force_open``): the dense run of a dynamic network's weights.
 
     Raises:
         ValueError: nothing in the model is gated.
@@ -45,7 +44,7 @@ def force_open(model: nn.Module) -> None:
     if hasattr(model, "force_open"):
         model.force_open()
         return
-    gated = gated_network(getattr(model, "backbone", None))
+    gated: Any = gated_network(getattr(model, "backbone", None))
     if gated is None:
         raise ValueError(
             "MODEL.BACKBONE.NAME is no gated backbone: there is no trade-off to measure. Use build_gated_..._backbone."
@@ -182,24 +181,11 @@ def _load(point: Point, opts: Sequence[str], output: Path) -> tuple[CfgNode, nn.
         cfg.MODEL.DEVICE = "cpu"
     cfg.SEED = max(cfg.SEED, 0)
     cfg.freeze()
-    model = DynTrainer.build_model(cfg)
-    DynCheckpointer(model).load(cfg.MODEL.WEIGHTS, strict=not cfg.TEST.ALLOW_PARTIAL_WEIGHTS)
+    model, _ = model_of(cfg)
     static = gated_network(getattr(model, "backbone", None)) is None and not hasattr(model, "force_open")
     if point.dense or static:
         force_open(model)
-    return cfg, model.eval()
-
-
-def main_metric(results: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """{"task", "name", "value"} of what the results are judged by.
-
-    Raises:
-        ValueError: no task of ``MAIN_METRICS`` was evaluated.
-    """
-    for task, name in MAIN_METRICS.items():
-        if name in results.get(task, {}):
-            return {"task": task, "name": name, "value": float(results[task][name])}
-    raise ValueError(f"none of {', '.join(MAIN_METRICS)} was evaluated, only {', '.join(results) or 'nothing'}.")
+    return cfg, model
 
 
 def time_models(
@@ -214,7 +200,7 @@ def time_models(
         for number in range(warm_up + timed):
             for (_, model), supply, own in turns[:: 1 if number % 2 else -1]:
                 call = partial(model, list(itertools.islice(supply, batch)))
-                own.append(1000 * time_call(call, model.device.type) / batch)
+                own.append(1000 * time_call(call, _device(model).type) / batch)
     return [
         {"median": statistics.median(own[warm_up:]), "p90": sorted(own[warm_up:])[round(0.9 * (timed - 1))]}
         for own in times
@@ -231,7 +217,12 @@ def _inputs(cfg: CfgNode, count: int) -> list[dict[str, Any]]:
 
 def device_name(model: nn.Module) -> str:
     """The GPU's name, or "cpu"."""
-    return torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu"
+    device = _device(model)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
 
 
 def executed_gflops(routes: Mapping[str, float]) -> float:
@@ -273,7 +264,7 @@ def draw(records: Sequence[Mapping[str, Any]], names: Mapping[str, str], path: s
     _panel(axes[0], records, names, lambda r: size * executed_gflops(r["routes"]))
     axes[0].set(xlabel=f"executed multiply-adds ({letter})", ylabel=records[0]["metric"]["name"])
     for axis, batch in zip(axes[1:], batches, strict=True):
-        _panel(axis, records, names, lambda r, b=batch: r["milliseconds"][b]["median"])
+        _panel(axis, records, names, partial(_milliseconds, batch=batch))
         axis.set(xlabel=f"milliseconds per image, batch {batch}")
     devices = " / ".join(dict.fromkeys(f"{r['device']}, {r['dtype']}" for r in records))
     axes[-1].set_title(devices, fontsize=8, loc="right", color="#666666")
@@ -281,7 +272,16 @@ def draw(records: Sequence[Mapping[str, Any]], names: Mapping[str, str], path: s
     return save_figure(figure, path)
 
 
-def _panel(axis: Axes, records: Sequence[Mapping[str, Any]], names: Mapping[str, str], cost) -> None:
+def _milliseconds(record: Mapping[str, Any], batch: str) -> float:
+    return record["milliseconds"][batch]["median"]
+
+
+def _panel(
+    axis: Axes,
+    records: Sequence[Mapping[str, Any]],
+    names: Mapping[str, str],
+    cost: Callable[[Mapping[str, Any]], float],
+) -> None:
     for number, (path, name) in enumerate(names.items()):
         own = [r for r in records if r["weights"] == path]
         gated = sorted((r for r in own if not r["dense"]), key=cost)

@@ -1,3 +1,15 @@
 """DSSPN: semantic segmentation by a tree of semantic neurons (Liang, Zhou and Xing 2018)."""
 
-from . import head, meta_arch  # noqa: F401  only registration
+from dyn_d2.method import Method, register_method
+
+from detectron2.config import CfgNode
+
+from . import config, head, meta_arch  # noqa: F401  the parts register themselves
+
+
+@register_method
+class DSSPN(Method):
+    name = "dsspn"
+
+    def add_keys(self, cfg: CfgNode) -> None:
+        config.add_keys(cfg)

@@ -1,4 +1,5 @@
-"""DSSPN: a semantic segmentation head that is a tree of semantic neurons (papers/001).
+"""DSSPN: a semantic segmentation head that is a tree of semantic neurons (Liang et al., Dynamic-structured Semantic
+Propagation Network, CVPR 2018).
 
 In training an image wakes the neurons that lead to its labels, forward and backward (sec. 3.3), and the images of a
 batch that wake the same neuron share one call of it (sec. 3.5). At test time pixels walk down the tree, and a neuron
@@ -10,7 +11,7 @@ Shape shorthand: N - images, K - labels of a data set, h, w - size of the featur
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -104,9 +105,9 @@ class DSSPNHead(nn.Module):
             raise ValueError("DSSPNHead has no input: MODEL.SEM_SEG_HEAD.IN_FEATURES names no backbone feature.")
         _check_option("BLOCK", block, BLOCKS)
         _check_option("LOSS_AVERAGE", average, ("position", "neuron"))
-        self.in_features = sorted(input_shape, key=lambda name: input_shape[name].stride)
-        self.stride = input_shape[self.in_features[0]].stride
-        channels = {shape.channels for shape in input_shape.values()}
+        self.in_features = sorted(input_shape, key=lambda name: input_shape[name].stride or 1)
+        self.stride = input_shape[self.in_features[0]].stride or 1
+        channels = {shape.channels or 0 for shape in input_shape.values()}
         if len(channels) > 1:
             raise ValueError(f"MODEL.SEM_SEG_HEAD.IN_FEATURES have {sorted(channels)} channels; DSSPN adds them up.")
         self.tree, self.dynamic, self.softmax, self.block = tree, dynamic, softmax, block
@@ -193,14 +194,28 @@ class DSSPNHead(nn.Module):
         """
         if self._asked:
             return self.plan_of(self._asked)
-        first, *others = (self.plan_of(name) for name in self._sets[self.training])
-        if any(other is not first for other in others):
-            raise ValueError(
-                f"{', '.join(self._sets[self.training])} have different labels, and the inputs do not say of which "
-                "they are: set MODEL.META_ARCHITECTURE to HierarchicalSegmentor and DATALOADER.ONE_DATASET_PER_BATCH "
-                'True, or give each input its "dataset".'
-            )
-        return first
+        problem = self.label_set_problem(self._sets[self.training], False)
+        if problem:
+            raise ValueError(problem)
+        return self.plan_of(self._sets[self.training][0])
+
+    def label_set_problem(self, datasets: Sequence[str], one_per_batch: bool) -> str | None:
+        """What is wrong with images of all these data sets where nobody says which one a batch is of: their labels
+        differ. None where they do not.
+
+        Args:
+            one_per_batch: makes no difference here: the head does not see the inputs.
+
+        Raises:
+            KeyError: the head was not made for one of them.
+        """
+        if len({id(self.plan_of(name)) for name in datasets}) < 2:
+            return None
+        return (
+            f"{', '.join(datasets)} have different labels, and the inputs do not say of which they are: set "
+            "MODEL.META_ARCHITECTURE to HierarchicalSegmentor and DATALOADER.ONE_DATASET_PER_BATCH True, or give each "
+            'input its "dataset".'
+        )
 
     def plan_of(self, dataset: str) -> LabelPlan:
         """For a data set.
@@ -213,7 +228,7 @@ class DSSPNHead(nn.Module):
                 f"this DSSPN was made for {', '.join(self._concepts_of)}, not for {dataset!r}: name it in "
                 "DATASETS.TRAIN or DATASETS.TEST."
             )
-        return self._plans[self._plan_number[self._concepts_of[dataset]]]
+        return cast(LabelPlan, self._plans[self._plan_number[self._concepts_of[dataset]]])
 
     def forward(
         self, features: Mapping[str, Tensor], targets: Tensor | None = None
@@ -239,7 +254,8 @@ class DSSPNHead(nn.Module):
             finest = finest + F.interpolate(other, finest.shape[-2:], mode="bilinear", align_corners=False)
         trace = current_trace()
         if trace is not None:
-            cost = sum(conv_cost(conv, *finest.shape[-2:])[0] for conv in self.transition.branches)
+            branches = cast(list[nn.Conv2d], list(self.transition.branches))
+            cost = sum(float(conv_cost(conv, *finest.shape[-2:])[0]) for conv in branches)
             trace.add_fixed("transition", cost, finest)
         return self.transition(finest)
 
@@ -260,7 +276,8 @@ class DSSPNHead(nn.Module):
         if not self.dynamic:
             decide, run = torch.ones_like(decide), torch.ones_like(run)
         self._record(plan, x0, decide, run)
-        total, depths = x0.flatten()[:0].float().sum(), {}  # 0, connected to the graph
+        total = x0.flatten()[:0].float().sum()  # 0, connected to the graph
+        depths: dict[int, Tensor] = {}
         labelled = counted.sum().clamp(min=1)
         for decision, images, logits in self._logits(plan, x0, decide, run):
             below = plan.below[:, decision.columns]
@@ -292,7 +309,7 @@ class DSSPNHead(nn.Module):
                     yield decision, torch.tensor(deciding, device=x0.device), logits
 
     def neuron(self, name: str) -> SemanticNeuron:
-        return self.neurons[key_of(name)]
+        return cast(SemanticNeuron, self.neurons[key_of(name)])
 
     def combine(self, name: str, sources: Sequence[Tensor]) -> list[Tensor]:
         """What neuron ``name`` reads, from the features of transition and ancestors in order."""

@@ -1,6 +1,6 @@
 """What the labels of one data set ask of a concept tree: which neurons decide, between which children.
 
-DSSPN, papers/001, sec. 3.3 and 3.4. Shape shorthand: K - labels of the data set, V - neurons of the tree.
+Liang et al. 2018, sec. 3.3 and 3.4. Shape shorthand: K - labels of the data set, V - neurons of the tree.
 """
 
 from collections.abc import Sequence
@@ -54,6 +54,9 @@ class LabelPlan(nn.Module):
         inside: (K, D) bool; which of the D neurons of ``decisions`` each label lies below.
     """
 
+    below: Tensor
+    inside: Tensor
+
     def __init__(self, tree: Hierarchy, concepts: Sequence[str], masking: bool = True) -> None:
         """
         Args:
@@ -85,8 +88,8 @@ class LabelPlan(nn.Module):
         self.register_buffer("below", _table(below, len(columns)), persistent=False)
         self.register_buffer("inside", _table(inside, len(self.decisions)), persistent=False)
         links = [[a in neurons_above(tree, n) or a == n for a in self.needed] for n in self.decisions]
-        self._links = _table(links, len(self.needed)).float()
-        self._inside = self.inside.float()  # stays on the CPU, where it is decided what runs
+        self._links: Tensor = _table(links, len(self.needed)).float()
+        self._inside: Tensor = self.inside.float()  # stays on the CPU, where it is decided what runs
         self._ancestors_by_depth = self._level_table()
 
     def _goal(self, concept: str) -> int | str:

@@ -1,14 +1,19 @@
 """SemanticSegmentor for heads that know several label sets on one concept tree (DSSPN)."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from dyn_d2.gating import current_trace
 from dyn_d2.gating.cost import conv_cost
-from dyn_d2.gating.meta_arch.dynamic import DynamicModel, find_policy, gated_network
+from dyn_d2.gating.meta_arch.dynamic import DynamicModel, find_policy, gated_network, with_routes
 
+from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor
+
+if TYPE_CHECKING:
+    from dyn_d2.evaluation.label_figures import LabelMap
 
 
 @META_ARCH_REGISTRY.register()
@@ -23,10 +28,11 @@ class HierarchicalSegmentor(DynamicModel, SemanticSegmentor):
         "route": the :class:`~dyn_d2.gating.Route`, which covers backbone and head.
     """
 
+    sem_seg_head: Any
     whole_trace = True  # nothing is computed that the trace does not count
 
     @classmethod
-    def from_config(cls, cfg) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         arguments = super().from_config(cfg)
         count_convolutions(arguments["backbone"])
         return arguments
@@ -41,14 +47,15 @@ class HierarchicalSegmentor(DynamicModel, SemanticSegmentor):
         with head.labels_of(self._dataset(batched_inputs)):
             if self.training:
                 return super().forward(batched_inputs)
-            outputs = super().forward(batched_inputs) if find_policy(self.backbone) else self._routed(batched_inputs)
+            outputs: Any
+            if find_policy(self.backbone):
+                outputs = super().forward(batched_inputs)
+            else:
+                trace, outputs = self._traced(batched_inputs)
+                outputs = with_routes(outputs, trace)
             for output in outputs:
                 output["levels"] = head.levels(output["sem_seg"].argmax(0))
             return outputs
-
-    def _routed(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        trace, outputs = self._traced(batched_inputs)
-        return [{**output, "route": route} for output, route in zip(outputs, trace.routes(), strict=True)]
 
     def _dataset(self, batched_inputs: list[dict[str, Any]]) -> str | None:
         names = sorted({inputs.get("dataset") or "" for inputs in batched_inputs})
@@ -59,6 +66,18 @@ class HierarchicalSegmentor(DynamicModel, SemanticSegmentor):
                 "DATALOADER.ONE_DATASET_PER_BATCH True."
             )
         return names[0] or None if names else None
+
+    def label_maps(self, inputs: dict[str, Any], output: dict[str, Any], classes: "LabelMap") -> "list[LabelMap]":
+        """The concepts at each depth of the tree, then ``classes``; see ``modeling/answers.py``."""
+        from .figures import level_maps  # here, as matplotlib takes its time and only pictures need it
+
+        head, dataset = self.sem_seg_head, self._dataset([inputs])
+        concepts = (head.plan_of(dataset) if dataset else head.plan).concepts
+        return [*level_maps(output["levels"], head.tree, concepts, classes), classes]
+
+    def label_set_problem(self, datasets: Sequence[str], one_per_batch: bool) -> str | None:
+        """Several label sets are fine where each batch has one; see ``modeling/answers.py``."""
+        return None if one_per_batch else self.sem_seg_head.label_set_problem(datasets, one_per_batch)
 
 
 def count_convolutions(backbone: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""The loss of one semantic neuron (papers/001, sec. 3.3)."""
+"""The loss of one semantic neuron (Liang et al. 2018, sec. 3.3)."""
 
 from torch import Tensor
 from torch.nn import functional as F

@@ -1,4 +1,4 @@
-"""The layers of DSSPN: the transition from the backbone and the semantic neurons (papers/001, sec. 3.1 and 3.2).
+"""The layers of DSSPN: the transition from the backbone and the semantic neurons (Liang et al. 2018, sec. 3.1 and 3.2).
 
 All layers that belong to a concept are addressed by its name, so that concepts can be added and taken away without a
 change to the rest (:mod:`dyn_d2.methods.dsspn.surgery`).
@@ -6,6 +6,7 @@ change to the rest (:mod:`dyn_d2.methods.dsspn.surgery`).
 
 from collections.abc import Mapping, Sequence
 from math import sqrt
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,7 @@ class Transition(nn.Module):
         self.branches = nn.ModuleList(
             nn.Conv2d(in_channels, out_channels, 3, padding=rate, dilation=rate) for rate in rates
         )
+        conv: Any
         for conv in self.branches:
             nn.init.normal_(conv.weight, std=sqrt(2 / (9 * in_channels * len(rates))))
             nn.init.zeros_(conv.bias)
@@ -92,17 +94,22 @@ class SemanticNeuron(nn.Module):
         for name, parameter in self.named_parameters():
             nn.init.normal_(parameter, std=self.initial_std(name))
 
+    def _inputs(self) -> int:
+        """Channels of all sources together."""
+        return sum(conv.in_channels for conv in self.reduce.values() if isinstance(conv, nn.Conv2d))
+
     def initial_std(self, parameter: str) -> float:
         """Standard deviation of the random start of a parameter, by its name within the neuron."""
         if parameter.endswith("bias"):
             return 0.0
-        inputs = sum(conv.in_channels for conv in self.reduce.values())
+        inputs = self._inputs()
         layers = {"reduce": sqrt(2 / inputs), "evolve": sqrt(2 / (9 * self.evolve.in_channels)), "classify": 0.01}
         return layers[parameter.partition(".")[0]]
 
     def forward(self, sources: Sequence[Tensor]) -> Tensor:
         """One (N, channels, h, w) tensor for each of ``sources`` -> (N, width, h, w)."""
-        first, *others = zip(self.reduce.values(), sources, strict=True)
+        reduce: list[Any] = list(self.reduce.values())
+        first, *others = zip(reduce, sources, strict=True)
         hidden = F.conv2d(first[1], first[0].weight, self.bias)
         for conv, x in others:
             hidden += conv(x)
@@ -110,7 +117,7 @@ class SemanticNeuron(nn.Module):
 
     def classifier(self, children: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Weight (C, width) and bias (C,) of the classifiers of some children."""
-        chosen = [self.classify[key_of(child)] for child in children]
+        chosen: list[Any] = [self.classify[key_of(child)] for child in children]
         return torch.cat([conv.weight.flatten(1) for conv in chosen]), torch.cat([conv.bias for conv in chosen])
 
     def scores(self, features: Tensor, children: Sequence[str]) -> Tensor:
@@ -119,5 +126,5 @@ class SemanticNeuron(nn.Module):
 
     def position_cost(self) -> tuple[float, float]:
         """Multiply-adds of ``forward`` at one position of the map, and of one classifier."""
-        reduce = sum(conv.in_channels for conv in self.reduce.values()) * self.evolve.in_channels
+        reduce = self._inputs() * self.evolve.in_channels
         return float(reduce + self.evolve.weight.numel()), float(self.evolve.out_channels)

@@ -12,6 +12,7 @@ those of a network that runs all neurons everywhere, at all positions that count
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,7 +76,7 @@ def _inside_images(stride: int, x0: Tensor) -> Tensor:
     count, _, height, width = x0.shape
     kept = torch.ones(count, height, width, dtype=torch.bool, device=x0.device)
     trace = current_trace()
-    sizes = trace.image_sizes if trace is not None else None
+    sizes = trace.context.image_sizes if trace is not None else None
     for image, size in enumerate(sizes or ()):
         kept[image, -(-size[0] // stride) + 1 :] = False
         kept[image, :, -(-size[1] // stride) + 1 :] = False
@@ -172,7 +173,7 @@ class _Regions:
         if len(rows) == self._count:
             return _as_rows(neuron(self._head.combine(name, [self._as_map(source) for source in inherited])))
         sources = [self._rows[source][read] for source in inherited]
-        hidden = None
+        hidden: Any = None
         for conv, x in zip(neuron.reduce.values(), self._head.combine(name, sources), strict=True):
             part = F.linear(x, conv.weight.flatten(1), neuron.bias if hidden is None else None)
             hidden = part if hidden is None else hidden.add_(part)
@@ -190,8 +191,9 @@ class _Regions:
 
     def record(self) -> None:
         """Write steps and costs into the trace, if somebody records."""
-        counts = self._read, self._made, self._decided
-        _record(self._head, self._plan, self._x0, lambda name: tuple(rows[name] for rows in counts))
+        _record(
+            self._head, self._plan, self._x0, lambda name: (self._read[name], self._made[name], self._decided[name])
+        )
 
 
 def _children(decision: Decision) -> tuple[str, ...]:

@@ -1,4 +1,5 @@
-"""Checkpoint surgery for DSSPN: fit a checkpoint to another concept tree, by concept names (papers/001, sec. 3.4).
+"""Checkpoint surgery for DSSPN: fit a checkpoint to another concept tree, by concept names (Liang et al. 2018, sec.
+3.4).
 
 All parameters of the head are named after concepts, so what both trees have keeps its values bit by bit. A new child of
 a neuron gets a random classifier, a new neuron random layers, and a concept that is put between a neuron and its
@@ -84,19 +85,20 @@ def fit_concepts(checkpoint: dict[str, Any], head: DSSPNHead, seed: int = 0) -> 
 
 def _new(head: DSSPNHead, name: str, wanted: Tensor, old: dict[str, Tensor], seed: int) -> Tensor:
     """The start value of a tensor that the checkpoint lacks."""
+    neurons: Any = head.neurons
     part, _, rest = name.partition(".")
     key, _, layer = rest.partition(".")
     neuron_is_old = any(other.startswith(f"{HEAD}neurons.{key}.") for other in old)
     if part != "neurons" or (neuron_is_old and not layer.startswith(("reduce.<", "classify."))):
         raise CheckpointError(f"{HEAD}{name} is not in the checkpoint: MODEL.DSSPN.BLOCK has to be the same.")
     if neuron_is_old and layer.startswith("reduce."):
-        if not any(f"{HEAD}neurons.{key}.reduce.{source}.weight" in old for source in head.neurons[key].reduce):
+        if not any(f"{HEAD}neurons.{key}.reduce.{source}.weight" in old for source in neurons[key].reduce):
             raise CheckpointError(
                 f"in the new tree the neuron of {key[1:-1]!r} reads none of the features that it was trained on: with "
                 "MODEL.DSSPN.BLOCK parent no concept can be put directly above a neuron, or taken away there."
             )
         return torch.zeros_like(wanted)
-    std = head.neurons[key].initial_std(layer)
+    std = neurons[key].initial_std(layer)
     generator = torch.Generator().manual_seed(derive_seed(seed, "concepts", name))
     return (torch.randn(wanted.shape, generator=generator) * std).to(wanted.dtype)
 

@@ -1,6 +1,5 @@
 """Class vectors before an evaluation: from files, or from the support images of the training set (thesis 6.2)."""
 
-import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -13,9 +12,7 @@ from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from detectron2.utils import comm
 
 from .episodes import SupportMapper, SupportPool, stack
-from .reweighting import ClassVectors, is_reweighted
-
-logger = logging.getLogger(__name__)
+from .reweighting import ClassVectors, ReweightedByClass, is_reweighted
 
 FILE = "class_vectors.npz"  # in OUTPUT_DIR, those of the last evaluation
 BATCH = 16  # support images at a time
@@ -23,7 +20,7 @@ BATCH = 16  # support images at a time
 
 @torch.no_grad()
 def compute_vectors(
-    cfg: CfgNode, model: nn.Module, classes: Sequence[str] = (), limit: int | None = None
+    cfg: CfgNode, model: ReweightedByClass, classes: Sequence[str] = (), limit: int | None = None
 ) -> ClassVectors:
     """The mean vector of each class over its support images, which are the objects of DATASETS.TRAIN.
 
@@ -42,7 +39,7 @@ def compute_vectors(
     unknown = [name for name in classes if name not in names]
     if unknown:
         raise ValueError(f"{cfg.DATASETS.TRAIN[0]} has no class {', '.join(unknown)}, only {', '.join(names)}.")
-    records = get_detection_dataset_dicts(list(cfg.DATASETS.TRAIN), filter_empty=True)
+    records: Any = get_detection_dataset_dicts(list(cfg.DATASETS.TRAIN), filter_empty=True)
     pool = SupportPool(records, names, classes or names)
     mapper = SupportMapper(cfg, names, is_train=False)
     training = model.training
@@ -63,20 +60,6 @@ def object_name(record: dict[str, Any], position: int) -> str:
     return f"{record.get('image_id')}/{record['annotations'][position].get('id', position)}"
 
 
-def read_vectors(cfg: CfgNode, model: nn.Module) -> ClassVectors:
-    """The vectors of MODEL.REWEIGHTING.VECTORS.
-
-    Raises:
-        FileNotFoundError, ValueError: see ``ClassVectors.load_all``.
-    """
-    vectors = ClassVectors.load_all(cfg.MODEL.REWEIGHTING.VECTORS)
-    if vectors.detector and vectors.detector != model.fingerprint():
-        logger.warning(
-            "%s: made for a detector with other weights than these.", ", ".join(cfg.MODEL.REWEIGHTING.VECTORS)
-        )
-    return vectors
-
-
 def prepare_for_evaluation(cfg: CfgNode, model: nn.Module, limit: int | None = None) -> None:
     """Give a detector that re-weights its features the vectors of the classes of DATASETS.TEST; leave others alone.
 
@@ -84,13 +67,13 @@ def prepare_for_evaluation(cfg: CfgNode, model: nn.Module, limit: int | None = N
         limit: see ``compute_vectors``; with one, nothing is written.
 
     Raises:
-        FileNotFoundError, ValueError: from ``compute_vectors`` and ``read_vectors``; a class has no vector; they are of
-            another width.
+        FileNotFoundError, ValueError: from ``compute_vectors`` and ``ReweightedByClass.read_vectors``; a class has no
+            vector; they are of another width.
     """
     if not is_reweighted(model) or not cfg.DATASETS.TEST:
         return
     given = bool(cfg.MODEL.REWEIGHTING.VECTORS)
-    vectors = read_vectors(cfg, model) if given else compute_vectors(cfg, model, limit=limit)
+    vectors = model.read_vectors(cfg.MODEL.REWEIGHTING.VECTORS) if given else compute_vectors(cfg, model, limit=limit)
     model.use_vectors(vectors.select(MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes))
     if not given and limit is None and comm.is_main_process():
         vectors.save(os.path.join(cfg.OUTPUT_DIR, FILE))

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dyn_d2.checkpoint.surgery import Source
 from dyn_d2.methods.fsrw.yolo.loss import assign
 from dyn_d2.modeling.freeze import freeze_whole
 
@@ -112,3 +113,12 @@ def background_depression(features: Tensor, objects: Objects) -> Tensor:
         free[image, rows, columns] = 0
     squares = features.float().square().mean(1) * free
     return squares.sum() / free.sum().clamp(min=1)
+
+
+def add_teacher(checkpoint: dict[str, Any], base: Source) -> None:
+    """Put a whole YOLOv2 into the result of ``surgery.operate`` as "teacher", and a copy of its class scores as
+    "source_score"."""
+    model = checkpoint["model"]
+    model |= {f"teacher.{name}": tensor.clone() for name, tensor in base.model.items()}
+    for part in ("weight", "bias"):
+        model[f"source_score.{part}"] = base.model[f"class_score.{part}"].clone()

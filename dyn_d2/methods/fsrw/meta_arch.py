@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dyn_d2.data.few_shot.stages import FINETUNE
 from dyn_d2.methods.fsrw.yolo.loss import CLASS_LOSSES
 
 from detectron2.config import configurable
@@ -67,7 +68,7 @@ class FSRW(ReweightedByClass, YoloDetector):
             raise ValueError(
                 f"MODEL.REWEIGHTING.CLASS_LOSS is {keys.CLASS_LOSS!r}: use one of {', '.join(CLASS_LOSSES)}."
             )
-        fine_tuning = cfg.FEW_SHOT.BENCHMARK and cfg.FEW_SHOT.STAGE == "finetune"
+        fine_tuning = cfg.FEW_SHOT.BENCHMARK and cfg.FEW_SHOT.STAGE == FINETUNE
         return {
             **arguments,
             "reweighting": build_reweighting(cfg, reweighted_share(channels, keys.SHARE)),

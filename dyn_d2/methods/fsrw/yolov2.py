@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dyn_d2.data.few_shot.stages import is_fine_tuning
+
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, detector_postprocess
 from detectron2.structures import Instances
@@ -82,7 +84,7 @@ class YoloDetector(nn.Module):
                 f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} gives {', '.join(shapes)}, {cls.__name__} needs conv13 "
                 "and conv18: use build_darknet19_backbone."
             )
-        fine_tuning = cfg.FEW_SHOT.BENCHMARK and cfg.FEW_SHOT.STAGE in ("novel", "finetune")
+        fine_tuning = is_fine_tuning(cfg)
         return {
             "backbone": backbone,
             "layers": DetectionLayers(shapes, dark.WIDTH, dark.NORM),

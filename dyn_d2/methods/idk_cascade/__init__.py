@@ -1,1 +1,46 @@
 """IDK cascades (Wang et al. 2018): a cheap model first, an expensive one only where that does not know."""
+
+from dyn_d2.method import Method, register_method
+
+from .calibration import load_idk_cascade
+from .calibrators import METHODS, calibrate, candidates
+from .execution import IDKCascade, IDKCascadeModel, Run, collect, run_alone
+from .measures import MEASURES, confidence, entropy
+from .networks import NetworkModel
+from .outcome import Outcome, evaluate, oracle
+from .rules import Logistic, NetworkRule, Threshold
+from .search import Candidate, Goal, GoalNotReachedError
+from .table import PredictionTable
+
+__all__ = [
+    "METHODS",
+    "MEASURES",
+    "Candidate",
+    "Goal",
+    "GoalNotReachedError",
+    "IDKCascade",
+    "IDKCascadeModel",
+    "Logistic",
+    "NetworkModel",
+    "NetworkRule",
+    "Outcome",
+    "PredictionTable",
+    "Run",
+    "Threshold",
+    "calibrate",
+    "candidates",
+    "collect",
+    "confidence",
+    "entropy",
+    "evaluate",
+    "load_idk_cascade",
+    "oracle",
+    "run_alone",
+]
+
+
+@register_method
+class IDKCascadeMethod(Method):
+    """Has no part in a training: it works on trained models, see ``report.py``."""
+
+    name = "idk_cascade"

@@ -1,4 +1,4 @@
-"""A calibrated cascade in the checkpoint of its first model, under the entry "cascade"."""
+"""A calibrated IDK cascade in the checkpoint of its first model, under the entry "cascade"."""
 
 import os
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import torch
 from dyn_d2.checkpoint import CheckpointError, read_checkpoint
 from dyn_d2.utils.atomic import atomic_write
 
-from .execution import Cascade
+from .execution import IDKCascade
 from .networks import NetworkModel
 from .rules import Rule, rule_from_state
 
@@ -58,7 +58,7 @@ def read_stored(weights: str | os.PathLike) -> tuple[list[Member], list[Rule], d
     """
     entry = read_checkpoint(str(weights)).get(ENTRY)
     if entry is None:
-        raise CheckpointError(f"{weights} carries no cascade: calibrate one with tools/calibrate_cascade.py.")
+        raise CheckpointError(f"{weights} carries no cascade: calibrate one with dyn-d2 calibrate.")
     try:
         members = [Member(**member) for member in entry["members"]]
         return members, [rule_from_state(state) for state in entry["rules"]], dict(entry["about"])
@@ -71,7 +71,7 @@ def stored_path(weights: str | os.PathLike, first: str | os.PathLike) -> str:
     return os.path.relpath(Path(weights).resolve(), Path(first).resolve().parent)
 
 
-def load_cascade(weights: str | os.PathLike, dataset: str) -> tuple[Cascade, dict[str, Any]]:
+def load_idk_cascade(weights: str | os.PathLike, dataset: str) -> tuple[IDKCascade, dict[str, Any]]:
     """The cascade that a checkpoint carries, ready to run, and what ``store`` was told about it.
 
     Args:
@@ -92,4 +92,4 @@ def load_cascade(weights: str | os.PathLike, dataset: str) -> tuple[Cascade, dic
                 "it again."
             )
         models.append(model)
-    return Cascade(models, rules), about
+    return IDKCascade(models, rules), about

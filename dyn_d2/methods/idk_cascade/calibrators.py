@@ -1,4 +1,4 @@
-"""The methods by name, and the one function that calibrates a cascade with any of them."""
+"""The ways to calibrate by name, and the one function that calibrates an IDK cascade with any of them."""
 
 from collections.abc import Sequence
 
@@ -58,11 +58,10 @@ def calibrate(
         GoalNotReachedError: nothing reaches the goal.
     """
     check_method(table, method, joint)
-    kind, _ = METHODS[method]
-    if kind == GRID and not joint:
-        return stage_wise(table, METHODS[method][1], goal, points)
-    if kind == COST_AWARE and METHODS[method][1] is not None:
-        name = METHODS[method][1]
+    kind, name = METHODS[method]
+    if kind == GRID and name is not None and not joint:
+        return stage_wise(table, name, goal, points)
+    if kind == COST_AWARE and name is not None:
         return refined(lambda values: cost_aware_candidates(table, name, values, joint), goal, lambdas or LAMBDAS)
     return goal.choose(candidates(table, method, points=points, lambdas=lambdas) if among is None else among)
 
@@ -83,13 +82,15 @@ def candidates(
 ) -> list[Candidate]:
     """All cascades that ``calibrate`` chooses from when levels are searched jointly: the points of a curve."""
     kind, name = _known(method)
+    if name is None:
+        if kind == COST_AWARE:
+            return network_candidates(table, lambdas or NETWORK_LAMBDAS)
+        return [oblivious_network_candidate(table)]
     if kind == GRID:
         return grid_candidates(table, name, points)
     if kind == COST_AWARE:
-        if name is None:
-            return network_candidates(table, lambdas or NETWORK_LAMBDAS)
         return cost_aware_candidates(table, name, lambdas or LAMBDAS)
-    return [oblivious_network_candidate(table) if name is None else oblivious_candidate(table, name)]
+    return [oblivious_candidate(table, name)]
 
 
 def _known(method: str) -> tuple[str, str | None]:

@@ -1,4 +1,4 @@
-"""Cascades of detectors: how good the detections of one image are. Not in the thesis, which cascades classifiers.
+"""IDK cascades of detectors: how good the detections of one image are. Not in the thesis, which cascades classifiers.
 
 Average precision is a number of a whole test set, so that no image has "the right answer" that a threshold could keep.
 Calibration counts the average precision within each image instead; results are reported as COCO's.

@@ -1,7 +1,8 @@
-"""A cascade that runs: only the images that a model does not know reach the next one."""
+"""An IDK cascade that runs: only the images that a model does not know reach the next one."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,12 @@ from dyn_d2.utils.measure import time_call
 
 from .outcome import Outcome, outcome_of_levels
 from .rules import Rule
-from .table import PredictionTable
+from .table import PredictionTable, as_probabilities
 
 
-class CascadeModel:
-    """A member of a cascade: any callable that answers images with class probabilities, such as a network, a remote
-    service or a person.
+class IDKCascadeModel:
+    """A member of an IDK cascade: any callable that answers images with class probabilities, such as a network, a
+    remote service or a person.
 
     Attributes:
         name: for messages and tables.
@@ -47,6 +48,15 @@ class CascadeModel:
         """(n,) what the answers cost."""
         return np.full(len(answers), self._cost)
 
+    def losses(self, records: Sequence[dict[str, Any]], answers: Sequence[Any]) -> np.ndarray:
+        """(n,) in [0, 1]: the zero-one losses of class probabilities.
+
+        Args:
+            records: with the true class number under "label".
+        """
+        labels = np.array([int(record["label"]) for record in records])
+        return (as_probabilities(answers, self.name).argmax(1) != labels).astype(np.float64)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -72,10 +82,10 @@ class Run:
         return 1000 * (float(self.seconds.sum()) + self.deciding) / max(len(self.answers), 1)
 
 
-class Cascade:
+class IDKCascade:
     """N models and M = N - 1 rules (Eq. 4.7, for any N)."""
 
-    def __init__(self, models: Sequence[CascadeModel], rules: Sequence[Rule]) -> None:
+    def __init__(self, models: Sequence[IDKCascadeModel], rules: Sequence[Rule]) -> None:
         """
         Raises:
             ValueError: another number of rules.
@@ -103,14 +113,14 @@ class Cascade:
             if not len(rows):
                 break
             inputs = model.prepare(take(images, rows))
-            found, seconds[number] = timed(lambda m=model, x=inputs: m.answer(x), model.device)
+            found, seconds[number] = timed(partial(model.answer, inputs), model.device)
             check_count(model, found, len(rows))
             costs[rows] += model.costs(inputs, found)
             for row, answer in zip(rows, found, strict=True):
                 answers[row] = answer
             level[rows] = number
             if number < len(self.rules):
-                h, taken = timed(lambda r=self.rules[number], a=found: r(a), "cpu")
+                h, taken = timed(partial(self.rules[number], found), "cpu")
                 deciding += taken
                 rows = rows[np.asarray(h) > 0.5]
         return Run(answers, level, costs, seconds, deciding)
@@ -146,7 +156,7 @@ def timed(compute: Callable[[], Any], device: str) -> tuple[Any, float]:
     return kept[0], seconds
 
 
-def check_count(model: CascadeModel, answers: Sequence[Any], count: int) -> None:
+def check_count(model: IDKCascadeModel, answers: Sequence[Any], count: int) -> None:
     """
     Raises:
         ValueError: not one answer an image.
@@ -164,7 +174,7 @@ class Alone:
     milliseconds: float
 
 
-def run_alone(model: CascadeModel, images: Any, batch: int = 1) -> Alone:
+def run_alone(model: IDKCascadeModel, images: Any, batch: int = 1) -> Alone:
     """Run one model on all images, ``batch`` at a time, after one call that is not timed.
 
     Raises:
@@ -177,7 +187,7 @@ def run_alone(model: CascadeModel, images: Any, batch: int = 1) -> Alone:
         inputs = model.prepare(take(images, rows))
         if number == 0:
             model.answer(inputs)
-        found, taken = timed(lambda x=inputs: model.answer(x), model.device)
+        found, taken = timed(partial(model.answer, inputs), model.device)
         check_count(model, found, len(rows))
         spent += float(model.costs(inputs, found).sum())
         seconds += taken
@@ -186,9 +196,9 @@ def run_alone(model: CascadeModel, images: Any, batch: int = 1) -> Alone:
 
 
 def collect(
-    models: Sequence[CascadeModel],
+    models: Sequence[IDKCascadeModel],
     images: Any,
-    losses: Callable[[CascadeModel, list[Any]], np.ndarray],
+    losses: Callable[[IDKCascadeModel, list[Any]], np.ndarray],
     split: str,
     batch: int = 1,
 ) -> tuple[PredictionTable, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Cascades as pictures: what they give for what they cost (Figs. 4.3, 4.4), and where uncertainty lies (Fig. 4.5)."""
+"""IDK cascades as pictures: what they give for what they cost (Figs. 4.3, 4.4), where uncertainty lies (Fig. 4.5)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Networks of this package as members of a cascade, straight from their checkpoints."""
+"""Networks of this package as members of an IDK cascade, straight from their checkpoints."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,21 +9,20 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dyn_d2.checkpoint.model import load_model
 from dyn_d2.data.resumable import build_mapper
-from dyn_d2.engine.predictor import load_model
 from dyn_d2.evaluation.results import weights_hash
 from dyn_d2.gating.reports.routes import rest_cost
 
 from detectron2.config import CfgNode
 
 from .detection import image_losses
-from .execution import CascadeModel
-from .table import as_probabilities
+from .execution import IDKCascadeModel
 
 CLASSIFIERS = ("ImageClassifier", "MultiPathClassifier")
 
 
-class NetworkModel(CascadeModel):
+class NetworkModel(IDKCascadeModel):
     """A classifier or detector of dyn_d2. Its images are records of a data set, which its own mapper decodes, so that
     the models of a cascade may differ in size and order of channels.
 
@@ -40,7 +39,7 @@ class NetworkModel(CascadeModel):
         self.name, self.cfg, self.model, self.classes = name, cfg, model.eval(), list(classes)
         self.classifies = cfg.MODEL.META_ARCHITECTURE in CLASSIFIERS
         self.device = "cuda" if cfg.MODEL.DEVICE.startswith("cuda") else "cpu"
-        self._mapper = build_mapper(cfg, dataset, is_train=False)
+        self._mapper: Callable[[dict[str, Any]], Any] = build_mapper(cfg, dataset, is_train=False)
         self._counted: dict[tuple[int, ...], float] = {}
         self._routes: list[float] | None = None
 
@@ -94,8 +93,7 @@ class NetworkModel(CascadeModel):
         """(n,) zero-one losses; of a detector one minus the average precision in each image."""
         if not self.classifies:
             return image_losses([answer["instances"] for answer in answers], records)
-        labels = np.array([int(record["label"]) for record in records])
-        return (as_probabilities(answers, self.name).argmax(1) != labels).astype(np.float64)
+        return super().losses(records, answers)
 
 
 def default_name(weights: str) -> str:

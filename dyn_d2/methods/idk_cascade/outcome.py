@@ -1,4 +1,4 @@
-"""What a cascade gives and costs, counted from a table of predictions, and the objective that it is trained by."""
+"""What an IDK cascade gives and costs, counted from a table of predictions, and the objective that it is trained by."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A cascade of networks, from checkpoints to a report: calibrated on held-out images, run on the test images.
+"""An IDK cascade of networks, from checkpoints to a report: calibrated on held-out images, run on the test images.
 
 The report puts what was expected from the held-out images beside what the running cascade realised on the test images.
 """
@@ -16,13 +16,13 @@ from tabulate import tabulate
 from dyn_d2.data.classification import ensure_classes
 from dyn_d2.data.parts import HELD_OUT, held_out_problem
 from dyn_d2.evaluation.build import build_evaluator
-from dyn_d2.gating.reports.tradeoff import main_metric
+from dyn_d2.evaluation.results import main_metric
 from dyn_d2.utils.measure import describe_machine
 
 from detectron2.data import DatasetCatalog
 
 from .calibrators import calibrate, candidates, check_method
-from .execution import Cascade, Run, collect, realised
+from .execution import IDKCascade, Run, collect, realised
 from .networks import NetworkModel
 from .outcome import Outcome, evaluate, oracle
 from .search import Candidate, Goal, GoalNotReachedError, front
@@ -79,8 +79,8 @@ def check_order(table: PredictionTable) -> None:
     if (np.diff(table.costs) < 0).any():
         ordered = [table.names[i] for i in np.argsort(table.costs, kind="stable")]
         raise ValueError(
-            f"{', '.join(table.names)} do not go from the cheapest model to the dearest, which is what a cascade saves "
-            f"by: give them as {', '.join(ordered)}."
+            f"{', '.join(table.names)} do not go from the cheapest model to the most expensive, which is what a "
+            f"cascade saves by: give them as {', '.join(ordered)}."
         )
 
 
@@ -146,14 +146,14 @@ def curves_of(swept: Mapping[str, Sequence[Candidate]], test: PredictionTable | 
 
 
 def judge(
-    model: NetworkModel, dataset: str, run: Sequence[Any], records: Sequence[dict], folder: Path
+    model: NetworkModel, dataset: str, run: Sequence[Any] | np.ndarray, records: Sequence[dict], folder: Path
 ) -> dict[str, Any]:
     """The main metric of answers by the data set's own evaluator: top-1 accuracy, or COCO's AP."""
     evaluator = build_evaluator(model.cfg, dataset, str(folder))
     evaluator.reset()
     outputs = [{"scores": torch.from_numpy(answer)} for answer in run] if model.classifies else list(run)
     evaluator.process(list(records), outputs)
-    return main_metric(evaluator.evaluate())
+    return main_metric(evaluator.evaluate() or {})
 
 
 def expected_row(name: str, outcome: Outcome, milliseconds: np.ndarray, images: int) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def run_on_test(
     models: Sequence[NetworkModel], chosen: Candidate, test: Measured, batch: int, folder: Path
 ) -> tuple[Run, dict[str, Any]]:
     """Run the cascade on the test images, judged by their evaluator."""
-    cascade = Cascade(models, chosen.rules)
+    cascade = IDKCascade(models, chosen.rules)
     cascade(test.records[:batch])  # warm
     run = cascade.run(test.records, batch)
     return run, judge(models[0], test.dataset, run.answers, test.records, folder)
@@ -192,7 +192,7 @@ def time_curve(
     points: int,
 ) -> list[dict[str, Any]]:
     """The test metric against measured milliseconds: each model alone, and ``points`` cascades of ``found``, from the
-    cheapest to the dearest that were not beaten on the held-out images, all of them run."""
+    cheapest to the most expensive that were not beaten on the held-out images, all of them run."""
     best = front(found)
     spread = [best[i] for i in np.unique(np.linspace(0, len(best) - 1, points).astype(int))]
     rows = [

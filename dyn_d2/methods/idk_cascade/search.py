@@ -1,4 +1,4 @@
-"""Thresholds by grid search, and the choice among cascades of any kind at an accuracy or budget (Eq. 4.10, 4.11)."""
+"""Thresholds by grid search, and the choice among IDK cascades at an accuracy or budget (Eq. 4.10, 4.11)."""
 
 import itertools
 from collections.abc import Sequence
@@ -72,6 +72,7 @@ class Goal:
                     f"cascades has {100 * best:.2f} %. Ask for at most that, or add a more accurate model."
                 )
             return min(reached, key=lambda c: (c.outcome.cost, -c.outcome.accuracy))
+        assert self.budget is not None  # one of the two is given
         reached = [c for c in candidates if c.outcome.relative_cost <= self.budget + 1e-12]
         if not reached:
             least = min(outcome.relative_cost for outcome in outcomes)
@@ -128,14 +129,15 @@ def stage_wise(table: PredictionTable, name: str, goal: Goal, points: int = POIN
     for level, outputs in enumerate(table.outputs[:-1]):
         part = table.subset([*range(level + 1), len(table.names) - 1])
         values = measure(name, outputs)
+        tried: dict[Rule, np.ndarray] = {rule: rule.of_values(values) for alpha in alphas(values, name, points)
+                 for rule in [Threshold(name, float(alpha))]}  # fmt: skip
         found = []
-        for alpha in alphas(values, name, points):
-            rule = Threshold(name, float(alpha))
-            answers = answering_level(np.stack([*passed, rule.of_values(values)]))
+        for rule, h in tried.items():
+            answers = answering_level(np.stack([*passed, h]))
             found.append(Candidate((*rules, rule), outcome_of_levels(answers, part.losses, part.costs)))
         best = goal.choose(found)
-        rules.append(best.rules[-1])
-        passed.append(best.rules[-1].of_values(values))
+        rules = list(best.rules)
+        passed.append(tried[rules[-1]])
     return best
 
 

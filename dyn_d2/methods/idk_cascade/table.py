@@ -1,7 +1,7 @@
-"""What the models of a cascade said about a set of images: all that thresholds are chosen from, no model is run.
+"""What the models of an IDK cascade said about a set of images: all that thresholds are chosen from, no model is run.
 
 Shape shorthand of this package: N models, n images, k classes, M = N - 1 IDK classifiers. Models go from the cheapest
-to the dearest, ``m^1`` to ``m^N`` of the thesis (chapter 4, "Uncertainty-Aware Model Cascades").
+to the most expensive, ``m^1`` to ``m^N`` of Wang, X., thesis, chapter 4 ("Uncertainty-Aware Model Cascades").
 """
 
 from collections.abc import Sequence
@@ -73,7 +73,7 @@ class PredictionTable:
     """
 
     names: tuple[str, ...]
-    outputs: tuple[Sequence[Any], ...]
+    outputs: tuple[Sequence[Any] | np.ndarray, ...]
     losses: np.ndarray
     costs: np.ndarray
     split: str

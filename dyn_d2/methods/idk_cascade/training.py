@@ -6,6 +6,7 @@ G here (0.45 for its ResNet-152).
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -83,9 +84,9 @@ def fit_logistic(
         reaching: (L, n), 1 for the images that count, 0 for the others; None: all count.
     """
     mean, std = values.mean(1, keepdims=True), values.std(1, keepdims=True) + 1e-12
-    count = np.ones((len(weights), values.shape[1])) if reaching is None else reaching
+    counting = np.ones((len(weights), values.shape[1])) if reaching is None else reaching
     x, e, c, lam, count = (torch.from_numpy(np.asarray(part)).float()
-                           for part in ((values - mean) / std, losses, costs, weights, count))  # fmt: skip
+                           for part in ((values - mean) / std, losses, costs, weights, counting))  # fmt: skip
     begin = torch.stack([torch.quantile(x, q, dim=1) for q in _STARTS])  # S x M
     slope = torch.full((len(_STARTS), len(lam), len(x), 1), 4.0, requires_grad=True)
     intercept = (-4.0 * begin[:, None, :, None]).repeat(1, len(lam), 1, 1).requires_grad_()
@@ -134,11 +135,13 @@ def network_candidates(
     costs = torch.from_numpy(table.costs / table.costs[-1]).float()
     found = []
     for weight in lambdas:
-        rules, outcome = _cross_fitted(
-            table, lambda scores, e, w=weight: objective(scores.sigmoid(), e, costs, w), widths, epochs
-        )
+        rules, outcome = _cross_fitted(table, partial(_objective_of_scores, costs, weight), widths, epochs)
         found.append(Candidate(rules, outcome, {"lambda": float(weight)}))
     return found
+
+
+def _objective_of_scores(costs: Tensor, weight: float, scores: Tensor, losses: Tensor) -> Tensor:
+    return objective(scores.sigmoid(), losses, costs, weight)
 
 
 def oblivious_candidate(table: PredictionTable, name: str, steps: int = 400) -> Candidate:

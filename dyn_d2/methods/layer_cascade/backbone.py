@@ -19,10 +19,10 @@ STAGES = ("stage1", "stage2", "stage3")
 
 
 class StageFeatures(dict):
-    """Feature maps of a :class:`CascadeBackbone` by the name of the stage. A stage runs when its map is asked for; or
-    ``resume`` runs it on chosen pixels."""
+    """Feature maps of a :class:`LayerCascadeBackbone` by the name of the stage. A stage runs when its map is asked for;
+    or ``resume`` runs it on chosen pixels."""
 
-    def __init__(self, backbone: "CascadeBackbone", first: Tensor) -> None:
+    def __init__(self, backbone: "LayerCascadeBackbone", first: Tensor) -> None:
         super().__init__({STAGES[0]: first})
         self._backbone = backbone
 
@@ -44,7 +44,7 @@ class StageFeatures(dict):
         return self._backbone.run_later(STAGES.index(name), x)
 
 
-class CascadeBackbone(Backbone):
+class LayerCascadeBackbone(Backbone):
     """Base class: subclasses run the stages and say what they cost.
 
     It is an ordinary backbone with the features "stage1", "stage2" and "stage3", all of stride 8, whose maps are

@@ -44,15 +44,16 @@ class StageClassifier(nn.Module):
 
     def forward(self, x: Features) -> Features:
         """Logits of all pixels of x."""
-        total = None
+        total: Features | None = None
         for layer in self.hidden:
             total = conv(layer, x, total, relu=layer is self.hidden[-1])
+        assert total is not None  # there is a convolution for each dilation
         return conv(self.predictor, total)
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class LayerCascadeHead(nn.Module):
-    """The classifiers and the decisions of Layer Cascade, for a ``CascadeBackbone`` of modeling/backbone/cascade.py.
+    """The classifiers and the decisions of Layer Cascade, for a ``LayerCascadeBackbone``.
 
     In evaluation nothing is computed for pixels that are settled, from the convolutions of later stages to their
     classifiers. What ran is written into the current trace, for each stage and image.
@@ -106,7 +107,9 @@ class LayerCascadeHead(nn.Module):
         self.initial_iters, self.stage_weights = initial_iters, tuple(stage_weights)
         for name in STAGES:
             dilations = tuple(aspp) if aspp and name == STAGES[-1] else (1,)
-            classifier = StageClassifier(input_shape[name].channels, width, num_classes, norm, dilations)
+            channels = input_shape[name].channels
+            assert channels is not None  # a backbone knows them
+            classifier = StageClassifier(channels, width, num_classes, norm, dilations)
             self.add_module(name, classifier)
 
     @classmethod
@@ -139,17 +142,18 @@ class LayerCascadeHead(nn.Module):
         """
         if self.training and targets is None:
             raise ValueError("Training a semantic segmentation head needs 'sem_seg' in every input.")
-        cascade = self.run_cascade(features)
-        if self.training:
+        cascade = self.run_stages(features)
+        if self.training and targets is not None:
             counts = label_counts(targets, self.num_classes, self.ignore_value)
             return None, self.losses(cascade, counts)
         maps = cascade.merged()
         return F.interpolate(maps, scale_factor=STRIDE, mode="bilinear", align_corners=False), {}
 
-    def run_cascade(self, features: StageFeatures) -> "Cascade":
+    def run_stages(self, features: StageFeatures) -> "LayerCascadePass":
         """Stage after stage on the pixels that remain."""
-        x: Features = features[STAGES[0]]
-        cascade = Cascade(_inside(x), (len(x), *x.shape[-2:]))
+        first: Tensor = features[STAGES[0]]
+        cascade = LayerCascadePass(_inside(first), (len(first), first.shape[-2], first.shape[-1]))
+        x: Features = first
         for name, threshold in zip(STAGES, self.current_thresholds(), strict=True):
             if name != STAGES[0]:
                 x = features.resume(name, x)
@@ -166,7 +170,7 @@ class LayerCascadeHead(nn.Module):
             values = (1.0,) * len(values)
         return *values, None
 
-    def losses(self, cascade: "Cascade", counts: Tensor) -> dict[str, Tensor]:
+    def losses(self, cascade: "LayerCascadePass", counts: Tensor) -> dict[str, Tensor]:
         """For each stage the cross entropy of its pixels with the labels of the pixels of the image that they stand
         for, averaged over these: of ``counts``, (N * h * w, K). That of the last stage is "loss_sem_seg"."""
         found = {}
@@ -177,16 +181,16 @@ class LayerCascadeHead(nn.Module):
         found["loss_sem_seg"] = found.pop(f"loss_sem_seg_{STAGES[-1]}")
         return found
 
-    def _report(self, cascade: "Cascade") -> None:
+    def _report(self, cascade: "LayerCascadePass") -> None:
         trace = current_trace()
         if trace is not None:
-            trace.state = cascade
+            trace.context.state = cascade
         if self.training and has_event_storage():
             for name, share in zip(STAGES[1:], cascade.shares()[1:], strict=True):
                 get_event_storage().put_scalar(f"layer_cascade/{name}_share", share)
 
 
-class Cascade:
+class LayerCascadePass:
     """The state of one pass: what each stage said about which pixels.
 
     Attributes:
@@ -208,12 +212,12 @@ class Cascade:
         Returns:
             x of the other pixels.
         """
-        rows, maps = rows_of(logits), isinstance(x, Tensor)
-        self.stages.append((rows, None if maps else x.region))
-        stay = None if threshold is None else self._stay(rows, threshold, maps)
+        rows, region = rows_of(logits), None if isinstance(x, Tensor) else x.region
+        self.stages.append((rows, region))
+        stay = None if threshold is None else self._stay(rows, threshold, region is None)
         if stay is None:
             return x
-        return restrict(x, Region.of(stay.view(self._size)) if maps else x.region.subset(stay))
+        return restrict(x, Region.of(stay.view(self._size)) if region is None else region.subset(stay))
 
     def _stay(self, rows: Tensor, threshold: float, first: bool) -> Tensor | None:
         """(n,) bool; None for all."""
@@ -245,6 +249,7 @@ class Cascade:
             prob = logits.float().softmax(1)
             merged = prob if merged is None or region is None else merged.index_copy_(0, region.index, prob)
         images, height, width = self._size
+        assert merged is not None  # the first stage always runs
         return merged.view(images, height, width, -1).permute(0, 3, 1, 2)
 
 
@@ -271,7 +276,7 @@ def label_counts(targets: Tensor, num_classes: int, ignore_value: int) -> Tensor
 def _inside(x: Tensor) -> Tensor | None:
     """(N, h, w) bool: which pixels of a map lie in the image, not in its padding; None for all, or if nobody knows."""
     trace = current_trace()
-    sizes = None if trace is None else trace.image_sizes
+    sizes = None if trace is None else trace.context.image_sizes
     if sizes is None or all(-(-h // STRIDE) == x.shape[-2] and -(-w // STRIDE) == x.shape[-1] for h, w in sizes):
         return None
     extent = torch.tensor([[-(-h // STRIDE), -(-w // STRIDE)] for h, w in sizes], device=x.device)

@@ -12,6 +12,7 @@ published TensorFlow network, which has 10, 20 and 10 blocks; its weights in PyT
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from fvcore.nn import weight_init
@@ -22,7 +23,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling.backbone import BACKBONE_REGISTRY
 
-from .backbone import CascadeBackbone
+from .backbone import LayerCascadeBackbone
 from .pixels import Features, Pixels, ScaledConv2d, cat, conv, max_pool, surround
 from .resnet import check_norm
 
@@ -38,7 +39,7 @@ _REDUCE_B = (((256, 1), (384, 3)), ((256, 1), (288, 3)), ((256, 1), (288, 3), (3
 def _conv(channels: int, outputs: int, kernel, norm: str, *, stride: int = 1, dilation: int = 1) -> Conv2d:
     """Convolution that keeps the size of a map, and norm."""
     kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
-    layer = Conv2d(
+    layer: Any = Conv2d(
         channels,
         outputs,
         kernel,
@@ -67,7 +68,7 @@ class _Branches(nn.Module):
                 inputs = outputs
             self.add_module(f"branch{number}", nn.ModuleList(layers))
 
-    def run_branches(self, x: Features) -> list[Features]:
+    def run_branches(self, x: Features) -> list[Any]:
         found = []
         for number in range(self.count):
             out = x
@@ -111,12 +112,13 @@ class Mixed5b(_Branches):
         self.branch3 = nn.ModuleList([_conv(192, 64, 1, norm)])
         self.out_channels += 64
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Any) -> Any:
+        """(N, 192, H, W) -> (N, 320, H, W)."""
         pooled = F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
         return torch.cat([*self.run_branches(x), conv(self.branch3[0], pooled, relu=True)], 1)
 
 
-class InceptionResNet(CascadeBackbone):
+class InceptionResNet(LayerCascadeBackbone):
     """See the module. Names of modules are those of the network's usual PyTorch version."""
 
     def __init__(self, blocks: Sequence[int], norm: str) -> None:
@@ -149,8 +151,11 @@ class InceptionResNet(CascadeBackbone):
         return self.mixed_6a(self.repeat(x))
 
     def first_cost(self, height: int, width: int) -> float:
-        halves = {2: (self.conv2d_1a, self.conv2d_2a, self.conv2d_2b), 4: (self.conv2d_3b, self.conv2d_4a)}
-        halves[8] = (self.mixed_5b, self.repeat, self.mixed_6a)
+        halves: dict[int, tuple[nn.Module, ...]] = {
+            2: (self.conv2d_1a, self.conv2d_2a, self.conv2d_2b),
+            4: (self.conv2d_3b, self.conv2d_4a),
+            8: (self.mixed_5b, self.repeat, self.mixed_6a),
+        }
         return sum(
             layer.weight.numel() * -(-height // stride) * -(-width // stride)
             for stride, parts in halves.items()

@@ -9,6 +9,7 @@ Shape shorthand: n chosen pixels of all N maps.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +70,7 @@ def restrict(x: Features, region: Region) -> Pixels:
 
 def surround(x: Features, around: Features) -> Features:
     """x with the table of ``around``, in which the pixels of x are new and the others carried on."""
-    if isinstance(x, Tensor):
+    if isinstance(x, Tensor) or isinstance(around, Tensor) or around.table is None:
         return x
     where = x.region.index if around.source is None else x.region.rows_in(around.source)
     return replace(x, table=around.table.index_copy(0, where, x.rows.to(around.table.dtype)), source=around.source)
@@ -85,7 +86,15 @@ def as_map(x: Features) -> Tensor:
     return x if isinstance(x, Tensor) else to_map(x.rows, x.region)
 
 
-def conv(layer: nn.Conv2d, x: Features, total: Features | None = None, *, relu: bool = False) -> Features:
+@overload
+def conv(layer: nn.Module, x: Tensor, total: Tensor | None = None, *, relu: bool = False) -> Tensor: ...
+
+
+@overload
+def conv(layer: nn.Module, x: Features, total: Features | None = None, *, relu: bool = False) -> Features: ...
+
+
+def conv(layer: Any, x: Any, total: Any = None, *, relu: bool = False) -> Any:
     """activation(norm(convolution) [+ a sum]).
 
     Args:
@@ -127,7 +136,7 @@ class _Folded:
         return RegionMatrix(self._weight, self._bias)
 
 
-def _conv_rows(layer: nn.Conv2d, x: Pixels) -> Tensor:
+def _conv_rows(layer: Any, x: Pixels) -> Tensor:
     table, taps = x.gathered_by(layer.kernel_size, layer.dilation)
     out = region_conv(table, layer.weight, layer.bias, taps)
     if layer.norm is not None:
@@ -142,10 +151,11 @@ def max_pool(x: Features, kernel: int, dilation: int) -> Features:
         margin = dilation * (kernel // 2)  # more than max_pool2d would pad by itself
         return F.max_pool2d(F.pad(x, (margin,) * 4, value=float("-inf")), kernel, 1, 0, dilation)
     table, taps = x.gathered_by((kernel, kernel), (dilation, dilation))
+    assert taps is not None  # as for every kernel of more than one pixel
     return Pixels(region_max_pool(table, taps), x.region)
 
 
-def cat(parts: Sequence[Features]) -> Features:
+def cat(parts: Sequence[Any]) -> Features:
     """Channels of all parts, one after another; the parts are all maps or all the same pixels."""
     if isinstance(parts[0], Tensor):
         return torch.cat(list(parts), 1)

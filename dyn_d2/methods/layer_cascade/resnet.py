@@ -5,6 +5,9 @@ trous trick): at the places where the plain network has values, the values are t
 are Detectron2's, so that weights of plain ResNets load.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,23 +19,29 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
 
-from .backbone import CascadeBackbone
+from .backbone import LayerCascadeBackbone
 from .pixels import Features, conv
 
 NORMS = ("BN", "FrozenBN", "")
 _NAMES, _STRIDES, _DILATIONS = ("res2", "res3", "res4", "res5"), (1, 2, 1, 1), (1, 1, 2, 4)
 
 
-class _RegionResidual:
+class _RegionResidual(nn.Module):
     """A residual block of Detectron2 on maps or on chosen pixels; to be inherited from before that block."""
 
-    def forward(self, x: Features) -> Features:
-        *first, last = [self.conv1, self.conv2, *([self.conv3] if hasattr(self, "conv3") else [])]
-        out = x
-        for layer in first:
+    conv1: Any
+    conv2: Any
+    conv3: Any
+    shortcut: Any
+
+    def forward(self, x: Any) -> Any:
+        """Features to features."""
+        layers = [self.conv1, self.conv2, *([self.conv3] if hasattr(self, "conv3") else [])]
+        out: Features = x
+        for layer in layers[:-1]:
             out = conv(layer, out, relu=True)
         skip = x if self.shortcut is None else conv(self.shortcut, x)
-        return conv(last, out, skip, relu=True)
+        return conv(layers[-1], out, skip, relu=True)
 
 
 class RegionBasicBlock(_RegionResidual, BasicBlock):
@@ -50,10 +59,15 @@ class RegionStem(BasicStem):
         return F.max_pool2d(conv(self.conv1, x, relu=True), kernel_size=3, stride=2, padding=1)
 
 
-class CascadeResNet(CascadeBackbone):
+class LayerCascadeResNet(LayerCascadeBackbone):
     """See the module."""
 
-    def __init__(self, stem: BasicStem, stages: dict[str, list[nn.Module]], freeze_at: int = 0) -> None:
+    res2: nn.Sequential
+    res3: nn.Sequential
+    res4: nn.Sequential
+    res5: nn.Sequential
+
+    def __init__(self, stem: BasicStem, stages: Mapping[str, Sequence[Any]], freeze_at: int = 0) -> None:
         """
         Args:
             stem: of stride 4.
@@ -64,8 +78,10 @@ class CascadeResNet(CascadeBackbone):
         self.stem = stem
         for name, blocks in stages.items():
             self.add_module(name, nn.Sequential(*blocks))
-        self.channels = tuple(stages[name][-1].out_channels for name in _NAMES[1:])
-        for part in [[stem], *stages.values()][: max(freeze_at, 0)]:
+        res3, res4, res5 = (stages[name][-1].out_channels for name in _NAMES[1:])
+        self.channels = res3, res4, res5
+        parts: list[Sequence[Any]] = [[stem], *stages.values()]
+        for part in parts[: max(freeze_at, 0)]:
             for block in part:
                 block.freeze()
 
@@ -74,7 +90,8 @@ class CascadeResNet(CascadeBackbone):
 
     def first_cost(self, height: int, width: int) -> float:
         total = 0.0
-        for block in (self.stem, *self.res2, *self.res3):
+        blocks: list[Any] = [self.stem, *self.res2, *self.res3]
+        for block in blocks:
             total += fixed_cost(block, height, width)
             height, width = -(-height // block.stride), -(-width // block.stride)
         return total
@@ -107,7 +124,7 @@ def check_norm(key: str, norm: str) -> None:
 
 
 @BACKBONE_REGISTRY.register()
-def build_cascade_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> CascadeResNet:
+def build_cascade_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> LayerCascadeResNet:
     """A dilated ResNet-18, 34, 50, 101 or 152 from MODEL.RESNETS.{DEPTH, NORM, STRIDE_IN_1X1,
     STEM_OUT_CHANNELS, WIDTH_PER_GROUP} and MODEL.BACKBONE.FREEZE_AT.
 
@@ -118,11 +135,13 @@ def build_cascade_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Casca
     if res.DEPTH not in BLOCKS_PER_STAGE:
         raise ValueError(f"MODEL.RESNETS.DEPTH is {res.DEPTH}: use one of {', '.join(map(str, BLOCKS_PER_STAGE))}.")
     check_norm("MODEL.RESNETS.NORM", res.NORM)
-    stages, channels, before = {}, res.STEM_OUT_CHANNELS, 1
+    stages: dict[str, list[Any]] = {}
+    channels, before = res.STEM_OUT_CHANNELS, 1
     for number, count in enumerate(BLOCKS_PER_STAGE[res.DEPTH]):
-        width, blocks = res.WIDTH_PER_GROUP * 2**number, []
+        width = res.WIDTH_PER_GROUP * 2**number
+        blocks: list[Any] = []
         for i in range(count):
-            arguments = {"stride": _STRIDES[number] if i == 0 else 1, "norm": res.NORM}
+            arguments: dict[str, Any] = {"stride": _STRIDES[number] if i == 0 else 1, "norm": res.NORM}
             if res.DEPTH >= 50:
                 arguments |= {"bottleneck_channels": width, "stride_in_1x1": res.STRIDE_IN_1X1}
                 blocks.append(RegionBottleneckBlock(channels, 4 * width, **arguments))
@@ -132,5 +151,6 @@ def build_cascade_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Casca
             dilate(blocks[-1], before if i == 0 else _DILATIONS[number], _DILATIONS[number])
             channels = blocks[-1].out_channels
         stages[_NAMES[number]], before = blocks, _DILATIONS[number]
+    assert input_shape.channels is not None  # of images
     stem = RegionStem(input_shape.channels, res.STEM_OUT_CHANNELS, norm=res.NORM)
-    return CascadeResNet(stem, stages, cfg.MODEL.BACKBONE.FREEZE_AT)
+    return LayerCascadeResNet(stem, stages, cfg.MODEL.BACKBONE.FREEZE_AT)

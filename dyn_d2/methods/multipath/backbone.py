@@ -152,8 +152,8 @@ class MultiPathNetwork(Backbone):
     def forward(self, images: Tensor) -> list[ExitFeatures]:
         """What reaches each exit; in training all images reach all of them. The trace gets decisions and costs."""
         trace = current_trace() or Trace()
-        trace.images = len(images)
-        trace.state = self.policy.begin(images, None)
+        trace.context.images = len(images)
+        trace.context.state = self.policy.begin(images, None)
         waiting: dict[int, tuple[list[Tensor], Tensor | None]] = {0: (self.pyramid(images), None)}
         found: list[ExitFeatures] = []
         decisions: dict[int, Decision] = {}
@@ -166,7 +166,7 @@ class MultiPathNetwork(Backbone):
             visits[layer] = spread(images.new_ones(len(output[-1])), rows, len(images))
             flat, sinks, choice = output[-1].flatten(1), self.tree.sinks(layer), None
             if len(sinks) > 1:
-                decision = self.policy.decide(self.junctions.index(layer), flat[:, :, None, None], trace.state)
+                decision = self.policy.decide(self.junctions.index(layer), flat[:, :, None, None], trace.context.state)
                 decisions[layer] = _spread_decision(decision, rows, len(images))
                 choice = None if self.training else decision.gate.argmax(1)
             for number, sink in enumerate(sinks):

@@ -37,6 +37,8 @@ class MultiPathClassifier(DynamicModel, nn.Module):
 
     whole_trace = True
 
+    classifies_images = True
+
     @configurable
     def __init__(
         self,
@@ -139,7 +141,7 @@ class MultiPathClassifier(DynamicModel, nn.Module):
         if trace is not None:
             cost = linear_cost(self.exits[str(exit_.layer)])
             dense = cost if exit_.layer == self.backbone.tree.deepest[-1] else 0.0
-            executed = torch.zeros(trace.images, device=self.device).index_fill(0, rows, cost)
+            executed = torch.zeros(trace.context.images, device=self.device).index_fill(0, rows, cost)
             trace.costs.append(Cost(f"exits.{exit_.layer}", dense, executed))
 
     def _train(self, trace: Trace, images: Tensor, found: list[ExitFeatures], labels: Tensor) -> dict[str, Tensor]:
@@ -147,14 +149,14 @@ class MultiPathClassifier(DynamicModel, nn.Module):
         logits = {exit_.layer: self.exits[str(exit_.layer)](exit_.features).float() for exit_ in found}
         losses = {layer: F.cross_entropy(rows, labels, reduction="none") for layer, rows in logits.items()}
         wrong = {layer: (rows.argmax(1) != labels).float() for layer, rows in logits.items()}
-        learned = isinstance(policy, PathPolicy)
-        shares = policy.shares(trace.state, tree, images) if learned else path_probabilities(tree, {}, 1.0, images)
+        learned, state = isinstance(policy, PathPolicy), trace.context.state
+        shares = policy.shares(state, tree, images) if learned else path_probabilities(tree, {}, 1.0, images)
         if learned:
-            trace.state.exits = Exits(tree, shares, losses, wrong, self._layer_costs(), self._exit_costs())
+            state.exits = Exits(tree, shares, losses, wrong, self._layer_costs(), self._exit_costs())
         fixed = shares.detached()
         weights = (shares if learned and policy.weighs_with_gradient else fixed).exits
         each = torch.stack([weights[layer] * loss for layer, loss in losses.items()]).sum(0)
-        trace.image_losses = each.detach()
+        trace.context.image_losses = each.detach()
         self._record_greedy(trace, found, wrong)
         if self.adjust_rates:
             self._set_rates(fixed)
@@ -165,7 +167,7 @@ class MultiPathClassifier(DynamicModel, nn.Module):
         tree = self.backbone.tree
         gates = {layer: step.decision.gate for layer, step in zip(tree.junctions, trace.steps, strict=True)}
         taken = greedy_paths(tree, gates, found[0].features).exits
-        trace.accuracies = torch.stack([part * (1 - wrong[layer]) for layer, part in taken.items()]).sum(0)
+        trace.context.accuracies = torch.stack([part * (1 - wrong[layer]) for layer, part in taken.items()]).sum(0)
         for exit_ in found:
             self._record_exit(trace, exit_, taken[exit_.layer].nonzero().squeeze(1))
 

@@ -20,6 +20,7 @@ from dyn_d2.gating.policies.base import POLICY_REGISTRY, Policy
 from dyn_d2.gating.policies.gate_layers import check_positive
 from dyn_d2.utils.errors import UserError
 
+from detectron2.config import CfgNode
 from detectron2.utils.events import get_event_storage, has_event_storage
 
 from .paths import PathShares, PathTree, costs_to_go, path_probabilities
@@ -121,7 +122,7 @@ class PathPolicy(Policy):
         self.compute_weight, self.score_weight, self._class_error = compute_weight, score_weight, class_error
 
     @classmethod
-    def from_config(cls, cfg, units: Sequence[Unit]) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, units: Sequence[Unit]) -> dict[str, Any]:
         keys = cfg.MODEL.POLICY.PATHS
         return {
             "widths": list(keys.WIDTHS),
@@ -167,13 +168,13 @@ class PathPolicy(Policy):
         return path_probabilities(tree, self.by_layer(state, tree), self.temperature(), like)
 
     def losses(self, trace: Trace, task: dict[str, Tensor]) -> dict[str, Tensor]:
-        exits = trace.state.exits
+        exits = trace.context.state.exits
         if exits is None:
             raise UserError(
                 f"{type(self).__name__} learns from the losses of exits, which this meta-architecture does not tell: "
                 "set MODEL.META_ARCHITECTURE MultiPathClassifier."
             )
-        return self.path_losses(exits, self.by_layer(trace.state, exits.tree))
+        return self.path_losses(exits, self.by_layer(trace.context.state, exits.tree))
 
     def path_losses(self, exits: Exits, scores: dict[int, Tensor]) -> dict[str, Tensor]:
         raise NotImplementedError

@@ -1,3 +1,15 @@
 """PMN: at which module an image stops, and which level of a concept tree each module recognises."""
 
-from . import head, policy  # noqa: F401  only registration
+from dyn_d2.method import Method, register_method
+
+from detectron2.config import CfgNode
+
+from . import config, head, policy  # noqa: F401  the parts register themselves
+
+
+@register_method
+class PMN(Method):
+    name = "pmn"
+
+    def add_keys(self, cfg: CfgNode) -> None:
+        config.add_keys(cfg)

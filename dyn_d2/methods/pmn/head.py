@@ -126,7 +126,7 @@ class PMNHead(nn.Module):
             raise ValueError("Training a semantic segmentation head needs 'sem_seg' in every input.")
         self._measure(state, logits, targets)
         losses = torch.stack([self._losses(logits[name], targets) for name in state.trained]).mean(0)
-        trace.image_losses = losses.detach()
+        trace.context.image_losses = losses.detach()
         return None, {"loss_sem_seg": losses.mean() * self.loss_weight}
 
     def _scores(self, size: tuple[int, int], features: Tensor, rows: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ class ModuleClassifier(UnitClassifier):
             return linear(F.relu(self.projections[key](pooled)) if key in self.projections else pooled)
 
         logits = self.combine(state, scores_of)
-        trace.costs.append(Cost("linear", linear_cost(linear), self._executed(state, linear, trace.images)))
+        trace.costs.append(Cost("linear", linear_cost(linear), self._executed(state, linear, trace.context.images)))
         return logits
 
     def scores(self, trace: Trace | None, linear: nn.Linear) -> Tensor:

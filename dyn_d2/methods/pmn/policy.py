@@ -17,7 +17,7 @@ from dyn_d2.gating import Decision, TakenLevels, Trace, Unit
 from dyn_d2.gating.cost import linear_cost, lstm_cost
 from dyn_d2.gating.decisions import bernoulli, bounded, fixed, log_likelihood
 from dyn_d2.gating.execution import gather
-from dyn_d2.gating.losses import policy_gradient_loss, usage_reward
+from dyn_d2.gating.losses import policy_gradient_loss
 from dyn_d2.gating.policies.base import POLICY_REGISTRY, Policy
 from dyn_d2.gating.policies.fixed import kept
 from dyn_d2.gating.policies.gate_layers import (
@@ -29,6 +29,8 @@ from dyn_d2.gating.policies.gate_layers import (
     valid_area,
 )
 from dyn_d2.utils.errors import UserError
+
+from detectron2.config import CfgNode
 
 from .levels import KnowledgeLevels, action_space, build_levels
 from .module_predictions import ModuleClassifier, WeightedAverage
@@ -51,6 +53,7 @@ class PMN(Policy):
 
     KINDS = ("block",)
     STAGES = ("pretrain", "joint")
+    stops = True
     LATER_KEYS = tuple(
         f"MODEL.POLICY.{key}"
         for key in ("THRESHOLD", *(f"PMN.{k}" for k in ("HOPS", "OVERLAP", "OFF_LEVEL_WEIGHT", "WEIGH", "ALPHA",
@@ -135,7 +138,7 @@ class PMN(Policy):
         nn.init.constant_(self.score.bias[:1], init_bias)
 
     @classmethod
-    def from_config(cls, cfg, units: Sequence[Unit]) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, units: Sequence[Unit]) -> dict[str, Any]:
         policy, pmn = cfg.MODEL.POLICY, cfg.MODEL.POLICY.PMN
         return {
             "stage": policy.STAGE or cls.STAGES[0],
@@ -172,10 +175,6 @@ class PMN(Policy):
     def learns(self) -> bool:
         """Whether the policy decides anything in this stage."""
         return self.stage == "joint" and self.actions in LEARNED
-
-    @property
-    def stops(self) -> bool:
-        return True
 
     @property
     def adds_losses(self) -> bool:
@@ -303,10 +302,25 @@ class PMN(Policy):
         """Self-critical policy gradient, Eq. 10: its gradient is minus that of the paper's objective J."""
         if not self.learns:
             return {}
-        sampled, greedy = (trace.state.rollouts[name] for name in (SAMPLED, GREEDY))
+        sampled, greedy = (trace.context.state.rollouts[name] for name in (SAMPLED, GREEDY))
         advantage = self.rewards(sampled) - self.rewards(greedy)
         log_probs = torch.stack(sampled.log_probs, 1)
         return {"loss_policy": self.weight * policy_gradient_loss(log_probs, advantage[:, None])}
+
+
+def usage_reward(stops: Tensor, modules: int, accuracy: Tensor, weight: float) -> Tensor:
+    """R of Eq. 7: lambda (1 - (m / K)^2) + A.
+
+    Args:
+        stops: (N,), m: the modules that ran.
+        modules: K.
+        accuracy: (N,), A in [0, 1].
+        weight: lambda.
+
+    Returns:
+        float32 (N,).
+    """
+    return weight * (1 - (stops.float() / modules) ** 2) + accuracy.float()
 
 
 def _modules(units: Sequence[Unit], num_stages: int) -> list[int]:

@@ -137,7 +137,7 @@ def state_of(trace: Trace | None) -> PMNState:
     Raises:
         UserError: nothing is recorded, or the policy is another one.
     """
-    state = None if trace is None else trace.state
+    state = None if trace is None else trace.context.state
     if not isinstance(state, PMNState):
         raise UserError(
             "this head predicts from the modules that MODEL.POLICY.NAME pmn chooses, but there is no record of them: "

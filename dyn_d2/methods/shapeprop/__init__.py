@@ -1,3 +1,43 @@
 """ShapeProp (Zhou et al. 2020): masks where only few objects have them."""
 
-from . import bdd100k, roi_heads, weight_transfer  # noqa: F401  only registration
+from collections.abc import Mapping
+
+from dyn_d2.checkpoint.surgery import Rows
+from dyn_d2.method import Method, register_method
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+
+from . import bdd100k, config, roi_heads, weight_transfer  # noqa: F401  the parts register themselves
+
+SALIENCY = "roi_heads.shape_prop.saliency."
+
+
+@register_method
+class ShapeProp(Method):
+    name = "shapeprop"
+
+    def add_keys(self, cfg: CfgNode) -> None:
+        config.add_keys(cfg)
+
+    def class_rows(self) -> Mapping[str, Rows]:
+        return {SALIENCY + "weight": Rows(1, 1, 0.01), SALIENCY + "bias": Rows(1, 1, 0.0)}
+
+    def feature_parts(self, cfg: CfgNode) -> list[str]:
+        """All but the saliency, which is predicted by class."""
+        if not cfg.MODEL.MASK_ON or cfg.MODEL.ROI_HEADS.NAME != "ShapePropROIHeads":
+            return []
+        keys, parts = cfg.MODEL.SHAPE_PROP, ["roi_heads.shape_prop.saliency_features"]
+        parts += ["roi_heads.shape_prop.propagation*"] if keys.PROPAGATION else []
+        return parts + (["roi_heads.shape_prop.encoding"] if keys.INTEGRATION == "encoding" else [])
+
+    def evaluators_beside(self, cfg: CfgNode, dataset_name: str, folder: str) -> list[DatasetEvaluator]:
+        """How good shape activations are, of models that output them."""
+        from dyn_d2.evaluation.partial_masks import mask_groups
+
+        from .evaluator import ShapeQualityEvaluator
+
+        if not (cfg.MODEL.MASK_ON and cfg.MODEL.SHAPE_PROP.OUTPUT_MAPS):
+            return []
+        return [ShapeQualityEvaluator(dataset_name, mask_groups(cfg, MetadataCatalog.get(dataset_name)))]

@@ -1,7 +1,7 @@
 """BDD100K with boxes for 70,000 images and masks for 7,000 of them, as thesis ch. 8 trains on it.
 
 Its detection labels (2020) and its instance segmentation labels belong to two sets of images that overlap. They are
-merged into one json in COCO's format, which ``datasets/prepare_bdd100k.py`` writes: an image with instance labels has
+merged into one json in COCO's format, which ``dyn-d2 prepare bdd100k`` writes: an image with instance labels has
 these, any other the boxes of its detection labels. Formats: https://doc.bdd100k.com/format.html and Scalabel's.
 """
 
@@ -35,7 +35,7 @@ ALIASES = {"person": "pedestrian", "bike": "bicycle", "motor": "motorcycle", "ca
 IGNORED = {"other person": "pedestrian", "other vehicle": "car", "trailer": "truck"}
 NOT_SEGMENTED = ("traffic light", "traffic sign")  # classes of the detection labels only
 SPLITS = ("train", "val")
-PREPARE_COMMAND = "python datasets/prepare_bdd100k.py"
+PREPARE_COMMAND = "dyn-d2 prepare bdd100k"
 WHERE = "https://bdd-data.berkeley.edu"
 
 

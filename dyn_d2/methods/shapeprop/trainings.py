@@ -9,11 +9,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from dyn_d2.checkpoint import DynCheckpointer
+from dyn_d2.checkpoint.model import model_of
+from dyn_d2.config.derive import build_cfg
+from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.job_queue import quiet
-from dyn_d2.engine.setup import build_cfg, read_cfg
 from dyn_d2.engine.stages import Stage
-from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.utils.atomic import write_json
 
 from detectron2.config import CfgNode
@@ -154,8 +154,7 @@ class MaskStage(Stage):
         """The weights of the detector without masks, if there is one; lets the teacher predict masks before."""
         if self._teacher and not resume:
             cfg = self._teacher.cfg
-            model = DynTrainer.build_model(cfg)
-            DynCheckpointer(model).load(str(self._teacher.weights), checkpointables=[], strict=True)
+            model, _ = model_of(cfg, str(self._teacher.weights))
             masks = predict_masks(cfg, model, objects_without_masks(cfg))
             write_json(self.cfg.INPUT.PARTIAL_MASKS.PSEUDO, masks, indent=None)
         return self._start.weights if self._start else None

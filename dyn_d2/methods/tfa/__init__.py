@@ -1,3 +1,20 @@
 """TFA (Wang et al. 2020): two-stage fine-tuning with a cosine classifier."""
 
-from . import cosine_box  # noqa: F401  only registration
+from dyn_d2.method import FewShotMethod, Method, register_method
+
+from detectron2.config import CfgNode
+
+from . import config, cosine_box  # noqa: F401  the parts register themselves
+
+
+@register_method
+class TFA(Method):
+    name = "tfa"
+    few_shot_methods = {
+        "tfa_fc": FewShotMethod("TFA w/ fc", 3, frozen=True),
+        # The base models of LVIS were published with a cosine head as well.
+        "tfa_cos": FewShotMethod("TFA w/ cos", 4, True, "cosine", base_classifier={"lvis": "cosine"}),
+    }
+
+    def add_keys(self, cfg: CfgNode) -> None:
+        config.add_keys(cfg)

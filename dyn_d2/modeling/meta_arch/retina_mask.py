@@ -1,5 +1,5 @@
 """RetinaMask: a single-stage detector with masks (Fu et al., RetinaMask: Learning to predict masks improves
-state-of-the-art single-shot detection for free, arXiv 1901.03353); the single-stage model of thesis Table 8.2.
+state-of-the-art single-shot detection for free, arXiv 1901.03353).
 
 Shape shorthand: N images, K classes, Ri anchors on feature map i.
 """
@@ -20,8 +20,8 @@ from detectron2.structures import ImageList, Instances
 
 @META_ARCH_REGISTRY.register()
 class RetinaMask(RetinaNet):
-    """RetinaNet whose detections get masks from ROI heads of their own: "MaskROIHeads", or "ShapePropMaskROIHeads" for
-    ShapeProp (MODEL.ROI_HEADS.NAME).
+    """RetinaNet whose detections get masks from ROI heads of their own: "MaskROIHeads", or others
+    derived from them (MODEL.ROI_HEADS.NAME).
 
     In training the mask branch sees the best predictions of the current step and the true boxes, sampled and labelled
     by MODEL.ROI_HEADS (foreground from an IoU of 0.5 on); in evaluation the detections. Box losses, anchors and
@@ -94,7 +94,7 @@ class RetinaMask(RetinaNet):
         return find_top_rpn_proposals(
             boxes,
             [x.float().amax(dim=2) for x in logits],
-            images.image_sizes,
+            list(images.image_sizes),
             self.test_nms_thresh,
             self.test_topk_candidates,
             self.num_proposals,
@@ -123,7 +123,7 @@ def build_mask_branch(cfg, shapes: dict[str, ShapeSpec]) -> MaskROIHeads:
     if not (isinstance(heads, type) and issubclass(heads, MaskROIHeads)):
         raise ValueError(
             f"MODEL.ROI_HEADS.NAME is {keys.NAME}, but RetinaMask has its boxes already: set it to MaskROIHeads or "
-            "ShapePropMaskROIHeads, or MODEL.MASK_ON to False."
+            "heads derived from them, or MODEL.MASK_ON to False."
         )
     missing = [name for name in keys.IN_FEATURES if name not in shapes]
     if missing:
@@ -134,4 +134,6 @@ def build_mask_branch(cfg, shapes: dict[str, ShapeSpec]) -> MaskROIHeads:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES
-    return build_roi_heads(cfg, shapes)
+    built = build_roi_heads(cfg, shapes)
+    assert isinstance(built, MaskROIHeads)  # see above
+    return built

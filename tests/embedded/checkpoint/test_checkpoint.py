@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dyn_d2.backend import describe_engine
+from dyn_d2.backend import describe_backend
 
 from detectron2.checkpoint import DetectionCheckpointer, PeriodicCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts, convert_c2_detectron_names
@@ -16,7 +16,7 @@ from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import build_resnet_backbone
 
-embedded_only = pytest.mark.skipif("embedded" not in describe_engine(), reason="only the embedded engine promises it")
+embedded_only = pytest.mark.skipif("embedded" not in describe_backend(), reason="only the embedded engine promises it")
 
 
 def small_model():

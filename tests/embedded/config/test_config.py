@@ -3,12 +3,12 @@
 import pytest
 import yaml
 
-from dyn_d2.backend import describe_engine
+from dyn_d2.backend import describe_backend
 
 import detectron2.config as config_module
 from detectron2.config import CfgNode, configurable, get_cfg, global_cfg, set_global_cfg
 
-embedded_only = pytest.mark.skipif("embedded" not in describe_engine(), reason="a message of the embedded engine")
+embedded_only = pytest.mark.skipif("embedded" not in describe_backend(), reason="a message of the embedded engine")
 
 
 def write(folder, name, text):

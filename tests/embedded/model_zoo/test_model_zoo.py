@@ -5,9 +5,9 @@ import os
 import pytest
 import yaml
 
-from dyn_d2.backend import describe_engine
+from dyn_d2.backend import describe_backend
 
-if "embedded" not in describe_engine():
+if "embedded" not in describe_backend():
     pytest.skip("how configs are derived is a matter of the embedded engine", allow_module_level=True)
 
 from detectron2 import model_zoo

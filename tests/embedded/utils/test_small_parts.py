@@ -10,7 +10,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
-from dyn_d2.backend import describe_engine
+from dyn_d2.backend import describe_backend
 
 from detectron2.utils import comm
 from detectron2.utils.analysis import FlopCountAnalysis, flop_count_operators, parameter_count
@@ -22,7 +22,7 @@ from detectron2.utils.memory import retry_if_cuda_oom
 from detectron2.utils.registry import Registry
 from detectron2.utils.serialize import PicklableWrapper
 
-embedded_only = pytest.mark.skipif("embedded" not in describe_engine(), reason="only the embedded engine promises it")
+embedded_only = pytest.mark.skipif("embedded" not in describe_backend(), reason="only the embedded engine promises it")
 
 
 def test_comm_in_one_process():

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dyn_d2.checkpoint.torchvision_names import from_torchvision
-from dyn_d2.engine.setup import read_cfg
+from dyn_d2.config.read import read_cfg
 from dyn_d2.gating.backbones.dilated_vgg import DilatedVGG
 
 from detectron2.layers import ShapeSpec

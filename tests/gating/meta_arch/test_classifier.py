@@ -5,7 +5,7 @@ import torch
 from tiny_tasks import batch, task_opts
 from torch.nn import functional as F
 
-from dyn_d2.engine.setup import read_cfg
+from dyn_d2.config.read import read_cfg
 from dyn_d2.gating import recording
 from dyn_d2.gating.meta_arch.classifier import ImageClassifier
 
@@ -25,7 +25,7 @@ def test_scores_and_loss_against_the_obvious_way() -> None:
     with recording() as trace:
         loss = model(inputs)["loss_cls"]
     assert loss.item() == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
-    assert torch.allclose(trace.image_losses, F.cross_entropy(logits, labels, reduction="none"), atol=1e-4)
+    assert torch.allclose(trace.context.image_losses, F.cross_entropy(logits, labels, reduction="none"), atol=1e-4)
     model.eval()
     scores = torch.stack([output["scores"] for output in model(inputs)])
     assert torch.allclose(scores, logits.softmax(1), atol=1e-4)

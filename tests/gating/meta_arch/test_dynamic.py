@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_tasks import TASKS, batch, task_opts
 
-from dyn_d2.engine.setup import read_cfg
+from dyn_d2.config.read import read_cfg
 from dyn_d2.gating import current_trace
 from dyn_d2.gating.meta_arch.dynamic import find_policy, put_scalars
 from dyn_d2.utils.errors import UserError
@@ -85,14 +85,14 @@ def test_the_trace_knows_labels_and_sizes(monkeypatch) -> None:
     monkeypatch.setattr(policy, "begin", lambda images, sizes: seen.append((current_trace(), sizes)))
     losses = model(batch(3))
     (trace, sizes) = seen.pop()
-    assert trace.labels.tolist() == [0, 1, 2] and sizes == [(64, 64), (64, 64), (48, 64)]
-    assert trace.image_losses.shape == (3,) and not trace.image_losses.requires_grad
-    assert losses["loss_cls"].item() == pytest.approx(trace.image_losses.mean().item())
+    assert trace.context.labels.tolist() == [0, 1, 2] and sizes == [(64, 64), (64, 64), (48, 64)]
+    assert trace.context.image_losses.shape == (3,) and not trace.context.image_losses.requires_grad
+    assert losses["loss_cls"].item() == pytest.approx(trace.context.image_losses.mean().item())
     model([{**inputs, "image": inputs["image"][:, :48]} for inputs in batch(2)])
     assert seen.pop()[1] is None  # nothing is padded
     model.eval()
     model([{"image": inputs["image"]} for inputs in batch(2)])
-    assert seen.pop()[0].labels is None
+    assert seen.pop()[0].context.labels is None
 
 
 def test_scalars_of_a_step(monkeypatch) -> None:
@@ -127,9 +127,9 @@ def test_the_greedy_pass_leaves_no_mark(task) -> None:
     assert torch.equal(random_state, torch.get_rng_state())
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert greedy.image_losses.shape == (3,) and not greedy.image_losses.requires_grad
+    assert greedy.context.image_losses.shape == (3,) and not greedy.context.image_losses.requires_grad
     if task != "classifier":  # every image has the loss of the batch
-        assert len(greedy.image_losses.unique()) == 1
+        assert len(greedy.context.image_losses.unique()) == 1
     model.eval()
     with torch.no_grad():
         routes = [result["route"] for result in model(inputs)]

@@ -56,9 +56,9 @@ def test_the_curriculum_adds_one_block_after_the_other_from_the_end():
 
 def _trained(policy, images: int = 6):
     trace = ask(policy.train(), features_for(policy, images))
-    trace.accuracies = (torch.rand(images) < 0.5).float()
-    trace.greedy = ask(policy.eval(), features_for(policy, images))
-    trace.greedy.accuracies = (torch.rand(images) < 0.5).float()
+    trace.context.accuracies = (torch.rand(images) < 0.5).float()
+    trace.context.greedy = ask(policy.eval(), features_for(policy, images))
+    trace.context.greedy.context.accuracies = (torch.rand(images) < 0.5).float()
     policy.train()
     return trace
 
@@ -72,11 +72,11 @@ def test_the_loss_is_that_of_the_paper(step):
     expected = 0.0
     for n in range(6):
         rewards = []
-        for way in (trace, trace.greedy):
+        for way in (trace, trace.context.greedy):
             use = sum(float(gate[n]) for gate in gates(way)) / 4
-            rewards.append(1 - use**2 if way.accuracies[n] else -gamma)
+            rewards.append(1 - use**2 if way.context.accuracies[n] else -gamma)
         for index in range(4 - decided, 4):
-            prob = 0.8 * trace.state[n, index] + 0.2 * (1 - trace.state[n, index])
+            prob = 0.8 * trace.context.state[n, index] + 0.2 * (1 - trace.context.state[n, index])
             expected -= (rewards[0] - rewards[1]) * float(log_likelihood(gates(trace)[index][n], prob.detach())) / 6
             entropy = -(prob * prob.log() + (1 - prob) * (1 - prob).log())
             expected -= entropy_weight * float(entropy.detach()) / 6

@@ -68,7 +68,7 @@ def test_losses_are_equations_8_11_and_12():
     weights = [0.5, 0.5, 2.0, 2.0]  # two stages of two blocks
     category = sum(
         weight * F.cross_entropy(scores, labels).item()
-        for weight, scores in zip(weights, trace.state.category_scores, strict=True)
+        for weight, scores in zip(weights, trace.context.state.category_scores, strict=True)
     )
     assert losses["loss_category"].item() == pytest.approx(category, rel=1e-5)
 
@@ -76,7 +76,7 @@ def test_losses_are_equations_8_11_and_12():
 def test_category_heads_are_not_computed_in_evaluation_and_need_labels():
     policy = make("cdb", kind="group")
     assert "loss_category" not in policy.losses(ask(policy, features_for(policy)), {})
-    assert ask(policy.eval(), features_for(policy)).state.category_scores == []
+    assert ask(policy.eval(), features_for(policy)).context.state.category_scores == []
     plain = make("cdb", "CDB.CATEGORY", False, kind="group")
     assert not any("category" in name for name, _ in plain.named_parameters())
     trace = ask(plain, features_for(plain), labels=torch.zeros(5, dtype=torch.int64))

@@ -52,7 +52,7 @@ def test_joint_losses_are_those_of_the_thesis():
     losses = policy.losses(trace, {})
     sparsity = sum(gate.abs().sum().item() for gate in gates(trace)) / 5
     assert losses["loss_gates"].item() == pytest.approx(0.5 * sparsity, rel=1e-5)
-    expected = 2.0 * F.cross_entropy(policy.classifier(trace.state), labels)
+    expected = 2.0 * F.cross_entropy(policy.classifier(trace.context.state), labels)
     assert losses["loss_embedding"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 

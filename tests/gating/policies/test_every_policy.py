@@ -4,23 +4,24 @@ import pytest
 import torch
 from toy_gated import ask, features_for, gates, make, policy_cfg, units
 
-from dyn_d2.gating import Trace
+from dyn_d2.gating import Context, Trace
 from dyn_d2.gating.policies import POLICY_REGISTRY, build_policy
 
-# Paths are decided in a network of their own, see test_paths.py.
-CASES = [(name, kind) for name, policy in POLICY_REGISTRY for kind in policy.KINDS if kind != "path"]
+# Units of other kinds are decided about in networks of their own.
+KINDS = ("block", "group", "channel")
+CASES = [(name, kind) for name, policy in POLICY_REGISTRY for kind in policy.KINDS if kind in KINDS]
 STAGED = [(name, kind, stage) for name, kind in CASES for stage in POLICY_REGISTRY.get(name).STAGES]
 
 
 def _losses(policy, trace: Trace) -> dict[str, torch.Tensor]:
     """With made-up losses and accuracies of the images, on a made-up greedy path where the policy wants one."""
     images = len(gates(trace)[0])
-    trace.image_losses, trace.accuracies = torch.rand(images), torch.rand(images)
-    for rollout in getattr(trace.state, "rollouts", {}).values():
+    trace.context.image_losses, trace.context.accuracies = torch.rand(images), torch.rand(images)
+    for rollout in getattr(trace.context.state, "rollouts", {}).values():
         rollout.accuracy = torch.rand(images)
     if policy.wants_greedy:
-        trace.greedy = Trace(trace.steps, accuracies=torch.rand(images))
-    return policy.losses(trace, {"loss_cls": trace.image_losses.mean()})
+        trace.context.greedy = Trace(trace.steps, context=Context(accuracies=torch.rand(images)))
+    return policy.losses(trace, {"loss_cls": trace.context.image_losses.mean()})
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
@@ -119,7 +120,7 @@ def test_nothing_of_one_forward_pass_stays_in_the_module(name, kind):
 
 @pytest.mark.parametrize("name", [key for key, _ in POLICY_REGISTRY])
 def test_every_policy_says_which_units_it_cannot_decide_about(name):
-    for kind in {"block", "group", "channel"} - set(POLICY_REGISTRY.get(name).KINDS):
+    for kind in set(KINDS) - set(POLICY_REGISTRY.get(name).KINDS):
         with pytest.raises(ValueError, match=f"{name} decides about .* offers {kind} units"):
             build_policy(policy_cfg(name), units(kind))
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from toy_gated import ask, features_for, gates, make, policy_cfg
 
-from dyn_d2.gating import Trace, Unit
+from dyn_d2.gating import Context, Trace, Unit
 from dyn_d2.gating.cost import chain_cost
 from dyn_d2.gating.policies import build_policy
 
@@ -103,12 +103,12 @@ def slow_loss(trace, losses, alpha, weight, beta=None):
 def test_loss_is_the_weighted_policy_gradient_with_the_loss_of_each_image():
     policy = make("skipnet_ffgate2", "STAGE", "hrl", "SKIPNET.ALPHA", 0.7, "SKIPNET.WEIGHT", 0.5)
     trace = ask(policy, features_for(policy))
-    trace.image_losses = torch.rand(5) * 3
-    loss = policy.losses(trace, {"loss_cls": trace.image_losses.mean()})["loss_policy"]
-    assert loss.item() == pytest.approx(slow_loss(trace, trace.image_losses, 0.7, 0.5), abs=1e-5)
+    trace.context.image_losses = torch.rand(5) * 3
+    loss = policy.losses(trace, {"loss_cls": trace.context.image_losses.mean()})["loss_policy"]
+    assert loss.item() == pytest.approx(slow_loss(trace, trace.context.image_losses, 0.7, 0.5), abs=1e-5)
     policy.beta = 1.0
     loss = policy.losses(trace, {})["loss_policy"]
-    assert loss.item() == pytest.approx(slow_loss(trace, trace.image_losses, 0.7, 0.5, beta=1.0), abs=1e-5)
+    assert loss.item() == pytest.approx(slow_loss(trace, trace.context.image_losses, 0.7, 0.5, beta=1.0), abs=1e-5)
 
 
 def test_where_the_task_has_no_loss_per_image_each_image_gets_that_of_the_batch():
@@ -131,7 +131,7 @@ def test_reinforcement_makes_blocks_that_pay_off_more_likely_and_others_less():
         policy.train()
         for _ in range(20):
             trace = ask(policy, features, torch.zeros(256, 3, 4, 4))
-            trace.image_losses = 5 - worth * trace.steps[0].decision.gate
+            trace.context.image_losses = 5 - worth * trace.steps[0].decision.gate
             optimizer.zero_grad()
             policy.losses(trace, {})["loss_policy"].backward()
             optimizer.step()
@@ -144,22 +144,22 @@ def test_self_critical_baseline_subtracts_the_return_of_the_greedy_path():
     assert policy.wants_greedy and not make("skipnet_rnn", "STAGE", "hrl").wants_greedy
     features = features_for(policy)
     trace = ask(policy, features)
-    trace.image_losses = torch.rand(5)
+    trace.context.image_losses = torch.rand(5)
     with pytest.raises(ValueError, match="self_critical needs the greedy pass"):
         policy.losses(trace, {})
-    trace.greedy = Trace(steps=trace.steps, image_losses=trace.image_losses)
+    trace.context.greedy = Trace(steps=trace.steps, context=Context(image_losses=trace.context.image_losses))
     assert policy.losses(trace, {})["loss_policy"].item() == 0.0  # the sampled path is no better
     policy.eval()
     greedy = ask(policy, features)
     policy.train()
-    greedy.image_losses = torch.rand(5)
-    trace.greedy = greedy
-    expected = slow_loss(trace, trace.image_losses, 0.1, 0.01)
-    mixed = Trace(steps=[], image_losses=greedy.image_losses)
+    greedy.context.image_losses = torch.rand(5)
+    trace.context.greedy = greedy
+    expected = slow_loss(trace, trace.context.image_losses, 0.1, 0.01)
+    mixed = Trace(steps=[], context=Context(image_losses=greedy.context.image_losses))
     for sampled, step in zip(trace.steps, greedy.steps, strict=True):
         step.decision.log_prob = sampled.decision.log_prob
         mixed.steps.append(step)
-    expected -= slow_loss(mixed, greedy.image_losses, 0.1, 0.01)
+    expected -= slow_loss(mixed, greedy.context.image_losses, 0.1, 0.01)
     assert policy.losses(trace, {})["loss_policy"].item() == pytest.approx(expected, abs=1e-6)
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from gated_nets import force
-from route_tables import ALWAYS, LINEAR, RES3, RES4, SIZE, classifier_cfg, route_table
+from route_tables import ALWAYS, LINEAR, RES3, RES4, SIZE, black_images, classifier_cfg, route_table
 from torch import nn
 from two_processes import results_of_two
 
-from dyn_d2.evaluation import build_evaluator, with_routes
+from dyn_d2.evaluation import build_evaluator, with_evaluators_of_model
 from dyn_d2.gating import Route, recording
 from dyn_d2.gating.reports.route_statistics import (
     class_similarity,
@@ -30,11 +30,6 @@ CHOICES = [torch.tensor([True, False, True]), torch.tensor([False, False, True])
 EXECUTED = [ALWAYS + RES3, ALWAYS, ALWAYS + RES3 + RES4]
 
 
-def _inputs(labels=(0, 1, 1)):
-    image = torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)
-    return [{"image": image, "label": label, "image_id": i} for i, label in enumerate(labels)]
-
-
 @pytest.fixture
 def model():
     model = build_model(classifier_cfg()).eval()
@@ -45,7 +40,7 @@ def model():
 def test_executed_is_what_a_hand_computes(model, tmp_path):
     evaluator = RouteEvaluator("digits_test", str(tmp_path), model=model)
     with torch.no_grad():
-        evaluator.process(_inputs(), model(_inputs()))
+        evaluator.process(black_images(), model(black_images()))
     found = evaluator.evaluate()["routes"]
     assert found["GFLOPs"] == pytest.approx(np.mean(EXECUTED) / 1e9, rel=1e-6)
     assert found["GFLOPs_std"] == pytest.approx(np.std(EXECUTED) / 1e9, rel=1e-4)
@@ -71,10 +66,10 @@ def test_executed_is_what_a_hand_computes(model, tmp_path):
 def test_only_gated_models_get_it(model):
     cfg = classifier_cfg()
     own = build_evaluator(cfg, "digits_test")
-    assert isinstance(with_routes(own, cfg, model, "digits_test"), DatasetEvaluators)
+    assert isinstance(with_evaluators_of_model(own, cfg, model, "digits_test"), DatasetEvaluators)
     plain = nn.Module()
     plain.backbone = nn.Conv2d(3, 8, 3)
-    assert with_routes(own, cfg, plain, "digits_test") is own
+    assert with_evaluators_of_model(own, cfg, plain, "digits_test") is own
 
 
 def _route(number: int) -> Route:
@@ -101,6 +96,7 @@ def _evaluate_half(rank: int, folder: str, inputs: list, outputs: list) -> dict:
     return evaluator.evaluate()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_result_of_one(tmp_path):
     inputs, outputs = _batches()
     alone = RouteEvaluator("digits_test", str(tmp_path / "alone"))
@@ -159,10 +155,10 @@ def test_cost_outside_of_the_backbone_is_measured(model, tmp_path):
     force(model.backbone, [torch.tensor([True]), torch.tensor([False])])
     segmentor = _Segmentor(model.backbone).eval()
     before = torch.get_rng_state()
-    assert rest_cost(segmentor, _inputs()[:1]) == head
+    assert rest_cost(segmentor, black_images()[:1]) == head
     assert torch.equal(torch.get_rng_state(), before)
     evaluator = RouteEvaluator("digits_test", str(tmp_path), model=segmentor)
-    for record in _inputs():
+    for record in black_images():
         with torch.no_grad():
             evaluator.process([record], segmentor([record]))
     found = evaluator.evaluate()["routes"]

@@ -6,11 +6,11 @@ import pytest
 import torch
 import yaml
 from semantic_sets import dsspn_opts
-from tool_runs import load_tool
 
 from dyn_d2.checkpoint import CheckpointError, read_checkpoint
-from dyn_d2.engine.setup import read_cfg
+from dyn_d2.config.read import read_cfg
 from dyn_d2.hierarchy import Hierarchy, load_hierarchy, save_hierarchy
+from dyn_d2.methods.dsspn import cli
 from dyn_d2.methods.dsspn.head import DSSPNHead
 from dyn_d2.methods.dsspn.surgery import fit_concepts
 
@@ -104,7 +104,7 @@ def test_tool(squares, tmp_path, monkeypatch, capsys):
     save_hierarchy(load_hierarchy(tmp_path / "tree.yaml"), tmp_path / "tree.yaml")
     files = ["--checkpoint", str(tmp_path / "old.pth"), "--output", str(tmp_path / "new.pth")]
     monkeypatch.setattr(sys, "argv", ["", *files, *opts, "MODEL.DSSPN.TREE", str(tmp_path / "tree.yaml")])
-    load_tool("concept_surgery").main()
+    cli.main()
     assert "added: nature > mountain" in capsys.readouterr().out
     new = read_checkpoint(str(tmp_path / "new.pth"))["model"]
     assert all(torch.equal(new[name], value) for name, value in model.state_dict().items())

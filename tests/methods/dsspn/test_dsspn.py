@@ -321,7 +321,7 @@ def test_padding_is_not_looked_at():
     head = _head().eval()
     x = torch.randn(1, 3, 8, 8)
     with recording() as trace, torch.no_grad():
-        trace.image_sizes = [(12, 20)]
+        trace.context.image_sizes = [(12, 20)]
         cut = head({"p2": x})[0]
     whole = head({"p2": x})[0]
     assert torch.allclose(cut[..., :12, :20], whole[..., :12, :20], atol=1e-6)
@@ -335,6 +335,17 @@ def test_feature_maps_of_a_pyramid_are_added():
     assert head(features)[0].shape == (1, 5, 32, 32)
     with head.labels_of("fine"):
         assert head(features)[0].shape[1] == 9
+
+
+def test_a_head_says_which_data_sets_do_not_go_together():
+    shapes = {"p2": ShapeSpec(channels=3, stride=4)}
+    labels = LABELS | {"again": LABELS["fine"]}
+    head = DSSPNHead(shapes, tree=TREE, labels=labels, train_sets=["fine"], test_sets=["coarse", "fine"])
+    assert head.label_set_problem(["fine", "again"], False) is None
+    assert head.label_set_problem(["fine", "coarse"], True).startswith("fine, coarse have different labels")
+    assert head.plan is head.plan_of("fine")
+    with pytest.raises(ValueError, match="coarse, fine have different labels.*HierarchicalSegmentor"):
+        _ = head.eval().plan
 
 
 def test_upsampling_puts_positions_on_every_stride_th_pixel():

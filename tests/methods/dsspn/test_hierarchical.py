@@ -7,7 +7,7 @@ import torch
 from semantic_sets import dsspn_opts
 from torch.utils.flop_counter import FlopCounterMode
 
-from dyn_d2.engine.setup import read_cfg
+from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.trainer import DynTrainer
 
 from detectron2.modeling import build_model

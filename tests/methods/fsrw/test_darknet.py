@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dyn_d2.engine.setup import read_cfg
+from dyn_d2.config.read import read_cfg
 from dyn_d2.methods.fsrw.darknet import DarkNet19
 
 from detectron2.modeling import build_backbone

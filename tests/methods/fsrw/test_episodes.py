@@ -9,8 +9,8 @@ from fsrw_toy import SIDE, fsrw_opts
 from PIL import Image
 from tiny_detection import CLASSES, COLOURS, write_boxes
 
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.data.resumable import build_resumable_train_loader
-from dyn_d2.engine.setup import build_cfg
 from dyn_d2.methods.fsrw.episodes import SupportMapper, SupportPool, box_mask, is_episodic
 from dyn_d2.methods.fsrw.jitter import JitterColour, JitterCrop, jitters
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from fsrw_toy import KEYS, support
 
-from dyn_d2.engine.setup import read_cfg
+from dyn_d2.config.read import read_cfg
 from dyn_d2.methods.fsrw.lstd import background_depression
 from dyn_d2.methods.fsrw.meta_arch import FSRW
 from dyn_d2.methods.fsrw.reweighting import ClassVectors, reweight

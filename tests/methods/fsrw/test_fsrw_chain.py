@@ -9,18 +9,19 @@ import pytest
 import torch
 from fsrw_toy import fsrw_opts
 from tiny_detection import CLASSES, write_boxes
-from tool_runs import load_tool
 from two_processes import results_of_two
 
 from dyn_d2.checkpoint import CheckpointError
+from dyn_d2.cli import surgery
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.data.few_shot.sampling import ShotSet
 from dyn_d2.engine import stages
 from dyn_d2.engine.few_shot import plan, train_few_shot
 from dyn_d2.engine.predictor import Predictor
 from dyn_d2.engine.preflight import check_trainer
-from dyn_d2.engine.setup import build_cfg
 from dyn_d2.engine.trainer import DynTrainer, evaluate
 from dyn_d2.methods.fsrw.class_vectors import FILE, compute_vectors, prepare_for_evaluation
+from dyn_d2.methods.fsrw.cli import export_vectors
 from dyn_d2.methods.fsrw.reweighting import ClassVectors
 
 
@@ -75,10 +76,7 @@ def test_evaluation_from_saved_vectors_is_that_which_recomputes_them(trained, tm
     detector = tmp_path / "detector.pth"
     (tmp_path / "config.yaml").write_text(build_cfg("", opts).dump())
     arguments = ["--config-file", str(tmp_path / "config.yaml"), "--weights", str(folder / "model_final.pth")]
-    assert (
-        load_tool("export_vectors").main([*arguments, "--output", str(tmp_path / "v.npz"), "--detector", str(detector)])
-        == 0
-    )
+    assert export_vectors.main([*arguments, "--output", str(tmp_path / "v.npz"), "--detector", str(detector)]) == 0
     assert not [name for name in torch.load(detector, weights_only=True)["model"] if name.startswith("reweighting")]
     again = evaluated(opts, tmp_path / "again")
     assert len(again) > 0
@@ -126,7 +124,7 @@ def test_bad_vectors_are_named(trained, tmp_path) -> None:
     vectors.save(tmp_path / "four.npz")
     with pytest.raises(ValueError, match="blue, green, red has a class vector in more than one"):
         use("three.npz", "four.npz")
-    with pytest.raises(FileNotFoundError, match="export_vectors"):
+    with pytest.raises(FileNotFoundError, match="vectors export"):
         use("absent.npz")
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     with pytest.raises(ValueError, match="other.npz holds no class vectors"):
@@ -171,7 +169,7 @@ def test_vectors_are_means_over_the_supports_and_limited(trained) -> None:
 
 def test_predictor_takes_a_checkpoint_and_vectors(trained) -> None:
     _, folder = trained
-    with pytest.raises(CheckpointError, match="export_vectors"):
+    with pytest.raises(CheckpointError, match="vectors export"):
         Predictor.load(str(folder / "model_final.pth"))
     opts = ["MODEL.REWEIGHTING.VECTORS", str([str(folder / FILE)])]
     predictor = Predictor.load(str(folder / "model_final.pth"), opts=opts)
@@ -208,11 +206,13 @@ def _train_half(rank: int, opts: list[str]) -> tuple[list, float]:
     return supports, trainer.checkpointer.model.predictor.weight.double().sum().item()
 
 
+@pytest.mark.slow
 def test_two_processes_draw_their_own_supports_and_learn_the_same(data, tmp_path) -> None:
     first, second = results_of_two(_train_half, tmp_path, fsrw_opts(data, tmp_path, SEED=3))
     assert first[0] != second[0] and first[1] == second[1]
 
 
+@pytest.mark.slow
 def test_meta_rcnn_goes_through_the_stages(data, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(stages, "run_process", train_here)
     keys = {"FEW_SHOT__METHOD": "meta_rcnn", "MODEL__BACKBONE__NAME": "build_resnet_fpn_backbone"}
@@ -240,7 +240,7 @@ def test_a_base_model_is_tuned_to_the_classes_of_another_data_set(data, tmp_path
         start = tmp_path / "start.pth"
         command = ["surgery", "--base", str(weights), "--output", str(start), "--all-new", *opts]
         monkeypatch.setattr("sys.argv", command)
-        load_tool("surgery").main()
+        surgery.main()
         weights = start
     train_here([*opts, "MODEL.WEIGHTS", str(weights)])
     end = torch.load(tmp_path / "tuned" / "model_final.pth", weights_only=True)

@@ -5,7 +5,7 @@ import torch
 from fsrw_toy import support
 from tiny_tasks import CLASSES, batch, task_opts
 
-from dyn_d2.engine.setup import read_cfg
+from dyn_d2.config.read import read_cfg
 from dyn_d2.methods.fsrw.meta_rcnn import ReweightedOutputLayers
 from dyn_d2.methods.fsrw.reweighting import ClassVectors
 

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from tool_runs import load_tool
 
+from dyn_d2.cli import convergence
 from dyn_d2.evaluation.convergence import draw_convergence, read_curve, training_seconds
+from dyn_d2.methods.fsrw.cli import draw_vectors
 from dyn_d2.methods.fsrw.figures import by_variance, draw_heat_map, draw_plane, plane, principal_plane
 from dyn_d2.methods.fsrw.reweighting import ClassVectors
 
@@ -54,10 +55,10 @@ def test_means_stand_among_their_samples(tmp_path):
     assert len({text.get_color() for text in axis.texts}) == 2
     clusters(2).save(tmp_path / "a.npz")
     arguments = [str(tmp_path / "a.npz"), "--output", str(tmp_path / "pictures"), "--novel"]
-    assert load_tool("visualize_vectors").main([*arguments, "class 1"]) == 0
+    assert draw_vectors.main([*arguments, "class 1"]) == 0
     assert all((tmp_path / "pictures" / name).stat().st_size > 1000 for name in ("heat_map.png", "plane.png"))
     with pytest.raises(ValueError, match="names class 9"):
-        load_tool("visualize_vectors").main([*arguments, "class 9"])
+        draw_vectors.main([*arguments, "class 9"])
 
 
 def run(folder, values: dict[int, float]):
@@ -88,8 +89,7 @@ def test_curves_are_what_was_evaluated(tmp_path):
     lines = draw_convergence({name: {"nAP50": read_curve(tmp_path / name)} for name in ("fast", "slow")}).axes[0].lines
     assert [list(line.get_ydata()) for line in lines] == [[0.125, 0.5], [0.025, 1.0]]
     assert lines[0].get_linestyle() != lines[1].get_linestyle()
-    tool = load_tool("convergence")
-    assert tool.main([f"a={fast}", f"b={slow}", "--absolute", "--output", str(tmp_path / "c.png")]) == 0
+    assert convergence.main([f"a={fast}", f"b={slow}", "--absolute", "--output", str(tmp_path / "c.png")]) == 0
     assert (tmp_path / "c.png").stat().st_size > 1000
     rows = [{"iteration": 9, "total_loss": 1.0}, {"iteration": 10, "bbox/nAP50": 7.0}]  # as a run's last lines are
     (tmp_path / "ended").mkdir()
@@ -100,4 +100,4 @@ def test_curves_are_what_was_evaluated(tmp_path):
     with pytest.raises(FileNotFoundError, match="no OUTPUT_DIR"):
         read_curve(tmp_path)
     with pytest.raises(ValueError, match="NAME=FOLDER"):
-        tool.main([str(fast)])
+        convergence.main([str(fast)])

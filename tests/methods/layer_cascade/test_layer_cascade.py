@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dyn_d2.engine.setup import read_cfg
+from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.gating import recording
 from dyn_d2.methods.layer_cascade.head import label_counts
@@ -94,7 +94,7 @@ def test_settled_pixels_keep_what_their_stage_said(model):
         values = first.amax(1).flatten().sort().values
         rho = float(values[30] + values[31]) / 2
         head.thresholds = (rho, rho)
-        cascade = head.run_cascade(features)
+        cascade = head.run_stages(features)
     sure = first.amax(1) > rho
     assert 0 < sure.sum() < sure.numel()
     assert torch.equal(cascade.settled_by == 0, sure)
@@ -108,7 +108,7 @@ def test_cost_of_each_stage_follows_its_share(model):
     with recording() as trace, torch.no_grad():
         features = model.backbone(torch.randn(2, 3, 64, 64))
         model.sem_seg_head(features)
-    shares = trace.state.shares()
+    shares = trace.context.state.shares()
     found = {cost.name: float(cost.executed.mean() / cost.dense) for cost in trace.costs}
     assert found.keys() == {f"{head}stage{i}" for i in (1, 2, 3) for head in ("", "head.")}
     for name, share in found.items():
@@ -116,7 +116,7 @@ def test_cost_of_each_stage_follows_its_share(model):
     assert output["route"].executed <= output["route"].dense
 
 
-def test_plain_segmentor_runs_the_cascade_too():
+def test_plain_segmentor_runs_the_stages_too():
     model = _model(MODEL__META_ARCHITECTURE="SemanticSegmentor")
     (output,) = _at(model, 0.5, _batch(((64, 64),)))
     assert output.keys() == {"sem_seg"} and output["sem_seg"].shape == (CLASSES, 64, 64)

@@ -181,11 +181,11 @@ def test_bad_input_is_named():
         model(batch_of(1))
     with EventStorage(), pytest.raises(ValueError, match="the label of an image is 10"):
         model([{**entry, "label": 10} for entry in batch_of(2)])
-    from dyn_d2.gating import Trace
+    from dyn_d2.gating import Context, Trace
     from dyn_d2.methods.multipath.policy import PathState
 
     with pytest.raises(UserError, match="MODEL.META_ARCHITECTURE MultiPathClassifier"):
-        model.backbone.policy.losses(Trace(state=PathState()), {})
+        model.backbone.policy.losses(Trace(context=Context(state=PathState())), {})
 
 
 def test_two_weight_penalties_are_named(caplog):

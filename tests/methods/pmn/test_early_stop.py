@@ -53,7 +53,7 @@ def test_a_block_sees_only_the_images_that_reach_it(name):
         left = sum(stop >= number for stop in stops)
         convs = 2 + (block.shortcut is not None)
         assert sum(calls.get(number, [])) == convs * left, f"block {number}"
-    assert trace.state.rollouts[GREEDY].stops.tolist() == stops
+    assert trace.context.state.rollouts[GREEDY].stops.tolist() == stops
     assert net.policy.seen == [(k, sum(stop > k for stop in stops)) for k in range(len(blocks(net)))]
 
 
@@ -80,7 +80,7 @@ def test_an_image_gets_in_a_batch_what_it_gets_alone(name):
     net = stopping(name, stops).eval()
     with torch.no_grad(), recording() as trace:
         features = net(x)
-    outputs = {(o.module, int(row)): o.features[i] for o in trace.state.outputs for i, row in enumerate(o.rows)}
+    outputs = {(o.module, int(row)): o.features[i] for o in trace.context.state.outputs for i, row in enumerate(o.rows)}
     assert {(module + 1) for module, _ in outputs} == set(stops)
     last = len(blocks(net))
     for n, stop in enumerate(stops):
@@ -105,7 +105,7 @@ def test_the_policy_follows_when_images_change_places():
     def rollout(images):
         with torch.no_grad(), recording() as trace:
             features = net.eval()(images)["res4"]
-        greedy = trace.state.rollouts[GREEDY]
+        greedy = trace.context.state.rollouts[GREEDY]
         return greedy.stops, torch.stack(greedy.levels, 1), features, trace.executed()
 
     together, alone = rollout(x), [rollout(image[None]) for image in x]

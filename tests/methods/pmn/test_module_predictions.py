@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_tasks import batch, task_opts
 
-from dyn_d2.engine.setup import read_cfg
+from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.gating import recording
 from dyn_d2.methods.pmn.levels import KnowledgeLevels
@@ -100,9 +100,9 @@ def test_the_classifier_shares_its_linear_layer_among_modules():
     assert set(model.module_classifier.projections) == {"16", "32"} and model.linear.in_features == 64
     inputs = batch(4)
     with recording() as trace, torch.no_grad():
-        trace.image_sizes = [tuple(item["image"].shape[-2:]) for item in inputs]
+        trace.context.image_sizes = [tuple(item["image"].shape[-2:]) for item in inputs]
         outputs = model.forward_task(inputs)
-    state, cost = trace.state, torch.zeros(4)
+    state, cost = trace.context.state, torch.zeros(4)
     scores = {}
     for output in state.outputs:
         for features, n in zip(output.features, output.rows.tolist(), strict=True):

@@ -10,7 +10,7 @@ from toy_gated import ask, features_for, make, policy_cfg, units
 from dyn_d2.gating import Unit
 from dyn_d2.gating.policies import build_policy
 from dyn_d2.methods.pmn.levels import KnowledgeLevels
-from dyn_d2.methods.pmn.policy import PMN
+from dyn_d2.methods.pmn.policy import PMN, usage_reward
 from dyn_d2.methods.pmn.rollout import GREEDY, SAMPLED
 from dyn_d2.utils.errors import UserError
 
@@ -54,15 +54,23 @@ def slow_greedy(q, p, overlap):
     raise AssertionError
 
 
+def test_the_reward_is_equation_7():
+    stops, accuracy = torch.randint(1, 27, (6,)), torch.rand(6)
+    found = usage_reward(stops, 26, accuracy, 0.5)
+    for n in range(6):
+        expected = 0.5 * (1 - (stops[n].item() / 26) ** 2) + accuracy[n].item()
+        assert found[n].item() == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize("overlap", [True, False])
 def test_greedy_actions_are_those_of_one_image_after_the_other(overlap):
     images, count = 60, 4
     q, p = 0.3 + torch.rand(images, count), torch.rand(images, count, 4)
     policy = with_probabilities(pmn(overlap=overlap), q, p).eval()
     trace = ask(policy, features_for(policy, images))
-    rollout = trace.state.rollouts[GREEDY]
+    rollout = trace.context.state.rollouts[GREEDY]
     predicting = {n: [] for n in range(images)}
-    for output in trace.state.outputs:
+    for output in trace.context.state.outputs:
         for n in output.rows[output.predictions[GREEDY].predicts].tolist():
             predicting[n].append(output.module)
     for n in range(images):
@@ -84,7 +92,7 @@ def test_log_probabilities_are_those_of_the_actions_that_were_taken(actions):
     q, p = torch.rand(images, count), torch.rand(images, count, m)
     policy = pmn(levels=levels, actions=actions, alpha=alpha, stop_alpha=stop_alpha)
     trace = ask(with_probabilities(policy, q, p).train(), features_for(policy, images))
-    rollout = trace.state.rollouts[SAMPLED]
+    rollout = trace.context.state.rollouts[SAMPLED]
     found = torch.stack(rollout.log_probs, 1)
     for n in range(images):
         taken, stop = set(), int(rollout.stops[n])
@@ -113,7 +121,7 @@ def test_log_probabilities_are_those_of_the_actions_that_were_taken(actions):
 def test_both_rollouts_share_what_runs():
     policy = pmn().train()
     trace = ask(policy, features_for(policy, 30))
-    sampled, greedy = (trace.state.rollouts[name] for name in (SAMPLED, GREEDY))
+    sampled, greedy = (trace.context.state.rollouts[name] for name in (SAMPLED, GREEDY))
     opened = torch.stack([step.decision.open for step in trace.steps], 1).sum(1)
     assert torch.equal(opened, torch.maximum(sampled.stops, greedy.stops))
 
@@ -150,7 +158,7 @@ def test_the_policy_gradient_is_in_expectation_that_of_the_enumerated_reward():
     q, p = torch.sigmoid(logit_q).expand(images, 2), torch.sigmoid(logit_p).expand(images, 2)[..., None]
     torch.manual_seed(0)
     trace = ask(with_probabilities(policy, q, p), features_for(policy, images, 1, 1))
-    for rollout in trace.state.rollouts.values():
+    for rollout in trace.context.state.rollouts.values():
         first, second = (levels[:, 0].float() for levels in rollout.levels)
         rollout.accuracy = 0.1 + 0.2 * rollout.stops + 0.5 * first - 0.3 * second
     policy.losses(trace, {})["loss_policy"].backward()
@@ -169,7 +177,7 @@ def test_the_recurrent_policy_is_torchs_lstm_over_pooled_features():
     # What a module gives is the input of the next block; the toy gives the last block's input once more.
     given = [*features[1:], features[-1]]
     inputs = torch.stack([policy.projections[0](x.mean((2, 3))).relu() for x in given])
-    torch.testing.assert_close(trace.state.hidden[0], lstm(inputs)[0][-1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(trace.context.state.hidden[0], lstm(inputs)[0][-1], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +195,7 @@ def test_heuristics_run_and_predict_as_the_paper_says(actions, number, running, 
         trace = ask(policy, features_for(policy, 3))
         assert [i for i, step in enumerate(trace.steps) if step.decision.open.all()] == running
         assert all(step.decision.open.all() or not step.decision.open.any() for step in trace.steps)
-        assert [output.module for output in trace.state.outputs] == predicting
+        assert [output.module for output in trace.context.state.outputs] == predicting
         assert not list(policy.parameters()) and policy.losses(trace, {}) == {} and not policy.adds_losses
 
 
@@ -198,14 +206,14 @@ def test_random_modules_are_drawn_once_and_belong_to_the_model():
     second.load_state_dict(first.state_dict())
     assert torch.equal(first.selected, second.selected)
     trace = ask(second.eval(), features_for(second, 2))
-    assert [output.module for output in trace.state.outputs] == second.selected.nonzero()[:, 0].tolist()
+    assert [output.module for output in trace.context.state.outputs] == second.selected.nonzero()[:, 0].tolist()
 
 
 def test_pre_training_runs_everything_and_predicts_last():
     policy = make("pmn", "PMN.WIDTH", 8).train()
     trace = ask(policy, features_for(policy))
     assert all(step.decision.open.all() for step in trace.steps)
-    (output,) = trace.state.outputs
+    (output,) = trace.context.state.outputs
     assert output.module == 3 and not output.predictions[GREEDY].plain.any()
     assert policy.losses(trace, {}) == {} and trace.gates().sum() == 0
 
@@ -215,9 +223,9 @@ def test_the_last_stages_alone_can_be_modules():
     torch.nn.init.constant_(policy.score.bias, -5.0)  # everybody stops at once
     trace = ask(policy, features_for(policy, 2))
     assert [step.decision.open.tolist()[0] for step in trace.steps] == [True, True, True, False]
-    assert trace.state.rollouts[GREEDY].stops.tolist() == [1, 1]
-    assert [output.module for output in trace.state.outputs] == [0]  # nothing else has predicted
-    assert trace.state.outputs[0].predictions[GREEDY].plain.all()
+    assert trace.context.state.rollouts[GREEDY].stops.tolist() == [1, 1]
+    assert [output.module for output in trace.context.state.outputs] == [0]  # nothing else has predicted
+    assert trace.context.state.outputs[0].predictions[GREEDY].plain.all()
 
 
 def test_each_number_of_channels_has_a_projection():

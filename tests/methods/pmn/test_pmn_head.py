@@ -5,7 +5,7 @@ import torch
 from tiny_tasks import batch, task_opts
 from torch.nn import functional as F
 
-from dyn_d2.engine.setup import read_cfg
+from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.gating import recording
 from dyn_d2.methods.pmn.rollout import GREEDY, SAMPLED
@@ -32,12 +32,12 @@ def test_logits_are_the_average_over_modules_at_the_common_stride():
         outputs = model.forward_task(inputs)
         normal = [(item["image"] - model.pixel_mean) / model.pixel_std for item in inputs]
         images = ImageList.from_tensors(normal, model.backbone.size_divisibility).tensor
-    modules = [output.module for output in trace.state.outputs]
+    modules = [output.module for output in trace.context.state.outputs]
     assert modules == [1, 3, 5]  # the last blocks of res3, res4, res5
     with torch.no_grad():
         maps = model.backbone(images)
         total = 0
-        for name, output in zip(("res3", "res4", "res5"), trace.state.outputs, strict=True):
+        for name, output in zip(("res3", "res4", "res5"), trace.context.state.outputs, strict=True):
             torch.testing.assert_close(output.features, maps[name])
             x = F.relu(F.conv2d(maps[name], *head.projections[str(maps[name].shape[1])].parameters()))
             scores = sum(F.conv2d(x, c.weight, c.bias, padding=r, dilation=r)
@@ -59,7 +59,7 @@ def test_loss_and_reward(train_on):
     kept = {}
     model.sem_seg_head.combine.register_forward_hook(lambda module, given, found: kept.update(found))
     with EventStorage(), recording() as trace:
-        trace.image_sizes = [tuple(item["image"].shape[-2:]) for item in inputs]
+        trace.context.image_sizes = [tuple(item["image"].shape[-2:]) for item in inputs]
         losses = model.forward_task(inputs)
     names = (SAMPLED,) if train_on == "sampled" else (SAMPLED, GREEDY)
     expected = []
@@ -68,7 +68,7 @@ def test_loss_and_reward(train_on):
         for n in range(3):
             expected.append(F.cross_entropy(logits[n][None], targets[n][None], ignore_index=255))
     torch.testing.assert_close(losses["loss_sem_seg"], torch.stack(expected).mean())
-    for name, rollout in trace.state.rollouts.items():
+    for name, rollout in trace.context.state.rollouts.items():
         for n in range(3):
             right, counted = 0, 0
             for i in range(8):

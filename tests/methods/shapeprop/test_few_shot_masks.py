@@ -5,11 +5,12 @@ import torch
 from tiny_detection import CLASSES, tiny_opts, write_boxes
 from tool_runs import ROOT
 
-from dyn_d2.checkpoint.surgery import SALIENCY, Source, operate
+from dyn_d2.checkpoint.surgery import Source, operate
+from dyn_d2.config.derive import build_cfg, feature_parts
 from dyn_d2.engine import stages
 from dyn_d2.engine.few_shot import train_few_shot
-from dyn_d2.engine.setup import build_cfg, feature_parts
 from dyn_d2.engine.trainer import DynTrainer
+from dyn_d2.methods.shapeprop import SALIENCY
 
 SHAPE_PROP = {
     "MODEL.MASK_ON": True,
@@ -36,6 +37,7 @@ def opts(tmp_path) -> list[str]:
     return tiny_opts(write_boxes(tmp_path / "data"), tmp_path / "out", **SHAPE_PROP)
 
 
+@pytest.mark.slow
 def test_stages_train_masks_and_tune_the_last_layers_only(opts, monkeypatch) -> None:
     losses, found = {}, {}
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dyn_d2.checkpoint.surgery import SALIENCY, Source, operate
-from dyn_d2.engine.setup import read_cfg
+from dyn_d2.checkpoint.surgery import Source, operate
+from dyn_d2.config.read import read_cfg
+from dyn_d2.methods.shapeprop import SALIENCY
 from dyn_d2.methods.shapeprop.roi_heads import (
     SaliencyPropagation,
     ShapeProp,

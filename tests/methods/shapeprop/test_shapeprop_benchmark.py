@@ -7,8 +7,8 @@ import pytest
 from tiny_detection import tiny_opts, write_boxes
 from tool_runs import ROOT
 
+from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.job_queue import pending
-from dyn_d2.engine.setup import read_cfg
 from dyn_d2.engine.stages import DONE, StageError
 from dyn_d2.methods.shapeprop import benchmark
 from dyn_d2.methods.shapeprop.benchmark import rows, run, summarise
@@ -165,6 +165,7 @@ def test_category_needs_classes(opts) -> None:
         plans_of([*opts, *FEW[:1], "[]"], ["oracle"], ["category"], [0])
 
 
+@pytest.mark.slow
 def test_table_files_and_numbers_by_hand(opts, monkeypatch, tmp_path) -> None:
     Trainings(monkeypatch)
     known = methods_of(read_cfg("", opts))

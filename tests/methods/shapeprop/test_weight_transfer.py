@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from dyn_d2.engine.setup import read_cfg
+from dyn_d2.config.read import read_cfg
 from dyn_d2.methods.shapeprop.weight_transfer import NEGATIVE_SLOPE
 
 from detectron2.layers import ShapeSpec

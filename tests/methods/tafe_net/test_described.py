@@ -10,9 +10,9 @@ import pytest
 import torch
 from described_files import CLASSES, FakeH5, write_compositions, write_custom, write_low_shot, write_proposed_split
 
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.data.check import check_dataset
 from dyn_d2.data.classification import ensure_classes, has_labels, is_classification
-from dyn_d2.engine.setup import build_cfg
 from dyn_d2.methods.tafe_net.data import (
     DescribedMapper,
     DescribedSet,
@@ -174,7 +174,7 @@ def test_broken_low_shot_files(root, monkeypatch) -> None:
         described_set("imagenet_low_shot_1_exp1_train")
     write_low_shot(root / "low_shot_imagenet")
     monkeypatch.setitem(sys.modules, "h5py", None)  # makes its import fail
-    with pytest.raises(RuntimeError, match="pip install h5py"):
+    with pytest.raises(RuntimeError, match=r"pip install 'dyn_d2\[hdf5\]'"):
         described_set("imagenet_low_shot_1_exp1_train")
     monkeypatch.setitem(sys.modules, "h5py", SimpleNamespace(File=FakeH5))
     with pytest.raises(ValueError, match="no 5 examples of each class"):

@@ -8,7 +8,7 @@ from described_files import write_custom
 from tool_runs import ROOT, train_net_here
 from torch.nn import functional as F
 
-from dyn_d2.engine.setup import build_cfg
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.methods.tafe_net.data import described_set
 from dyn_d2.methods.tafe_net.meta_arch import TAFENet

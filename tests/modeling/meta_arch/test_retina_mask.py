@@ -5,9 +5,9 @@ import pytest
 import torch
 from tiny_tasks import COMMON
 
+from dyn_d2.config.read import read_cfg
 from dyn_d2.data.partial_masks import apply_partial_masks
-from dyn_d2.engine.preflight import head_classes
-from dyn_d2.engine.setup import read_cfg
+from dyn_d2.modeling.answers import head_classes
 from dyn_d2.modeling.meta_arch import RetinaMask
 from dyn_d2.utils.seeds import seed_all
 

@@ -31,7 +31,8 @@ def _cityscapes(module: str) -> Any:
     try:
         return importlib.import_module(f"cityscapesscripts.{module}")
     except ImportError as error:
-        raise ImportError(f"Cityscapes evaluation needs `pip install cityscapesscripts`: {error}.") from error
+        text = f"Cityscapes evaluation needs `pip install cityscapesscripts`: {error}."
+        raise ImportError(text, name="cityscapesscripts") from error
 
 
 class CityscapesEvaluator(DatasetEvaluator):

@@ -2,7 +2,9 @@
 or class vectors alone."""
 
 import hashlib
-from typing import Any
+import logging
+from collections.abc import Sequence
+from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 
@@ -11,9 +13,11 @@ from detectron2.config import CfgNode
 from .net import SMALLEST, ReweightingNet
 from .vectors import ClassVectors
 
+logger = logging.getLogger(__name__)
 
-class ReweightedByClass:
-    """Mixed into a meta-architecture (an nn.Module with ``pixel_mean`` and ``pixel_std``).
+
+class ReweightedByClass(nn.Module):
+    """Goes before a meta-architecture in the list of bases.
 
     In training the first input of a batch carries the episode's support set under "support": "image", (N, 4, S, S), the
     colours and the mask of one object of each class, and "boxes", (N, 4). In evaluation the vectors of ``use_vectors``
@@ -23,10 +27,14 @@ class ReweightedByClass:
         episodic: the training loader adds support sets (data/episodes.py).
         reweighting: the module; None where the detector was built for given vectors.
         vectors: of evaluation; None before ``use_vectors``.
+        head_classes: None: the classes are those of the vectors, see ``modeling/answers.py``.
     """
 
     episodic = True
+    head_classes: int | None = None
     reweighting: ReweightingNet | None
+    pixel_mean: Tensor
+    pixel_std: Tensor
     vectors: ClassVectors | None = None
 
     def init_reweighting(self, reweighting: ReweightingNet | None, channels: int) -> None:
@@ -43,9 +51,35 @@ class ReweightedByClass:
             raise ValueError(
                 f"the class vectors of {', '.join(vectors.classes[:10])} have width {vectors.width}, but this detector "
                 f"re-weights {self.reweighted_channels} channels: they were made for another one; make them anew with "
-                "tools/export_vectors.py."
+                "dyn-d2 vectors export."
             )
         self.vectors = vectors
+
+    def read_vectors(self, paths: Sequence[str]) -> ClassVectors:
+        """The vectors of files, with a warning where they were made for a detector with other weights.
+
+        Raises:
+            FileNotFoundError, ValueError: see ``ClassVectors.load_all``.
+        """
+        vectors = ClassVectors.load_all(paths)
+        if vectors.detector and vectors.detector != self.fingerprint():
+            logger.warning("%s: made for a detector with other weights than these.", ", ".join(paths))
+        return vectors
+
+    def open_for_images(self, cfg: CfgNode) -> list[str]:
+        """Detect the classes of MODEL.REWEIGHTING.VECTORS from now on; their names. See ``modeling/answers.py``.
+
+        Raises:
+            FileNotFoundError, ValueError: from ``read_vectors`` and ``use_vectors``; no file is named.
+        """
+        if not cfg.MODEL.REWEIGHTING.VECTORS:
+            raise ValueError(
+                f"a {cfg.MODEL.META_ARCHITECTURE} needs class vectors to detect anything: make them with "
+                "dyn-d2 vectors export and add MODEL.REWEIGHTING.VECTORS \"['FILE']\"."
+            )
+        vectors = self.read_vectors(cfg.MODEL.REWEIGHTING.VECTORS)
+        self.use_vectors(vectors)
+        return vectors.classes
 
     def given_vectors(self) -> Tensor:
         """(N, m) vectors of ``use_vectors`` on the model's device.
@@ -55,7 +89,7 @@ class ReweightedByClass:
         """
         if self.vectors is None:
             raise ValueError(
-                "this detector has no class vectors yet: name a file of tools/export_vectors.py in "
+                "this detector has no class vectors yet: name a file of dyn-d2 vectors export in "
                 "MODEL.REWEIGHTING.VECTORS, or call use_vectors()."
             )
         return self.vectors.vectors.to(self.pixel_mean.device)
@@ -121,7 +155,7 @@ def build_reweighting(cfg: CfgNode, channels: int) -> ReweightingNet | None:
     return ReweightingNet(channels, keys.WIDTH, keys.NORM, keys.SUPPORT_FORM)
 
 
-def is_reweighted(model: nn.Module) -> bool:
+def is_reweighted(model: nn.Module) -> TypeGuard[ReweightedByClass]:
     """Whether the detector takes its classes from class vectors."""
     return isinstance(model, ReweightedByClass)
 

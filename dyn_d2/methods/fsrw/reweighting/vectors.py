@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,7 +65,7 @@ class ClassVectors:
         if missing:
             raise ValueError(
                 f"no class vector of {', '.join(missing)} (there are those of {', '.join(self.classes)}): make them "
-                "with tools/export_vectors.py, and name all files in MODEL.REWEIGHTING.VECTORS."
+                "with dyn-d2 vectors export, and name all files in MODEL.REWEIGHTING.VECTORS."
             )
         rows = [self.classes.index(name) for name in classes]
         samples = [self.samples[row] for row in rows] if self.samples else []
@@ -73,7 +74,7 @@ class ClassVectors:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write an ``.npz`` of plain arrays, whole or not at all."""
-        arrays = {
+        arrays: dict[str, Any] = {
             "classes": np.array(self.classes),
             "vectors": self.vectors.numpy(),
             "samples": torch.cat(self.samples).numpy() if self.samples else self.vectors.numpy()[:0],
@@ -93,7 +94,7 @@ class ClassVectors:
             ValueError: it is no such file.
         """
         if not os.path.isfile(path):
-            raise FileNotFoundError(f"class vectors {path} do not exist: tools/export_vectors.py makes them.")
+            raise FileNotFoundError(f"class vectors {path} do not exist: dyn-d2 vectors export makes them.")
         try:
             with np.load(path, allow_pickle=False) as file:
                 classes, vectors = [str(name) for name in file["classes"]], torch.from_numpy(file["vectors"])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dyn_d2.utils.errors import UserError
+from dyn_d2.utils.extras import how_to_install
 
 from .described_set import DescribedSet, Part
 
@@ -82,7 +83,7 @@ def _read_features(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         import h5py
     except ImportError as error:
-        raise UserError(f"{path} is an HDF5 file: pip install h5py.") from error
+        raise UserError(f"{path}: {how_to_install('h5py')}.") from error
     try:
         with h5py.File(path, "r") as file:
             count = int(file["count"][0])

@@ -1,0 +1,53 @@
+"""Train or evaluate what a config describes.
+
+dyn-d2 train --config-file TFA/digit_scenes.yaml OUTPUT_DIR output/base
+dyn-d2 train --config-file ... --resume                         go on after a kill
+dyn-d2 train --config-file ... --eval-only MODEL.WEIGHTS output/base/model_final.pth
+dyn-d2 evaluate --weights output/base/model_final.pth OUTPUT_DIR output/base_eval
+torchrun --nproc-per-node 2 -m dyn_d2 train --config-file ...
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from dyn_d2.config.names import find_config
+from dyn_d2.engine.launch import make_parser, parse_args, run
+from dyn_d2.engine.preflight import check_files, check_trainer
+from dyn_d2.engine.setup import setup
+from dyn_d2.engine.trainer import DynTrainer, evaluate
+from dyn_d2.utils.errors import wrong_input
+
+
+def train(args: argparse.Namespace) -> dict[str, Any] | None:
+    """One process of the job. Returns the results of the last evaluation on the main process."""
+    with wrong_input():
+        if args.config_file:
+            args.config_file = find_config(args.config_file)  # Detectron2 opens it once more for the log
+        cfg = setup(args)
+        check_files(cfg)
+        if args.eval_only:
+            return evaluate(cfg)
+        trainer = DynTrainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        if cfg.SOLVER.PREFLIGHT and not args.resume:
+            check_trainer(trainer)
+    return trainer.train()
+
+
+def main() -> None:
+    """``dyn-d2 train``."""
+    run(train, parse_args(make_parser(__doc__)))
+
+
+def evaluate_main() -> None:
+    """``dyn-d2 evaluate``: ``dyn-d2 train --eval-only``, of a file whose config lies beside it."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--weights", default="", metavar="FILE", help="MODEL.WEIGHTS; without --config-file, the "
+                        "config.yaml beside it is taken")  # fmt: skip
+    args = parse_args(parser)
+    args.eval_only = True
+    if args.weights:
+        args.config_file = args.config_file or str(Path(args.weights).with_name("config.yaml"))
+        args.opts = ["MODEL.WEIGHTS", args.weights, *args.opts]
+    run(train, args)

@@ -1,0 +1,131 @@
+"""What follows from other keys: data sets from a few-shot task, schedules from stages, all of it from the batch."""
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from dyn_d2.data.few_shot.stages import BASE, FINETUNE, FINETUNING_STAGES, NOVEL
+from dyn_d2.method import FewShotMethod, few_shot_methods, methods
+
+from detectron2.config import CfgNode
+
+from .read import read_cfg
+
+logger = logging.getLogger(__name__)
+
+FEATURES = ("backbone", "proposal_generator")  # of a detector, with the box head that is added per model
+
+SetKey = Callable[[str, Any, str], None]
+"""(key, value, why): sets a derived value, unless the user gave one on the command line."""
+
+
+def derive(cfg: CfgNode, given: Iterable[str] = ()) -> None:
+    """Set what follows from other keys: classifier and freezing from the few-shot method, the stage's schedule, the
+    few-shot data sets, what is usual for a classification data set, what methods derive, the scaling to the batch.
+
+    Args:
+        cfg: changed in place.
+        given: keys that the user set explicitly; they are left alone.
+
+    Raises:
+        ValueError: a key has a value that does not exist.
+    """
+    from dyn_d2.data.classification import apply_classification
+    from dyn_d2.data.few_shot import apply_few_shot
+    from dyn_d2.engine.schedules import stage_schedule
+
+    given = set(given)
+
+    def set_key(key: str, value: Any, why: str) -> None:
+        set_unless_given(cfg, key, value, given, why)
+
+    if cfg.FEW_SHOT.BENCHMARK:
+        method = apply_method(cfg, given)
+        for key, value in stage_schedule(cfg, method is not None and method.full).items():
+            set_key(f"SOLVER.{key}", value, "stage " + cfg.FEW_SHOT.STAGE)
+    apply_few_shot(cfg)
+    apply_classification(cfg, set_key)
+    for each in methods():
+        each.derive(cfg, given, set_key)
+    scale_to_batch(cfg, given)
+    # A step at the very end changes nothing, but fvcore's schedules refuse it; rounding makes such steps too.
+    before_the_end = tuple(step for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER)
+    if len(before_the_end) < len(cfg.SOLVER.STEPS):
+        set_unless_given(cfg, "SOLVER.STEPS", before_the_end, set(), f"training ends at {cfg.SOLVER.MAX_ITER}")
+
+
+def build_cfg(config_file: str = "", opts: Iterable[str] = ()) -> CfgNode:
+    """``read_cfg`` and ``derive`` in one; values given in ``opts`` are never changed."""
+    opts = list(opts)
+    cfg = read_cfg(config_file, opts)
+    derive(cfg, opts[::2])
+    return cfg
+
+
+def set_unless_given(cfg: CfgNode, key: str, value: Any, given: set[str], why: str) -> None:
+    """Set a derived value, unless the user gave one on the command line."""
+    *path, name = key.split(".")
+    node = cfg
+    for part in path:
+        node = node[part]
+    if key in given:
+        logger.info(f"{key}: {node[name]} as given on the command line (not {value}, {why})")
+    elif node[name] != value:
+        logger.info(f"{key}: {node[name]} -> {value} ({why})")
+        node[name] = value
+
+
+def apply_method(cfg: CfgNode, given: set[str]) -> FewShotMethod | None:
+    """FEW_SHOT.METHOD -> MODEL.META_ARCHITECTURE, MODEL.FREEZE and MODEL.ROI_BOX_HEAD.CLASSIFIER of the stage.
+
+    Raises:
+        ValueError: there is no such method.
+    """
+    few, known = cfg.FEW_SHOT, few_shot_methods()
+    if few.METHOD == "":
+        return None
+    if few.METHOD not in known:
+        raise ValueError(f"FEW_SHOT.METHOD is {few.METHOD!r}: use '' or one of {sorted(known)}.")
+    method, why = known[few.METHOD], "method " + few.METHOD
+    detector = method.tuned if method.tuned and few.STAGE == FINETUNE else method.detector
+    if detector:
+        set_unless_given(cfg, "MODEL.META_ARCHITECTURE", detector, given, why)
+    if few.STAGE in FINETUNING_STAGES:
+        set_unless_given(cfg, "MODEL.ROI_BOX_HEAD.CLASSIFIER", method.classifier, given, why)
+        # The novel stage trains a predictor for fixed features, also where the fine-tuning frees them again.
+        parts = feature_parts(cfg) if method.frozen or few.STAGE == NOVEL else []
+        set_unless_given(cfg, "MODEL.FREEZE", parts, given, why)
+    elif few.STAGE == BASE and few.BENCHMARK in method.base_classifier:
+        set_unless_given(cfg, "MODEL.ROI_BOX_HEAD.CLASSIFIER", method.base_classifier[few.BENCHMARK], given, why)
+    return method
+
+
+def feature_parts(cfg: CfgNode) -> list[str]:
+    """The modules of the feature extractor, all but the predictors, of an FPN or C4 detector."""
+    parts = [*FEATURES, "roi_heads.res5" if "Res5" in cfg.MODEL.ROI_HEADS.NAME else "roi_heads.box_head"]
+    if cfg.MODEL.MASK_ON:
+        parts += ["roi_heads.mask_head.mask_fcn*"] if cfg.MODEL.ROI_MASK_HEAD.NUM_CONV else []
+        parts += ["roi_heads.mask_head.deconv"]
+    for method in methods():
+        parts += method.feature_parts(cfg)
+    return parts
+
+
+def scale_to_batch(cfg: CfgNode, given: Iterable[str] = ()) -> None:
+    """Fit rate and schedule to SOLVER.IMS_PER_BATCH where the config was made for SOLVER.REFERENCE_BATCH: with s =
+    IMS_PER_BATCH / REFERENCE_BATCH the rate is multiplied by s and all iteration counts are divided by s.
+
+    Keys in ``given`` are left alone. REFERENCE_BATCH becomes the new batch, so that a saved config is not scaled again.
+    """
+    given, solver = set(given), cfg.SOLVER
+    reference, batch = solver.REFERENCE_BATCH, solver.IMS_PER_BATCH
+    if not solver.AUTO_SCALE or reference in (0, batch):
+        return
+    scale = batch / reference
+    why = f"batch {reference} -> {batch}"
+    set_unless_given(cfg, "SOLVER.BASE_LR", solver.BASE_LR * scale, given, why)
+    set_unless_given(cfg, "SOLVER.STEPS", tuple(round(step / scale) for step in solver.STEPS), given, why)
+    for key in ("SOLVER.MAX_ITER", "SOLVER.WARMUP_ITERS", "SOLVER.CHECKPOINT_PERIOD"):
+        set_unless_given(cfg, key, round(solver[key.partition(".")[2]] / scale), given, why)
+    set_unless_given(cfg, "TEST.EVAL_PERIOD", round(cfg.TEST.EVAL_PERIOD / scale), given, why)
+    solver.REFERENCE_BATCH = batch

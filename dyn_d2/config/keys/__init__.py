@@ -1,0 +1,1 @@
+"""Every config key of the platform, with its default and what it does."""

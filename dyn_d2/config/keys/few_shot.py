@@ -1,0 +1,65 @@
+"""Keys of detectors, and of few-shot detection."""
+
+from detectron2.config import CfgNode as CN
+
+from .training import stage_solver
+
+
+def add_detector_keys(cfg: CN) -> None:
+    # Parts that must not change, e.g. ["backbone", "proposal_generator", "roi_heads.box_head"]: paths of modules,
+    # "*" allowed. Parameters get no gradient, batch norm and dropout layers stay in evaluation mode.
+    cfg.MODEL.FREEZE = []
+    # "linear", or that of a method, such as "cosine". Read by the ROI heads "DynROIHeads" and "DynRes5ROIHeads".
+    cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER = "linear"
+
+
+def add_few_shot_keys(cfg: CN) -> None:
+    cfg.FEW_SHOT = CN()
+    # "" (off), "voc", "coco", "lvis", "digit_scenes" or "custom". When set, data sets and class counts are derived.
+    cfg.FEW_SHOT.BENCHMARK = ""
+    # "gfsod": fine-tune and detect base and novel classes; "fsod": novel classes only.
+    cfg.FEW_SHOT.PROTOCOL = "gfsod"
+    # "base", "novel" (novel-only predictor, for INIT "novel"), "finetune", "joint" (all data of all classes), or
+    # "joint_shots" (all data of the base classes and K shots of the novel ones: "FRCN+joint" of Wang et al., ICML
+    # 2020).
+    cfg.FEW_SHOT.STAGE = "base"
+    # "" (MODEL.FREEZE and CLASSIFIER as given), "ft", "ft_full" or one that a method brings (dyn_d2/methods): what the
+    # fine-tuning stages freeze, which classifier they use, and, for some, which MODEL.META_ARCHITECTURE.
+    cfg.FEW_SHOT.METHOD = ""
+    # "" (the keys of SOLVER, FEW_SHOT.FINETUNE and FEW_SHOT.NOVEL) or "thesis": rate and iterations published for this
+    # benchmark, stage and K (engine/schedules.py).
+    cfg.FEW_SHOT.SCHEDULE = ""
+    # SOLVER keys of the fine-tuning stage, so that one yaml serves all stages.
+    cfg.FEW_SHOT.FINETUNE = stage_solver()
+    # What methods that fine-tune until nothing changes any more have other than FINETUNE.
+    cfg.FEW_SHOT.FULL = stage_solver()
+    # The same for the base stage, for a command line that changes its length and not that of the stages after it.
+    cfg.FEW_SHOT.BASE = stage_solver()
+    # The same for the novel-only stage.
+    cfg.FEW_SHOT.NOVEL = stage_solver()
+    # Which division into base and novel classes, from 1.
+    cfg.FEW_SHOT.SPLIT = 1
+    # K: annotated objects of each class in the fine-tuning set; 0: all objects of the stage's classes.
+    cfg.FEW_SHOT.SHOTS = 10
+    # "instance": K counts objects; "image": K images with all objects of the class that they show.
+    cfg.FEW_SHOT.SHOTS_UNIT = "instance"
+    # Which sample of K shots.
+    cfg.FEW_SHOT.SEED = 0
+    # "random" or "novel": how the novel rows of the predictor start (surgery between the stages).
+    cfg.FEW_SHOT.INIT = "random"
+    # False: one training record for each sampled object (the paper's data); True: one for each image.
+    cfg.FEW_SHOT.GROUP_BY_IMAGE = False
+    # Folder of K-shot lists, sampled by `dyn-d2 prepare few-shot` or published ones; "" draws them by the seed.
+    cfg.FEW_SHOT.SHOTS_DIR = ""
+    # Registered data sets to use in place of the benchmark's, e.g. ["coco_2017_train"]; [] keeps the benchmark's.
+    cfg.FEW_SHOT.TRAIN_SETS = []
+    cfg.FEW_SHOT.TEST_SETS = []
+    # Your own data in COCO format, for BENCHMARK "custom".
+    cfg.FEW_SHOT.CUSTOM = CN()
+    cfg.FEW_SHOT.CUSTOM.NAME = "custom"
+    cfg.FEW_SHOT.CUSTOM.TRAIN_JSON = ""
+    cfg.FEW_SHOT.CUSTOM.TRAIN_IMAGES = ""
+    cfg.FEW_SHOT.CUSTOM.TEST_JSON = ""
+    cfg.FEW_SHOT.CUSTOM.TEST_IMAGES = ""
+    cfg.FEW_SHOT.CUSTOM.BASE_CLASSES = []
+    cfg.FEW_SHOT.CUSTOM.NOVEL_CLASSES = []

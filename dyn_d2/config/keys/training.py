@@ -1,0 +1,36 @@
+"""Keys of training and evaluation of any model."""
+
+from detectron2.config import CfgNode as CN
+
+
+def stage_solver() -> CN:
+    # What one stage has of its own; 0, [], -1 and "" mean as in SOLVER.
+    return CN({"BASE_LR": 0.0, "MAX_ITER": 0, "STEPS": [], "WARMUP_ITERS": -1, "LR_SCHEDULER_NAME": ""})
+
+
+def add_run_keys(cfg: CN) -> None:
+    # Keep feature maps with the channels last in memory: often faster, on CPUs and with tensor cores.
+    cfg.MODEL.CHANNELS_LAST = False
+    # The batch for which rate and schedule were chosen; 0 where nobody knows (no scaling then).
+    cfg.SOLVER.REFERENCE_BATCH = 0
+    # Scale rate, steps, warm-up and iterations when IMS_PER_BATCH differs from REFERENCE_BATCH.
+    cfg.SOLVER.AUTO_SCALE = True
+    # Let DDP look for parameters without a gradient; models that skip blocks ask for it themselves.
+    cfg.SOLVER.FIND_UNUSED_PARAMETERS = False
+    # Check data, checkpoint and head against each other, and try the evaluation on two images, before the first step.
+    cfg.SOLVER.PREFLIGHT = True
+    # Let --eval-only score a model although the checkpoint does not hold all of its parameters.
+    cfg.TEST.ALLOW_PARTIAL_WEIGHTS = False
+
+
+def add_solver_keys(cfg: CN) -> None:
+    # "SGD" (Detectron2's) or "Adam", which does not read MOMENTUM.
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # For SOLVER.LR_SCHEDULER_NAME "WarmupPolyLR": rate * (1 - iteration / MAX_ITER) ** POLY_LR_POWER, ...
+    cfg.SOLVER.POLY_LR_POWER = 0.9
+    # ... but not below this share of the rate.
+    cfg.SOLVER.POLY_LR_CONSTANT_ENDING = 0.0
+    # The rate of the backbone, gates not counted, as a factor on that of the rest.
+    cfg.SOLVER.BACKBONE_LR_FACTOR = 1.0
+    # For SOLVER.LR_SCHEDULER_NAME "HalvingLR": iterations in which the rate is halved, continuously.
+    cfg.SOLVER.HALVING_ITERS = 10000

@@ -1,0 +1,84 @@
+"""One output directory, one run: what must not change where a run goes on, and which keys do not matter."""
+
+import logging
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import yaml
+
+from dyn_d2.utils.errors import UserError
+
+from detectron2.config import CfgNode
+
+from .read import flatten, read_yaml
+
+logger = logging.getLogger(__name__)
+
+# Keys, or nodes of keys, that may differ between the config of an output directory and a run that goes on there, and
+# whether a finished training would have given the same model with another value.
+FREE_KEYS = {
+    "OUTPUT_DIR": True,
+    "MODEL.WEIGHTS": True,
+    "MODEL.DEVICE": True,
+    "TEST": True,
+    "VIS_PERIOD": True,
+    "DATALOADER.NUM_WORKERS": True,
+    "INPUT.PARTIAL_MASKS.CACHE": True,
+    "SOLVER.CHECKPOINT_PERIOD": True,
+    "SOLVER.PREFLIGHT": True,
+    "SOLVER.FIND_UNUSED_PARAMETERS": True,
+    "VERSION": False,
+    "DATASETS.TEST": False,
+    "SOLVER.MAX_ITER": False,
+    "SOLVER.STEPS": False,
+    "CUDNN_BENCHMARK": False,
+    "SEED": False,
+}
+NEUTRAL_KEYS = tuple(key for key, same_model in FREE_KEYS.items() if same_model)
+
+
+def is_below(key: str, names: Iterable[str]) -> bool:
+    """Whether ``key`` is one of ``names``, or of a node among them."""
+    return any(key == name or key.startswith(name + ".") for name in names)
+
+
+class OutputDirError(UserError):
+    """OUTPUT_DIR holds a run with another config or stage."""
+
+
+def differing_keys(old: dict[str, Any], new: CfgNode, free: Iterable[str] = tuple(FREE_KEYS)) -> list[str]:
+    """``KEY: old -> new`` for the keys in which two configs of one output directory must not differ."""
+    before, after = flatten(old), flatten(yaml.safe_load(new.dump()))  # the file knows no tuples
+    lines = []
+    for key in sorted(before.keys() | after.keys()):
+        if is_below(key, free):
+            continue
+        if before.get(key) != after.get(key):
+            lines.append(f"{key}: {before.get(key)} -> {after.get(key)}")
+    return lines
+
+
+def check_output_dir(cfg: CfgNode, resume: bool) -> None:
+    """Refuse to mix two runs in one directory.
+
+    Raises:
+        OutputDirError: OUTPUT_DIR holds checkpoints of another config or stage.
+    """
+    saved = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+    if not os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")) or not os.path.isfile(saved):
+        return
+    changed = differing_keys(read_yaml(saved), cfg)
+    if changed:
+        raise OutputDirError(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run with another config:\n  "
+            + "\n  ".join(changed[:20])
+            + ("\n  ..." if len(changed) > 20 else "")
+            + "\nChoose another OUTPUT_DIR"
+            + (", or give the old values to resume." if resume else ".")
+        )
+    if not resume:
+        logger.warning(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run with this config; starting afresh replaces it "
+            "(--resume would go on from its last checkpoint)"
+        )

@@ -1,0 +1,69 @@
+"""Keys of YOLOv2, of re-weighting and of LSTD."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_keys(cfg: CN) -> None:
+    _add_yolo_keys(cfg)
+    _add_reweighting_keys(cfg)
+
+
+def _add_yolo_keys(cfg: CN) -> None:
+    # Read by build_darknet19_backbone and the detection layers on it.
+    cfg.MODEL.DARKNET = CN()
+    # Factor of all numbers of channels.
+    cfg.MODEL.DARKNET.WIDTH = 1.0
+    # "BN", "FrozenBN", "GN", ... or "".
+    cfg.MODEL.DARKNET.NORM = "BN"
+    # Read by the meta-architectures "YOLOv2", "LSTDYOLOv2" and "FSRW"; the number of classes is RETINANET.NUM_CLASSES.
+    cfg.MODEL.YOLO = CN()
+    # Side of the square that images are squashed to, a multiple of 32.
+    cfg.MODEL.YOLO.SIZE = 416
+    # Training: sides to draw from for each batch; [] for SIZE.
+    cfg.MODEL.YOLO.TRAIN_SIZES = []
+    # Widths and heights, in cells of 32 pixels.
+    cfg.MODEL.YOLO.ANCHORS = [
+        [1.3221, 1.73145], [3.19275, 4.00944], [5.05587, 8.09892], [9.47112, 4.84053], [11.2364, 10.0071]
+    ]  # fmt: skip
+    # Weight of the objectness of an anchor that has an object.
+    cfg.MODEL.YOLO.OBJECT_SCALE = 5.0
+    # An anchor whose box overlaps an object by more than this is no negative.
+    cfg.MODEL.YOLO.IGNORE_IOU = 0.6
+    # In so many first iterations of a base training, anchors without an object learn to predict themselves.
+    cfg.MODEL.YOLO.PRIOR_ITERS = 200
+    cfg.MODEL.YOLO.SCORE_THRESH_TEST = 0.005
+    cfg.MODEL.YOLO.NMS_THRESH_TEST = 0.45
+    # Colour and place of training images, queries and supports, in the manner of DarkNet: each side of the crop moves
+    # by up to CROP of the image's; the hue by up to HUE of the circle; saturation and exposure (value) are multiplied
+    # or divided by up to these factors. 0, 0, 1, 1 change nothing.
+    cfg.INPUT.JITTER = CN({"CROP": 0.0, "HUE": 0.0, "SATURATION": 1.0, "EXPOSURE": 1.0})
+
+    # LSTD on YOLOv2: weights of background depression and of transfer knowledge, the temperature of the latter, and the
+    # number of classes of the base model where it comes from another data set (0: the benchmark's base classes).
+    cfg.MODEL.LSTD = CN({"BACKGROUND": 0.5, "TRANSFER": 0.5, "TEMPERATURE": 2.0, "SOURCE_CLASSES": 0})
+
+
+def _add_reweighting_keys(cfg: CN) -> None:
+    # Read by the meta-architectures "FSRW" and "MetaRCNN".
+    cfg.MODEL.REWEIGHTING = CN()
+    # FSRW: which features are re-weighted, "conv13", "conv20" or "conv22" (Table 6.4, which counts the last as 21) ...
+    cfg.MODEL.REWEIGHTING.LAYER = "conv22"
+    # ... and which share of their channels.
+    cfg.MODEL.REWEIGHTING.SHARE = 1.0
+    # FSRW: "softmax" (Eq. 6.3), "multi_binary" or "single_binary" (Table 6.5).
+    cfg.MODEL.REWEIGHTING.CLASS_LOSS = "softmax"
+    # What the re-weighting module sees: "image", "image+mask", "image+object" or "image+mask+object" (Table 6.6).
+    cfg.MODEL.REWEIGHTING.SUPPORT_FORM = "image+mask"
+    # Side of the square that support images are squashed to, 64 or more.
+    cfg.MODEL.REWEIGHTING.SUPPORT_SIZE = 416
+    # Factor of the numbers of channels of the module's first five convolutions, and its normalisation.
+    cfg.MODEL.REWEIGHTING.WIDTH = 1.0
+    cfg.MODEL.REWEIGHTING.NORM = "BN"
+    # FSRW: how many (image, class) pairs without an object count, for each pair with one, in the losses of boxes and
+    # objectness; negative for all. In base training, and in fine-tuning.
+    cfg.MODEL.REWEIGHTING.NEGATIVES = 1.0
+    cfg.MODEL.REWEIGHTING.FINETUNE_NEGATIVES = 0.0
+    # Evaluation: a class vector is the mean over so many support images at most, of those of the training set.
+    cfg.MODEL.REWEIGHTING.SUPPORTS = 100
+    # Evaluation: files of class vectors (dyn-d2 vectors export) in place of the module.
+    cfg.MODEL.REWEIGHTING.VECTORS = []

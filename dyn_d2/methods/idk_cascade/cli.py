@@ -1,0 +1,151 @@
+"""Calibrate an IDK cascade: trained models, cheapest first, of which expensive ones run only where cheap ones do not
+know.
+
+    dyn-d2 calibrate --weights fast/model_final.pth slow/model_final.pth \\
+        --held-out digits_train_held_out --test digits_test --accuracy 97.5 --output output/cascade
+    dyn-d2 calibrate --weights ... --held-out ... --budget 0.5 --output output/cascade
+
+Thresholds are chosen on the held-out set; the test split and sets that a model was trained on are refused. Every method
+of --methods is calibrated and compared; the best one is stored in the checkpoint of the first model, from which
+dyn_d2.methods.idk_cascade.load_idk_cascade takes it. With --test the cascade then really runs on the test images:
+realised accuracy, multiply-adds and time stand beside the expected ones. Writes cascade.json, cascade.md, curves.png
+and uncertainty.png.
+"""
+
+import argparse
+from pathlib import Path
+
+from dyn_d2.data.parts import HELD_OUT, TEST
+from dyn_d2.gating.reports.route_statistics import run_names
+from dyn_d2.methods.idk_cascade.calibration import Member, store, stored_path
+from dyn_d2.methods.idk_cascade.calibrators import FOR_CLASSIFIERS, FOR_DETECTORS, METHODS
+from dyn_d2.methods.idk_cascade.figures import draw_curves, draw_time, draw_uncertainty
+from dyn_d2.methods.idk_cascade.networks import NetworkModel, default_name
+from dyn_d2.methods.idk_cascade.report import (
+    Measured,
+    answer_all,
+    check_models,
+    check_order,
+    compare_methods,
+    curves_of,
+    report,
+    sweep,
+    time_curve,
+    to_markdown,
+)
+from dyn_d2.methods.idk_cascade.search import Candidate, Goal
+from dyn_d2.utils.atomic import atomic_write, write_json
+
+from detectron2.utils.logger import setup_logger
+
+# The networks are left out: each of their lambdas is a training.
+USUAL = tuple(name for name in FOR_CLASSIFIERS if not name.endswith("network"))
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--weights", nargs="+", required=True, help="checkpoints, from the cheapest model to the most expensive"
+    )
+    parser.add_argument("--held-out", required=True, help="registered data set that thresholds are chosen on")
+    parser.add_argument("--test", default="", help="registered data set to run the cascade on")
+    goal = parser.add_mutually_exclusive_group()
+    goal.add_argument("--accuracy", type=float, help="percent that the cascade has to keep (default: the last model's)")
+    goal.add_argument("--budget", type=float, help="most it may cost, as a share of the last model's cost")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="ways to calibrate that are compared")
+    parser.add_argument("--lambdas", nargs="+", type=float, default=[], help="of the cost-aware objective (Eq. 4.12)")
+    parser.add_argument("--stage-wise", action="store_true", help="one level after the other instead of jointly")
+    parser.add_argument("--batch", type=int, default=1, help="images that are run at a time")
+    parser.add_argument("--limit", type=int, default=0, help="use so many images of each set; 0 for all")
+    parser.add_argument("--time-points", type=int, default=5, help="cascades of the curve over time; detectors only")
+    parser.add_argument("--no-store", action="store_true", help="leave the checkpoint of the first model as it is")
+    parser.add_argument("--output", required=True, help="folder for the report and the figures")
+    args = parser.parse_args(argv)
+    if len(args.weights) < 2:
+        parser.error("--weights needs two or more checkpoints, the cheapest model first")
+    if args.accuracy is not None and 0 < args.accuracy <= 1:
+        parser.error(f"--accuracy is in percent: {100 * args.accuracy:g}, not {args.accuracy:g}")
+    if args.batch < 1:
+        parser.error("--batch has to be at least 1")
+    return args
+
+
+def names_of(weights: list[str]) -> list[str]:
+    """Short names that tell the checkpoints apart."""
+    short = [default_name(path) for path in weights]
+    return short if len(set(short)) == len(short) else run_names(weights)
+
+
+def load(args: argparse.Namespace) -> list[NetworkModel]:
+    """The models, fit for each other and for the data."""
+    pairs = zip(args.weights, names_of(args.weights), strict=True)
+    models = [NetworkModel.load(weights, args.held_out, name) for weights, name in pairs]
+    check_models(models, args.held_out, args.test)
+    return models
+
+
+def methods_of(args: argparse.Namespace, models: list[NetworkModel]) -> tuple[str, ...]:
+    """What --methods names, or what is usual for these models."""
+    kind, known = ("classifiers", FOR_CLASSIFIERS) if models[0].classifies else ("detectors", FOR_DETECTORS)
+    methods = tuple(args.methods or (USUAL if models[0].classifies else known))
+    if not set(methods) <= set(known):
+        raise ValueError(f"--methods for {kind} are {', '.join(known)}; not {', '.join(set(methods) - set(known))}.")
+    return methods
+
+
+def goal_of(args: argparse.Namespace, held_out: Measured) -> Goal:
+    if args.accuracy is None and args.budget is None:
+        return Goal.as_the_last(held_out.table)
+    return Goal(None if args.accuracy is None else args.accuracy / 100, args.budget)
+
+
+def draw(args, models, swept, held_out: Measured, test: Measured | None, record: dict) -> None:
+    """The figures; for detectors AP against time, which runs further cascades, goes into the record too."""
+    folder, shown = Path(args.output), test or held_out
+    label = "accuracy (%)" if models[0].classifies else "mean AP within an image (%)"
+    curves = curves_of(swept, test.table if test else None)
+    draw_curves(curves, shown.table, folder / "curves.png", label=f"{label}, {shown.dataset}")
+    tables = {part.dataset: part.table for part in (held_out, test) if part}
+    draw_uncertainty(tables, "entropy" if models[0].classifies else "box_entropy_sum", folder / "uncertainty.png")
+    if test and not models[0].classifies:
+        inference = folder / "inference"
+        points = time_curve(models, swept[record["stored"]], test, args.batch, inference, args.time_points)
+        record["time_curve"] = points
+        name = f"{points[0]['metric']['name']} on {test.dataset}"
+        draw_time(
+            [(p["name"], p["milliseconds"], p["metric"]["value"]) for p in points], folder / "ap_against_time.png", name
+        )
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    setup_logger(name="dyn_d2")
+    output = Path(args.output)
+    models = load(args)
+    methods = methods_of(args, models)
+    held_out = answer_all(models, args.held_out, HELD_OUT, args.batch, args.limit)
+    check_order(held_out.table)
+    goal = goal_of(args, held_out)
+    joint = not args.stage_wise
+    swept = sweep(held_out.table, methods, joint, args.lambdas)
+    found = compare_methods(held_out.table, swept, goal, joint, args.lambdas)
+    test = answer_all(models, args.test, TEST, args.batch, args.limit) if args.test else None
+    record = {"goal": vars(goal), **report(models, held_out, test, found, args.batch, output / "inference")}
+    reached = {name: chosen for name, chosen in found.items() if isinstance(chosen, Candidate)}
+    best = goal.choose(list(reached.values()))
+    record["stored"] = next(name for name, chosen in reached.items() if chosen is best)
+    draw(args, models, swept, held_out, test, record)
+    write_json(output / "cascade.json", record)
+    with atomic_write(output / "cascade.md") as file:
+        file.write(to_markdown(record) + "\n")
+    print(f"\n{to_markdown(record)}\n\nbest on the held-out images: {record['stored']}")
+    if not args.no_store:
+        members = [
+            Member(model.name, stored_path(path, args.weights[0]), model.weights_hash())
+            for model, path in zip(models, args.weights, strict=True)
+        ]
+        about = {"method": record["stored"], "goal": record["goal"], "held_out": args.held_out,
+                 **record["methods"][record["stored"]]}  # fmt: skip
+        store(args.weights[0], members, best.rules, about)
+        print(f"stored in {args.weights[0]}")
+    return 0

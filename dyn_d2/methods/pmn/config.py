@@ -1,0 +1,42 @@
+"""Keys of PMN."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_keys(cfg: CN) -> None:
+    cfg.MODEL.POLICY.PMN = CN()
+    # The concept tree: name of a shipped one or a yaml file; "" for one level above all classes.
+    cfg.MODEL.POLICY.PMN.TREE = ""
+    # Data set of the tree whose labels are the classes; "" for the name of the tree.
+    cfg.MODEL.POLICY.PMN.LABELS = ""
+    # What is decided: "levels" (PMN), "modules" ("Policy-adaptive" of Table 1), "stop" ("Policy"), or nothing: "fixed",
+    # "random" or "distribute".
+    cfg.MODEL.POLICY.PMN.ACTIONS = "levels"
+    # Modules that the last three run; 0 for all.
+    cfg.MODEL.POLICY.PMN.MODULES = 0
+    # Stages, from the end, whose blocks are modules: 2 in segmentation, 0 (all) in classification.
+    cfg.MODEL.POLICY.PMN.STAGES = 0
+    # How many steps down the tree the graph search looks (Table 4: 1).
+    cfg.MODEL.POLICY.PMN.HOPS = 2
+    # Later modules may take levels that were taken before (Table 4: "w/o overlap").
+    cfg.MODEL.POLICY.PMN.OVERLAP = True
+    # beta of Eq. 6 for classes outside of the levels that a module took; 1.0 is "w/o weighting" of Table 4.
+    cfg.MODEL.POLICY.PMN.OFF_LEVEL_WEIGHT = 0.8
+    # What beta multiplies: "logits" (the formula) or "probabilities".
+    cfg.MODEL.POLICY.PMN.WEIGH = "logits"
+    # Width of the LSTM and of its input.
+    cfg.MODEL.POLICY.PMN.WIDTH = 512
+    # alpha of Eq. 12 for levels, and of Eq. 11 for going on. With 0.8 for the latter, a sampled path is longer than k
+    # modules with probability 0.8^k at most.
+    cfg.MODEL.POLICY.PMN.ALPHA = 0.8
+    cfg.MODEL.POLICY.PMN.STOP_ALPHA = 0.8
+    # lambda of Eq. 7: what stopping early is worth against accuracy.
+    cfg.MODEL.POLICY.PMN.LAMBDA = 0.5
+    # Weight of the policy gradient.
+    cfg.MODEL.POLICY.PMN.WEIGHT = 1.0
+    # Which predictions the network learns from: the "sampled" ones, or "both" (the greedy ones too).
+    cfg.MODEL.POLICY.PMN.TRAIN_ON = "sampled"
+    # Logit of going on, at the start.
+    cfg.MODEL.POLICY.PMN.INIT_BIAS = 0.0
+    # Rates of the atrous convolutions of PMNHead.
+    cfg.MODEL.SEM_SEG_HEAD.ASPP_RATES = [6, 12, 18, 24]

@@ -1,0 +1,37 @@
+"""Keys of TAFE-Net and of its data."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_keys(cfg: CN) -> None:
+    # Read by the meta-architecture "TAFENet".
+    cfg.MODEL.TAFE_NET = CN()
+    # Output channels of the dynamic 3x3 convolutions, for features that are maps; [] for none.
+    cfg.MODEL.TAFE_NET.CONV_CHANNELS = []
+    # Widths of the dynamic linear layers; the last is that of the TAFE and of e_t.
+    cfg.MODEL.TAFE_NET.FC_DIMS = [2048, 2048, 2048]
+    # Hidden layers of the classifier, as in the authors' code; [] for the linear one of the thesis' text.
+    cfg.MODEL.TAFE_NET.CLASSIFIER_DIMS = [2048]
+    # Before the classifier.
+    cfg.MODEL.TAFE_NET.DROPOUT = 0.5
+    # Layers of the task embedding network (aPY: 2), and width of the hidden ones (AWA2 in the authors' code: 512).
+    cfg.MODEL.TAFE_NET.TASK_LAYERS = 3
+    cfg.MODEL.TAFE_NET.TASK_HIDDEN = 2048
+    # "softmax" (calibrated loss, Eq. 5.6) or "bce" (the authors' code).
+    cfg.MODEL.TAFE_NET.LOSS = "softmax"
+    # beta of Eq. 5.8; 0 leaves the embedding loss out.
+    cfg.MODEL.TAFE_NET.EMBEDDING_WEIGHT = 0.1
+    # An image's own task counts as much as all others (the authors' code); False: Eq. 5.7.
+    cfg.MODEL.TAFE_NET.EMBEDDING_BALANCE = True
+    # Tasks of a training step: the classes of its "batch", or all "seen" ones.
+    cfg.MODEL.TAFE_NET.TRAIN_TASKS = "batch"
+    # "published", or "fan_in" for narrow networks.
+    cfg.MODEL.TAFE_NET.INIT = "published"
+    # The rate of the task embedding network, as a factor on that of the rest.
+    cfg.SOLVER.TASK_LR_FACTOR = 1.0
+    cfg.ZERO_SHOT = CN()
+    # A json {"name": [numbers]} of classes to add to those of the data set, as candidates in evaluation.
+    cfg.ZERO_SHOT.CLASSES = ""
+    # Your own data: npz of training and test images (features, labels), json {"name": [numbers]} of their classes.
+    # When they are set, they become the data sets.
+    cfg.ZERO_SHOT.CUSTOM = CN({"TRAIN": "", "TEST": "", "CLASSES": ""})

@@ -1,0 +1,40 @@
+"""How a folder of the package tells which commands it adds to the program ``dyn-d2``.
+
+A folder with commands holds a file ``commands.py`` with a table ``COMMANDS``: name -> :class:`Command`. The program
+reads these files alone, without importing the folders that they lie in, so that ``dyn-d2 --help`` needs no torch. They
+import nothing but this module.
+"""
+
+from enum import Enum
+from typing import NamedTuple
+
+
+class Group(Enum):
+    """What somebody wants to do, in the order of ``--help``."""
+
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+    LOOK = "look at"
+    DATA = "data"
+    WEIGHTS = "weights"
+    HERE = "set-up"
+
+
+class Command(NamedTuple):
+    """A command of the program.
+
+    Attributes:
+        function: ``module:function``, imported when the command runs. It reads ``sys.argv[1:]`` where it gets no
+            arguments, and returns the exit status or None.
+        summary: a line of ``--help``, at most 50 characters.
+        group: where ``--help`` shows it.
+        only_input: everything that goes wrong with one of Python's own errors is the fault of what was given, and ends
+            in one message (see dyn_d2.utils.errors). False for what trains, which tells both apart itself.
+        registers: needs data sets and models, so that ``import dyn_d2`` has to have done its work.
+    """
+
+    function: str
+    summary: str
+    group: Group
+    only_input: bool = True
+    registers: bool = True

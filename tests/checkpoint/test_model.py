@@ -1,0 +1,36 @@
+"""A model from a config and its checkpoint."""
+
+import pytest
+import torch
+from tiny_tasks import task_opts
+
+from dyn_d2.checkpoint import CheckpointError
+from dyn_d2.checkpoint.model import model_of
+from dyn_d2.config.read import read_cfg
+from dyn_d2.modeling.build import build_model
+
+
+def test_the_checkpoint_fills_the_model(tmp_path) -> None:
+    opts = task_opts("classifier", MODEL__BACKBONE__NAME="build_resnet_backbone")
+    cfg, path = read_cfg("", opts), str(tmp_path / "model.pth")
+    weights = build_model(cfg).state_dict()
+    torch.save({"model": weights}, path)
+    model, report = model_of(cfg, path)
+    assert not model.training and report.complete and report.source == path
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    with pytest.raises(CheckpointError, match="set MODEL.WEIGHTS"):
+        model_of(cfg)
+    torch.save({"model": {name: value for name, value in weights.items() if name != "linear.bias"}}, path)
+    with pytest.raises(CheckpointError, match="missing in the file: linear"):
+        model_of(cfg, path)
+    _, report = model_of(read_cfg("", [*opts, "MODEL.WEIGHTS", path, "TEST.ALLOW_PARTIAL_WEIGHTS", "True"]))
+    assert report.missing == ["linear.bias"]
+
+
+def test_the_config_says_what_is_frozen_and_how_weights_lie_in_memory() -> None:
+    opts = task_opts("classifier", MODEL__BACKBONE__NAME="build_resnet_backbone", MODEL__CHANNELS_LAST=True)
+    model = build_model(read_cfg("", [*opts, "MODEL.FREEZE", "['backbone']"]))
+    assert {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {"linear"}
+    assert next(p for p in model.parameters() if p.ndim == 4 and p.shape[1] > 1).is_contiguous(
+        memory_format=torch.channels_last
+    )

@@ -1,0 +1,40 @@
+"""PMN in every task: it trains a step and evaluates with a route, or says what it needs."""
+
+import pytest
+import torch
+from combinations import build, check, refuses
+from tiny_tasks import TASKS, batch
+
+from detectron2.utils.events import EventStorage
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("stage", ["pretrain", "joint"])
+def test_only_a_classifier_predicts_from_modules(task, stage):
+    model = build(task, "pmn", "block", stage)
+    if task != "classifier":
+        refuses(model, stage)
+        return
+    check(model, "scores", frozen=False)
+
+
+@pytest.mark.parametrize("actions", ["levels", "modules", "stop", "fixed", "random", "distribute"])
+@pytest.mark.parametrize("stage", ["pretrain", "joint"])
+def test_pmn_segments_from_its_modules(actions, stage):
+    keys = {
+        "MODEL__SEM_SEG_HEAD__NAME": "PMNHead", "MODEL__SEM_SEG_HEAD__IN_FEATURES": ["res3", "res4", "res5"],
+        "MODEL__BACKBONE__NAME": "build_gated_resnet_backbone", "MODEL__POLICY__PMN__STAGES": 3,
+        "MODEL__POLICY__PMN__MODULES": 3, "MODEL__POLICY__PMN__WIDTH": 8, "MODEL__POLICY__PMN__ACTIONS": actions,
+    }  # fmt: skip
+    model = build("semantic_fpn", "pmn", "block", stage, **keys)
+    with EventStorage():
+        losses = model(batch())
+    learns = stage == "joint" and actions in ("levels", "modules", "stop")
+    assert set(losses) == {"loss_sem_seg"} | ({"loss_policy"} if learns else set())
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values()) and model.sem_seg_head.aspp.convs[0].weight.grad.any()
+    model.eval()
+    with torch.no_grad():
+        outputs = model(batch())
+    assert [output["sem_seg"].shape for output in outputs] == [(3, 64, 64), (3, 48, 64)]
+    assert all(output["route"].executed <= output["route"].dense + output["route"].gates for output in outputs)
