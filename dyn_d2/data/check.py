@@ -41,7 +41,7 @@ __all__ = [
     "summary",
 ]
 
-ImageFile = tuple[str, Any, int, int]  # path, image id, width, height
+ImageFile = tuple[str, Any, int | None, int | None]  # path, image id, width, height
 
 
 def check_coco_json(

@@ -5,6 +5,7 @@ import logging
 import os
 import warnings
 import weakref
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,9 @@ class DynTrainer(DefaultTrainer):
         return build_evaluator(cfg, dataset_name, output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"))
 
     @classmethod
-    def test(cls, cfg, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> dict[str, Any]:
+    def test(
+        cls, cfg, model: nn.Module, evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None
+    ) -> OrderedDict[str, Any]:
         """Evaluate as the parent does, with what methods evaluate too, and write OUTPUT_DIR/results.json beside it."""
         from dyn_d2.evaluation import prepare_evaluation, with_evaluators_of_model
         from dyn_d2.evaluation.results import RESULTS_FILE, evaluation_record, write_results
@@ -160,7 +163,7 @@ class DynTrainer(DefaultTrainer):
             super().run_step()
         except DivergenceError:
             raise
-        except FloatingPointError as error:  # the engine's own checks, e.g. of the proposals
+        except FloatingPointError as error:  # Detectron2's own checks, e.g. of the proposals
             raise self._guard.explain(str(error).rstrip(".")) from error
 
     def resume_or_load(self, resume: bool = True) -> None:

@@ -10,7 +10,7 @@ a CPU oneDNN multiplies, with weights that it has laid out before: as fast as it
 fast as ``torch.mm`` on the processor where both were measured.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -37,8 +37,9 @@ class Region:
         size: N, H, W.
     """
 
-    def __init__(self, index: Tensor, size: tuple[int, int, int]) -> None:
-        self.index, self.size = index, tuple(size)
+    def __init__(self, index: Tensor, size: Sequence[int]) -> None:
+        images, height, width = size
+        self.index, self.size = index, (images, height, width)
         self._places: Tensor | None = None
         self._taps: dict[tuple, Taps] = {}
 
@@ -262,7 +263,7 @@ class _RegionConv(torch.autograd.Function):
             part = grad[start:end].contiguous()
             if grad_weight is not None:
                 grad_weight.addmm_(part.t(), values[: end - start])
-            if transposed is not None:
+            if transposed is not None and grad_rows is not None:
                 _spread(grad_rows, transposed(part, None), start, end, taps)
         if grad_weight is not None:
             outputs, channels, *kernel = weight.shape

@@ -13,7 +13,7 @@ from dyn_d2.gating.execution import without_gradient
 from dyn_d2.gating.policies.base import Policy
 from dyn_d2.modeling.meta_arch.retina_mask import RetinaMask
 
-from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, RetinaNet, SemanticSegmentor
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, GeneralizedRCNN, RetinaNet, SemanticSegmentor
 from detectron2.utils.events import EventStorage, get_event_storage, has_event_storage
 
 RATE, EXECUTED, ENTROPY = "gate_rate/", "gates/executed_share", "gates/entropy"  # names of the scalars
@@ -44,7 +44,7 @@ class DynamicModel(nn.Module):
     :class:`~dyn_d2.gating.Route` under "route". With a backbone that has no policy it changes nothing.
     """
 
-    backbone: nn.Module
+    backbone: Backbone
     if TYPE_CHECKING:  # the meta-architecture behind it has one
 
         @property
