@@ -131,3 +131,14 @@ def test_shape_activations_are_judged_where_the_model_gives_them(boxes, cfg) -> 
     cfg.MODEL.SHAPE_PROP.OUTPUT_MAPS = True
     both = build_evaluator(cfg, boxes[0])._evaluators
     assert [type(evaluator) for evaluator in both] == [GroupedCOCOEvaluator, ShapeQualityEvaluator]
+
+
+def test_a_json_that_nobody_has_read_yet_has_its_groups(cfg, boxes):
+    """Names of classes come with the first reading of a json, which an evaluation may be."""
+    _, file, _ = boxes
+    register_coco_instances("unread", {}, str(file), str(file.parent / "images"))
+    try:
+        assert set(mask_groups(cfg, MetadataCatalog.get("unread"))) == {"{}_with_masks", "{}_without_masks"}
+    finally:
+        DatasetCatalog.remove("unread")
+        MetadataCatalog.remove("unread")
