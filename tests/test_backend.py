@@ -44,6 +44,7 @@ def fake_detectron2(tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_embedded_where_nothing_is_installed_or_where_forced():
     forced = _run(CHOOSE, "embedded")
     assert "chose embedded" in forced.stdout and "dyn_d2/embedded/detectron2" in forced.stdout, forced.stderr
@@ -52,6 +53,7 @@ def test_embedded_where_nothing_is_installed_or_where_forced():
     assert expected in automatic.stdout, automatic.stderr
 
 
+@pytest.mark.slow
 def test_forced_embedded_wins_over_an_installed_one(fake_detectron2):
     run = _run(CHOOSE, "embedded", path=(fake_detectron2(broken=False),))
     assert "dyn_d2/embedded/detectron2" in run.stdout, run.stderr
@@ -79,6 +81,7 @@ def test_imported_too_early_is_an_error(fake_detectron2):
     assert run.returncode != 0 and "import dyn_d2 first" in run.stderr
 
 
+@pytest.mark.slow
 def test_embedded_path_is_appended_not_put_first():
     if importlib.util.find_spec("detectron2") is not None and _real_is_installed():
         pytest.skip("a real Detectron2 is installed here")

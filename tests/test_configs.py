@@ -146,6 +146,7 @@ def _stages(paths: list[Path]) -> list:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "stage"), _stages(SEGMENTORS))
 def test_segmentors_train_a_step(path, stage):
     cfg = read_cfg(str(path), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "32"])

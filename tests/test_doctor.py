@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from dyn_d2.doctor import Finding, examine, report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +31,7 @@ def test_broken_torch_is_a_problem_with_a_command(tmp_path):
     assert "PROBLEM  torch" in run.stdout and "pip install 'torch>=2.6' torchvision" in run.stdout
 
 
+@pytest.mark.slow
 def test_missing_libgl_names_the_headless_build(tmp_path):
     run = _run("cv2", folder=tmp_path)
     assert run.returncode == 0, run.stdout

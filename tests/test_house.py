@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from without_method import IMPORT_ALL, copy_without, run
 
 PACKAGE = Path(__file__).resolve().parents[1] / "dyn_d2"
 METHODS = sorted(path.name for path in (PACKAGE / "methods").iterdir() if (path / "__init__.py").is_file())
@@ -86,3 +87,18 @@ def test_every_method_registers_itself_under_the_name_of_its_folder():
     from dyn_d2.method import methods
 
     assert [method.name for method in methods()] == ["gating", *METHODS]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fsrw", "shapeprop", "tafe_net"])
+def test_a_method_can_be_taken_out(tmp_path, method):
+    """All else is importable, its tests are found, and those of config, data and the house pass. The short tests of
+    all the rest: ``python tests/without_method.py METHOD -- -m "not slow"``."""
+    copy_without(method, tmp_path)
+    imported = run(tmp_path, "-c", IMPORT_ALL)
+    assert imported.returncode == 0, imported.stderr[-2000:]
+    found = run(tmp_path, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider")
+    assert found.returncode == 0, found.stdout[-2000:]
+    tests = ("tests/test_house.py", "tests/engine/test_setup.py", "tests/cli", "tests/data/test_resumable.py")
+    passed = run(tmp_path, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", *tests)
+    assert passed.returncode == 0, passed.stdout[-2000:]

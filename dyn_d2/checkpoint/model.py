@@ -72,7 +72,6 @@ def model_of(cfg: CfgNode, weights: str = "") -> tuple[nn.Module, LoadReport]:
     model = build_model(cfg)
     checkpointer = DynCheckpointer(model)
     checkpointer.load(weights or cfg.MODEL.WEIGHTS, checkpointables=[], strict=not cfg.TEST.ALLOW_PARTIAL_WEIGHTS)
-    assert checkpointer.report is not None
     return model.eval(), checkpointer.report
 
 

@@ -45,8 +45,8 @@ def derive(cfg: CfgNode, given: Iterable[str] = ()) -> None:
             set_key(f"SOLVER.{key}", value, "stage " + cfg.FEW_SHOT.STAGE)
     apply_few_shot(cfg)
     apply_classification(cfg, set_key)
-    for method in methods():
-        method.derive(cfg, given, set_key)
+    for each in methods():
+        each.derive(cfg, given, set_key)
     scale_to_batch(cfg, given)
     # A step at the very end changes nothing, but fvcore's schedules refuse it; rounding makes such steps too.
     before_the_end = tuple(step for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER)

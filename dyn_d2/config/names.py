@@ -1,4 +1,4 @@
-"""Configs by name: ``TFA/digit_scenes.yaml`` is found in any folder, since the package brings its configs along."""
+"""Configs by name: ``METHOD/DATASET.yaml`` is found in any folder, since the package brings its configs along."""
 
 import difflib
 import os

@@ -35,7 +35,7 @@ def _merge(cfg: CfgNode, merge: Callable[[], None]) -> None:
         merge()
     except (KeyError, AssertionError) as error:
         text = str(error).strip("'\"")
-        if "Non-existent" not in text or "nearest" in text:  # an engine that names the nearest key itself
+        if "Non-existent" not in text or "nearest" in text:  # a Detectron2 that names the nearest key itself
             raise
         unknown = text.rpartition(" ")[2]
         near = difflib.get_close_matches(unknown, list(flatten(cfg)), 1)

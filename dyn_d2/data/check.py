@@ -4,6 +4,7 @@
 ``check_dataset`` finds out which of them fits a registered name; ``check_config`` goes through all that a config uses.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from .check_report import Problem, Report, summary
 from .classification import check_classification, has_labels
 from .clean import clean_json
 from .validity.annotation import box_defect
-from .validity.coco import CocoContent, annotations_by_image, examine, read_json
+from .validity.coco import CocoContent, annotations_by_image, examine, image_file, looks_like_lvis, read_json
 from .validity.ground_truth import missing_lvis_fields
 from .validity.images import DeepImageError, opening_error, require_readable
 from .validity.records import examine_records
@@ -40,7 +41,7 @@ __all__ = [
     "summary",
 ]
 
-ImageFile = tuple[str, Any, int, int]  # path, image id, width, height
+ImageFile = tuple[str, Any, int | None, int | None]  # path, image id, width, height
 
 
 def check_coco_json(
@@ -50,7 +51,7 @@ def check_coco_json(
     read_images: bool = True,
     base: Sequence[str] = (),
     novel: Sequence[str] = (),
-    lvis: bool = False,
+    lvis: bool | None = None,
 ) -> Report:
     """Check a json of COCO's or LVIS's format.
 
@@ -58,7 +59,8 @@ def check_coco_json(
         image_root: folder of the images; None skips them.
         read_images: open every image; False only looks whether it is there.
         base, novel: names of base and novel classes, checked against the file and against each other.
-        lvis: judge it as Detectron2's loader and evaluator of LVIS read it.
+        lvis: judge it as Detectron2's loader and evaluator of LVIS read it; by default where its images have lists of
+            categories as those of LVIS have.
     """
     report = Report(str(json_file))
     try:
@@ -66,6 +68,7 @@ def check_coco_json(
     except (OSError, ValueError) as error:
         report.add("bad_json", str(json_file), str(error).removeprefix(f"{json_file} "))
         return report
+    lvis = looks_like_lvis(content) if lvis is None else lvis
     found = examine(content, str(json_file), lvis=lvis)
     report.problems, report.notes = found.problems, found.notes
     report.images = len(content["images"]) if isinstance(content.get("images"), list) else 0
@@ -75,7 +78,9 @@ def check_coco_json(
         report.count((found.names[a["category_id"]], bool(a["iscrowd"])) for a in objects)
     _check_roles(report, str(json_file), base, novel, list(found.names.values()))
     if image_root is not None:
-        files = [(str(_image_path(image_root, image)), i, *_size(image)) for i, image in found.images.items()]
+        named = {i: image_file(image, lvis) for i, image in found.images.items() if image_file(image, lvis)}
+        sizes = {i: (found.images[i]["width"], found.images[i]["height"]) for i in named}
+        files = [(os.path.join(image_root, name), i, *sizes[i]) for i, name in named.items()]
         report.problems += check_image_files(files, read_images)
     return report.finish(found.names.values())
 
@@ -211,7 +216,8 @@ def check_dataset(name: str, read_images: bool = True) -> list[Report]:
     if meta.get("few_shot") is None:
         require_source(name)
         if meta.get("json_file"):
-            return [check_coco_json(meta.json_file, meta.get("image_root"), read_images=read_images)]
+            lvis = meta.get("evaluator_type") == "lvis"
+            return [check_coco_json(meta.json_file, meta.get("image_root"), read_images=read_images, lvis=lvis)]
         if meta.get("dirname"):
             return [check_voc(meta.dirname, meta.split, meta.thing_classes, read_images=read_images)]
     reports = [report for source in meta.get("sources") or () for report in check_dataset(source, read_images)]
@@ -233,16 +239,3 @@ def check_config(cfg: CfgNode, read_images: bool = True) -> list[Report]:
         for report in check_dataset(name, read_images):
             reports.setdefault(report.title, report)
     return list(reports.values())
-
-
-def _size(image: dict[str, Any]) -> tuple[Any, Any]:
-    return image.get("width"), image.get("height")
-
-
-def _image_path(root: str, image: dict[str, Any]) -> Path:
-    """Place of an image; LVIS tells it by the last two parts of the address."""
-    path = Path(root) / image.get("file_name", "")
-    if "coco_url" in image and not path.is_file():
-        by_address = Path(root).joinpath(*image["coco_url"].split("/")[-2:])
-        return by_address if by_address.is_file() or "file_name" not in image else path
-    return path

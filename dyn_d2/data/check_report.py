@@ -12,6 +12,7 @@ REMEDIES = {
     "bad_category": 'give every category an integer as "id" and a "name"',
     "bad_flag": "write 0 or 1, without quotes",
     "ignore_flag": 'use "iscrowd", or remove the field or the annotation',
+    "file_name": "give the path of the image below the image folder",
     "bad_xml": "correct the file, or take its image out of the image set",
     "duplicate_image": "give every image its own id and one entry",
     "repeated_file": "keep one of the entries, with the annotations of both",

@@ -14,7 +14,8 @@ import numpy as np
 from tabulate import tabulate
 
 from detectron2.data import Metadata
-from detectron2.evaluation import COCOEvaluator
+
+from .checked import CheckedCOCOEvaluator, evaluate_nothing
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ def per_class_metrics(precision: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-class GroupedCOCOEvaluator(COCOEvaluator):
+class GroupedCOCOEvaluator(CheckedCOCOEvaluator):
     """COCOEvaluator that adds each group's AP to boxes and masks.
 
     The detector emits up to 100 objects an image over all its classes; a group's AP is COCO's AP restricted to the
@@ -129,14 +130,10 @@ class GroupedCOCOEvaluator(COCOEvaluator):
         self._groups = groups
 
     def _derive_coco_results(self, coco_eval, iou_type, class_names=None):
+        if coco_eval is None:
+            coco_eval = evaluate_nothing(self._coco_api, iou_type)
         results = super()._derive_coco_results(coco_eval, iou_type, class_names=class_names)
         if iou_type not in ("bbox", "segm"):
             return results
-        if coco_eval is None:
-            # Without a single detection pycocotools is not run. The precision of what was not found is 0.
-            present = {ann["category_id"] for ann in self._coco_api.dataset["annotations"] if not ann.get("iscrowd")}
-            found = [0.0 if category in present else np.nan for category in sorted(self._coco_api.getCatIds())]
-            per_class = {name: np.array(found) for name in COCO_METRICS}
-        else:
-            per_class = per_class_metrics(coco_eval.eval["precision"][..., -1])
+        per_class = per_class_metrics(coco_eval.eval["precision"][..., -1])
         return group_results(per_class, self._metadata, self._groups, ("AP",), iou_type)

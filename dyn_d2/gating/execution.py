@@ -116,6 +116,40 @@ def run_block(
         with running_statistics(owner, owner.training and single_value(part_skip)):
             return finish(branch(part).add_(part_skip))
 
+    return _run_chosen(run, x, skip, decision, owner, fused, overwrite)
+
+
+def run_whole(block: Layer, x: Tensor, decision: Decision, *, owner: nn.Module) -> Tensor:
+    """gate * block(x) + (1 - gate) * x for a block that adds its input by itself, computed only where the gate is open.
+
+    Training is as in ``run_block``.
+
+    Args:
+        block: gives its output for parts of the batch, without a mark on them.
+        x: (N, ...), of any number of dimensions; is not overwritten.
+        decision: of shape (N,).
+        owner: the module whose mode and whose batch norms ``block`` has.
+
+    Returns:
+        The shape of ``x``; may be ``x`` itself.
+    """
+
+    def run(part: Tensor, _: Tensor) -> Tensor:
+        with running_statistics(owner, owner.training and part.dim() == 4 and single_value(part)):
+            return block(part)
+
+    return _run_chosen(run, x, x, decision, owner)
+
+
+def _run_chosen(
+    run: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    skip: Tensor,
+    decision: Decision,
+    owner: nn.Module,
+    fused: Callable[[Tensor, Tensor], Tensor] | None = None,
+    overwrite: bool = False,
+) -> Tensor:
     gates = decision.gate.detach().tolist()
     rows = [i for i, gate in enumerate(gates) if gate != 0]
     if decision.relaxed and owner.training and gates:
@@ -128,10 +162,11 @@ def run_block(
         return run_by_choice(lambda x, _, skip: fused(x, skip), x, skip, opened, idle=False, overwrite=overwrite)
     if len(rows) == len(gates) and hard:
         return run(x, skip)
-    free = not torch.is_grad_enabled()
-    if free and skip is x and not overwrite:
+    free, identity = not torch.is_grad_enabled(), skip is x
+    if free and identity and not overwrite:
         skip = skip.clone()
-    chosen, chosen_skip = gather(x, rows), gather(skip, rows)
+    chosen = gather(x, rows)
+    chosen_skip = chosen if identity else gather(skip, rows)
     out = run(chosen, chosen_skip)
     if not hard:
         out = _weigh(decision.gate[rows], out, chosen_skip)
@@ -214,7 +249,7 @@ def _run_relaxed(
     if len(rows) == len(gate):
         return _weigh(gate, run(x, skip), skip)
     others = sorted(set(range(len(gate))) - set(rows))
-    with torch.no_grad(), running_statistics(owner):
+    with without_gradient(), running_statistics(owner):
         out = run(gather(x, others), gather(skip, others))
     if rows:
         chosen = run(gather(x, rows), gather(skip, rows))
@@ -222,10 +257,23 @@ def _run_relaxed(
     return _weigh(gate, out, skip)
 
 
+@contextmanager
+def without_gradient() -> Iterator[None]:
+    """``torch.no_grad`` for a part of a training step, under autocast too: older torch (2.6) keeps the weights that
+    are cast inside for the rest of the step, which then has no gradient for them."""
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(cached)
+
+
 def _weigh(gate: Tensor, out: Tensor, skip: Tensor) -> Tensor:
-    gate = gate.to(out.dtype).reshape(-1, 1, 1, 1)
+    gate = gate.to(out.dtype).reshape(-1, *[1] * (out.dim() - 1))
     return gate * out + (1 - gate) * skip
 
 
 def _channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

@@ -15,7 +15,7 @@ from .extras import how_to_install
 
 TRACEBACK = "DYN_D2_TRACEBACK"
 
-# What Python, the engines and this package raise for bad values; a bug may raise them too, see ``wrong_input``.
+# What Python, Detectron2 and this package raise for bad values; a bug may raise them too, see ``wrong_input``.
 _OF_INPUT = (ValueError, KeyError, OSError, AssertionError, NotImplementedError)
 
 

@@ -14,6 +14,7 @@ from dyn_d2.config.read import read_cfg
 TOOL = Path(__file__).resolve().parents[2] / "benchmarks" / "engine.py"
 
 
+@pytest.mark.slow
 @pytest.mark.embedded
 def test_one_round_of_the_embedded_engine(tmp_path) -> None:
     config, numbers = tmp_path / "tiny.yaml", tmp_path / "numbers.json"
@@ -31,6 +32,7 @@ def test_one_round_of_the_embedded_engine(tmp_path) -> None:
     assert not (tmp_path / "out").exists() and not (tmp_path / "output").exists()
 
 
+@pytest.mark.slow
 def test_a_config_against_itself_changed(tmp_path) -> None:
     config, numbers = tmp_path / "tiny.yaml", tmp_path / "numbers.json"
     config.write_text(read_cfg("", tiny_opts(write_boxes(tmp_path / "data", 4), tmp_path / "out")).dump())

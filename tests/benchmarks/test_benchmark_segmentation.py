@@ -48,6 +48,7 @@ def test_both_sides_compute_the_same(tool):
     assert dynamic["region"]().shape == (len(region), 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [[], ["--train"]], ids=["eval", "train"])
 def test_schema_of_dsspn(tool, train, tmp_path):
     path = tmp_path / "numbers.json"

@@ -34,6 +34,7 @@ def _demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_pictures_and_json_by_class_name(folder) -> None:
     images = ["data/images/001.png", "broken.png", "other/001.png"]
     run = _demo(folder, "--weights", "model_final.pth", "--threshold", "0.9999", "--top", "3", *images)

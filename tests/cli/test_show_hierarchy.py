@@ -83,6 +83,7 @@ def test_misfits_are_told(dataset):
         main([tree, "--dataset", NAME, "--images", "-1"])
 
 
+@pytest.mark.slow
 def test_a_broken_tree_ends_with_one_message(tmp_path):
     (tmp_path / "tree.yaml").write_text("concepts: {a: [b], b: [a]}")
     run = run_tool("show_hierarchy", str(tmp_path / "tree.yaml"))

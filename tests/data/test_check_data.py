@@ -61,7 +61,7 @@ DEFECTS: list[tuple[str, Spoil, str]] = [
     ("duplicate_image", lambda c: c["images"].append(dict(c["images"][0])), r"image 1 .*001\.jpg"),
     ("repeated_file", lambda c: c["images"].append({**c["images"][0], "id": 9}), r"image 9 .*001\.jpg"),
     ("bad_entry", lambda c: c["images"].append({"id": 9, "file_name": "a.jpg", "width": 0, "height": 3}), "image 9"),
-    ("bad_entry", lambda c: c["images"].append({"id": 9}), "image 9.*file_name"),
+    ("file_name", lambda c: c["images"].append({"id": 9, "width": 4, "height": 3}), "image 9.*file_name"),
     ("bad_entry", lambda c: c["images"].append("a.jpg"), '"images" has entries'),
     ("duplicate_category", lambda c: c["categories"].append({"id": 10, "name": "fish"}), "category 10"),
     ("duplicate_category", lambda c: c["categories"].append({"id": 50, "name": "cat"}), "category 50.*'cat'"),

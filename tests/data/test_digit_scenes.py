@@ -212,6 +212,7 @@ def test_other_folders_are_not_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "letters" / "love.txt").exists()
 
 
+@pytest.mark.slow
 def test_killed_run_leaves_nothing_in_place(tmp_path: Path) -> None:
     root = tmp_path / "digit_scenes"
     command = [sys.executable, str(ROOT / "datasets" / "prepare_digit_scenes.py"), "--quiet", "--root", str(root)]

@@ -33,6 +33,7 @@ def write_config(folder: Path) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_one_command_from_annotations_to_results(tmp_path, monkeypatch, caplog) -> None:
     command = ("few_shot_train", "--config-file", write_config(tmp_path), "OUTPUT_DIR", str(tmp_path / "out"))
     first = run_tool(*command)

@@ -76,6 +76,7 @@ def test_numbers() -> None:
             numbers(wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_each_training_is_run_once_and_new_seeds_add_to_it(opts, monkeypatch, jobs) -> None:
     trainings = Trainings(monkeypatch)
@@ -114,6 +115,7 @@ def test_another_config_in_the_same_folder_is_refused_before_any_training(opts, 
     assert len(trainings.folders) == 2
 
 
+@pytest.mark.slow
 def test_table_files_and_numbers_by_hand(opts, monkeypatch, tmp_path) -> None:
     Trainings(monkeypatch)
     seeds = [0, 1, 2]

@@ -46,6 +46,7 @@ def test_methods_of_one_stage(opts) -> None:
         assert (again[1].fingerprint() == shots.fingerprint()) is same
 
 
+@pytest.mark.slow
 def test_chain_is_run_once_and_stages_keep_what_is_frozen(opts, monkeypatch) -> None:
     commands = []
 

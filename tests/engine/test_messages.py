@@ -78,10 +78,10 @@ def cut_image(content: dict, images: Path) -> None:
 
 
 DEFECTS = {
-    "unknown category": (annotation(category_id=77), ("category_id=77", "check-data --json")),
+    "unknown category": (annotation(category_id=77), ("category_id 77", "check-data --json")),
     "outside": (annotation(bbox=[50, 30, 40, 40]), ("annotation 1", "leaves the image of 64 x 48", "outside (1)")),
     "empty": (annotation(bbox=[5, 5, 0, 9]), ("annotation 1", "width 0", "empty_box (1)")),
-    "not finite": (annotation(bbox=[5, float("nan"), 4, 9]), ("annotation 1", "nan", "non_finite (1)")),
+    "not finite": (annotation(bbox=[5, float("nan"), 4, 9]), ("annotation 1", "nan", "check-data --json")),
     "unreadable": (cut_image, ("002.png", "unreadable_image (1)")),
     "missing": (lambda content, images: (images / "002.png").unlink(), ("002.png", "missing_image (1)")),
     "size": (lambda content, images: content["images"][0].update(width=99), ("001.png", "is 64 x 48", "99 x 48")),
@@ -110,6 +110,7 @@ def test_unreadable_image_without_preflight_is_no_skip(monkeypatch, tmp_path, wo
     assert "1 of the 2 images of this batch cannot be used" in text and "002.png" in text and "check-data" in text
 
 
+@pytest.mark.slow
 def test_nan_loss(monkeypatch, good, tmp_path, capsys) -> None:
     text = message(monkeypatch, *good, "OUTPUT_DIR", str(tmp_path), "SOLVER.BASE_LR", "1e12", "SOLVER.MAX_ITER", "9",
                    "SOLVER.WARMUP_ITERS", "0", "SOLVER.PREFLIGHT", "False")  # fmt: skip
@@ -117,6 +118,7 @@ def test_nan_loss(monkeypatch, good, tmp_path, capsys) -> None:
     assert "Traceback" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_evaluation_of_another_class_count_in_a_process(good, base) -> None:
     run = run_tool("train_net", "--eval-only", *good, "MODEL.WEIGHTS", base, "FEW_SHOT.STAGE", "finetune",
                    "FEW_SHOT.SHOTS", "1")  # fmt: skip

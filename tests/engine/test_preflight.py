@@ -218,3 +218,18 @@ def test_label_maps_with_unknown_values_are_found(base, tmp_path) -> None:
     assert problem.startswith("data set maps_test: ") and "1.png holds 7" in problem
     DatasetCatalog.remove("maps_test")
     MetadataCatalog.remove("maps_test")
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "needed"),
+    [
+        ("cityscapes_fine_instance_seg_train", "coco_2017_val", True),
+        ("cityscapes_fine_sem_seg_train", "cityscapes_fine_sem_seg_val", True),
+        ("cityscapes_fine_sem_seg_train", "ade20k_sem_seg_val", False),
+    ],
+)
+def test_a_package_that_only_some_sets_need(monkeypatch, train, test, needed) -> None:
+    monkeypatch.setattr("dyn_d2.engine.preflight.is_missing", lambda module: module == "cityscapesscripts")
+    with pytest.raises(PreflightError) as caught:  # the data are missing too
+        check_files(build_cfg("", ["DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{test}',)"]))
+    assert ("pip install 'dyn_d2[cityscapes]'" in str(caught.value)) == needed

@@ -32,6 +32,7 @@ SAME_FOR_ALL = {
 }
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_evaluate_to_the_numbers_of_one(tmp_path, monkeypatch) -> None:
     data = write_boxes(tmp_path / "data")
     log = tmp_path / "two.txt"
@@ -67,6 +68,7 @@ def children(process: int) -> list[int]:
     return [int(child) for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the processes in /proc")
 def test_one_of_two_processes_is_killed(tmp_path) -> None:
     log, tag = tmp_path / "log.txt", tmp_path / "out" / "last_checkpoint"
@@ -88,6 +90,7 @@ def test_one_of_two_processes_is_killed(tmp_path) -> None:
     assert not Path(f"/proc/{first}").exists()
 
 
+@pytest.mark.slow
 def test_nan_in_one_of_two_processes_ends_both_and_names_its_images(tmp_path) -> None:
     log = tmp_path / "log.txt"
     opts = tiny_opts(write_boxes(tmp_path / "data"), tmp_path / "out")

@@ -22,6 +22,7 @@ def final(folder: Path) -> tuple[dict, dict]:
     return checkpoint["model"], checkpoint["trainer"]["_trainer"]["optimizer"]
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_to_the_same_numbers(tmp_path, monkeypatch) -> None:
     data = write_boxes(tmp_path / "data")
 
@@ -53,6 +54,7 @@ def test_killed_run_resumes_to_the_same_numbers(tmp_path, monkeypatch) -> None:
     assert results[0]["weights_hash"] == results[1]["weights_hash"]
 
 
+@pytest.mark.slow
 def test_running_average_of_retinanet_survives_a_resume(tmp_path, monkeypatch) -> None:
     out = tmp_path / "out"
     opts = tiny_opts(

@@ -69,6 +69,7 @@ def runs(monkeypatch) -> Runs:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_kill_in_each_stage_changes_nothing(policy, runs, tmp_path) -> None:
     more = {"MODEL__POLICY__SKIPNET__HRL_TEMPERATURE": 0.5}

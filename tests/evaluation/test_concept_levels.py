@@ -141,6 +141,7 @@ def _evaluate_half(rank: int, folder: str, records: list, metadata: dict, output
     return evaluator.evaluate()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_result_of_one(images, metadata, tmp_path):
     alone = ConceptLevelEvaluator(NAME)
     alone.process(*images)

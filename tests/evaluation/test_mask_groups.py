@@ -14,7 +14,6 @@ from tiny_detection import CLASSES, write_boxes
 from dyn_d2.config import add_dyn_d2_config
 from dyn_d2.evaluation import GroupedCOCOEvaluator, build_evaluator
 from dyn_d2.evaluation.partial_masks import mask_groups
-from dyn_d2.methods.shapeprop.evaluator import ShapeQualityEvaluator
 
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -125,12 +124,6 @@ def test_base_and_novel_classes_beside_them(boxes, cfg) -> None:
     assert result["nAP"] == result["AP-yellow"]
     assert result["AP_without_masks"] == pytest.approx((result["AP-green"] + result["AP-yellow"]) / 2)
     assert {"bAP", "hAP"} <= result.keys()
-
-
-def test_shape_activations_are_judged_where_the_model_gives_them(boxes, cfg) -> None:
-    cfg.MODEL.SHAPE_PROP.OUTPUT_MAPS = True
-    both = build_evaluator(cfg, boxes[0])._evaluators
-    assert [type(evaluator) for evaluator in both] == [GroupedCOCOEvaluator, ShapeQualityEvaluator]
 
 
 def test_a_json_that_nobody_has_read_yet_has_its_groups(cfg, boxes):

@@ -3,9 +3,11 @@
 import re
 from pathlib import Path
 
+import pytest
 from tool_runs import TIMEOUT, start
 
 
+@pytest.mark.slow
 def test_all_gates_closed_in_one_of_two_processes(tmp_path) -> None:
     log = tmp_path / "log.txt"
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")

@@ -32,6 +32,7 @@ def write(folder: Path, text: str) -> tuple[Path]:
     return (folder / "answer.cpp",)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_two_processes_at_once_compile_once(tmp_path, cache):
     sources = write(tmp_path, SOURCE)
@@ -76,6 +77,7 @@ def test_all_operators_are_compiled_on_request(monkeypatch, capsys):
     assert ops_main() == 1 and "message_passing: not compiled, slower torch code" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_command_without_a_compiler_says_why_once_for_each_operator(tmp_path):
     env = {**environment(), "PATH": str(tmp_path), build.CACHE_VARIABLE: str(tmp_path / "cache"), "CXX": "no-compiler"}
     run = subprocess.run([sys.executable, "-m", "dyn_d2.ops"], env=env, capture_output=True, text=True, timeout=120)

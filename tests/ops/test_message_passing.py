@@ -308,6 +308,7 @@ def test_gpu_kernels_thread_by_thread(cuda_on_cpu, shape, kernel_channels, windo
     assert_equal([tensor / scale for tensor in got], [tensor / scale for tensor in expected])
 
 
+@pytest.mark.slow
 def test_cuda_source_compiles_without_a_gpu(tmp_path):
     if shutil.which("nvcc") is None or torch.version.cuda is None:
         pytest.skip("needs nvcc, and a torch with CUDA's headers")

@@ -36,6 +36,7 @@ def engines(tmp_path_factory):
     return embedded, run("detectron2", folder / "detectron2.json", names)
 
 
+@pytest.mark.slow
 def test_defaults_agree_key_by_key(engines):
     embedded, real = engines
     assert embedded["defaults"] == real["defaults"]

@@ -16,6 +16,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 def test_another_process_is_refused_until_the_holder_dies(tmp_path):
     folder = tmp_path / "output"
     holder = subprocess.Popen(
@@ -43,6 +44,7 @@ with one_at_a_time(sys.argv[1] + ".lock"):
 """
 
 
+@pytest.mark.slow
 def test_processes_are_inside_one_after_another(tmp_path):
     file = tmp_path / "letters"
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(file), letter]) for letter in "ab"]

@@ -15,6 +15,7 @@ from dyn_d2.data.validity.coco import (
     DataError,
     annotations_by_image,
     examine,
+    image_file,
     is_masked,
     read_json,
     uniform_segmentation,
@@ -80,7 +81,7 @@ def json_categories(path: str | os.PathLike) -> tuple[dict[str, Any], ...]:
 
 @lru_cache(maxsize=16)  # the files are large and the categories few
 def _json_categories(path: str, mtime: int) -> tuple[dict[str, Any], ...]:
-    content = {"images": [], "annotations": [], "categories": read_json(path).get("categories")}
+    content: dict[str, Any] = {"images": [], "annotations": [], "categories": read_json(path).get("categories")}
     found = examine(content, path).require()
     return tuple({**found.categories[number], "id": number} for number in found.names)
 
@@ -148,7 +149,10 @@ def _load_json(meta: Metadata, name: str) -> list[dict[str, Any]]:
     records = []
     for number in sorted(found.images):
         image = found.images[number]
-        record = {"file_name": _image_file(meta.image_root, image, lvis), "image_id": number}
+        record: dict[str, Any] = {
+            "file_name": os.path.join(meta.image_root, image_file(image, lvis)),
+            "image_id": number,
+        }
         record |= {side: image[side] for side in ("height", "width")}
         if lvis:
             record |= {key: image[key] for key in ("neg_category_ids", "not_exhaustive_category_ids")}
@@ -161,12 +165,6 @@ def _names(found: CocoContent, lvis: bool) -> Iterator[str]:
     for number, name in found.names.items():
         synonyms = found.categories[number].get("synonyms") if lvis else None
         yield synonyms[0] if isinstance(synonyms, list) and synonyms else name
-
-
-def _image_file(root: str, image: dict[str, Any], lvis: bool) -> str:
-    if lvis and isinstance(image.get("coco_url"), str):
-        return os.path.join(root, *image["coco_url"].split("/")[-2:])
-    return os.path.join(root, image["file_name"])
 
 
 def _annotation(source: dict[str, Any], category: int, lvis: bool) -> dict[str, Any]:

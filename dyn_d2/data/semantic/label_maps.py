@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dyn_d2.data.validity.coco import DataError
+from dyn_d2.data.validity.images import opening_error
 from dyn_d2.utils.atomic import atomic_write
 
 Record = dict[str, Any]
@@ -72,17 +74,43 @@ def read_label_map(path: str | os.PathLike) -> np.ndarray:
     """(H, W) uint8.
 
     Raises:
-        ValueError: not 8-bit grey. Detectron2 would silently take the brightness of a palette's colours for classes;
-            palettes in which this is the class itself pass.
+        FileNotFoundError: no such file.
+        DataError: it cannot be read, or is not 8-bit grey. Detectron2 would silently take the brightness of a palette's
+            colours for classes; palettes in which this is the class itself pass.
     """
-    with Image.open(path) as image:
-        classes, as_read = np.array(image), np.array(image.convert("L"))
-        if image.mode not in ("L", "P") or (classes != as_read).any():
-            raise ValueError(
-                f"{path} is a PNG of mode {image.mode}, not a grey one of 8 bits: it is no label map; "
-                "dyn-d2 prepare semantic writes these."
-            )
-        return as_read
+    try:
+        with Image.open(path) as image:
+            mode, classes, as_read = image.mode, np.array(image), np.array(image.convert("L"))
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many types on damaged files
+        raise DataError(f"{path} cannot be read as a label map: {opening_error(path, error)}") from error
+    if mode not in ("L", "P") or (classes != as_read).any():
+        raise DataError(
+            f"{path} is an image of mode {mode}, not a grey one of 8 bits: it is no label map; "
+            "dyn-d2 prepare semantic writes these."
+        )
+    return as_read
+
+
+def read_classes(path: str | os.PathLike, classes: int, ignore_label: int = IGNORE) -> np.ndarray:
+    """(H, W) uint8 of classes.
+
+    Args:
+        classes: K.
+
+    Raises:
+        DataError: see :func:`read_label_map`; or it holds something else than 0 ... K - 1 and ``ignore_label``.
+    """
+    labels = read_label_map(path)
+    found = np.flatnonzero(np.bincount(labels.ravel(), minlength=1))
+    wrong = found[(found >= classes) & (found != ignore_label)]
+    if len(wrong):
+        raise DataError(
+            f"{path} holds {', '.join(map(str, wrong[:10]))}: neither one of {classes} classes (from 0) nor the "
+            f"ignore label {ignore_label}."
+        )
+    return labels
 
 
 def load_pairs(images: str | os.PathLike, maps: str | os.PathLike, image_suffix: str = ".jpg") -> list[Record]:
@@ -127,16 +155,9 @@ def count_pixels(records: Iterable[Record], classes: int, ignore_label: int = IG
         ValueError: a map holds something else than 0 ... K - 1 and ``ignore_label``; names file and values.
     """
     counts = np.zeros(256, np.int64)
-    allowed = np.zeros(256, bool)
-    allowed[:classes] = allowed[ignore_label] = True
     for record in records:
-        path = record["sem_seg_file_name"]
-        found = np.bincount(read_label_map(path).ravel(), minlength=256)
-        wrong = np.flatnonzero(found.astype(bool) & ~allowed)
-        if len(wrong):
-            raise ValueError(
-                f"{path} holds {', '.join(map(str, wrong[:10]))}: neither one of {classes} classes (from 0) nor the "
-                f"ignore label {ignore_label}."
-            )
-        counts += found
-    return np.append(counts[:classes], counts[ignore_label])
+        counts += np.bincount(read_classes(record["sem_seg_file_name"], classes, ignore_label).ravel(), minlength=256)
+    ignored = counts[ignore_label] if 0 <= ignore_label < 256 else 0
+    if 0 <= ignore_label < classes:
+        counts[ignore_label] = 0
+    return np.append(counts[:classes], ignored)

@@ -162,16 +162,17 @@ def _quoted(value: Any) -> str:
 
 
 def _images(found: CocoContent, images: list[tuple[int, dict]], lvis: bool) -> None:
-    files: Counter = Counter()
+    files: set[str] = set()
     for position, image in images:
-        number, name = identity(image.get("id")), image.get("file_name") or image.get("coco_url")
+        number, file = identity(image.get("id")), image_file(image, lvis)
+        name = file or image.get("file_name")
         where = f"{found.title}, image {brief(image.get('id'))} ({brief(name) if name else 'no file name'})"
 
         def add(kind: str, what: str, where: str = where, place: tuple = (number, None, position)) -> None:
             found.add(kind, where, what, *place)
 
-        if number is None or not isinstance(name, str) or "\0" in name:
-            add("bad_entry", f'needs an "id" and a "file_name", has {brief(image.get("id"))} and {brief(name)}')
+        if number is None:
+            add("bad_entry", f'needs a number or a text as "id", has {brief(image.get("id"))}')
             continue
         if number in found.images:
             add("duplicate_image", "its id occurs twice")
@@ -181,9 +182,12 @@ def _images(found: CocoContent, images: list[tuple[int, dict]], lvis: bool) -> N
             given = tuple(image.get(side) for side in sides)
             add("bad_entry", f'"width" and "height" are {brief(given)}, not positive integers')
             continue
-        files[name] += 1
-        if files[name] == 2:
+        if not file:
+            add("file_name", f'needs a "file_name", has {brief(name)}')
+        elif file in files:
             add("repeated_file", "its file occurs twice")
+        else:
+            files.add(file)
         found.images[number] = {**image, "id": number, **sides}
         if lvis:
             _lvis_image(found, found.images[number], where)
@@ -294,6 +298,21 @@ def _whole(found: CocoContent, count: int) -> None:
     strays = sum(problem.kind == "image_type" for problem in found.problems)
     if count and strays == count:
         found.add("mixed_ids", found.title, "no annotation has an image: their image_id is of another type")
+
+
+def image_file(image: dict[str, Any], lvis: bool) -> str:
+    """Path of an image below the image folder, "" where there is none: its "file_name", in LVIS the last two parts of
+    its address, where it has one."""
+    name, url = image.get("file_name"), image.get("coco_url")
+    if lvis and isinstance(url, str) and url:
+        return "/".join(url.split("/")[-2:])
+    return name if isinstance(name, str) and "\0" not in name else ""
+
+
+def looks_like_lvis(content: dict[str, Any]) -> bool:
+    """Whether a json has the lists of categories that the images of LVIS have."""
+    images = content.get("images")
+    return isinstance(images, list) and any(isinstance(i, dict) and LVIS_LISTS[0] in i for i in images[:1000])
 
 
 def annotations_by_image(annotations: Iterable[dict]) -> dict[int | str, list[dict]]:

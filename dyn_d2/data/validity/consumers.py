@@ -46,6 +46,7 @@ SPOILS: dict[str, tuple[str, ...]] = {
     "image_type": _ALL_OBJECTS,
     "bad_box": _ALL_OBJECTS,
     "non_finite": _ALL_OBJECTS,
+    "file_name": (LOADER, BOXES, MASKS, IMAGES),
     "cannot_load": (*_ALL_OBJECTS, LABELS),
     "class_overlap": _ALL_OBJECTS,
     "unknown_class": _ALL_OBJECTS,

@@ -18,7 +18,7 @@ import numpy as np
 from . import rle
 from .annotation import annotation_area, flagged_mask_defect
 from .coco import LVIS_LISTS, CocoContent, examine, is_masked, read_json, refuse
-from .consumers import EVALUATION, LOADER
+from .consumers import EVALUATION
 
 logger = logging.getLogger(__name__)
 
@@ -112,10 +112,9 @@ def lvis_eval_class() -> type:
 def _examined(source: Any, title: str, lvis: bool) -> CocoContent:
     content = source if isinstance(source, dict) else read_json(source)
     found = examine(content, title or str(source), lvis=lvis, masks=False)
-    consumers = (LOADER, EVALUATION)
     if "minival" in os.path.basename(found.title):  # the published files of COCO 2014 repeat some ids
         found.problems = [problem for problem in found.problems if problem.kind != "duplicate_annotation"]
-    return found.require(consumers)
+    return found.require((EVALUATION,))
 
 
 def _dataset(found: CocoContent, lvis: bool) -> tuple[dict[str, Any], list]:

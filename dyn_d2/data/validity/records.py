@@ -119,7 +119,8 @@ def as_coco(records: Iterable[Record], classes: Sequence[str], title: str, ids: 
     """
     records = sound_records(records, len(classes), title)
     numbers = list(ids) or list(range(len(classes)))
-    images, annotations = [], []
+    images: list[Record] = []
+    annotations: list[Record] = []
     unsized = [
         Problem("bad_entry", f"{title}, {r['file_name']}", "has no width and height, which evaluation needs")
         for r in records

@@ -1,6 +1,7 @@
 """The frame of all gated backbones: a stem and stages of blocks, parts of which a policy switches off per image."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -8,8 +9,9 @@ from torch import Tensor, nn
 from dyn_d2.gating import Router, Unit
 from dyn_d2.gating.cost import chain_cost
 from dyn_d2.gating.execution import running_statistics
-from dyn_d2.gating.policies.base import Policy
+from dyn_d2.gating.policies.base import Policy, build_policy
 
+from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase
 from detectron2.modeling.backbone import Backbone
 
@@ -26,6 +28,18 @@ def fixed_cost(module: nn.Module, height: int, width: int) -> float:
     convs = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
     main = chain_cost([conv for conv in convs if conv not in aside], height, width)[0]
     return main + chain_cost([conv for conv in convs if conv in aside], height, width)[0]
+
+
+def check_norms(module: nn.Module) -> None:
+    """
+    Raises:
+        ValueError: a normalisation of ``module``, parts of which are skipped, waits for other processes.
+    """
+    if any("Sync" in type(layer).__name__ for layer in module.modules()):
+        raise ValueError(
+            "synchronised batch norm makes all processes wait for each other in every layer, but which blocks and "
+            "groups run differs from one process to the next: use the norm BN, FrozenBN or GN."
+        )
 
 
 class GatedBackbone(Backbone):
@@ -86,6 +100,17 @@ class GatedBackbone(Backbone):
         self.policy = make_policy(units)
         self.freeze(freeze_at)
 
+    @classmethod
+    def of_keys(cls, cfg: CfgNode, stem: CNNBlockBase, stages: Mapping[str, Sequence[CNNBlockBase]]) -> "GatedBackbone":
+        """With MODEL.POLICY, MODEL.RESNETS.OUT_FEATURES and MODEL.BACKBONE.FREEZE_AT; see the constructor."""
+        return cls(
+            stem,
+            stages,
+            partial(build_policy, cfg),
+            out_features=cfg.MODEL.RESNETS.OUT_FEATURES,
+            freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+        )
+
     def _check(self, units: list[Unit]) -> None:
         if not units:
             raise ValueError(
@@ -93,12 +118,8 @@ class GatedBackbone(Backbone):
                 "MODEL.RESNETS.OUT_FEATURES has to name a later stage."
             )
         # Channels are chosen in evaluation only; in training all processes run all layers.
-        skips = any(unit.kind != "channel" for unit in units)
-        if skips and any("Sync" in type(layer).__name__ for layer in self.modules()):
-            raise ValueError(
-                "synchronised batch norm makes all processes wait for each other in every layer, but which blocks and "
-                "groups run differs from one process to the next: use the norm BN, FrozenBN or GN."
-            )
+        if any(unit.kind != "channel" for unit in units):
+            check_norms(self)
 
     def freeze(self, freeze_at: int) -> "GatedBackbone":
         """Freeze stem (1), stem and first stage (2) and so on: no gradients, batch norm turned into a constant."""

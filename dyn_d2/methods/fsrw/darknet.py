@@ -9,6 +9,8 @@ import fvcore.nn.weight_init as weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dyn_d2.modeling.shapes import channels_of
+
 from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, Backbone
@@ -97,4 +99,4 @@ class DarkNet19(Backbone):
 @BACKBONE_REGISTRY.register()
 def build_darknet19_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DarkNet19:
     """DarkNet19 by MODEL.DARKNET."""
-    return DarkNet19(input_shape.channels, cfg.MODEL.DARKNET.WIDTH, cfg.MODEL.DARKNET.NORM)
+    return DarkNet19(channels_of(input_shape), cfg.MODEL.DARKNET.WIDTH, cfg.MODEL.DARKNET.NORM)

@@ -25,6 +25,9 @@ class TAFENet(nn.Module):
     No parameter belongs to a class, so that a checkpoint serves any list of classes with descriptions of its width.
     """
 
+    descriptions: Tensor
+    seen: Tensor
+
     @configurable
     def __init__(
         self,
@@ -200,5 +203,6 @@ def _init_fan_in(meta_learner: MetaLearner, network: PredictionNetwork) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     for generator in meta_learner.generators:
+        assert isinstance(generator, nn.Linear)
         nn.init.normal_(generator.weight, std=0.1 * generator.in_features**-0.5)
         nn.init.ones_(generator.bias)

@@ -53,6 +53,7 @@ def cfg(data, tmp_path) -> CfgNode:
     return cfg
 
 
+@pytest.mark.slow
 def test_training_leaves_checkpoints_metrics_and_results(cfg) -> None:
     out = Path(cfg.OUTPUT_DIR)
     trainer = Trainer(cfg)
@@ -153,6 +154,7 @@ def test_one_process_is_launched_in_place() -> None:
         launch(seen.append, 2, num_machines=2, dist_url="auto", args=("here",))
 
 
+@pytest.mark.slow
 def test_two_processes_agree_and_the_error_of_one_ends_both(tmp_path) -> None:
     with pytest.raises(torch.multiprocessing.ProcessRaisedException, match="(?s)rocess 1.*process 1 has had enough"):
         launch(step_then_fail, 2, dist_url="auto", args=(str(tmp_path),))

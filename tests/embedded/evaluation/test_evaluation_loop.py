@@ -135,6 +135,7 @@ def _evaluate_half(rank: int, folder: Path) -> dict:
     return run(evaluator, dataset.inputs[rank::2], dataset.outputs[rank::2])
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
     found = results_of_two(_evaluate_half, tmp_path, tmp_path)
     dataset = SmallDataset(tmp_path)

@@ -96,6 +96,7 @@ def _evaluate_half(rank: int, folder: str, inputs: list, outputs: list) -> dict:
     return evaluator.evaluate()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_result_of_one(tmp_path):
     inputs, outputs = _batches()
     alone = RouteEvaluator("digits_test", str(tmp_path / "alone"))

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 from tool_runs import TIMEOUT, start
 
 
+@pytest.mark.slow
 def test_neurons_of_either_process_are_trained_and_agree(tmp_path):
     log = tmp_path / "log.txt"
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")

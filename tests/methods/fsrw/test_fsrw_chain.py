@@ -124,7 +124,7 @@ def test_bad_vectors_are_named(trained, tmp_path) -> None:
     vectors.save(tmp_path / "four.npz")
     with pytest.raises(ValueError, match="blue, green, red has a class vector in more than one"):
         use("three.npz", "four.npz")
-    with pytest.raises(FileNotFoundError, match="export_vectors"):
+    with pytest.raises(FileNotFoundError, match="vectors export"):
         use("absent.npz")
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     with pytest.raises(ValueError, match="other.npz holds no class vectors"):
@@ -169,7 +169,7 @@ def test_vectors_are_means_over_the_supports_and_limited(trained) -> None:
 
 def test_predictor_takes_a_checkpoint_and_vectors(trained) -> None:
     _, folder = trained
-    with pytest.raises(CheckpointError, match="export_vectors"):
+    with pytest.raises(CheckpointError, match="vectors export"):
         Predictor.load(str(folder / "model_final.pth"))
     opts = ["MODEL.REWEIGHTING.VECTORS", str([str(folder / FILE)])]
     predictor = Predictor.load(str(folder / "model_final.pth"), opts=opts)
@@ -206,11 +206,13 @@ def _train_half(rank: int, opts: list[str]) -> tuple[list, float]:
     return supports, trainer.checkpointer.model.predictor.weight.double().sum().item()
 
 
+@pytest.mark.slow
 def test_two_processes_draw_their_own_supports_and_learn_the_same(data, tmp_path) -> None:
     first, second = results_of_two(_train_half, tmp_path, fsrw_opts(data, tmp_path, SEED=3))
     assert first[0] != second[0] and first[1] == second[1]
 
 
+@pytest.mark.slow
 def test_meta_rcnn_goes_through_the_stages(data, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(stages, "run_process", train_here)
     keys = {"FEW_SHOT__METHOD": "meta_rcnn", "MODEL__BACKBONE__NAME": "build_resnet_fpn_backbone"}

@@ -62,6 +62,7 @@ def test_classifiers(tmp_path, classifiers, capsys):
     assert about["method"] == record["stored"] and about["held_out"] == "digits_train_held_out"
 
 
+@pytest.mark.slow
 def test_three_models_by_every_way_to_calibrate(tmp_path, classifiers):
     """Jointly and one after the other; what is stored runs as the report says."""
     weights = [*classifiers, save_classifier(tmp_path / "slowest", 20)]
@@ -85,6 +86,7 @@ def test_three_models_by_every_way_to_calibrate(tmp_path, classifiers):
     assert about["method"] == joint["stored"] and len(cascade.models) == 3 and len(run.answers) == 12
 
 
+@pytest.mark.slow
 def test_the_network_as_idk_classifier_is_stored_and_runs(tmp_path, classifiers):
     record = _main(
         tmp_path, classifiers, "--held-out", "digits_train_held_out", "--test", "digits_test", "--budget", "1.9",
@@ -107,6 +109,7 @@ def test_held_out_images_alone_and_nothing_stored(tmp_path, classifiers):
     assert open(classifiers[0], "rb").read() == before
 
 
+@pytest.mark.slow
 def test_detectors(tmp_path, detectors):
     record = _main(
         tmp_path, detectors, "--held-out", "toy_boxes_held_out", "--test", "toy_boxes_test", "--time-points", "2",

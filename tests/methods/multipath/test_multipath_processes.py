@@ -1,5 +1,6 @@
 """Throughput-adjusted rates when the images are spread over two processes."""
 
+import pytest
 import torch
 from multipath_models import batch_of, dense, multipath_model
 from two_processes import results_of_two
@@ -22,6 +23,7 @@ def _rates(rank: int) -> tuple[list[float], list[float]]:
     return [float(layer.gradient_rate) for layer in model.backbone.layers], [float(p.square().mean()) for p in shares]
 
 
+@pytest.mark.slow
 def test_the_share_of_images_is_that_of_all_processes(tmp_path):
     (first, own), (second, other) = results_of_two(_rates, tmp_path)
     assert first == second

@@ -37,6 +37,7 @@ def opts(tmp_path) -> list[str]:
     return tiny_opts(write_boxes(tmp_path / "data"), tmp_path / "out", **SHAPE_PROP)
 
 
+@pytest.mark.slow
 def test_stages_train_masks_and_tune_the_last_layers_only(opts, monkeypatch) -> None:
     losses, found = {}, {}
 

@@ -43,6 +43,7 @@ def test_even_window(tmp_path, monkeypatch) -> None:
         train_net_here(monkeypatch, *tiny_opts(write_boxes(tmp_path / "data"), tmp_path / "out", **keys))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "keys",
     [

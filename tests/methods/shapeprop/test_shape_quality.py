@@ -7,10 +7,14 @@ import uuid
 import numpy as np
 import pytest
 import torch
+from tiny_detection import write_boxes
 from two_processes import results_of_two
 
+from dyn_d2.config.read import read_cfg
+from dyn_d2.evaluation import GroupedCOCOEvaluator, build_evaluator
 from dyn_d2.methods.shapeprop.evaluator import ShapeQualityEvaluator, best_overlap, paste_maps
 
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, Instances
 
@@ -125,6 +129,7 @@ def _evaluate_half(rank: int, folder: str, file: str) -> dict:
     return evaluator.evaluate()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_result_of_one(shapes, tmp_path) -> None:
     name, file = shapes
     alone = ShapeQualityEvaluator(name, GROUPS)
@@ -139,3 +144,15 @@ def test_a_model_without_maps_is_told(shapes) -> None:
     output["instances"].remove("pred_saliency")
     with pytest.raises(ValueError, match="no pred_saliency: set MODEL.SHAPE_PROP.OUTPUT_MAPS to False"):
         ShapeQualityEvaluator(shapes[0], {}).process(INPUTS[:1], [output])
+
+
+def test_shape_activations_are_judged_where_the_model_gives_them(tmp_path) -> None:
+    file = write_boxes(tmp_path / "data", 6)
+    register_coco_instances(tmp_path.name, {}, str(file), str(file.parent / "images"))
+    DatasetCatalog.get(tmp_path.name)
+    cfg = read_cfg("", ["OUTPUT_DIR", str(tmp_path), "MODEL.MASK_ON", "True", "MODEL.SHAPE_PROP.OUTPUT_MAPS", "True"])
+    cfg.INPUT.PARTIAL_MASKS.CLASSES = ["red", "blue"]
+    both = build_evaluator(cfg, tmp_path.name)._evaluators
+    assert [type(evaluator) for evaluator in both] == [GroupedCOCOEvaluator, ShapeQualityEvaluator]
+    DatasetCatalog.remove(tmp_path.name)
+    MetadataCatalog.remove(tmp_path.name)

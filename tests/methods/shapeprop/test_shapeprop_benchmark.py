@@ -165,6 +165,7 @@ def test_category_needs_classes(opts) -> None:
         plans_of([*opts, *FEW[:1], "[]"], ["oracle"], ["category"], [0])
 
 
+@pytest.mark.slow
 def test_table_files_and_numbers_by_hand(opts, monkeypatch, tmp_path) -> None:
     Trainings(monkeypatch)
     known = methods_of(read_cfg("", opts))

@@ -29,6 +29,7 @@ def _table(text: str) -> list[str]:
                                                                            or "FRCN" in line)]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_table_and_progress(runs) -> None:
     _, (first, _) = runs
     assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
@@ -61,6 +62,7 @@ def test_second_run_trains_nothing_and_shows_the_same(runs) -> None:
     assert "step 2 of 2" in second.stdout
 
 
+@pytest.mark.slow
 def test_other_settings_in_the_same_folder_are_one_message(runs) -> None:
     output, _ = runs
     command = [sys.executable, str(ROOT / "tools" / "demo_few_shot.py"), "--quick", "--output", str(output.parent)]

@@ -68,7 +68,7 @@ class YoloLoss:
             "loss_class", "loss_box" and "loss_objectness": sums, divided by the number of images.
         """
         images = len(predictions.classes)
-        place = assign(objects, anchors, predictions.objectness.shape[-2:])  # M x 3: anchor, row, column
+        place = assign(objects, anchors, predictions.grid)  # M x 3: anchor, row, column
         sums = {
             "loss_class": self.of_classes(predictions.classes, objects, place),
             "loss_box": self.of_boxes(predictions.offsets, objects, place, anchors, kept, pull_to_prior),

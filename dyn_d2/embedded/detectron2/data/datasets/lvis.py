@@ -80,6 +80,8 @@ def load_lvis_json(
         FileNotFoundError: no such json.
         ValueError: malformed content; the message names file and entries.
     """
+    from dyn_d2.data.validity.coco import image_file
+
     json_file = os.fspath(json_file)
     found = read_annotation_json(json_file, "LVIS")
     contiguous = {number: number - 1 for number in found.names}
@@ -100,19 +102,12 @@ def load_lvis_json(
             annotation.pop("segmentation", None)
         return annotation
 
-    files = {number: _file(image_root, image) for number, image in found.images.items()}
+    files = {number: os.path.join(image_root, image_file(image, True)) for number, image in found.images.items()}
     records = build_records(found, files, contiguous, convert)
     for record in records:
         for key in ("not_exhaustive_category_ids", "neg_category_ids"):
             record[key] = found.images[record["image_id"]][key]
     return records
-
-
-def _file(image_root: str, image: dict) -> str:
-    """Place of an image, which its address tells, or its file name where it has none."""
-    if isinstance(image.get("coco_url"), str):
-        return image_root + "/".join(image["coco_url"].split("/")[-2:])
-    return os.path.join(image_root, image["file_name"])
 
 
 def register_lvis_instances(name: str, metadata: dict, json_file: str, image_root: str) -> None:
