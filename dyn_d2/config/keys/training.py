@@ -19,6 +19,11 @@ def add_run_keys(cfg: CN) -> None:
     cfg.SOLVER.FIND_UNUSED_PARAMETERS = False
     # Check data, checkpoint and head against each other, and try the evaluation on two images, before the first step.
     cfg.SOLVER.PREFLIGHT = True
+    # Go on with --resume, or take a stage for done, although data, weights or the whole schedule are others than those
+    # it began with.
+    cfg.SOLVER.ALLOW_CHANGED_INPUTS = False
+    # Seconds that one of several processes waits for the others before it ends; they wait for an evaluation, too.
+    cfg.SOLVER.PROCESS_TIMEOUT = 1800
     # Let --eval-only score a model although the checkpoint does not hold all of its parameters.
     cfg.TEST.ALLOW_PARTIAL_WEIGHTS = False
 
