@@ -152,7 +152,7 @@ def test_trainer_state():
         ({"iteration": 3, "optimizer": {"state": {}, "param_groups": [1]}}, optimizer, "no groups"),
         ({"iteration": 3, "optimizer": {"state": {}, "param_groups": []}}, optimizer, "has 0 groups"),
         (
-            {"iteration": 3, "optimizer": {"state": {0: 1}, "param_groups": saved["param_groups"]}},
+            {"iteration": 3, "optimizer": {"state": {0: 1}, "param_groups": groups}},
             optimizer,
             "a int for",
         ),
