@@ -10,6 +10,7 @@ from tool_runs import ROOT
 pytest.importorskip("mkdocstrings_handlers.python", reason="pip install 'dyn_d2[docs]'")
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
