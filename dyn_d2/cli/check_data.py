@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         write_json(options.report, [report.to_dict() for report in reports])
     if options.clean:
         if reports[0].problems and reports[0].problems[0].kind == "bad_json":
-            print("check_data: --clean cannot mend a file that cannot be read", file=sys.stderr)
+            print("check_data: --clean cannot fix a file that cannot be read", file=sys.stderr)
         else:
             write_json(options.clean, clean_json(read_json(options.json), reports[0].problems), indent=None)
             print(f"wrote {Path(options.clean)}")

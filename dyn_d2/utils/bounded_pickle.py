@@ -48,8 +48,7 @@ class _Measured:
         return self._file.read(count)
 
     def readinto(self, buffer: Any) -> int:
-        self._require(len(buffer))
-        data = self._file.read(len(buffer))
+        data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
@@ -63,7 +62,7 @@ class BoundedUnpickler(pickle._Unpickler):
     Subclasses give ``call`` and may give ``build`` and ``persistent_load``.
     """
 
-    # Of the standard library's reader, whose stubs know the public interface only.
+    # What the parent has and type checkers do not know.
     stack: list[Any]
     append: Callable[[Any], None]
     pop_mark: Callable[[], list[Any]]
@@ -98,7 +97,7 @@ class BoundedUnpickler(pickle._Unpickler):
             raise UnpicklingError("it asks for far more memory than its size: it is made to exhaust the machine")
 
     # ------------------------------------------------------------------------------------------------- instructions
-    dispatch: ClassVar[dict[int, Callable[..., None]]] = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
 
     def _reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack[-1]

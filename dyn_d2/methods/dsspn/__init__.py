@@ -1,4 +1,7 @@
-"""DSSPN: semantic segmentation by a tree of semantic neurons (Liang, Zhou and Xing 2018)."""
+"""DSSPN: semantic segmentation by a tree of semantic neurons.
+
+Liang, Zhou and Xing, Dynamic-structured Semantic Propagation Network, CVPR 2018; equation and table numbers are its.
+"""
 
 from dyn_d2.method import Method, register_method
 

@@ -1,4 +1,10 @@
-"""FSRW: few-shot detection by feature re-weighting (Kang et al. 2019), and the detectors it is compared with."""
+"""FSRW: few-shot detection by feature re-weighting (Kang et al. 2019), and the detectors it is compared with.
+
+Kang, Liu, Wang, Yu, Feng and Darrell, Few-shot Object Detection via Feature Reweighting, ICCV 2019.
+
+Equation, table and figure numbers in this package are those of chapter 6 of Wang, X.: The Design of Dynamic Neural
+Networks for Efficient Learning and Inference, PhD thesis, UC Berkeley, 2020 (below: Wang 2020).
+"""
 
 from collections.abc import Mapping
 from typing import Any

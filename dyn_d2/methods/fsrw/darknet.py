@@ -1,5 +1,5 @@
 """DarkNet-19 (Redmon and Farhadi, "YOLO9000: better, faster, stronger", Table 6) without its classifier, as YOLOv2 and
-feature re-weighting (thesis ch. 6) use it.
+feature re-weighting use it.
 
 Eighteen convolutions in six stages, each stage but the last followed by a 2x2 max pooling. Within a stage 3x3
 convolutions take turns with 1x1 ones of half the width. They are numbered conv1 ... conv18, as the papers count them.

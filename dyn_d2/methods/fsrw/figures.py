@@ -1,4 +1,4 @@
-"""Class vectors of feature re-weighting as pictures (thesis Fig. 6.4)."""
+"""Class vectors of feature re-weighting as pictures (Wang 2020, Fig. 6.4)."""
 
 from collections.abc import Sequence
 

@@ -1,6 +1,6 @@
-"""LSTD on YOLOv2: the baseline of thesis Table 6.1 after Chen et al., "LSTD: a low-shot transfer detector" (AAAI 2018).
+"""LSTD on YOLOv2: the baseline of Table 6.1 after Chen et al., "LSTD: a low-shot transfer detector" (AAAI 2018).
 
-The thesis says that background depression and transfer knowledge were put on YOLOv2, and not how. Here is how we do it.
+Wang 2020 says that background depression and transfer knowledge were put on YOLOv2, and not how. Here is how we do it.
 """
 
 from typing import Any

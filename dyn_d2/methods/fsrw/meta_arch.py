@@ -1,4 +1,4 @@
-"""Few-shot detection by feature re-weighting (Kang et al., ICCV 2019; thesis ch. 6) on YOLOv2.
+"""Few-shot detection by feature re-weighting (Kang et al., ICCV 2019) on YOLOv2.
 
 Letters for shapes: B query images, N classes of the episode, A anchors, m channels that are re-weighted.
 """

@@ -1,4 +1,4 @@
-"""YOLOv2 (Redmon and Farhadi, "YOLO9000: better, faster, stronger"), the plain detector of thesis ch. 6.
+"""YOLOv2 (Redmon and Farhadi, "YOLO9000: better, faster, stronger"), the plain detector that FSRW is built on.
 
 Letters for shapes: B images, N classes, A anchors, M objects of the batch.
 """

@@ -1,4 +1,7 @@
-"""Deciding How to Decide (McGill and Perona 2017): which path of a multi-path network an image takes."""
+"""Deciding How to Decide: which path of a multi-path network an image takes.
+
+McGill and Perona, Deciding How to Decide: Dynamic Routing in Artificial Neural Networks, ICML 2017.
+"""
 
 from dyn_d2.method import Method, register_method
 

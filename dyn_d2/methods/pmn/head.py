@@ -1,4 +1,4 @@
-"""Semantic segmentation from the modules that PMN's policy chooses (papers/000, sections 3.2 and 4.1).
+"""Semantic segmentation from the modules that PMN's policy chooses (Liang, CVPR 2019, sections 3.2 and 4.1).
 
 Shape shorthand: N images, n of them at a module, K classes.
 """

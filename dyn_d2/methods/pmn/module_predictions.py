@@ -1,4 +1,4 @@
-"""Predictions of PMN's modules and their weighted average (papers/000, Eq. 6), for the heads that make them.
+"""Predictions of PMN's modules and their weighted average (Liang, CVPR 2019, Eq. 6), for the heads that make them.
 
 Shape shorthand: N images, n of them at a module, K classes; scores are (n, K) or (n, K, h, w).
 """

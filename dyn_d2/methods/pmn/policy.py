@@ -1,4 +1,5 @@
-"""PMN: how many modules run for an image, and which levels of a concept tree each of them recognises (papers/000).
+"""PMN: how many modules run for an image, and which levels of a concept tree each of them recognises (Liang,
+CVPR 2019).
 
 After each module a recurrent policy decides whether to go on (Eq. 1, 2) and, if so, which levels the module takes (Eq.
 3 to 5), among those that the graph search allows. The predictions of modules that took levels are weighted and averaged

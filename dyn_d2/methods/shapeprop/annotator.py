@@ -1,4 +1,4 @@
-"""A trained model as annotator: it predicts the masks of objects whose boxes are known (Progressive Mask R-CNN, thesis
+"""A trained model as annotator: it predicts the masks of objects whose boxes are known (Progressive Mask R-CNN,
 Table 8.2)."""
 
 import logging

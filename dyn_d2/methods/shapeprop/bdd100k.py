@@ -1,4 +1,4 @@
-"""BDD100K with boxes for 70,000 images and masks for 7,000 of them, as thesis ch. 8 trains on it.
+"""BDD100K with boxes for 70,000 images and masks for 7,000 of them, as Zhou et al., CVPR 2020, train on it.
 
 Its detection labels (2020) and its instance segmentation labels belong to two sets of images that overlap. They are
 merged into one json in COCO's format, which ``dyn-d2 prepare bdd100k`` writes: an image with instance labels has

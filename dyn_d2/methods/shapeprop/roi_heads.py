@@ -1,12 +1,12 @@
-"""ShapeProp: what boxes teach about shapes, propagated to whole objects by what few masks teach (thesis ch. 8; Zhou et
-al., Learning saliency propagation for semi-supervised instance segmentation, CVPR 2020).
+"""ShapeProp: what boxes teach about shapes, propagated to whole objects by what few masks teach (Zhou et al., CVPR
+2020).
 
     region features -> saliency S, learnt from labels of boxes     (multiple-instance learning, Eq. 8.1 to 8.3)
                     -> propagation weights W
     M = S of the region's class -> latent encoding -> message passing with W (Eq. 8.4) -> decoding -> shape activation
     [region features, encoding of the shape activation] -> class-agnostic mask head
 
-Where the thesis and the published code differ, this follows the code: Eq. 8.3 has no finite minimum, so the bags are
+Where Wang 2020 and the published code differ, this follows the code: Eq. 8.3 has no finite minimum, so the bags are
 classified by a soft-max over all classes and background; the mask head gets an encoding of the activation.
 
 Shape shorthand: R regions of the whole batch, C channels of their features, K foreground classes (label K is
@@ -204,7 +204,7 @@ class ShapeProp(nn.Module):
             mil: saliency is learnt from boxes, one map for each class; otherwise a single map that only masks teach.
             propagation: otherwise the saliency itself serves as shape activation.
             integration: what the mask head gets beside the region features: "encoding" (convolutions of the normalised
-                activation, the published code), "activation" (the normalised activation, as the thesis has it) or
+                activation, the published code), "activation" (the normalised activation, as Wang 2020 has it) or
                 "none" (the losses only).
             share_features: saliency and propagation weights are predicted from the same convolutions.
             num_conv, conv_dim, norm: depth, width and normalisation of each stack of convolutions.

@@ -10,7 +10,7 @@ def add_keys(cfg: CN) -> None:
     cfg.MODEL.TAFE_NET.CONV_CHANNELS = []
     # Widths of the dynamic linear layers; the last is that of the TAFE and of e_t.
     cfg.MODEL.TAFE_NET.FC_DIMS = [2048, 2048, 2048]
-    # Hidden layers of the classifier, as in the authors' code; [] for the linear one of the thesis' text.
+    # Hidden layers of the classifier, as in the authors' code; [] for the linear one of the text of Wang 2020.
     cfg.MODEL.TAFE_NET.CLASSIFIER_DIMS = [2048]
     # Before the classifier.
     cfg.MODEL.TAFE_NET.DROPOUT = 0.5

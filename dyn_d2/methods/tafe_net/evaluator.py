@@ -64,7 +64,7 @@ def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
 
 def zero_shot_metrics(scores: np.ndarray, labels: np.ndarray, data: DescribedSet, added: Sequence[int]) -> dict:
     """T1, per-class accuracy on unseen classes with only these as answers; u and s, on unseen and seen classes with all
-    as answers; H of both (Xian et al.; thesis section 5.3)."""
+    as answers; H of both (Xian et al.; Wang 2020, section 5.3)."""
     unseen = [*data.unseen.tolist(), *added]
     everything = [*data.candidates.tolist(), *added]
     of_unseen = np.isin(labels, unseen)

@@ -1,4 +1,5 @@
-"""TAFE-Net: classes that are given by a description, through features that depend on it (thesis chapter 5)."""
+"""TAFE-Net: classes that are given by a description, through features that depend on it (Wang et al., CVPR
+2019)."""
 
 from collections.abc import Sequence
 from typing import Any
