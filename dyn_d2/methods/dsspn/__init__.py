@@ -13,6 +13,7 @@ from . import config, head, meta_arch  # noqa: F401  the parts register themselv
 @register_method
 class DSSPN(Method):
     name = "dsspn"
+    ranges = config.RANGES
 
     def add_keys(self, cfg: CfgNode) -> None:
         config.add_keys(cfg)

@@ -41,6 +41,7 @@ class FSRW(Method):
     }
     later_few_shot_keys = ("MODEL.REWEIGHTING.FINETUNE_NEGATIVES", "MODEL.REWEIGHTING.SUPPORTS", "MODEL.LSTD")
     file_formats = (FileFormat(is_darknet, read_darknet),)
+    ranges = config.RANGES
 
     def add_keys(self, cfg: CfgNode) -> None:
         config.add_keys(cfg)

@@ -13,6 +13,7 @@ from . import backbone, config, meta_arch, policy  # noqa: F401  the parts regis
 @register_method
 class MultiPath(Method):
     name = "multipath"
+    ranges = config.RANGES
 
     def add_keys(self, cfg: CfgNode) -> None:
         config.add_keys(cfg)

@@ -14,6 +14,7 @@ from . import config, head, policy  # noqa: F401  the parts register themselves
 @register_method
 class PMN(Method):
     name = "pmn"
+    ranges = config.RANGES
 
     def add_keys(self, cfg: CfgNode) -> None:
         config.add_keys(cfg)

@@ -32,6 +32,7 @@ def _evaluator(kind: str, cfg: CfgNode, name: str, folder: str, groups: ClassGro
 class TAFENet(Method):
     name = "tafe_net"
     evaluators = {kind: partial(_evaluator, kind) for kind in METRICS}
+    ranges = config.RANGES
 
     def add_keys(self, cfg: CfgNode) -> None:
         config.add_keys(cfg)

@@ -1,6 +1,22 @@
 """Keys of TAFE-Net and of its data."""
 
+from dyn_d2.config.rules import CHANNELS, Rules, choice, each, number, whole
+
 from detectron2.config import CfgNode as CN
+
+RANGES: Rules = {
+    "MODEL.TAFE_NET.CONV_CHANNELS": each(whole(1, CHANNELS), 0),
+    "MODEL.TAFE_NET.FC_DIMS": each(whole(1, CHANNELS)),
+    "MODEL.TAFE_NET.CLASSIFIER_DIMS": each(whole(1, CHANNELS), 0),
+    "MODEL.TAFE_NET.DROPOUT": number(0, 1, below=True),
+    "MODEL.TAFE_NET.TASK_LAYERS": whole(1, 1000),
+    "MODEL.TAFE_NET.TASK_HIDDEN": whole(1, CHANNELS),
+    "MODEL.TAFE_NET.LOSS": choice("softmax", "bce"),
+    "MODEL.TAFE_NET.EMBEDDING_WEIGHT": number(0),
+    "MODEL.TAFE_NET.TRAIN_TASKS": choice("batch", "seen"),
+    "MODEL.TAFE_NET.INIT": choice("published", "fan_in"),
+    "SOLVER.TASK_LR_FACTOR": number(0),
+}
 
 
 def add_keys(cfg: CN) -> None:

@@ -21,6 +21,7 @@ class TFA(Method):
         # The base models of LVIS were published with a cosine head as well.
         "tfa_cos": FewShotMethod("TFA w/ cos", 4, True, "cosine", base_classifier={"lvis": "cosine"}),
     }
+    ranges = config.RANGES
 
     def add_keys(self, cfg: CfgNode) -> None:
         config.add_keys(cfg)
