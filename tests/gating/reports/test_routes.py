@@ -138,7 +138,8 @@ def test_unreadable_files_say_what_they_are_not(tmp_path):
 
 @pytest.mark.parametrize("spoil", [
     {"labels": np.zeros(1, int)}, {"bits": np.zeros((2, 9), np.uint8)}, {"executed": np.array([1.0, np.nan])},
-    {"unit_sizes": np.array(["a", "b"])}, {"labels": np.array([0.5, 1.0])}, {"format": np.array("one")}, {"dense": None},
+    {"unit_sizes": np.array(["a", "b"])}, {"labels": np.array([0.5, 1.0])}, {"format": np.array("one")},
+    {"dense": None},
 ], ids=lambda spoil: next(iter(spoil)))  # fmt: skip
 def test_tables_whose_parts_do_not_fit_are_named(tmp_path, spoil):
     path = tmp_path / "routes.npz"
