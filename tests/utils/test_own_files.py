@@ -39,7 +39,8 @@ MASK = {"size": [2, 2], "counts": [1, 3]}
 
 
 @pytest.mark.parametrize("content", [
-    [], {}, {"annotations": 3}, {"annotations": [3]}, {"annotations": [{"image_id": 1, "bbox": [1, 2], "segmentation": MASK}]},
+    [], {}, {"annotations": 3}, {"annotations": [3]},
+    {"annotations": [{"image_id": 1, "bbox": [1, 2], "segmentation": MASK}]},
     {"annotations": [{"image_id": 1, "bbox": [0, 0, 2, 2], "segmentation": {**MASK, "counts": [9]}}]},
     {"annotations": [{"image_id": 1, "bbox": [0, 0, 2, 2], "segmentation": None}]},
 ], ids=str)  # fmt: skip
