@@ -116,12 +116,14 @@ def require_sound_file(path: str | os.PathLike) -> None:
         FileNotFoundError: no such file.
         InvalidCheckpoint: it is none, declares more than it holds, has compressed parts, or parts that no weights need.
     """
+    with open(path, "rb"):  # whoever cannot open it learns why
+        pass
     try:
         if zipfile.is_zipfile(path):
             _scan_zip(path)
         else:
             _scan_legacy(path)
-    except (UnpicklingError, zipfile.BadZipFile, NotImplementedError) as error:
+    except Exception as error:  # zipfile raises errors of many types at damaged archives
         what = str(error).removeprefix("its content ").removeprefix("is refused: ")
         raise InvalidCheckpoint(f"checkpoint {path} was refused: {what}.") from error
 
