@@ -45,7 +45,8 @@ def _check_installed() -> None:
     try:
         importlib.import_module("detectron2._C")
     except ImportError as error:
-        where = importlib.util.find_spec("detectron2").origin
+        spec = importlib.util.find_spec("detectron2")
+        where = None if spec is None else spec.origin
         raise BackendError(
             f"Detectron2 is installed ({where}) but its compiled part does not load: {error}. "
             f"Rebuild it against the torch of this environment, or set {BACKEND_VARIABLE}=embedded."
@@ -56,7 +57,7 @@ def choose_backend() -> str:
     """Make ``import detectron2`` find the chosen one and return its name, "detectron2" or "embedded".
 
     Raises:
-        BackendError: unknown value of ``DYN_D2_ENGINE``; the installed Detectron2 is missing or broken although it is
+        BackendError: unknown value of ``DYN_D2_BACKEND``; the installed Detectron2 is missing or broken although it is
             wanted; another one than the wanted has been imported already.
     """
     wanted = os.environ.get(BACKEND_VARIABLE) or os.environ.get(OLD_VARIABLE) or "auto"
@@ -88,7 +89,7 @@ def describe_backend() -> str:
     """One line for the log: which Detectron2 runs, its version and place."""
     module = importlib.import_module("detectron2")
     name = _backend_of(module.__file__)
-    line = f"Detectron2: {name} ({module.__version__}, {Path(module.__file__).parent})"
+    line = f"Detectron2: {name} ({module.__version__}, {Path(module.__file__ or '').parent})"
     if name == "detectron2" and not module.__version__.startswith(TESTED_VERSIONS):
         line += f"; dyn_d2 was tested with Detectron2 {', '.join(TESTED_VERSIONS)}"
     return line

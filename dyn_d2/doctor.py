@@ -90,14 +90,16 @@ def _numpy() -> Finding:
     return Finding("numpy", "ok", numpy.__version__)
 
 
-def _engine() -> Finding:
+def _detectron2() -> Finding:
     from dyn_d2.backend import choose_backend, describe_backend
 
     try:
         choose_backend()
-        return Finding("engine", "ok", describe_backend().removeprefix("engine: "))
+        return Finding("Detectron2", "ok", describe_backend().removeprefix("Detectron2: "))
     except ImportError as error:
-        return Finding("engine", "problem", str(error), "DYN_D2_BACKEND=embedded runs without an installed Detectron2")
+        return Finding(
+            "Detectron2", "problem", str(error), "DYN_D2_BACKEND=embedded runs without an installed Detectron2"
+        )
 
 
 def _package(module: str, distribution: str, what_for: str, required: bool, remedy: str = "") -> Callable[[], Finding]:
@@ -208,7 +210,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     _package("sklearn", "scikit-learn", "DigitScenes", False),
     _extra("cityscapesscripts", "cityscapes", "Cityscapes"),
     _extra("h5py", "hdf5", "HDF5 files"),
-    _engine,
+    _detectron2,
     _dyn_d2,
     _operators,
     _datasets,

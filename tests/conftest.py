@@ -1,6 +1,8 @@
 """Shared by all tests: the engine is chosen first, and every test starts from the same random state."""
 
+import logging
 import os
+from collections.abc import Iterator
 
 # Tests run in parallel processes; more threads than cores only slow them down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,6 +19,14 @@ from dyn_d2.utils.seeds import seed_all  # noqa: E402
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     seed_all("tests")
+
+
+@pytest.fixture(autouse=True)
+def _log_reaches_caplog() -> Iterator[None]:
+    """Commands set up the log for a process of their own, which takes it away from caplog."""
+    yield
+    for name in ("dyn_d2", "detectron2"):
+        logging.getLogger(name).propagate = True
 
 
 @pytest.fixture(params=["kernel", "torch"])

@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from tool_runs import ROOT, environment
+from warm_processes import run_warm
 
 from dyn_d2.methods.tfa.cli import QUICK_OPTS
 
@@ -114,9 +115,13 @@ def folder(tmp_path_factory) -> Path:
 
 def _run(command: str, folder: Path) -> subprocess.CompletedProcess:
     env = {**environment(), "DETECTRON2_DATASETS": str(folder / "datasets")}
-    return subprocess.run(_argv(command), cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    argv = _argv(command)
+    if "torch.distributed.run" in argv:
+        return subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    return run_warm(argv[1:], folder, env, 300)
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", [page for page in PAGES if _commands(page)], ids=lambda page: page.stem)

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from PIL import Image
+from warm_processes import run_warm
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 120  # seconds after which a process counts as hanging
@@ -39,8 +40,7 @@ def start(log: Path, script: Path, *arguments: str, launcher: tuple[str, ...] = 
 
 def run_tool(name: str, *arguments: str) -> subprocess.CompletedProcess:
     """tools/NAME.py in a process, to its end."""
-    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=TIMEOUT)
+    return run_warm([str(ROOT / "tools" / f"{name}.py"), *arguments], Path.cwd(), environment(), TIMEOUT)
 
 
 def train_net_here(monkeypatch, *arguments: str) -> None:

@@ -4,12 +4,14 @@ import os
 import pickle
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.error import URLError
 
 import numpy as np
 import torch
+from numpy._core import multiarray
 from torch import nn
 
 import dyn_d2
@@ -28,9 +30,9 @@ _TORCHVISION = PublishedNames("torchvision", torchvision_names.from_torchvision,
 
 METADATA = "dyn_d2"  # the entry of a checkpoint that describes it
 
-_REBUILD = (np._core.multiarray._reconstruct, np._core.multiarray.scalar)
+_REBUILD = (multiarray._reconstruct, multiarray.scalar)
 # What a file of numpy arrays needs besides tensors; numpy 1 wrote its functions under another module name.
-ARRAY_PARTS = [
+ARRAY_PARTS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     np.ndarray,
     np.dtype,
     *_REBUILD,
@@ -70,8 +72,9 @@ def describe(cfg, model: nn.Module | None = None) -> dict[str, Any]:
             "torchvision": str(torchvision.__version__),
         },
     }
-    for method in methods() if model is not None else ():
-        described |= method.describe(cfg, model)
+    if model is not None:
+        for method in methods():
+            described |= method.describe(cfg, model)
     return described
 
 
@@ -244,7 +247,7 @@ class DynCheckpointer(DetectionCheckpointer):
     """DetectionCheckpointer with atomic files, safe reading, self-describing checkpoints and a load report.
 
     Attributes:
-        report: what the last ``load`` did; None before.
+        report: what the last ``load`` did; empty before.
         metadata: the ``dyn_d2`` entry of what is saved.
     """
 
@@ -260,7 +263,7 @@ class DynCheckpointer(DetectionCheckpointer):
         """
         super().__init__(model, save_dir, **others)
         self.metadata = metadata
-        self.report: LoadReport | None = None
+        self.report = LoadReport(source="nothing")
 
     def save(self, name: str, **extra: Any) -> None:
         """Write ``save_dir/name.pth`` and tag it as the last one; each file is replaced in one step.

@@ -5,6 +5,7 @@
     dyn-d2 check-data --config-file TFA/voc.yaml FEW_SHOT.SPLIT 2
 
 Prints every problem with file, annotation id and remedy, and a table of the classes; exit status 1 if there is one.
+Where there is none, the ground truth is handed to the evaluator as predictions: less than 100 is a problem too.
 """
 
 import argparse
@@ -12,9 +13,17 @@ import sys
 from pathlib import Path
 
 from dyn_d2.config.derive import build_cfg
-from dyn_d2.data.check import Report, check_coco_json, check_config, check_dataset, clean_json
-from dyn_d2.data.validity.coco import read_json
+from dyn_d2.data.check import Report, check_coco_json, check_config, check_dataset, clean_json, summary
+from dyn_d2.data.few_shot.sources import forget, load_source
+from dyn_d2.data.validity.coco import examine, is_masked, looks_like_lvis, read_json
+from dyn_d2.data.validity.consumers import EVALUATION, LOADER, spoils
+from dyn_d2.evaluation.perfect import check_perfect
 from dyn_d2.utils.atomic import write_json
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+PERFECT_IMAGES = 5000
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -31,6 +40,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--per-kind", type=int, default=20, help="problems of a kind to print, 0 for all")
     parser.add_argument("--report", help="write everything to this json too")
     parser.add_argument("--clean", help="write a copy of --json without the annotations and images that have problems")
+    parser.add_argument(
+        "--perfect-images",
+        type=int,
+        default=PERFECT_IMAGES,
+        help=f"score perfect predictions of sets with up to this many images (default {PERFECT_IMAGES}), 0 for none",
+    )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that change the config")
     options = parser.parse_args(arguments)
     if options.clean and not options.json:
@@ -40,15 +55,54 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def run_checks(options: argparse.Namespace) -> list[Report]:
     """Do what the command line asks for."""
+    read = not options.no_read
     if options.json:
-        return [
-            check_coco_json(
-                options.json, options.images, read_images=not options.no_read, base=options.base, novel=options.novel
-            )
-        ]
+        report = check_coco_json(options.json, options.images, read_images=read, base=options.base, novel=options.novel)
+        return [report, *_score_json(report, options)]
+    cfg = build_cfg(options.config_file or "", options.opts)
     if options.dataset:
-        return check_dataset(options.dataset, not options.no_read)
-    return check_config(build_cfg(options.config_file, options.opts), not options.no_read)
+        reports = check_dataset(options.dataset, read)
+        return [*reports, *_score(reports, [options.dataset], cfg, options)]
+    reports = check_config(cfg, read)
+    return [*reports, *_score(reports, list(dict.fromkeys(cfg.DATASETS.TEST)), cfg, options)]
+
+
+def _score(reports: list[Report], names: list[str], cfg: CfgNode, options: argparse.Namespace) -> list[Report]:
+    """Perfect predictions of data sets without problems: what the loader refuses cannot be scored.
+
+    Their masks are scored where a config says so, and without a config where every object has one.
+    """
+    if not options.perfect_images or any(spoils(p.kind, (LOADER, EVALUATION)) for r in reports for p in r.problems):
+        return []
+    return [
+        check_perfect(name, cfg if options.config_file else _with_masks(cfg, name), options.perfect_images)
+        for name in names
+    ]
+
+
+def _with_masks(cfg: CfgNode, name: str) -> CfgNode:
+    """``cfg`` with MODEL.MASK_ON where every object of a data set has a mask."""
+    objects = [a for r in DatasetCatalog.get(name) for a in r.get("annotations", ()) if not a.get("iscrowd")]
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.MASK_ON = bool(objects) and all(is_masked(a) for a in objects)
+    return cfg
+
+
+def _score_json(report: Report, options: argparse.Namespace) -> list[Report]:
+    """Perfect predictions of a json that no data set is registered with."""
+    if "bad_json" in {problem.kind for problem in report.problems}:
+        return []
+    name, lvis = Path(options.json).name, looks_like_lvis(read_json(options.json))
+    if name in DatasetCatalog:
+        return []
+    metadata = MetadataCatalog.get(name)
+    metadata.set(json_file=options.json, image_root=options.images or "", evaluator_type="lvis" if lvis else "coco")
+    DatasetCatalog.register(name, lambda: load_source(name))
+    try:
+        return _score([report], [name], build_cfg(), options)
+    finally:
+        forget(name)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -63,10 +117,26 @@ def main(arguments: list[str] | None = None) -> int:
         print(report.text(options.per_kind))
     if options.report:
         write_json(options.report, [report.to_dict() for report in reports])
-    if options.clean:
-        if reports[0].problems and reports[0].problems[0].kind == "bad_json":
-            print("check_data: --clean cannot mend a file that cannot be read", file=sys.stderr)
-        else:
-            write_json(options.clean, clean_json(read_json(options.json), reports[0].problems), indent=None)
-            print(f"wrote {Path(options.clean)}")
+    if options.clean and not _clean(options, reports[0]):
+        return 2
     return 0 if all(report.ok for report in reports) else 1
+
+
+def _clean(options: argparse.Namespace, report: Report) -> bool:
+    """Write the clean copy and say what is still wrong with it; False if there can be none."""
+    if report.problems and report.problems[0].kind == "bad_json":
+        print("check_data: --clean cannot repair a file that cannot be read", file=sys.stderr)
+        return False
+    content = read_json(options.json)
+    try:
+        cleaned = clean_json(content, report.problems)
+    except ValueError as error:
+        print(f"check_data: --clean: {error}", file=sys.stderr)
+        return False
+    write_json(options.clean, cleaned, indent=None)
+    before, after = len(content["annotations"]), len(cleaned["annotations"])
+    print(f"wrote {Path(options.clean)} with {after} of {before} annotations")
+    left = examine(cleaned, options.clean).problems
+    if left:
+        print(f"it still has what only you can decide: {summary(left, options.per_kind)}")
+    return True

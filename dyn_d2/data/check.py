@@ -21,6 +21,7 @@ from detectron2.data.detection_utils import read_image
 from .check_report import Problem, Report, summary
 from .classification import check_classification, has_labels
 from .clean import clean_json
+from .semantic import check_label_maps, has_label_maps
 from .validity.annotation import box_defect
 from .validity.coco import CocoContent, annotations_by_image, examine, image_file, looks_like_lvis, read_json
 from .validity.ground_truth import missing_lvis_fields
@@ -41,7 +42,7 @@ __all__ = [
     "summary",
 ]
 
-ImageFile = tuple[str, Any, int, int]  # path, image id, width, height
+ImageFile = tuple[str, Any, int | None, int | None]  # path, image id, width, height
 
 
 def check_coco_json(
@@ -161,13 +162,18 @@ def check_records(dicts: Sequence[dict[str, Any]], metadata: Metadata, read_imag
         for image_id in [i for i, times in ids.items() if times > 1 and i is not None]:
             report.add("duplicate_image", f"{metadata.name}, image {image_id!r}", "its id occurs twice", image_id)
     if read_images:
-        files = {
-            r["file_name"]: (r["file_name"], r.get("image_id"), r.get("width"), r.get("height"))
-            for r in dicts
-            if isinstance(r.get("file_name"), str)
-        }
-        report.problems += check_image_files(list(files.values()), read_images=True)
+        report.problems += check_record_images(dicts)
     return report.finish(classes)
+
+
+def check_record_images(dicts: Iterable[Any]) -> list[Problem]:
+    """Open the images of records, each file once."""
+    files = {
+        r["file_name"]: (r["file_name"], r.get("image_id"), r.get("width"), r.get("height"))
+        for r in dicts
+        if isinstance(r, dict) and isinstance(r.get("file_name"), str)
+    }
+    return check_image_files(list(files.values()), read_images=True)
 
 
 def _objects(record: dict[str, Any], classes: Sequence[str]) -> Iterator[tuple[str, bool]]:
@@ -204,8 +210,11 @@ def check_image_files(files: Sequence[ImageFile], read_images: bool) -> list[Pro
         return [problem for problem in pool.map(look, files) if problem is not None]
 
 
-def check_dataset(name: str, read_images: bool = True) -> list[Report]:
+def check_dataset(name: str, read_images: bool = True, cfg: CfgNode | None = None) -> list[Report]:
     """Check a registered data set; one that few-shot code derived is checked together with those it is made from.
+
+    Args:
+        cfg: what it is trained with, where that matters to what is valid.
 
     Raises:
         KeyError, FileNotFoundError: it is not registered, or not there.
@@ -213,29 +222,34 @@ def check_dataset(name: str, read_images: bool = True) -> list[Report]:
     if has_labels(name):
         return [check_classification(name, read_images)]
     meta = MetadataCatalog.get(name)
+    maps = [check_label_maps(name, cfg)] if has_label_maps(meta) and name in DatasetCatalog else []
     if meta.get("few_shot") is None:
         require_source(name)
         if meta.get("json_file"):
             lvis = meta.get("evaluator_type") == "lvis"
-            return [check_coco_json(meta.json_file, meta.get("image_root"), read_images=read_images, lvis=lvis)]
+            report = check_coco_json(meta.json_file, meta.get("image_root"), read_images=read_images, lvis=lvis)
+            return [report, *maps]
         if meta.get("dirname"):
-            return [check_voc(meta.dirname, meta.split, meta.thing_classes, read_images=read_images)]
-    reports = [report for source in meta.get("sources") or () for report in check_dataset(source, read_images)]
+            return [check_voc(meta.dirname, meta.split, meta.thing_classes, read_images=read_images), *maps]
+    reports = [report for source in meta.get("sources") or () for report in check_dataset(source, read_images, cfg)]
     for report in reports:
         report.tolerate(meta.get("tolerated_defects") or ())
     try:
-        records = DatasetCatalog.get(name)
+        records = list(DatasetCatalog.get(name))
     except Exception as error:  # the loader may be anyone's; what it says is the problem
         report = Report(name)
         report.add("cannot_load", name, f"{type(error).__name__}: {error}")
         return [*reports, report]
-    return [*reports, check_records(records, meta, read_images and not reports)]
+    if maps and not any(isinstance(record, dict) and "annotations" in record for record in records):
+        maps[0].problems += check_record_images(records) if read_images else []
+        return [*reports, *maps]
+    return [*reports, check_records(records, meta, read_images and not reports), *maps]
 
 
 def check_config(cfg: CfgNode, read_images: bool = True) -> list[Report]:
     """Check every data set of DATASETS.TRAIN and DATASETS.TEST, each once."""
     reports: dict[str, Report] = {}
     for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
-        for report in check_dataset(name, read_images):
+        for report in check_dataset(name, read_images, cfg):
             reports.setdefault(report.title, report)
     return list(reports.values())

@@ -39,11 +39,11 @@ def clean_json(content: dict[str, Any], problems: Iterable[Problem]) -> dict[str
     for position, annotation in enumerate(content["annotations"]):
         if position in dropped or not isinstance(annotation, dict):
             continue
-        image_id = annotation.get("image_id")
-        image_id = moved.get(image_id, image_id) if identity(image_id) is not None else image_id
+        image_id = identity(annotation.get("image_id"))
+        image_id = moved.get(image_id, image_id)
         if image_id not in known:
             image_id = by_text.get(str(image_id))
-        if image_id in known:
+        if image_id is not None:
             annotations.append(_set_right({**annotation, "image_id": image_id}))
     return {**content, "images": images, "annotations": _numbered(annotations)}
 

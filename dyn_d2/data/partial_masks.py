@@ -1,9 +1,10 @@
-"""Boxes for every object and masks for some of them: the data of semi-supervised instance segmentation (thesis ch. 8).
+"""Boxes for every object and masks for some of them: the data of semi-supervised instance segmentation (Zhou et al.,
+Learning Saliency Propagation for Semi-Supervised Instance Segmentation, CVPR 2020).
 
 An annotation has a mask if it has a "segmentation". It may say so itself by "has_mask": True, which then is checked, or
 False, which leaves the segmentation unused. Which of the masks that a data set has are trained on is decided by keys,
 on the records and not in a json: those of some classes (``INPUT.PARTIAL_MASKS.CLASSES``, category-wise supervision),
-those of some images (``FRACTION``, ``SEED``, image-wise), or both. What is left without one may get a pseudo mask
+those of some images (``FRACTION``, ``SEED``, image-wise), or both. What is left without one may get a pseudo-mask
 (``PSEUDO``, see pseudo_masks.py).
 """
 
@@ -79,7 +80,7 @@ def limit_masks(
 
 
 def _image(record: Record) -> int | str:
-    return record.get("image_id", record.get("file_name", ""))
+    return record["image_id"] if "image_id" in record else record.get("file_name", "")
 
 
 def _flags(record: Record) -> list[bool]:
@@ -177,22 +178,21 @@ def apply_partial_masks(cfg, records: Sequence[Record]) -> Sequence[Record]:
     names = metadata.get("thing_classes", [])
     of_other_stages = {*metadata.get("base_classes", ()), *metadata.get("novel_classes", ())} - {*names}
     classes = masked_classes(keys.CLASSES, names, sorted(of_other_stages))
-    limited = limit_masks(records, classes, keys.FRACTION, keys.SEED)
-    limited = add_pseudo_masks(cfg, limited)
+    limited = add_pseudo_masks(cfg, limit_masks(records, classes, keys.FRACTION, keys.SEED))
     objects: Counter[int] = Counter()
     masks: Counter[int] = Counter()
     images = pseudo = 0
     for record in limited:
         annotations = record.get("annotations", ())
-        classes = [a["category_id"] for a in annotations if not a.get("iscrowd", 0)]
+        labels = [a["category_id"] for a in annotations if not a.get("iscrowd", 0)]
         masked = [a["category_id"] for a in annotations if "segmentation" in a]  # of what limit_masks left
-        objects.update(classes)
+        objects.update(labels)
         masks.update(masked)
         images += bool(masked)
         pseudo += sum(a.get("pseudo_mask", False) for a in annotations)
     logger.info(
         f"{masks.total():,} of {objects.total():,} objects have masks, in {images:,} of {len(limited):,} images"
-        + (f"; {pseudo:,} of these masks are pseudo masks" if pseudo else "")
+        + (f"; {pseudo:,} of these masks are pseudo-masks" if pseudo else "")
     )
     if masks.total() < objects.total():
         without = [names[c] if c < len(names) else str(c) for c in sorted(objects) if not masks[c]]

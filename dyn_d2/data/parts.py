@@ -5,6 +5,7 @@ itself (Wang et al., UAI 2018, "Robustness analysis"), and the test split is for
 """
 
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def register_parts(name: str, share: float = 0.1) -> tuple[str, str]:
         for catalog in (DatasetCatalog, MetadataCatalog):
             if part in catalog.list():
                 catalog.remove(part)
-        DatasetCatalog.register(part, lambda held_out=split == HELD_OUT: _divide(name, share, held_out))
+        DatasetCatalog.register(part, partial(_divide, name, share, split == HELD_OUT))
         metadata = {key: value for key, value in whole.items() if key not in _OF_THE_WHOLE}
         MetadataCatalog.get(part).set(**metadata, split=split, part_of=name)
     return parts

@@ -1,4 +1,5 @@
-"""Masks that a program makes for objects which have boxes only: what two baselines of thesis Table 8.2 train on.
+"""Masks that a program makes for objects which have boxes only: what two baselines of Zhou et al., Learning Saliency
+Propagation for Semi-Supervised Instance Segmentation, CVPR 2020, train on (BDD100K).
 
 ``INPUT.PARTIAL_MASKS.PSEUDO`` is "grabcut" (GrabCut Mask R-CNN: the object is cut out of its box by its colours; Rother
 et al., GrabCut, SIGGRAPH 2004) or the path of a json of predicted masks (Progressive Mask R-CNN: dyn-d2 pseudo-masks
@@ -78,7 +79,7 @@ DEFAULT = GrabCut()
 
 
 def add_pseudo_masks(cfg, records: Sequence[Record]) -> Sequence[Record]:
-    """``records`` where objects without "segmentation" have the pseudo masks that INPUT.PARTIAL_MASKS.PSEUDO asks for.
+    """``records`` where objects without "segmentation" have the pseudo-masks that INPUT.PARTIAL_MASKS.PSEUDO asks for.
 
     Objects for which none can be made stay as they are; crowds get none.
 
@@ -101,7 +102,7 @@ def add_pseudo_masks(cfg, records: Sequence[Record]) -> Sequence[Record]:
     ]
     lacking = sum(1 for record in records for _ in without_mask(record))
     made = sum(a.get("pseudo_mask", False) for record in result for a in record.get("annotations", ()))
-    logger.info(f"pseudo masks ({source}): {made:,} of {lacking:,} objects without a mask got one")
+    logger.info(f"pseudo-masks ({source}): {made:,} of {lacking:,} objects without a mask got one")
     if lacking and not made and source != GRABCUT:
         raise ValueError(
             f"INPUT.PARTIAL_MASKS.PSEUDO {source} has no mask for any of the {lacking:,} objects of "
@@ -116,7 +117,7 @@ def without_mask(record: Record) -> list[Record]:
 
 
 def object_key(record: Record, annotation: Record) -> ObjectKey:
-    """Which object it is, in files of pseudo masks: the id of its image, and its box (XYWH, hundredths of pixels)."""
+    """Which object it is, in files of pseudo-masks: the id of its image, and its box (XYWH, hundredths of pixels)."""
     box = BoxMode.convert([float(side) for side in annotation["bbox"]], annotation["bbox_mode"], BoxMode.XYWH_ABS)
     return str(record.get("image_id", record.get("file_name"))), tuple(round(side, 2) for side in box)
 
@@ -153,7 +154,7 @@ def read_masks(path: str) -> dict[ObjectKey, Rle]:
         )
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        found = {}
+        found: dict[ObjectKey, Rle] = {}
         for annotation in content["annotations"]:
             x, y, width, height = (round(float(side), 2) for side in annotation["bbox"])
             run_lengths(annotation["segmentation"])
@@ -257,12 +258,13 @@ def _fill(jobs: list[tuple[Path, list[Record]]], settings: GrabCut, threads: int
     objects = sum(len(without_mask(record)) for _, records in jobs for record in records)
     shown = tqdm(total=objects, desc="GrabCut", unit=" objects", delay=2, disable=not comm.is_main_process())
     with shown, ThreadPoolExecutor(threads) as pool:  # OpenCV lets other threads run
-        return list(pool.map(lambda job: _fill_file(*job, settings, shown), jobs))
+        return list(pool.map(lambda job: _fill_file(job[0], job[1], settings, shown), jobs))
 
 
 def _fill_file(path: Path, records: list[Record], settings: GrabCut, shown: tqdm) -> dict[ObjectKey, Rle | None]:
     kept = _read_cache(path)
-    before, found = len(kept), {}
+    before = len(kept)
+    found: dict[ObjectKey, Rle | None] = {}
     for record in records:
         wanted = {object_key(record, a): a for a in without_mask(record)}
         stamp = os.stat(record["file_name"])

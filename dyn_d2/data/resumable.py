@@ -9,11 +9,11 @@ images in an iteration as one does.
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -160,7 +160,7 @@ def check_readable(batch: list[dict | Unreadable]) -> list[dict]:
             + "; ".join(f"{item.file} ({item.reason})" for item in broken)
             + ". dyn-d2 check-data finds all such images, and its --clean leaves them out of a json."
         )
-    return batch
+    return [item for item in batch if not isinstance(item, Unreadable)]
 
 
 class MappedByPosition(Dataset):
@@ -291,9 +291,8 @@ def build_resumable_train_loader(cfg, mapper: Callable[[dict], dict | None] | No
         raise ValueError("DATASETS.TRAIN is empty: name a registered data set, or set FEW_SHOT.BENCHMARK.")
     if cfg.MODEL.LOAD_PROPOSALS or cfg.MODEL.KEYPOINT_ON:
         raise ValueError("dyn_d2 trains neither on precomputed proposals (MODEL.LOAD_PROPOSALS) nor on keypoints.")
-    records = _records(cfg)
+    records = list(apply_partial_masks(cfg, _records(cfg)))
     labels = has_labels(cfg.DATASETS.TRAIN[0])
-    records = apply_partial_masks(cfg, records)
     batches = BatchesByPosition(
         _sample_order(cfg, records, cfg.SEED),
         cfg.SOLVER.IMS_PER_BATCH,
@@ -316,12 +315,13 @@ def _records(cfg) -> list[dict]:
     """The training records; with ONE_DATASET_PER_BATCH, or one data set, each says of which ("dataset") it is."""
     names, filter_empty = list(cfg.DATASETS.TRAIN), cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     if len(names) > 1 and not cfg.DATALOADER.ONE_DATASET_PER_BATCH:
-        return get_detection_dataset_dicts(names, filter_empty=filter_empty)
-    return [
-        {**record, "dataset": name}
-        for name in names
-        for record in get_detection_dataset_dicts([name], filter_empty=filter_empty)
-    ]
+        return _dicts(names, filter_empty)
+    return [{**record, "dataset": name} for name in names for record in _dicts([name], filter_empty)]
+
+
+def _dicts(names: list[str], filter_empty: bool) -> list[dict]:
+    found = get_detection_dataset_dicts(names, filter_empty=filter_empty)
+    return found if isinstance(found, list) else list(cast(Iterable[dict], found))  # a torch Dataset
 
 
 def _groups(cfg, records: list[dict], labels: bool) -> list[int] | None:
@@ -378,8 +378,7 @@ class EvaluationLoader:
             cfg: TEST.IMS_PER_BATCH, images of a process in a batch, and DATALOADER.NUM_WORKERS are read.
             mapper: default the one that ``build_mapper`` chooses.
         """
-        records = get_detection_dataset_dicts([dataset_name], filter_empty=False)
-        records = [{**record, "dataset": dataset_name} for record in records]
+        records = [{**record, "dataset": dataset_name} for record in _dicts([dataset_name], filter_empty=False)]
         self._batches = build_detection_test_loader(
             _kept(records),
             mapper=partial(readable, mapper or build_mapper(cfg, dataset_name, is_train=False)),

@@ -8,7 +8,7 @@ import torch
 from dyn_d2.utils.errors import UserError
 from dyn_d2.utils.seeds import seed_all
 
-from detectron2.engine import HookBase
+from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer
 from detectron2.utils import comm
 
 
@@ -33,6 +33,8 @@ class LossGuard(HookBase):
     Raises:
         DivergenceError: in the forward pass of the model.
     """
+
+    trainer: DefaultTrainer | SimpleTrainer
 
     def __init__(self, model: torch.nn.Module, hint: str = "") -> None:
         """

@@ -56,7 +56,7 @@ def check_files(cfg) -> None:
     Raises:
         PreflightError: lists the data sets' missing json files and folders, and a missing MODEL.WEIGHTS.
     """
-    problems = []
+    problems: list[str] = []
     for name in dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]):
         problems += _missing_files(name)
     problems += _missing_packages(cfg)

@@ -5,7 +5,7 @@ detection" (ICML 2020). Split 2 of VOC was published with rate 0.005 for the fir
 else uses the 0.001 that the paper states.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from dyn_d2.data.few_shot.stages import BASE, FINETUNE, JOINT, JOINT_SHOTS, NOVEL
@@ -38,14 +38,22 @@ COCO = {
     10: (144000, 160000),
     30: (216000, 240000),
 }
-COCO_NOVEL = {1: 500, 2: 1500, 3: 1500, 5: 1500, 10: 2000, 30: 6000}  # K: iterations; the rate never drops
+# The rate never drops: its step lies behind the end.
+COCO_NOVEL = {
+    1: (10000, 500),
+    2: (10000, 1500),
+    3: (10000, 1500),
+    5: (10000, 1500),
+    10: (10000, 2000),
+    30: (10000, 6000),
+}
 LVIS_STEP, LVIS_ITERATIONS = 15000, 20000
 
 # FRCN+ft is FRCN+ft-full with fewer iterations; the paper cites it from others and gives no number. Ours:
 FT_SHARE = 0.1
 
 
-def thesis_schedule(cfg) -> Schedule:
+def published_schedule(cfg) -> Schedule:
     """The published schedule of the benchmark, stage and K that ``cfg`` names.
 
     Raises:
@@ -61,18 +69,17 @@ def thesis_schedule(cfg) -> Schedule:
         return PUBLISHED_BASE[few.BENCHMARK]
     if few.BENCHMARK == "lvis":
         return _lvis(cfg)
-    table = {("voc", FINETUNE): VOC, ("coco", FINETUNE): COCO, ("coco", NOVEL): COCO_NOVEL}.get(
-        (few.BENCHMARK, few.STAGE), {}
-    )
+    tables = {("voc", FINETUNE): VOC, ("coco", FINETUNE): COCO, ("coco", NOVEL): COCO_NOVEL}
+    table = tables.get((few.BENCHMARK, few.STAGE), {})
     if few.SHOTS not in table:
         raise ValueError(
             f"FEW_SHOT.SCHEDULE thesis: nothing is published for {few.BENCHMARK}, stage {few.STAGE}, {few.SHOTS} shots"
             f" (there: {sorted(table) or 'none'}): set SOLVER keys and leave FEW_SHOT.SCHEDULE empty."
         )
+    step, iterations = table[few.SHOTS]
     if few.STAGE == NOVEL:
-        return Schedule(0.01, (10000,), table[few.SHOTS], 0)
+        return Schedule(0.01, (step,), iterations, 0)
     if few.BENCHMARK == "coco":
-        step, iterations = table[few.SHOTS]
         return Schedule(0.001, (step,), iterations, 10 if cfg.MODEL.FREEZE else 0)
     return _voc(cfg)
 
@@ -101,10 +108,15 @@ def _lvis(cfg) -> Schedule:
     return Schedule(0.001, (LVIS_STEP,), LVIS_ITERATIONS, 0)
 
 
-def own_schedule(node: Mapping[str, float | int | list[int]]) -> dict[str, float | int | tuple[int, ...]]:
+def own_schedule(node: Mapping[str, float | int | Sequence[int]]) -> dict[str, float | int | tuple[int, ...]]:
     """The SOLVER keys that a node such as FEW_SHOT.FINETUNE or SOLVER.SECOND_STAGE sets, with their values."""
-    given = {key: value for key, value in node.items() if (value >= 0 if key == "WARMUP_ITERS" else value)}
-    return {key: tuple(value) if key == "STEPS" else value for key, value in given.items()}
+    given: dict[str, float | int | tuple[int, ...]] = {}
+    for key, value in node.items():
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            given |= {key: tuple(value)} if value else {}
+        elif value >= 0 if key == "WARMUP_ITERS" else value:
+            given[key] = value
+    return given
 
 
 def stage_schedule(cfg, full: bool = False) -> dict[str, float | int | tuple[int, ...]]:
@@ -120,13 +132,13 @@ def stage_schedule(cfg, full: bool = False) -> dict[str, float | int | tuple[int
     if few.SCHEDULE not in ("", "thesis"):
         raise ValueError(f"FEW_SHOT.SCHEDULE is {few.SCHEDULE!r}: use '' or 'thesis'.")
     if few.SCHEDULE == "thesis":
-        keys = thesis_schedule(cfg)._asdict()
+        keys = published_schedule(cfg)._asdict()
     else:
         keys = own_schedule({BASE: few.BASE, FINETUNE: few.FINETUNE, NOVEL: few.NOVEL}.get(few.STAGE, {}))
         if full and few.STAGE == FINETUNE:
             keys |= own_schedule(few.FULL)
     if few.METHOD == "ft" and few.STAGE == FINETUNE:
-        full = {"MAX_ITER": cfg.SOLVER.MAX_ITER, "STEPS": cfg.SOLVER.STEPS, **keys}
-        keys["MAX_ITER"] = max(1, round(full["MAX_ITER"] * FT_SHARE))
-        keys["STEPS"] = tuple(max(1, round(step * FT_SHARE)) for step in full["STEPS"])
+        iterations, steps = keys.get("MAX_ITER", cfg.SOLVER.MAX_ITER), keys.get("STEPS", cfg.SOLVER.STEPS)
+        keys["MAX_ITER"] = max(1, round(iterations * FT_SHARE))
+        keys["STEPS"] = tuple(max(1, round(step * FT_SHARE)) for step in steps)
     return keys

@@ -4,6 +4,7 @@ import logging
 import os
 import warnings
 import weakref
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dyn_d2.checkpoint import DynCheckpointer, describe
 from dyn_d2.checkpoint.files import FINAL
+from dyn_d2.checkpoint.model import model_of
 from dyn_d2.data.fingerprint import forget_fingerprints
 from dyn_d2.data.resumable import EvaluationLoader, ResumableLoader, build_resumable_train_loader
 from dyn_d2.method import methods
-from dyn_d2.modeling.freeze import VerifyFrozen, freeze, has_frozen_parts
+from dyn_d2.modeling.build import build_model
+from dyn_d2.modeling.freeze import VerifyFrozen, has_frozen_parts
 from dyn_d2.utils.atomic import remove_leftovers
 from dyn_d2.utils.seeds import seed_all
 
@@ -91,14 +94,8 @@ class DynTrainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg) -> nn.Module:
         """The model of ``cfg`` with the parts of MODEL.FREEZE frozen."""
-        model = super().build_model(cfg)
-        if cfg.MODEL.CHANNELS_LAST:  # convolutions hand the layout of their weights on to their outputs
-            model.to(memory_format=torch.channels_last)
-        frozen = freeze(model, cfg.MODEL.FREEZE)
-        if frozen:
-            sizes = dict((name, parameter.numel()) for name, parameter in model.named_parameters())
-            total, still = sum(sizes.values()), sum(sizes[name] for name in frozen)
-            logger.info(f"frozen: {list(cfg.MODEL.FREEZE)}, {len(frozen)} tensors, {still:,} of {total:,} parameters")
+        model = build_model(cfg)
+        logging.getLogger("detectron2.engine.defaults").info(f"Model:\n{model}")  # where the parent logs it
         return model
 
     @classmethod
@@ -139,7 +136,9 @@ class DynTrainer(DefaultTrainer):
         return build_evaluator(cfg, dataset_name, output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"))
 
     @classmethod
-    def test(cls, cfg, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> dict[str, Any]:
+    def test(
+        cls, cfg, model: nn.Module, evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None
+    ) -> OrderedDict[str, Any]:
         """Evaluate as the parent does, with what methods evaluate too, and write OUTPUT_DIR/results.json beside it."""
         from dyn_d2.evaluation import prepare_evaluation, with_evaluators_of_model
         from dyn_d2.evaluation.results import RESULTS_FILE, evaluation_record, write_results
@@ -176,7 +175,7 @@ class DynTrainer(DefaultTrainer):
             super().run_step()
         except DivergenceError:
             raise
-        except FloatingPointError as error:  # the engine's own checks, e.g. of the proposals
+        except FloatingPointError as error:  # Detectron2's own checks, e.g. of the proposals
             raise self._guard.explain(str(error).rstrip(".")) from error
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -227,12 +226,10 @@ def evaluate(cfg) -> dict[str, Any]:
     Raises:
         CheckpointError: the weights do not fill the whole model (unless TEST.ALLOW_PARTIAL_WEIGHTS).
     """
-    model = DynTrainer.build_model(cfg)
-    checkpointer = DynCheckpointer(model)
-    checkpointer.load(cfg.MODEL.WEIGHTS, strict=not cfg.TEST.ALLOW_PARTIAL_WEIGHTS)
+    model, report = model_of(cfg)
     for method in methods():
-        method.check_loaded(cfg, checkpointer.report)
-    shots_hash = checkpointer.report.metadata.get("few_shot", {}).get("shots_hash")
+        method.check_loaded(cfg, report)
+    shots_hash = report.metadata.get("few_shot", {}).get("shots_hash")
     if shots_hash and cfg.DATASETS.TRAIN:  # the objects that these weights have seen; they are not drawn again here
         MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).set(shots_hash=shots_hash)
     results = DynTrainer.test(cfg, distribute(model))

@@ -22,8 +22,8 @@ Rectangle4 = tuple[float, float, float, float]
 
 def class_colour(number: int) -> str:
     """A colour for class ``number``; neighbouring numbers differ clearly, and white letters are legible on each."""
-    palette = matplotlib.colormaps["tab10" if number < 10 else "tab20b"].colors
-    red, green, blue = palette[number % len(palette)]
+    palette = matplotlib.colormaps["tab10" if number < 10 else "tab20b"]
+    red, green, blue, _ = palette(number % palette.N)
     return matplotlib.colors.to_hex((0.85 * red, 0.85 * green, 0.85 * blue))
 
 
@@ -50,10 +50,9 @@ def draw_objects(
     if masks is not None and len(masks):
         image = with_masks(image, masks, colours)
     axis.imshow(image, interpolation="nearest", extent=(0, width, height, 0))
-    inches = (
-        axis.get_position().width * axis.figure.get_figwidth(),
-        axis.get_position().height * (axis.figure.get_figheight()),
-    )
+    figure = axis.figure
+    assert isinstance(figure, Figure)  # the position is in shares of the whole figure
+    inches = axis.get_position().width * figure.get_figwidth(), axis.get_position().height * figure.get_figheight()
     points = 72 * min(inches[0] / width, inches[1] / height)  # of one pixel: the axis keeps the aspect ratio
     letter = LETTER_WIDTH * font_size / points, LETTER_HEIGHT * font_size / points
     taken: list[Rectangle4] = []
@@ -127,7 +126,8 @@ def label_place(
         (x1, y0), (x0 - width, y0), (x1, y1 - height), (x0 - width, y1 - height),
         (x0, y0), (x0, y1 - height),
     ]  # fmt: skip
-    best, least = None, np.inf
+    best: Rectangle4 | None = None
+    least = np.inf
     for rank, (x, y) in enumerate(corners):
         x, y = max(0.0, min(x, right - width)), max(0.0, min(y, bottom - height))
         place = (x, y, x + width, y + height)
@@ -135,6 +135,7 @@ def label_place(
         cost = sum(_overlap(place, other) for other in taken) + 0.3 * _overlap(place, (x0, y0, x1, y1)) + 0.01 * rank
         if cost < least:
             best, least = place, cost
+    assert best is not None  # some corner costs less than infinity
     return best
 
 

@@ -34,7 +34,7 @@ from detectron2.evaluation import COCOEvaluator, LVISEvaluator, SemSegEvaluator
 
 logger = logging.getLogger(__name__)
 
-_EMPTY = {"images": [], "annotations": [], "categories": []}
+_EMPTY: dict[str, list] = {"images": [], "annotations": [], "categories": []}
 
 
 @contextmanager
@@ -126,8 +126,9 @@ def recorded_lvis_runs() -> Iterator[list]:
 
     runs: list = []
     original = lvis.LVISEval
+    checked: Any = lvis_eval_class()
 
-    class Recorded(lvis_eval_class()):
+    class Recorded(checked):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             runs.append(self)
@@ -135,13 +136,13 @@ def recorded_lvis_runs() -> Iterator[list]:
     lacks_float = "float" not in vars(np)
     lvis.LVISEval = Recorded
     if lacks_float:
-        np.float = float
+        vars(np)["float"] = float
     try:
         yield runs
     finally:
         lvis.LVISEval = original
         if lacks_float and "float" in vars(np):
-            del np.float
+            del vars(np)["float"]
 
 
 class CheckedLVISEvaluator(LVISEvaluator):

@@ -1,4 +1,5 @@
-"""How fast a training adapts: an evaluated metric against iterations (thesis Fig. 6.3), and the time that it took."""
+"""How fast a training adapts: an evaluated metric against iterations, and the time that it took (as in the
+comparison of learning speeds by Kang et al., Few-shot Object Detection via Feature Reweighting, ICCV 2019)."""
 
 import json
 import math
@@ -83,7 +84,7 @@ def draw_convergence(curves: Mapping[str, Mapping[str, Curve]], normalise: bool 
 
     Args:
         curves: run -> metric -> curve.
-        normalise: divide each metric by its largest value over all runs, as the thesis does.
+        normalise: divide each metric by its largest value over all runs, as Kang et al. do.
     """
     metrics = list(dict.fromkeys(metric for of_run in curves.values() for metric in of_run))
     largest = {m: max((max(run[m].values()) for run in curves.values() if m in run), default=0.0) for m in metrics}

@@ -54,7 +54,7 @@ def versions() -> dict[str, str]:
     return {
         "dyn_d2": code_version(),
         "detectron2": detectron2.__version__,
-        "engine": describe_backend().split(" (", 1)[0].removeprefix("engine: "),
+        "backend": describe_backend().removeprefix("Detectron2: ").split(" (", 1)[0],
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "python": platform.python_version(),

@@ -85,8 +85,8 @@ def draw_tree(tree: Hierarchy, shares: Mapping[str, float] | None = None, title:
     if handles:
         per_row = max(1, int(figure.get_figwidth() // 1.7))
         legend = {"fontsize": 7, "frameon": False, "handletextpad": 0, "borderpad": 0, "columnspacing": 1}
-        place = (0.05 / figure.get_figwidth(), 1 - 0.22 / figure.get_figheight())
-        figure.legend(handles=handles, loc="upper left", bbox_to_anchor=place, ncols=per_row, **legend)
+        corner = (0.05 / figure.get_figwidth(), 1 - 0.22 / figure.get_figheight())
+        figure.legend(handles=handles, loc="upper left", bbox_to_anchor=corner, ncols=per_row, **legend)
     return figure
 
 
@@ -114,7 +114,7 @@ def _draw_row(
     text = row.concept + (" (see above)" if row.again else "")
     axes.text(0.12 + _INDENT * depth, place, text, fontsize=7, weight=weight, color=colour, va="center_baseline")
     right = _COLUMN - 0.2
-    for number, (name, dot) in enumerate(reversed(colours.items())):
+    for number, (name, dot) in enumerate(reversed(list(colours.items()))):
         if row.concept in tree.labels(name).values():
             axes.plot(right - _DOT * number, place, "o", color=dot, markersize=3.5)
     if shares is not None and row.concept in shares:

@@ -15,12 +15,15 @@ from torch.nn import functional as F
 
 from dyn_d2.ops import channel_conv
 
-from .cost import conv_cost
+from detectron2.layers import Conv2d
+
+from .cost import conv_cost, geometry
+from .norms import RunningNorm, running_norm
 
 
 def run_chain(
     x: Tensor,
-    layers: Sequence[nn.Conv2d],
+    layers: Sequence[Conv2d],
     gates: Sequence[Tensor | None],
     residual: Tensor,
     *,
@@ -58,7 +61,7 @@ def apply_gate(x: Tensor, gate: Tensor | None) -> Tensor:
 
 
 def chain_costs(
-    layers: Sequence[nn.Conv2d], gates: Sequence[Tensor | None], size: tuple[int, int], x_gate: Tensor | None = None
+    layers: Sequence[nn.Conv2d], gates: Sequence[Tensor | None], size: Sequence[int], x_gate: Tensor | None = None
 ) -> tuple[float, Tensor]:
     """Multiply-adds per image of convolutions one after another: of all channels, and (N,) of the open ones.
 
@@ -68,13 +71,16 @@ def chain_costs(
         x_gate: what the input was gated by.
     """
     # Whole numbers, so that nothing is rounded before the end.
-    dense, executed = 0, 0
-    inputs = layers[0].in_channels if x_gate is None else x_gate.count_nonzero(1)
+    height, width = size
+    dense: float = 0
+    executed: Tensor | int = 0
+    inputs: Tensor | int = layers[0].in_channels if x_gate is None else x_gate.count_nonzero(1)
     for layer, gate in zip(layers, gates, strict=True):
-        cost, *size = conv_cost(layer, *size)
-        outputs = layer.out_channels if gate is None else gate.count_nonzero(1)
+        cost, height, width = conv_cost(layer, height, width)
+        outputs: Tensor | int = layer.out_channels if gate is None else gate.count_nonzero(1)
         each = int(cost) // (layer.in_channels * layer.out_channels)
         dense, executed, inputs = dense + cost, executed + inputs * outputs * each, outputs
+    assert isinstance(executed, Tensor)  # as one gate at least is given
     return dense, executed.float()
 
 
@@ -105,18 +111,17 @@ def sparse_conv(
     """
     if not _kernel_fits(x, conv):
         return _conv_by_indexing(x, conv, norm, x_gate, gate, relu, residual)
+    statistics = None if norm is None else running_norm(norm)
     return channel_conv.channel_conv(
         x.contiguous(),
         conv.weight,
         conv.bias,
-        () if norm is None else (*_affine(norm), norm.running_mean, norm.running_var),
-        0.0 if norm is None else norm.eps,
+        () if statistics is None else (*_affine(statistics), statistics.running_mean, statistics.running_var),
+        0.0 if statistics is None else statistics.eps,
         None if x_gate is None else x_gate.float().contiguous(),
         None if gate is None else gate.float().contiguous(),
         None if residual is None else residual.contiguous(),
-        conv.stride,
-        conv.padding,
-        conv.dilation,
+        *geometry(conv),
         relu,
         overwrite,
     )
@@ -128,8 +133,8 @@ def _kernel_fits(x: Tensor, conv: nn.Conv2d) -> bool:
     return plain and not learns and not torch.is_autocast_enabled("cpu") and channel_conv.load()
 
 
-def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    if norm.weight is None:
+def _affine(norm: RunningNorm) -> tuple[Tensor, Tensor]:
+    if norm.weight is None or norm.bias is None:
         return torch.ones_like(norm.running_mean), torch.zeros_like(norm.running_mean)
     return norm.weight, norm.bias
 
@@ -169,7 +174,7 @@ def _conv_by_indexing(
         each = _conv_one(x[n : n + 1], conv, norm, read, write)
         each = each if residual is None else each + residual[n : n + 1]
         each = F.relu(each) if relu else each
-        if write is not None:
+        if write is not None and gate is not None:
             each = each * gate[n, write].to(each.dtype)[:, None, None]
             each = F.pad(each, (0, 0, 0, 0, 0, conv.out_channels - len(write)))
         maps.append(each)
@@ -190,5 +195,7 @@ def _conv_one(x: Tensor, conv: nn.Conv2d, norm: nn.Module | None, read: Tensor |
     out = out if conv.bias is None else out + conv.bias[chosen, None, None].to(out.dtype)
     if norm is None or len(weight) == 0:
         return out
-    affine = (vector[chosen] for vector in _affine(norm))
-    return F.batch_norm(out, norm.running_mean[chosen], norm.running_var[chosen], *affine, eps=norm.eps)
+    statistics = running_norm(norm)
+    weight, bias = _affine(statistics)
+    mean, variance = statistics.running_mean[chosen], statistics.running_var[chosen]
+    return F.batch_norm(out, mean, variance, weight[chosen], bias[chosen], eps=statistics.eps)

@@ -1,9 +1,33 @@
 """Multiply-adds of layers, by arithmetic."""
 
+from collections.abc import Iterable
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+Pair = tuple[int, int]
+
+
+class Geometry(NamedTuple):
+    """How a convolution moves over its map, vertically and horizontally."""
+
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+
+
+def geometry(conv: nn.Conv2d) -> Geometry:
+    """Stride, padding and dilation.
+
+    Raises:
+        ValueError: the padding is a word.
+    """
+    if isinstance(conv.padding, str):
+        raise ValueError(f"a convolution with padding {conv.padding!r}: give it as numbers.")
+    stride, padding, dilation = ((pair[0], pair[1]) for pair in (conv.stride, conv.padding, conv.dilation))
+    return Geometry(stride, padding, dilation)
 
 
 @lru_cache(maxsize=8192)
@@ -30,7 +54,7 @@ def unit_costs(cost: float, size: int, device: torch.device) -> Tensor:
     return torch.full((size,), cost, device=device)
 
 
-def chain_cost(convs, height: int, width: int) -> tuple[float, int, int]:
+def chain_cost(convs: Iterable[nn.Conv2d | None], height: int, width: int) -> tuple[float, int, int]:
     """The same for convolutions one after another; None among them is passed over."""
     total = 0.0
     for conv in convs:

@@ -249,12 +249,25 @@ def _run_relaxed(
     if len(rows) == len(gate):
         return _weigh(gate, run(x, skip), skip)
     others = sorted(set(range(len(gate))) - set(rows))
-    with torch.no_grad(), running_statistics(owner):
+    with without_gradient(), running_statistics(owner):
         out = run(gather(x, others), gather(skip, others))
     if rows:
         chosen = run(gather(x, rows), gather(skip, rows))
         out = scatter(scatter(torch.zeros_like(skip), others, out), rows, chosen)
     return _weigh(gate, out, skip)
+
+
+@contextmanager
+def without_gradient() -> Iterator[None]:
+    """``torch.no_grad`` for a part of a training step, under autocast too: older torch (2.6) keeps the weights that
+    are cast inside for the rest of the step, which then has no gradient for them."""
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(cached)
 
 
 def _weigh(gate: Tensor, out: Tensor, skip: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Convolutions of evaluation, with their batch norm folded in, made once and kept until a parameter changes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter, getitem, is_
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -10,48 +10,53 @@ from torch import Tensor, nn
 
 from dyn_d2.ops.packed_conv import PackedConv
 
+from detectron2.layers import Conv2d
+
+from .cost import geometry
+from .norms import has_statistics, running_norm
+
 
 def may_fold(x: Tensor) -> bool:
     """Whether convolutions on ``x`` may run folded: no gradient is wanted, and arithmetic is plain."""
     return not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
 
 
-def folds(conv: nn.Conv2d) -> bool:
-    """Whether the norm of a ``detectron2.layers.Conv2d`` has running statistics (layer and group norm have not)."""
-    return conv.norm is None or getattr(conv.norm, "running_mean", None) is not None
+def folds(conv: Conv2d) -> bool:
+    """Whether the convolution has no norm, or one with running statistics."""
+    return conv.norm is None or has_statistics(conv.norm)
 
 
-def fold(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
+def fold(conv: Conv2d) -> tuple[Tensor, Tensor]:
     """Weight and bias of a convolution with the batch norm that follows it, in evaluation."""
-    norm, bias = conv.norm, conv.bias
-    bias = conv.weight.new_zeros(conv.out_channels) if bias is None else bias
-    if norm is None:
+    bias = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
+    if conv.norm is None:
         return conv.weight, bias
+    norm = running_norm(conv.norm)
     scale = (norm.running_var + norm.eps).rsqrt()
     scale = scale if norm.weight is None else scale * norm.weight
     shift = 0 if norm.bias is None else norm.bias
     return conv.weight * scale.reshape(-1, 1, 1, 1), (bias - norm.running_mean) * scale + shift
 
 
-def folded_convs(owner: nn.Module, convs: Sequence[nn.Conv2d], x: Tensor) -> list[PackedConv] | None:
+def folded_convs(owner: nn.Module, convs: Sequence[Conv2d], x: Tensor) -> list[PackedConv] | None:
     """Convolutions of ``owner`` with their norms, for evaluation; None where they do not fold."""
     if not may_fold(x):
         return None
     return kept(owner, convs, lambda: [_pack(conv) for conv in convs] if all(map(folds, convs)) else None)
 
 
-def folded_conv(conv: nn.Conv2d, x: Tensor) -> PackedConv | None:
+def folded_conv(conv: Conv2d, x: Tensor) -> PackedConv | None:
     """The convolution with its norm, for evaluation; None where that does not fold."""
     folded = folded_convs(conv, [conv], x)
     return folded[0] if folded else None
 
 
-def _pack(conv: nn.Conv2d) -> PackedConv:
-    geometry = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
-    return PackedConv(*fold(conv), **geometry, groups=conv.groups)
+def _pack(conv: Conv2d) -> PackedConv:
+    stride, padding, dilation = geometry(conv)
+    return PackedConv(*fold(conv), stride=stride, padding=padding, dilation=dilation, groups=conv.groups)
 
 
-def kept(owner: nn.Module, convs: Sequence[nn.Conv2d], make: Callable[[], Any]) -> Any:
+def kept(owner: nn.Module, convs: Sequence[Conv2d], make: Callable[[], Any]) -> Any:
     """What ``make`` gives, kept for ``owner`` until a parameter, a buffer or the norm of one of ``convs`` changes."""
     if owner in _kept:
         watch, value = _kept[owner]
@@ -69,7 +74,7 @@ class _Watch:
     """Tells whether anything of some convolutions changed since it was made: which norm and which tensor is in each
     place, where its values lie, and how often they were written."""
 
-    def __init__(self, convs: Sequence[nn.Conv2d]) -> None:
+    def __init__(self, convs: Sequence[Conv2d]) -> None:
         norms = [conv.norm for conv in convs]
         places = [
             (store, name)
@@ -80,12 +85,13 @@ class _Watch:
             if tensor is not None
         ]
         # Batch norm changes its statistics without a trace, but counts its batches. Looked at in each pass: in bulk.
-        self._stores, self._names = zip(*places, strict=True)
+        self._stores: list[Mapping[str, Any]] = [store for store, _ in places]
+        self._names = [name for _, name in places]
         self._modules, self._norms = [conv._modules for conv in convs], norms
         self._stamp = self._look()
 
     def _look(self) -> tuple[list[int], list[int]]:
-        tensors = list(map(getitem, self._stores, self._names))
+        tensors: list[Tensor] = list(map(getitem, self._stores, self._names))
         try:
             versions = list(map(attrgetter("_version"), tensors))
         except RuntimeError:  # tensors made in inference mode have none

@@ -13,9 +13,11 @@ from torch.nn import functional as F
 
 from dyn_d2.ops.packed_conv import PackedConv
 
-from .cost import chain_cost
+from detectron2.layers import Conv2d
+
+from .cost import chain_cost, geometry
 from .decisions import Decision
-from .execution import gather, run_by_choice, running_statistics
+from .execution import gather, run_by_choice, running_statistics, without_gradient
 from .folding import fold, folds, kept, may_fold
 
 Layer = Callable[[Tensor], Tensor]
@@ -25,16 +27,16 @@ class GroupBranch(nn.Module):
     """One group F_n: convolutions ``conv1``, ``conv2``, ..., each with its ``norm``, an activation after all but the
     last."""
 
-    def __init__(self, convs: Sequence[nn.Conv2d], activation: Layer) -> None:
-        """``convs`` are ``detectron2.layers.Conv2d``; ``activation`` may work in place."""
+    def __init__(self, convs: Sequence[Conv2d], activation: Layer) -> None:
+        """``activation`` may work in place."""
         super().__init__()
         for i, conv in enumerate(convs, 1):
             self.add_module(f"conv{i}", conv)
         self.activation = activation
 
-    def convs(self) -> list[nn.Conv2d]:
+    def convs(self) -> list[Conv2d]:
         """In the order in which they run."""
-        return [conv for conv in self._modules.values() if isinstance(conv, nn.Conv2d)]
+        return [conv for conv in self._modules.values() if isinstance(conv, Conv2d)]
 
     def forward(self, x: Tensor) -> Tensor:
         *first, last = self.convs()
@@ -82,7 +84,7 @@ def run_groups(
         rows = [i for i, each in enumerate(opened) if each[n]]
         others = [i for i, each in enumerate(opened) if not each[n]]
         if others and decision.relaxed and training:
-            with torch.no_grad(), running_statistics(branch):
+            with without_gradient(), running_statistics(branch):
                 part = branch(x if not rows else gather(x, others))
             out = _add(out, others, part, decision.gate[:, n])
         if rows or out is None:
@@ -121,6 +123,7 @@ class _Folded:
     def run(self, x: Tensor, chosen: tuple[int, ...], total: Tensor | None, *, relu: bool) -> Tensor:
         """``total`` plus the groups with these numbers, in place; ``relu``: and ReLU after that."""
         if not chosen:
+            assert total is not None  # without skip, some group is open
             return total.relu_() if relu else total
         if chosen in self._choices:
             self._choices.move_to_end(chosen)
@@ -140,14 +143,15 @@ class _Folded:
         layers = []
         for i, (conv, groups) in enumerate(zip(self.convs, self._layers, strict=True)):
             last = i == len(self.convs) - 1
+            stride, padding, dilation = geometry(conv)
             weights, biases = zip(*(groups[n] for n in chosen), strict=True)
             layers.append(
                 PackedConv(
                     torch.cat(weights, 1 if last else 0),
                     torch.stack(biases).sum(0) if last else torch.cat(biases),
-                    stride=conv.stride,
-                    padding=conv.padding,
-                    dilation=conv.dilation,
+                    stride=stride,
+                    padding=padding,
+                    dilation=dilation,
                     groups=conv.groups * (1 if last or i == 0 else len(chosen)),
                 )
             )

@@ -2,6 +2,7 @@
 
 import logging
 from collections import defaultdict
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -25,7 +26,7 @@ def separate_gates(optimizer: Optimizer, policy: nn.Module, lr_factor: float = 1
     Raises:
         ValueError: ``lr_factor`` is negative.
     """
-    options = {"weight_decay": weight_decay} if weight_decay >= 0 else {}
+    options: dict[str, Any] = {"weight_decay": weight_decay} if weight_decay >= 0 else {}
     scale_rate(optimizer, policy.parameters(), lr_factor, "SOLVER.GATE_LR_FACTOR", **options)
 
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .trace import Step
+
 
 def skip_returns(opened: Tensor, losses: Tensor, alpha: float, beta: float | None = None) -> Tensor:
     """The return of each decision of SkipNet's policy, with the relaxed reward (below Eq. 2.6):
@@ -33,6 +35,11 @@ def skip_returns(opened: Tensor, losses: Tensor, alpha: float, beta: float | Non
     to_come = skipped.flip(1).cumsum(1).flip(1)
     beta = alpha / count if beta is None else beta
     return alpha / count * to_come - beta * losses.detach().float()[:, None]
+
+
+def sampled_log_probs(steps: Sequence[Step]) -> Tensor:
+    """(N, T) logarithm of the probability of each action that was sampled, with gradient."""
+    return torch.stack([step.decision.log_prob for step in steps if step.decision.log_prob is not None], 1)
 
 
 def policy_gradient_loss(log_probs: Tensor, returns: Tensor) -> Tensor:

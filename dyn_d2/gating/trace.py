@@ -190,11 +190,13 @@ class Trace:
             Route(
                 {name: np.atleast_1d(value[i]) for name, value in opened.items()},
                 self.dense(),
-                *numbers,
+                executed,
+                expected,
+                gates,
                 level_names=self.levels.names if self.levels else (),
                 levels={name: value[i] for name, value in taken.items()},
             )
-            for i, numbers in enumerate(zip(*columns, strict=True))
+            for i, (executed, expected, gates) in enumerate(zip(*columns, strict=True))
         ]
 
     def add_fixed(self, name: str, cost: float, like: Tensor, dense: float | None = None, gate: bool = False) -> None:

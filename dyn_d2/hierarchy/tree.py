@@ -61,12 +61,10 @@ class Hierarchy:
         )
 
     def __eq__(self, other: object) -> bool:
-        """Same concepts and labels; order and name do not count."""
+        """Same concepts and labels; order and name do not count. Nobody needs a hash, so there is none."""
         if not isinstance(other, Hierarchy):
             return NotImplemented
         return self._labels == other._labels and self._edges() == other._edges()
-
-    __hash__ = None  # equality ignores order, which a hash would have to do as well; nobody needs it
 
     def _edges(self) -> dict[str, frozenset[str]]:
         return {concept: frozenset(below) for concept, below in self.children.items()}

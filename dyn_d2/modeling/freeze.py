@@ -20,7 +20,7 @@ def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
 
 
 def _keep_in_eval(module: nn.Module) -> None:
-    module.train = MethodType(_stay_in_eval, module)
+    module.train = MethodType(_stay_in_eval, module)  # type: ignore[method-assign]
     module.eval()
 
 

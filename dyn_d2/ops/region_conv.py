@@ -10,7 +10,7 @@ a CPU oneDNN multiplies, with weights that it has laid out before: as fast as it
 fast as ``torch.mm`` on the processor where both were measured.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -18,15 +18,16 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
+from dyn_d2.ops.onednn import has_operators
+
 _CPU_VALUES = 2**19  # gathered at a time for each CPU thread, which leaves room in its cache
 _PIXELS = 128, 256  # least and most that each CPU thread works on at a time
 _MULTIPLE = 32  # rows of a product are a multiple: oneDNN prepares anew for each number of rows, in half a millisecond
 _GPU_VALUES = 2**26  # gathered at a time on other devices
-_NAMES = "_reorder_linear_weight", "_linear_pointwise"
 
 
 def _available() -> bool:
-    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in _NAMES)
+    return has_operators("_reorder_linear_weight", "_linear_pointwise")
 
 
 class Region:
@@ -37,8 +38,9 @@ class Region:
         size: N, H, W.
     """
 
-    def __init__(self, index: Tensor, size: tuple[int, int, int]) -> None:
-        self.index, self.size = index, tuple(size)
+    def __init__(self, index: Tensor, size: Sequence[int]) -> None:
+        images, height, width = size
+        self.index, self.size = index, (images, height, width)
         self._places: Tensor | None = None
         self._taps: dict[tuple, Taps] = {}
 
@@ -262,7 +264,7 @@ class _RegionConv(torch.autograd.Function):
             part = grad[start:end].contiguous()
             if grad_weight is not None:
                 grad_weight.addmm_(part.t(), values[: end - start])
-            if transposed is not None:
+            if transposed is not None and grad_rows is not None:
                 _spread(grad_rows, transposed(part, None), start, end, taps)
         if grad_weight is not None:
             outputs, channels, *kernel = weight.shape

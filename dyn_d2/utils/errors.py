@@ -22,7 +22,7 @@ from .extras import how_to_install
 TRACEBACK = "DYN_D2_TRACEBACK"
 RESUME = "--resume goes on from the last checkpoint."
 
-# What Python, the engines and this package raise for bad values; a bug may raise them too, see ``wrong_input``.
+# What Python, Detectron2 and this package raise for bad values; a bug may raise them too, see ``wrong_input``.
 _OF_INPUT = (ValueError, KeyError, OSError, AssertionError, NotImplementedError)
 # How torch says that the machine refuses, as a RuntimeError: pattern -> what to do.
 _OF_MACHINE = (

@@ -129,7 +129,7 @@ def test_objects_without_masks_get_marked_ones(cfg, records, caplog) -> None:
     assert iou(mask_util.decode(result[0]["annotations"][0]["segmentation"]).astype(bool), disc()) > 0.85
     assert "pseudo_mask" not in records[0]["annotations"][0]  # the data set itself is as it was
     assert "2 of 3 objects without a mask got one" in caplog.text
-    assert "3 of 4 objects have masks, in 2 of 2 images; 2 of these masks are pseudo masks" in caplog.text
+    assert "3 of 4 objects have masks, in 2 of 2 images; 2 of these masks are pseudo-masks" in caplog.text
 
 
 def test_masks_are_made_once_per_image_box_and_settings(cfg, records, monkeypatch) -> None:

@@ -29,7 +29,7 @@ def test_record_names_all_that_moves_a_number():
     record = _record()
     expected = {"batch", "learning_rate", "iterations", "weights_hash", "seed", "shots_hash", "versions", "protocol"}
     assert expected <= record.keys()
-    assert {"dyn_d2", "detectron2", "torch", "engine"} <= record["versions"].keys()
+    assert {"dyn_d2", "detectron2", "torch", "backend"} <= record["versions"].keys()
     assert record["metrics"] == {"a_test_set": {"bbox": {"AP": 30.0, "nAP": pytest.approx(float("nan"), nan_ok=True)}}}
 
 

@@ -6,7 +6,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from dyn_d2.gating.decisions import Decision, bernoulli, fixed, hard_threshold, soft
-from dyn_d2.gating.execution import gather, move_to_front, run_block, run_by_choice, running_statistics, scatter
+from dyn_d2.gating.execution import (
+    gather,
+    move_to_front,
+    run_block,
+    run_by_choice,
+    running_statistics,
+    scatter,
+    without_gradient,
+)
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 CHOICES = {"none": [0, 0, 0, 0], "one": [0, 0, 1, 0], "some": [1, 0, 1, 1], "all": [1, 1, 1, 1]}
@@ -175,6 +183,15 @@ def test_empty_batch(training):
     out = block.sparse(x, hard_threshold(prob))
     out.sum().backward()
     assert out.shape == x.shape and block.images == 0 and x.grad.shape == x.shape
+
+
+def test_weights_that_are_cast_without_gradient_get_one_afterwards():
+    conv = torch.nn.Conv2d(2, 2, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        with without_gradient():
+            assert not conv(torch.ones(1, 2, 1, 1)).requires_grad
+        conv(torch.ones(1, 2, 1, 1)).float().sum().backward()
+    assert torch.equal(conv.weight.grad, torch.ones_like(conv.weight))
 
 
 def test_half_precision_branches_keep_their_gradients():

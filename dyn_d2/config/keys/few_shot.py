@@ -20,7 +20,8 @@ def add_few_shot_keys(cfg: CN) -> None:
     # "gfsod": fine-tune and detect base and novel classes; "fsod": novel classes only.
     cfg.FEW_SHOT.PROTOCOL = "gfsod"
     # "base", "novel" (novel-only predictor, for INIT "novel"), "finetune", "joint" (all data of all classes), or
-    # "joint_shots" (all data of the base classes and K shots of the novel ones: "FRCN+joint" of Table 7.1).
+    # "joint_shots" (all data of the base classes and K shots of the novel ones: "FRCN+joint" of Wang et al., ICML
+    # 2020).
     cfg.FEW_SHOT.STAGE = "base"
     # "" (MODEL.FREEZE and CLASSIFIER as given), "ft", "ft_full" or one that a method brings (dyn_d2/methods): what the
     # fine-tuning stages freeze, which classifier they use, and, for some, which MODEL.META_ARCHITECTURE.

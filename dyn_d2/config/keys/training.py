@@ -1,11 +1,27 @@
 """Keys of training and evaluation of any model."""
 
+from dyn_d2.config.rules import Rule, choice, each, number, whole
+
 from detectron2.config import CfgNode as CN
+
+SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR", "WarmupPolyLR", "HalvingLR")
 
 
 def stage_solver() -> CN:
     # What one stage has of its own; 0, [], -1 and "" mean as in SOLVER.
     return CN({"BASE_LR": 0.0, "MAX_ITER": 0, "STEPS": [], "WARMUP_ITERS": -1, "LR_SCHEDULER_NAME": ""})
+
+
+def stage_ranges(node: str) -> dict[str, Rule]:
+    """What the keys of ``stage_solver`` may be where they stand in ``node``."""
+    rules = {
+        "BASE_LR": number(0),
+        "MAX_ITER": whole(0),
+        "STEPS": each(whole(0), 0, rising=True),
+        "WARMUP_ITERS": whole(-1),
+        "LR_SCHEDULER_NAME": choice("", *SCHEDULERS),
+    }
+    return {f"{node}.{key}": rule for key, rule in rules.items()}
 
 
 def add_run_keys(cfg: CN) -> None:

@@ -1,12 +1,12 @@
 """Checks of classification data before training."""
 
-import numbers
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dyn_d2.data.check_report import Problem, Report
+from dyn_d2.data.validity.values import is_integer
 
 from detectron2.data import DatasetCatalog
 
@@ -49,7 +49,7 @@ def check_labels(records: Sequence[Record], name: str, read_images: bool = False
         where = f"{name}, {record.get('file_name', f'image {position}')}"
         if image_id is None or not {"image", "file_name", "feature"} & record.keys():
             report.add("bad_entry", where, "the record has no image_id, or no image, file_name or feature", image_id)
-        if isinstance(label, bool) or not isinstance(label, numbers.Integral) or not 0 <= label < len(classes):
+        if not is_integer(label) or not 0 <= label < len(classes):
             report.add("label_range", where, f"label {label!r} is not in 0 .. {len(classes) - 1}", image_id)
         else:
             report.count([(classes[label], False)])

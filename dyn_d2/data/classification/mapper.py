@@ -108,7 +108,7 @@ class ClassificationMapper:
             OSError: the image cannot be read.
         """
         pixels = decode(record)
-        mapped = {key: record[key] for key in ("label", "image_id", "file_name") if key in record}
+        mapped: dict[str, Any] = {key: record[key] for key in ("label", "image_id", "file_name") if key in record}
         mapped["height"], mapped["width"] = pixels.shape[:2]
         if self._pil_steps is not None:
             pixels = np.asarray(self._pil_steps(Image.fromarray(pixels)))

@@ -23,7 +23,9 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
 DIGITS_TRAIN = 1437  # of 1797: the last fifth is for testing; neighbours were written by the same person
 
 
-def array_records(images: Sequence[np.ndarray], labels: np.ndarray, classes: int, source: str) -> list[Record]:
+def array_records(
+    images: Sequence[np.ndarray] | np.ndarray, labels: np.ndarray, classes: int, source: str
+) -> list[Record]:
     """Records of images that are in memory.
 
     Args:

@@ -105,7 +105,7 @@ def register_classification_sets() -> None:
     for split in ("train", "val"):
         register_folders(f"imagenet_{split}", partial(_imagenet_folder, split), address=IMAGENET_ADDRESS)
     MetadataCatalog.get("imagenet_train").split, MetadataCatalog.get("imagenet_val").split = TRAIN, TEST
-    register_parts("imagenet_train", 0.02)  # the thesis takes 25.6k of the 1.28M images
+    register_parts("imagenet_train", 0.02)  # Wang et al., UAI 2018, take 25.6k of 1.28M images
     for split in (TRAIN, TEST):
         metadata = {"thing_classes": list(names.DIGITS), "recipe": "digits", "split": split}
         _register(f"digits_{split}", partial(read_digits, split == TRAIN), metadata)

@@ -87,7 +87,7 @@ def clutter_alpha(size: float, rng: np.random.Generator) -> np.ndarray:
         draw.polygon([tuple(point) for point in _blob(rng) * scale + margin], fill=255)
     elif kind == "hatching":
         for offset in np.linspace(0, 1, rng.integers(3, 6)):
-            line([(offset, 0), (offset, 1)])
+            line(np.array([(offset, 0), (offset, 1)]))
     else:
         for stroke in _LETTERS[rng.integers(len(_LETTERS))]:
             line(np.array(stroke, float))
@@ -111,7 +111,8 @@ def _squiggle(rng: np.random.Generator) -> np.ndarray:
 def _blob(rng: np.random.Generator) -> np.ndarray:
     """A closed smooth outline: (P, 2) points in the unit square."""
     t = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-    radius = 0.35 + sum(rng.uniform(-0.1, 0.1) / k * np.cos(k * t + rng.uniform(0, 6)) for k in range(2, 6))
+    waves = (rng.uniform(-0.1, 0.1) / k * np.cos(k * t + rng.uniform(0, 6)) for k in range(2, 6))
+    radius = 0.35 + sum(waves, np.zeros_like(t))
     return 0.5 + radius[:, None] * np.stack([np.cos(t), np.sin(t)], axis=1) * rng.uniform(0.6, 1.0, 2)
 
 

@@ -173,11 +173,12 @@ class _Canvas:
         left_over = np.bincount(self.owner.clip(0).ravel(), minlength=len(self.areas) + 1)[1:] - hidden
         return None if (left_over < MIN_VISIBLE * np.array(self.areas)).any() else (top, left)
 
-    def _overlap(self, shape: tuple[int, int], place: tuple[int, int]) -> tuple[tuple[slice, slice], ...]:
+    def _overlap(self, shape: tuple[int, int], place: tuple[int, int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
         """The same pixels as slices of the canvas and of a patch of ``shape`` at ``place``."""
-        window, part = [], []
-        for side, full, start in zip(shape, self.owner.shape, place, strict=True):
-            first, last = max(start, 0), min(start + side, full)
+        window: list[slice] = []
+        part: list[slice] = []
+        for axis, (side, start) in enumerate(zip(shape, place, strict=True)):
+            first, last = max(start, 0), min(start + side, self.owner.shape[axis])
             window.append(slice(first, last))
             part.append(slice(first - start, last - start))
         return tuple(window), tuple(part)

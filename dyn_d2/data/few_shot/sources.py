@@ -81,7 +81,7 @@ def json_categories(path: str | os.PathLike) -> tuple[dict[str, Any], ...]:
 
 @lru_cache(maxsize=16)  # the files are large and the categories few
 def _json_categories(path: str, mtime: int) -> tuple[dict[str, Any], ...]:
-    content = {"images": [], "annotations": [], "categories": read_json(path).get("categories")}
+    content: dict[str, Any] = {"images": [], "annotations": [], "categories": read_json(path).get("categories")}
     found = examine(content, path).require()
     return tuple({**found.categories[number], "id": number} for number in found.names)
 
@@ -149,7 +149,10 @@ def _load_json(meta: Metadata, name: str) -> list[dict[str, Any]]:
     records = []
     for number in sorted(found.images):
         image = found.images[number]
-        record = {"file_name": os.path.join(meta.image_root, image_file(image, lvis)), "image_id": number}
+        record: dict[str, Any] = {
+            "file_name": os.path.join(meta.image_root, image_file(image, lvis)),
+            "image_id": number,
+        }
         record |= {side: image[side] for side in ("height", "width")}
         if lvis:
             record |= {key: image[key] for key in ("neg_category_ids", "not_exhaustive_category_ids")}

@@ -1,11 +1,12 @@
-"""Which classes of a benchmark are base and which are novel (thesis 7.3), as data."""
+"""Which classes of a benchmark are base and which are novel, as data (Wang et al., Frustratingly Simple Few-Shot Object
+Detection, ICML 2020)."""
 
 import difflib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-# Novel classes of the three random splits of Kang et al.
+# The three random splits of Kang et al., Few-shot Object Detection via Feature Reweighting, ICCV 2019.
 VOC_NOVEL = {
     1: ("bird", "bus", "cow", "motorbike", "sofa"),
     2: ("aeroplane", "bottle", "cow", "horse", "sofa"),

@@ -4,6 +4,7 @@ A pixel of a label map is a class, its position in metadata.stuff_classes, or me
 ``dyn-d2 prepare semantic`` writes such maps from the published files.
 """
 
+from .check import check_label_maps, has_label_maps, ignore_problems
 from .label_maps import IGNORE, LabelTable, count_pixels, load_pairs, read_label_map
 from .sets import PUBLISHED, register_semantic_sets
 
@@ -11,7 +12,10 @@ __all__ = [
     "IGNORE",
     "LabelTable",
     "PUBLISHED",
+    "check_label_maps",
     "count_pixels",
+    "has_label_maps",
+    "ignore_problems",
     "load_pairs",
     "read_label_map",
     "register_semantic_sets",

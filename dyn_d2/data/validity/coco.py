@@ -164,7 +164,8 @@ def _quoted(value: Any) -> str:
 def _images(found: CocoContent, images: list[tuple[int, dict]], lvis: bool) -> None:
     files: set[str] = set()
     for position, image in images:
-        number, name = identity(image.get("id")), image_file(image, lvis) or image.get("file_name")
+        number, file = identity(image.get("id")), image_file(image, lvis)
+        name = file or image.get("file_name")
         where = f"{found.title}, image {brief(image.get('id'))} ({brief(name) if name else 'no file name'})"
 
         def add(kind: str, what: str, where: str = where, place: tuple = (number, None, position)) -> None:
@@ -181,12 +182,12 @@ def _images(found: CocoContent, images: list[tuple[int, dict]], lvis: bool) -> N
             given = tuple(image.get(side) for side in sides)
             add("bad_entry", f'"width" and "height" are {brief(given)}, not positive integers')
             continue
-        if not image_file(image, lvis):
+        if not file:
             add("file_name", f'needs a "file_name", has {brief(name)}')
-        elif name in files:
+        elif file in files:
             add("repeated_file", "its file occurs twice")
         else:
-            files.add(name)
+            files.add(file)
         found.images[number] = {**image, "id": number, **sides}
         if lvis:
             _lvis_image(found, found.images[number], where)

@@ -9,7 +9,7 @@ import numpy as np
 from dyn_d2.data.check_report import Problem
 
 from . import rle
-from .annotation import XYWH, box_defect, crowd_defect, empty_mask, flagged_mask_defect
+from .annotation import XYWH, annotation_area, box_defect, crowd_defect, empty_mask, flagged_mask_defect
 from .coco import is_masked, refuse
 from .consumers import LOADER, spoils
 from .values import brief, flag, identity, is_integer, size, whole
@@ -119,7 +119,8 @@ def as_coco(records: Iterable[Record], classes: Sequence[str], title: str, ids: 
     """
     records = sound_records(records, len(classes), title)
     numbers = list(ids) or list(range(len(classes)))
-    images, annotations = [], []
+    images: list[Record] = []
+    annotations: list[Record] = []
     unsized = [
         Problem("bad_entry", f"{title}, {r['file_name']}", "has no width and height, which evaluation needs")
         for r in records
@@ -142,7 +143,7 @@ def as_coco(records: Iterable[Record], classes: Sequence[str], title: str, ids: 
             }
             if _has_mask(annotation):
                 entry["segmentation"] = _plain_mask(annotation["segmentation"])
-            annotations.append(entry)
+            annotations.append(entry | {"area": annotation_area(entry, sides["height"], sides["width"])})
     categories = [{"id": number, "name": name} for number, name in zip(numbers, classes, strict=True)]
     content = {"images": images, "categories": categories}
     return content | ({"annotations": annotations} if any("annotations" in record for record in records) else {})
@@ -154,11 +155,8 @@ def _plain_mask(mask: Any) -> Any:
         try:
             lengths = rle.run_lengths(mask)
         except rle.RleError:
-            return mask
+            return {key: part.decode("latin1") if isinstance(part, bytes) else part for key, part in mask.items()}
         return {"size": [int(side) for side in mask["size"]], "counts": rle.compress(lengths)}
     if not isinstance(mask, list | tuple):
         return mask
     return [np.asarray(p).tolist() if isinstance(p, np.ndarray | list | tuple) else p for p in mask]
-
-
-__all__ = ["as_coco", "examine_records", "sound_records"]

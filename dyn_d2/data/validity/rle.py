@@ -98,9 +98,10 @@ def _size(rle: Any) -> tuple[int, int]:
         raise RleError(f'run-length mask without "counts": {brief(rle)}')
     given = rle.get("size")
     sides = [whole(side) for side in given] if isinstance(given, list | tuple | np.ndarray) else []
-    if len(sides) != 2 or any(side is None or side < 1 for side in sides):
+    known = [side for side in sides if side is not None and side > 0]
+    if len(sides) != 2 or len(known) != 2:
         raise RleError(f'run-length mask whose "size" is {brief(given)}, not [height, width]')
-    return sides[0], sides[1]
+    return known[0], known[1]
 
 
 def _listed(counts: Any) -> np.ndarray:

@@ -3,23 +3,23 @@
 import math
 import numbers
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeGuard
 
 LARGEST_ID = 2**63 - 1  # numpy sorts the ids of images; beyond this it would turn them into floats
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether ``value`` is a real number of any type, and no bool."""
     kind = type(value)
     return kind is float or kind is int or (isinstance(value, numbers.Real) and kind is not bool)
 
 
-def is_integer(value: Any) -> bool:
+def is_integer(value: Any) -> TypeGuard[int]:
     """Whether ``value`` is an integer of any type, and no bool."""
     return type(value) is int or (isinstance(value, numbers.Integral) and not isinstance(value, bool))
 
 
-def is_finite(value: Any) -> bool:
+def is_finite(value: Any) -> TypeGuard[float]:
     """Whether ``value`` is a real number that a float can hold, neither NaN nor infinite."""
     try:
         return is_number(value) and math.isfinite(value)

@@ -95,9 +95,9 @@ def _object(item: ET.Element, position: int) -> VocObject:
         name = _text(item, "name")
         if not name:
             raise ValueError("<name> is empty")
-        box = tuple(_number(_text(item, f"bndbox/{side}")) for side in SIDES)
-        if not all(map(is_finite, box)):
-            texts = [_text(item, f"bndbox/{side}") for side in SIDES]
+        texts = [_text(item, f"bndbox/{side}") for side in SIDES]
+        box = [side for side in map(_number, texts) if is_finite(side)]
+        if len(box) < len(SIDES):
             raise ValueError(f"the box {texts} is not four numbers")
         text = (item.findtext("difficult") or "").strip()
         number = _number(text)
@@ -106,7 +106,8 @@ def _object(item: ET.Element, position: int) -> VocObject:
             raise ValueError(f"<difficult> is {brief(text)}, neither 0 nor 1")
     except ValueError as error:
         raise ValueError(f"object {position}: {error}") from error
-    return VocObject(name, box, difficult)
+    x0, y0, x1, y1 = box
+    return VocObject(name, (x0, y0, x1, y1), difficult)
 
 
 def _text(element: ET.Element, tag: str) -> str:

@@ -1,6 +1,7 @@
 """The frame of all gated backbones: a stem and stages of blocks, parts of which a policy switches off per image."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -8,8 +9,9 @@ from torch import Tensor, nn
 from dyn_d2.gating import Router, Unit
 from dyn_d2.gating.cost import chain_cost
 from dyn_d2.gating.execution import running_statistics
-from dyn_d2.gating.policies.base import Policy
+from dyn_d2.gating.policies.base import Policy, build_policy
 
+from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase
 from detectron2.modeling.backbone import Backbone
 
@@ -97,6 +99,17 @@ class GatedBackbone(Backbone):
         self._check(units)
         self.policy = make_policy(units)
         self.freeze(freeze_at)
+
+    @classmethod
+    def of_keys(cls, cfg: CfgNode, stem: CNNBlockBase, stages: Mapping[str, Sequence[CNNBlockBase]]) -> "GatedBackbone":
+        """With MODEL.POLICY, MODEL.RESNETS.OUT_FEATURES and MODEL.BACKBONE.FREEZE_AT; see the constructor."""
+        return cls(
+            stem,
+            stages,
+            partial(build_policy, cfg),
+            out_features=cfg.MODEL.RESNETS.OUT_FEATURES,
+            freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+        )
 
     def _check(self, units: list[Unit]) -> None:
         if not units:

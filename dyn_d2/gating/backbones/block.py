@@ -1,7 +1,7 @@
 """What the blocks of a gated backbone have in common."""
 
 import fvcore.nn.weight_init as weight_init
-from torch import Tensor, nn
+from torch import Tensor
 
 from dyn_d2.gating import Router, Unit
 from dyn_d2.gating.cost import conv_cost
@@ -53,7 +53,7 @@ def conv_norm(cin: int, cout: int, kernel: int, norm, stride: int = 1, dilation:
     return conv
 
 
-def project(shortcut: nn.Conv2d, x: Tensor) -> Tensor:
+def project(shortcut: Conv2d, x: Tensor) -> Tensor:
     """The projection of a skip path; in evaluation with its norm folded in."""
     if not shortcut.training and (folded := folded_conv(shortcut, x)):
         return folded(x)

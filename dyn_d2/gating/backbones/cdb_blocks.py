@@ -6,12 +6,15 @@ Every group is a whole branch with batch norms of its own, so that a closed one 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from dyn_d2.gating import Decision, Router, Unit
 from dyn_d2.gating.cost import chain_cost, conv_cost, unit_costs
 from dyn_d2.gating.groups import GroupBranch, run_groups
+from dyn_d2.utils.modules import ModuleListOf
+
+from detectron2.layers import Conv2d
 
 from .block import GatedBlock, conv_norm, project
 
@@ -46,7 +49,7 @@ class GroupSumBlock(GatedBlock):
         stride: int,
         groups: Sequence[GroupBranch],
         *,
-        shortcut: nn.Module | None = None,
+        shortcut: Conv2d | None = None,
         kind: str = "group",
         residual: bool = True,
         relu: bool = True,
@@ -60,7 +63,7 @@ class GroupSumBlock(GatedBlock):
             always_open: how many of the groups, from the first, are not gated.
         """
         super().__init__(in_channels, out_channels, stride)
-        self.groups = nn.ModuleList(groups)
+        self.groups = ModuleListOf(groups)
         self.shortcut = shortcut
         self._kind, self._residual, self._relu, self._always_open = kind, residual, relu, always_open
 
@@ -70,7 +73,7 @@ class GroupSumBlock(GatedBlock):
     def forward(self, x: Tensor, router: Router) -> Tensor:
         decision = self._decide(x, router)
         return run_groups(
-            self.groups,
+            list(self.groups),
             x,
             self._skip(x, router),
             decision,

@@ -1,12 +1,10 @@
 """Gated ResNets for small images: 6n + 2 layers in three stages (He et al. 2016, section 4.2), gated as in SkipNet."""
 
-from functools import partial
-
 import fvcore.nn.weight_init as weight_init
 from torch import Tensor
 from torch.nn import functional as F
 
-from dyn_d2.gating.policies.base import build_policy
+from dyn_d2.modeling.shapes import channels_of
 
 from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
@@ -58,10 +56,4 @@ def build_gated_cifar_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> G
             norm=res.NORM,
         )
         channels = width
-    return GatedBackbone(
-        CifarStem(input_shape.channels, 16, res.NORM),
-        stages,
-        partial(build_policy, cfg),
-        out_features=res.OUT_FEATURES,
-        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-    )
+    return GatedBackbone.of_keys(cfg, CifarStem(channels_of(input_shape), 16, res.NORM), stages)

@@ -8,6 +8,8 @@ layers behind the fifth pooling are left to the head.
 import fvcore.nn.weight_init as weight_init
 from torch import Tensor, nn
 
+from dyn_d2.modeling.shapes import channels_of
+
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, Backbone
@@ -74,4 +76,4 @@ class DilatedVGG(Backbone):
 @BACKBONE_REGISTRY.register()
 def build_dilated_vgg_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DilatedVGG:
     """VGG16 of output stride 8 from MODEL.RESNETS.OUT_FEATURES; MODEL.BACKBONE.FREEZE_AT counts stages."""
-    return DilatedVGG(input_shape.channels, tuple(cfg.MODEL.RESNETS.OUT_FEATURES), cfg.MODEL.BACKBONE.FREEZE_AT)
+    return DilatedVGG(channels_of(input_shape), tuple(cfg.MODEL.RESNETS.OUT_FEATURES), cfg.MODEL.BACKBONE.FREEZE_AT)

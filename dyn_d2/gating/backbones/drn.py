@@ -6,7 +6,7 @@ block of each is not dilated. Names and shapes of parameters are those of the Re
 
 from functools import partial
 
-from dyn_d2.gating.policies.base import build_policy
+from dyn_d2.modeling.shapes import channels_of
 
 from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase, ShapeSpec
@@ -52,10 +52,4 @@ def build_gated_drn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GatedBackb
         if count > plain:
             blocks += make(count - plain, in_channels=4 * width, stride=1, dilation=dilation)
         stages[f"res{number + 2}"], channels = blocks, 4 * width
-    return GatedBackbone(
-        BasicStem(input_shape.channels, res.STEM_OUT_CHANNELS, norm=res.NORM),
-        stages,
-        partial(build_policy, cfg),
-        out_features=res.OUT_FEATURES,
-        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-    )
+    return GatedBackbone.of_keys(cfg, BasicStem(channels_of(input_shape), res.STEM_OUT_CHANNELS, norm=res.NORM), stages)

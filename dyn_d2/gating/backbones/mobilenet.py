@@ -2,16 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dyn_d2.gating.groups import GroupBranch
-from dyn_d2.gating.policies.base import build_policy
+from dyn_d2.modeling.shapes import channels_of
 
 from detectron2.config import CfgNode
-from detectron2.layers import CNNBlockBase, ShapeSpec
+from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY
 
 from .base import GatedBackbone
@@ -38,7 +37,7 @@ def scaled(channels: float) -> int:
     return rounded if rounded >= 0.9 * channels else rounded + 8
 
 
-def _inverted(cin: int, hidden: int, cout: int, stride: int, norm, expand: bool = True) -> list[nn.Conv2d]:
+def _inverted(cin: int, hidden: int, cout: int, stride: int, norm, expand: bool = True) -> list[Conv2d]:
     """Convolutions of an inverted residual: 1x1 to ``hidden`` channels, depthwise 3x3, 1x1 to ``cout``."""
     first = [conv_norm(cin, hidden, 1, norm)] if expand else []
     return [*first, conv_norm(hidden, hidden, 3, norm, stride, groups=hidden), conv_norm(hidden, cout, 1, norm)]
@@ -47,7 +46,7 @@ def _inverted(cin: int, hidden: int, cout: int, stride: int, norm, expand: bool 
 class PlainBlock(CNNBlockBase):
     """Something that always runs, under the names that parameters have in blocks with groups: ``groups.0.conv1`` ..."""
 
-    def __init__(self, convs: Sequence[nn.Conv2d], *, activate_last: bool = False) -> None:
+    def __init__(self, convs: Sequence[Conv2d], *, activate_last: bool = False) -> None:
         """
         Args:
             convs: run one after another, with ReLU6 between them.
@@ -148,17 +147,11 @@ def build_gated_mobilenetv2_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Ga
         raise ValueError(f"MODEL.GATED.WIDTH_MULT is {gated.WIDTH_MULT}: it has to be above 0, e.g. 1.0 or 1.4.")
     groups = gated.GROUPS if gated.UNIT == "group" else 1
     channels = scaled(32 * gated.WIDTH_MULT)
-    stem = PlainBlock([conv_norm(input_shape.channels, channels, 3, norm, 2)], activate_last=True)
+    stem = PlainBlock([conv_norm(channels_of(input_shape), channels, 3, norm, 2)], activate_last=True)
     stages: dict[str, list[CNNBlockBase]] = {}
     for number, parts in enumerate(_STAGES, 1):
         stages[f"stage{number}"] = _stage(parts, channels, gated.WIDTH_MULT, norm, gated.UNIT, groups)
         channels = stages[f"stage{number}"][-1].out_channels
     width = scaled(1280 * max(1.0, gated.WIDTH_MULT))
     stages["last"] = [PlainBlock([conv_norm(channels, width, 1, norm)], activate_last=True)]
-    return GatedBackbone(
-        stem,
-        stages,
-        partial(build_policy, cfg),
-        out_features=cfg.MODEL.RESNETS.OUT_FEATURES,
-        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-    )
+    return GatedBackbone.of_keys(cfg, stem, stages)

@@ -15,7 +15,7 @@ from dyn_d2.gating.cost import conv_cost
 from dyn_d2.gating.execution import running_statistics
 from dyn_d2.ops import channel_conv
 
-from detectron2.layers import get_norm
+from detectron2.layers import Conv2d, get_norm
 
 from .block import GatedBlock, conv_norm
 
@@ -43,6 +43,7 @@ class _MoEBlock(GatedBlock):
 
     CHAIN: tuple[str, ...] = ()
     GATED: tuple[str, ...] = ()
+    conv1: Conv2d
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, norm) -> None:
         super().__init__(in_channels, out_channels, stride)
@@ -106,7 +107,8 @@ class MoEBasicBlock(_MoEBlock):
 class MoEBottleneckA(_MoEBlock):
     """1x1, 3x3 and 1x1 convolutions with gates after both hidden layers, both widened."""
 
-    CHAIN, GATED = ("conv1", "conv2", "conv3"), ("conv1", "conv2")
+    CHAIN: tuple[str, ...] = ("conv1", "conv2", "conv3")
+    GATED: tuple[str, ...] = ("conv1", "conv2")
 
     def __init__(
         self,

@@ -6,7 +6,6 @@ that weights of plain ResNets load.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,7 +14,7 @@ from dyn_d2.gating import Router, Unit
 from dyn_d2.gating.cost import chain_cost, conv_cost, unit_costs
 from dyn_d2.gating.execution import run_block
 from dyn_d2.gating.folding import folded_conv, folded_convs
-from dyn_d2.gating.policies.base import build_policy
+from dyn_d2.modeling.shapes import channels_of
 
 from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec
@@ -106,11 +105,11 @@ class _GatedResidual(_Residual, GatedBlock):
         return run_block(self._branch, x, skip, decision, owner=self, fused=self._fused(x), overwrite=router.overwrite)
 
 
-class GatedBasicBlock(_GatedResidual, BasicBlock):
+class GatedBasicBlock(_GatedResidual, BasicBlock):  # type: ignore[misc]  # ``forward`` has a router
     """Two 3x3 convolutions, as one unit. The constructor is that of Detectron2's ``BasicBlock``."""
 
 
-class GatedBottleneckBlock(_GatedResidual, BottleneckBlock):
+class GatedBottleneckBlock(_GatedResidual, BottleneckBlock):  # type: ignore[misc]  # ``forward`` has a router
     """1x1, 3x3 and 1x1 convolutions, as one unit. The constructor is that of Detectron2's ``BottleneckBlock``."""
 
 
@@ -218,10 +217,4 @@ def build_gated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GatedBa
         )
         channels, out_channels, width = out_channels, 2 * out_channels, 2 * width
     stem = BasicStem if cfg.MODEL.GATED.UNIT == "channel" else FoldedStem
-    return GatedBackbone(
-        stem(input_shape.channels, res.STEM_OUT_CHANNELS, norm=res.NORM),
-        stages,
-        partial(build_policy, cfg),
-        out_features=res.OUT_FEATURES,
-        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-    )
+    return GatedBackbone.of_keys(cfg, stem(channels_of(input_shape), res.STEM_OUT_CHANNELS, norm=res.NORM), stages)

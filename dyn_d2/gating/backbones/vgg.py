@@ -11,6 +11,7 @@ from dyn_d2.gating import Cost, Router, Unit
 from dyn_d2.gating.channels import apply_gate, chain_costs, sparse_conv, unpack
 from dyn_d2.gating.execution import running_statistics, single_value
 from dyn_d2.gating.policies.base import Policy, build_policy
+from dyn_d2.modeling.shapes import channels_of
 from dyn_d2.ops import channel_conv
 
 from detectron2.config import CfgNode
@@ -74,7 +75,9 @@ class GatedVGG(Backbone):
             for i, width in enumerate(stage):
                 conv = nn.Conv2d(in_channels, width, kernel_size=3, padding=1)
                 weight_init.c2_msra_fill(conv)
-                layers += [conv, channel_norm(norm, width), nn.ReLU(inplace=True)]
+                layer_norm = channel_norm(norm, width)
+                assert layer_norm is not None  # see above
+                layers += [conv, layer_norm, nn.ReLU(inplace=True)]
                 units.append(Unit(f"conv{number + 1}_{i + 1}", "channel", 3, width, number))
                 in_channels = width
             layers.append(nn.MaxPool2d(2))
@@ -95,7 +98,7 @@ class GatedVGG(Backbone):
 
     def train(self, mode: bool = True) -> "GatedVGG":
         """As usual; before evaluation on the CPU also compiles what that needs, so that no forward pass has to."""
-        if not mode and self.features[0].weight.device.type == "cpu":
+        if not mode and self._conv(0).weight.device.type == "cpu":
             channel_conv.load()
         return super().train(mode)
 
@@ -119,14 +122,20 @@ class GatedVGG(Backbone):
             *convs, pool = stage
             for index in convs[::3]:
                 unit, decision = next(gated)
-                conv, norm = self.features[index], self.features[index + 1]
+                conv, norm = self._conv(index), self.features[index + 1]
                 dense, executed = chain_costs([conv], [decision.gate], x.shape[-2:], x_gate)
                 router.trace.costs.append(Cost(unit.name, dense, executed, executed))
                 x, x_gate = self._layer(x, conv, norm, x_gate, decision.gate), decision.gate
             x = self.features[pool](x)
             if name in self._out_features:
+                assert x_gate is not None  # each stage has a convolution
                 features[name] = x if self.training else unpack(x, x_gate)
         return features
+
+    def _conv(self, index: int) -> nn.Conv2d:
+        layer = self.features[index]
+        assert isinstance(layer, nn.Conv2d)
+        return layer
 
     def _layer(self, x: Tensor, conv: nn.Conv2d, norm: nn.Module, x_gate: Tensor | None, gate: Tensor) -> Tensor:
         if self.training:
@@ -155,7 +164,7 @@ def build_gated_vgg_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GatedVGG:
         widths.append([round(c * gated.WIDEN) if index + i in wide else c for i, c in enumerate(stage)])
         index += len(stage)
     return GatedVGG(
-        input_shape.channels,
+        channels_of(input_shape),
         widths,
         partial(build_policy, cfg),
         norm=cfg.MODEL.RESNETS.NORM,

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from dyn_d2.gating import current_trace
 from dyn_d2.gating.cost import linear_cost
 from dyn_d2.gating.policies.base import UnitClassifier
+from dyn_d2.modeling.shapes import channels_of, stride_of
 
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
@@ -62,8 +63,8 @@ class ImageClassifier(DynamicModel):
             )
         self.backbone, self.num_classes, self.in_feature = backbone, num_classes, in_feature
         self.module_classifier = modules
-        self._stride = shapes[in_feature].stride
-        self.linear = nn.Linear(shapes[in_feature].channels, num_classes)
+        self._stride = stride_of(shapes[in_feature])
+        self.linear = nn.Linear(channels_of(shapes[in_feature]), num_classes)
         nn.init.normal_(self.linear.weight, std=0.01)
         nn.init.zeros_(self.linear.bias)
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
@@ -112,6 +113,7 @@ class ImageClassifier(DynamicModel):
             if not self.training:
                 return [{"scores": scores} for scores in self.module_classifier.scores(trace, self.linear)]
             labels = labels_of(batched_inputs, self.num_classes, self.device)
+            assert trace is not None  # where a policy chooses units, a trace is recorded
             losses = self.module_classifier.losses(trace, self.linear, labels)
             trace.context.image_losses = losses.detach()
             return {"loss_cls": losses.mean()}

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from dyn_d2.gating import Trace, recording
+from dyn_d2.gating.execution import without_gradient
 from dyn_d2.gating.policies.base import Policy
 from dyn_d2.modeling.meta_arch.retina_mask import RetinaMask
 
-from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, RetinaNet, SemanticSegmentor
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, GeneralizedRCNN, RetinaNet, SemanticSegmentor
 from detectron2.utils.events import EventStorage, get_event_storage, has_event_storage
 
 RATE, EXECUTED, ENTROPY = "gate_rate/", "gates/executed_share", "gates/entropy"  # names of the scalars
@@ -43,7 +44,7 @@ class DynamicModel(nn.Module):
     :class:`~dyn_d2.gating.Route` under "route". With a backbone that has no policy it changes nothing.
     """
 
-    backbone: nn.Module
+    backbone: Backbone
     if TYPE_CHECKING:  # the meta-architecture behind it has one
 
         @property
@@ -84,7 +85,7 @@ class DynamicModel(nn.Module):
         Its ``image_losses`` are the task's; where the task has no loss per image, each image gets the batch's.
         """
         gpu = [self.device] if self.device.type == "cuda" else []
-        with torch.no_grad(), self._unmarked(), EventStorage(), torch.random.fork_rng(gpu):
+        with without_gradient(), self._unmarked(), EventStorage(), torch.random.fork_rng(gpu):
             trace, losses = self._traced(batched_inputs)
         if trace.context.image_losses is None:
             total = torch.stack([value.float() for value in losses.values()]).sum()

@@ -3,10 +3,10 @@
 Sources, and whose numbers the equations, figures and tables that the code names are:
 
 - SkipNet: Wang, Yu, Dou, Darrell, Gonzalez, "SkipNet: Learning Dynamic Routing in Convolutional Networks", ECCV 2018.
-  Numbers 2.x are those of Wang, X., thesis, chapter 2: "The Design of Dynamic Neural Networks for Efficient Learning
-  and Inference", UC Berkeley 2020, UCB/EECS-2020-236.
+  Numbers 2.x are those of chapter 2 of Wang, X., "The Design of Dynamic Neural Networks for Efficient Learning and
+  Inference", PhD thesis, UC Berkeley 2020, UCB/EECS-2020-236.
 - DeepMoE: Wang, Yu, Dunlap, Ma, Wang, Mirhoseini, Darrell, Gonzalez, "Deep Mixture of Experts via Shallow Embedding",
-  UAI 2019. Numbers 3.x are those of Wang, X., thesis, chapter 3.
+  UAI 2019. Numbers 3.x are those of chapter 3 of the same.
 - CDB: Su, Zhou, Wu, Liu, Su, Liang, Yan, "Context-aware Dynamic Block"; its own numbers.
 - ConvNet-AIG: Veit, Belongie, "Convolutional Networks with Adaptive Inference Graphs", ECCV 2018.
 - BlockDrop: Wu et al., "BlockDrop: Dynamic Inference Paths in Residual Networks", CVPR 2018; its own numbers.

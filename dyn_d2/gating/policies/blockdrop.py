@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from dyn_d2.gating import Decision, Step, Trace, Unit
 from dyn_d2.gating.cost import chain_cost, linear_cost
 from dyn_d2.gating.decisions import bernoulli, bounded, hard_threshold
-from dyn_d2.gating.losses import drop_reward, policy_gradient_loss
+from dyn_d2.gating.losses import drop_reward, policy_gradient_loss, sampled_log_probs
 from dyn_d2.utils.errors import UserError
+from dyn_d2.utils.modules import ModuleListOf
 
 from detectron2.config import CfgNode
 
@@ -32,8 +33,8 @@ class PolicyBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
         sizes = ((in_channels, out_channels, 3, stride), (out_channels, out_channels, 3, 1))
-        self.convs = nn.ModuleList(nn.Conv2d(*size, padding=1, bias=False) for size in sizes)
-        self.norms = nn.ModuleList(GateNorm(out_channels) for _ in sizes)
+        self.convs = ModuleListOf(nn.Conv2d(*size, padding=1, bias=False) for size in sizes)
+        self.norms = ModuleListOf(GateNorm(out_channels) for _ in sizes)
         changes = stride != 1 or in_channels != out_channels
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False) if changes else None
 
@@ -44,9 +45,9 @@ class PolicyBlock(nn.Module):
 
     def cost(self, height: int, width: int) -> tuple[float, int, int]:
         """Multiply-adds on a map of that size, and the size of the output."""
-        cost, *size = chain_cost(self.convs, height, width)
-        aside = 0.0 if self.shortcut is None else chain_cost([self.shortcut], height, width)[0]
-        return cost + aside, *size
+        aside = chain_cost([self.shortcut], height, width)[0]
+        cost, height, width = chain_cost(self.convs, height, width)
+        return cost + aside, height, width
 
 
 class PolicyNetwork(nn.Module):
@@ -57,7 +58,7 @@ class PolicyNetwork(nn.Module):
         self.stem = nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False)
         self.norm = GateNorm(WIDTHS[0])
         channels = [WIDTHS[0], *WIDTHS]
-        self.blocks = nn.ModuleList(
+        self.blocks = ModuleListOf(
             PolicyBlock(a, b, 1 if i == 0 else 2) for i, (a, b) in enumerate(zip(channels, channels[1:], strict=False))
         )
         self.score = nn.Linear(WIDTHS[-1], outputs)
@@ -92,6 +93,8 @@ class BlockDrop(Policy):
         *(f"MODEL.POLICY.BLOCKDROP.{key}" for key in ("ALPHA", "PENALTY", "WEIGHT", "INIT_BIAS", "CURRICULUM")),
     )
 
+    steps: Tensor
+
     def __init__(
         self,
         units: Sequence[Unit],
@@ -119,9 +122,9 @@ class BlockDrop(Policy):
         super().__init__(units)
         self.stage, self.threshold = stage, check_threshold(threshold)
         self.alpha, self.penalty, self.weight = alpha, penalty, weight
-        self.curriculum_iters, self.curriculum_penalty, self.entropy_weight = (
-            (curriculum.ITERS, curriculum.PENALTY, curriculum.ENTROPY) if curriculum else (0, penalty, 0.0)
-        )
+        self.curriculum_iters: int = curriculum.ITERS if curriculum else 0
+        self.curriculum_penalty: float = curriculum.PENALTY if curriculum else penalty
+        self.entropy_weight: float = curriculum.ENTROPY if curriculum else 0.0
         if not 0.5 < alpha <= 1 or min(penalty, self.curriculum_penalty, self.curriculum_iters) < 0:
             raise ValueError(
                 "MODEL.POLICY.BLOCKDROP: ALPHA lies in (0.5, 1], PENALTY and CURRICULUM.{PENALTY,ITERS} from 0 on."
@@ -188,27 +191,24 @@ class BlockDrop(Policy):
         if self.stage == "pretrain":
             return {}
         greedy = trace.context.greedy
-        if trace.context.accuracies is None or greedy is None or greedy.context.accuracies is None:
+        own, other = trace.context.accuracies, None if greedy is None else greedy.context.accuracies
+        if own is None or greedy is None or other is None:
             raise UserError(
                 "MODEL.POLICY.NAME blockdrop is rewarded for right answers, which this model does not tell: use "
                 "MODEL.META_ARCHITECTURE ImageClassifier."
             )
         learning = self.steps < self.curriculum_iters
         penalty = self.curriculum_penalty if learning else self.penalty
-        advantage = self._reward(trace, penalty) - self._reward(greedy, penalty)
-        chosen = [step.decision for step in trace.steps if step.decision.log_prob is not None]
-        log_probs = torch.stack([decision.log_prob for decision in chosen], 1)
-        loss = self.weight * policy_gradient_loss(log_probs, advantage[:, None])
+        advantage = drop_reward(_opened(trace.steps), own, penalty) - drop_reward(_opened(greedy.steps), other, penalty)
+        loss = self.weight * policy_gradient_loss(sampled_log_probs(trace.steps), advantage[:, None])
         if learning and self.entropy_weight > 0:
-            probs = torch.stack([decision.prob for decision in chosen], 1).clamp(1e-6, 1 - 1e-6)
+            decided = [step.decision.prob for step in trace.steps if step.decision.prob is not None]
+            probs = torch.stack(decided, 1).clamp(1e-6, 1 - 1e-6)
             entropy = -(probs * probs.log() + (1 - probs) * (1 - probs).log()).sum(1)
             loss = loss - self.entropy_weight * entropy.mean()
         if self.training:
             self.steps += 1
         return {"loss_policy": loss}
-
-    def _reward(self, trace: Trace, penalty: float) -> Tensor:
-        return drop_reward(_opened(trace.steps), trace.context.accuracies, penalty)
 
 
 def _opened(steps: Sequence[Step]) -> Tensor:

@@ -18,6 +18,7 @@ from dyn_d2.gating import Decision, Trace, Unit
 from dyn_d2.gating.cost import linear_cost
 from dyn_d2.gating.decisions import hard_threshold, noisy_argmax
 from dyn_d2.gating.losses import category_loss, executed_cost, execution_loss, flops_loss
+from dyn_d2.utils.modules import ModuleListOf
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -59,6 +60,7 @@ class Controller(nn.Module):
         """h_l (N, d) of Eq. 6 from pooled features (N, channels) and h_{l-1}."""
         hidden = F.relu(apply_linear(self.embed, pooled))
         if self.context is not None:
+            assert before is not None  # there is a controller before it
             hidden = hidden + F.relu(apply_linear(self.context, before))
         return hidden
 
@@ -73,6 +75,7 @@ class CDB(Policy):
     """Context-aware group controllers; of whole blocks too."""
 
     KINDS = ("group", "block")
+    categories: Tensor
 
     def __init__(
         self,
@@ -112,7 +115,7 @@ class CDB(Policy):
         ]
         self.register_buffer("categories", torch.tensor(list(categories), dtype=torch.int64), persistent=False)
         count = max(categories, default=-1) + 1
-        self.controllers = nn.ModuleList(
+        self.controllers = ModuleListOf(
             # h_0 is 0, so the first controller has nothing to hear.
             Controller(unit.channels, unit.size, width, context and index > 0, count)
             for index, unit in enumerate(self.units)
@@ -151,7 +154,8 @@ class CDB(Policy):
     def losses(self, trace: Trace, task: dict[str, Tensor]) -> dict[str, Tensor]:
         """L_exec, L_flops and, where images have labels, L_ctg of Eq. 15."""
         gates = [step.decision.gate for step in trace.steps]
-        executed = executed_cost(gates, [step.unit_cost for step in trace.steps])
+        unit_costs = [step.unit_cost for step in trace.steps if step.unit_cost is not None]  # groups have them
+        executed = executed_cost(gates, unit_costs)
         losses = {
             "loss_execution": self.resource_weight * execution_loss(gates, self.target),
             "loss_flops": self.resource_weight * flops_loss(executed, trace.dense(), self.target),

@@ -12,6 +12,7 @@ from dyn_d2.gating import Decision, Trace, Unit
 from dyn_d2.gating.cost import linear_cost
 from dyn_d2.gating.decisions import gumbel, hard_threshold
 from dyn_d2.gating.losses import target_rate_loss
+from dyn_d2.utils.modules import ModuleListOf
 
 from detectron2.config import CfgNode
 
@@ -87,7 +88,7 @@ class ConvNetAIG(Policy):
         self.temperature = check_positive("TEMPERATURE", temperature)
         self.threshold = check_threshold(threshold)
         self.weight = weight
-        self.gates = nn.ModuleList(AIGGate(unit.channels, width) for unit in self.units)
+        self.gates = ModuleListOf(AIGGate(unit.channels, width) for unit in self.units)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, units: Sequence[Unit]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from dyn_d2.gating import Decision, Trace, Unit
 from dyn_d2.gating.cost import chain_cost, linear_cost
 from dyn_d2.gating.decisions import relu_gates
 from dyn_d2.gating.losses import gate_sparsity
+from dyn_d2.utils.modules import ModuleListOf
 
 from detectron2.config import CfgNode
 
@@ -36,10 +37,10 @@ class EmbeddingNet(nn.Module):
     def __init__(self, layers: int, width: int, in_channels: int = 3) -> None:
         super().__init__()
         widths = [in_channels, *(math.ceil(width * (i + 1) / layers) for i in range(layers))]
-        self.convs = nn.ModuleList(
+        self.convs = ModuleListOf(
             nn.Conv2d(a, b, 3, 2, padding=1, bias=False) for a, b in zip(widths, widths[1:], strict=False)
         )
-        self.norms = nn.ModuleList(GateNorm(b) for b in widths[1:])
+        self.norms = ModuleListOf(GateNorm(b) for b in widths[1:])
         for conv in self.convs:
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
 
@@ -98,7 +99,7 @@ class DeepMoE(Policy):
         self.sparsity_weight, self.embedding_weight = sparsity_weight, embedding_weight
         self.threshold = threshold
         self.embedding = EmbeddingNet(layers, width)
-        self.heads = nn.ModuleList(nn.Linear(width, unit.size, bias=False) for unit in self.units)
+        self.heads = ModuleListOf(nn.Linear(width, unit.size, bias=False) for unit in self.units)
         # A normalised embedding is about 1 / sqrt(2 pi) in each dimension after ReLU and pooling. These weights make
         # new gates about 1 with a spread of 0.1. Symmetric weights, as usual for a linear layer, would close half of
         # the channels at the start, and a channel that is closed for every image never gets a gradient again.

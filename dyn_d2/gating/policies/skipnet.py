@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from dyn_d2.gating import Decision, Step, Trace, Unit
 from dyn_d2.gating.cost import chain_cost, linear_cost, lstm_cost
 from dyn_d2.gating.decisions import bernoulli, hard_threshold, soft
-from dyn_d2.gating.losses import policy_gradient_loss, skip_returns
+from dyn_d2.gating.losses import policy_gradient_loss, sampled_log_probs, skip_returns
+from dyn_d2.utils.modules import ModuleListOf
 
 from detectron2.config import CfgNode
 
@@ -140,7 +141,7 @@ class SkipNet(Policy):
         if self.stage == "hrl":
             for layer in self.last_layers():
                 for parameter in layer.parameters():
-                    parameter /= self.hrl_temperature
+                    parameter.div_(self.hrl_temperature)
 
     def losses(self, trace: Trace, task: dict[str, Tensor]) -> dict[str, Tensor]:
         """REINFORCE in stage "hrl"; nothing in "sp", which has no term for the cost.
@@ -163,8 +164,7 @@ class SkipNet(Policy):
                     "or of ImageClassifier."
                 )
             returns = returns - self._returns(greedy.steps, greedy.context.image_losses)
-        log_probs = torch.stack([step.decision.log_prob for step in trace.steps], 1)
-        return {"loss_policy": self.weight * policy_gradient_loss(log_probs, returns)}
+        return {"loss_policy": self.weight * policy_gradient_loss(sampled_log_probs(trace.steps), returns)}
 
     def _returns(self, steps: Sequence[Step], losses: Tensor) -> Tensor:
         opened = torch.stack([step.decision.open for step in steps], 1)
@@ -187,10 +187,8 @@ class FeedForwardGate(nn.Module):
         """
         super().__init__()
         self.pool = pool
-        self.convs = nn.ModuleList(
-            nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False) for stride in strides
-        )
-        self.norms = nn.ModuleList(GateNorm(channels) for _ in strides)
+        self.convs = ModuleListOf(nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False) for stride in strides)
+        self.norms = ModuleListOf(GateNorm(channels) for _ in strides)
         self.scores = nn.Linear(channels, 2)
         for conv in self.convs:
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
@@ -220,7 +218,7 @@ class FeedForwardSkipNet(SkipNet):
 
     def __init__(self, units: Sequence[Unit], **kwargs: Any) -> None:
         super().__init__(units, **kwargs)
-        self.gates = nn.ModuleList(
+        self.gates = ModuleListOf(
             FeedForwardGate(unit.channels, self.STRIDES, self.POOL, self.init_bias) for unit in self.units
         )
 
@@ -269,7 +267,7 @@ class SkipNetRNN(SkipNet):
 
     def __init__(self, units: Sequence[Unit], **kwargs: Any) -> None:
         super().__init__(units, **kwargs)
-        self.projections = nn.ModuleList(nn.Linear(unit.channels, self.WIDTH) for unit in self.units)
+        self.projections = ModuleListOf(nn.Linear(unit.channels, self.WIDTH) for unit in self.units)
         self.lstm = nn.LSTMCell(self.WIDTH, self.WIDTH)
         self.score = nn.Linear(self.WIDTH, 1)
         for name, parameter in [*self.lstm.named_parameters(), *self.score.named_parameters()]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -27,7 +28,7 @@ def read_cost(folder: str | Path) -> CostPoint:
     Raises:
         FileNotFoundError, ValueError: no such record, or it tells no accuracy or no routes.
     """
-    results = next(iter(read_results(folder)["metrics"].values()), {})
+    results: Mapping[str, Any] = next(iter(read_results(folder)["metrics"].values()), {})
     if "GFLOPs" not in results.get("routes", {}):
         raise ValueError(f"{folder} tells no multiply-adds: its network is no gated one, nothing was recorded.")
     metric = main_metric(results)

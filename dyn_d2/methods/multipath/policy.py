@@ -86,9 +86,11 @@ class PathPolicy(Policy):
 
     Attributes:
         weighs_with_gradient: whether the classification loss trains the routers through the path probabilities.
+        START_TEMPERATURE: tau at the start of training, unless the config has another.
     """
 
     KINDS = ("path",)
+    START_TEMPERATURE: float
     weighs_with_gradient = False
 
     def __init__(
@@ -117,9 +119,15 @@ class PathPolicy(Policy):
         check_positive("PATHS.HALVING", halving)
         if compute_weight < 0 or score_weight < 0:
             raise ValueError("MODEL.POLICY.PATHS: COMPUTE_WEIGHT, DECISION_WEIGHT and REGRESSION_WEIGHT are 0 or more.")
-        self.routers = nn.ModuleList(Router(unit.channels, unit.size, widths) for unit in self.units)
+        routers = [Router(unit.channels, unit.size, widths) for unit in self.units]
+        self.routers, self._router_costs = nn.ModuleList(routers), [router.cost() for router in routers]
         self._temperature, self._halving = temperature, halving
         self.compute_weight, self.score_weight, self._class_error = compute_weight, score_weight, class_error
+
+    @staticmethod
+    def score_weight_of(keys: CfgNode) -> float:
+        """The weight of the scores' loss, from MODEL.POLICY.PATHS."""
+        raise NotImplementedError
 
     @classmethod
     def from_config(cls, cfg: CfgNode, units: Sequence[Unit]) -> dict[str, Any]:
@@ -152,7 +160,7 @@ class PathPolicy(Policy):
         return Decision(F.one_hot(choice, self.units[index].size).float(), (scores / self.temperature()).softmax(1))
 
     def decision_cost(self, index: int, height: int, width: int) -> float:
-        return self.routers[index].cost()
+        return self._router_costs[index]
 
     def temperature(self) -> float:
         """tau at this iteration of the training that runs; the start's where none does."""
@@ -179,6 +187,12 @@ class PathPolicy(Policy):
     def path_losses(self, exits: Exits, scores: dict[int, Tensor]) -> dict[str, Tensor]:
         raise NotImplementedError
 
+    def score_loss(self, exits: Exits, errors: dict[int, Tensor]) -> Tensor:
+        """The squared (N, n_l) ``errors`` of each junction's scores, each image by its share of coming there, summed;
+        ``score_weight`` times the mean over images."""
+        parts = [exits.shares.layers[layer].detach() * error.square().sum(1) for layer, error in errors.items()]
+        return self.score_weight * torch.stack(parts).sum(0).mean()
+
 
 @POLICY_REGISTRY.register_as("path_actor")
 class PathActor(PathPolicy):
@@ -188,17 +202,19 @@ class PathActor(PathPolicy):
     weighs_with_gradient = True
 
     @staticmethod
-    def score_weight_of(keys) -> float:
+    def score_weight_of(keys: CfgNode) -> float:
         return keys.DECISION_WEIGHT
 
     def path_losses(self, exits: Exits, scores: dict[int, Tensor]) -> dict[str, Tensor]:
         shares = exits.shares
-        spent = sum(p * cost for p, cost in zip(shares.layers, exits.layer_costs, strict=True))
-        spent = spent + sum(shares.exits[layer] * cost for layer, cost in exits.exit_costs.items())
+        spent = torch.zeros_like(shares.layers[0])
+        for p, cost in zip(shares.layers, exits.layer_costs, strict=True):
+            spent = spent + p * cost
+        for layer, cost in exits.exit_costs.items():
+            spent = spent + shares.exits[layer] * cost
         found = {"loss_compute": self.compute_weight * spent.mean()}
         if scores:
-            parts = [shares.layers[layer].detach() * r.square().sum(1) for layer, r in scores.items()]
-            found["loss_decisions"] = self.score_weight * torch.stack(parts).sum(0).mean()
+            found["loss_decisions"] = self.score_loss(exits, scores)
         return found
 
 
@@ -210,7 +226,7 @@ class PathCritic(PathPolicy):
     optimistic = False
 
     @staticmethod
-    def score_weight_of(keys) -> float:
+    def score_weight_of(keys: CfgNode) -> float:
         return keys.REGRESSION_WEIGHT
 
     def path_losses(self, exits: Exits, scores: dict[int, Tensor]) -> dict[str, Tensor]:
@@ -220,10 +236,7 @@ class PathCritic(PathPolicy):
         ends = {layer: answers[layer] + self.compute_weight * cost for layer, cost in exits.exit_costs.items()}
         layers = [self.compute_weight * cost for cost in exits.layer_costs]
         targets = costs_to_go(exits.tree, scores, ends, layers, self.optimistic)
-        parts = [
-            exits.shares.layers[layer].detach() * (r + targets[layer]).square().sum(1) for layer, r in scores.items()
-        ]
-        return {"loss_routers": self.score_weight * torch.stack(parts).sum(0).mean()}
+        return {"loss_routers": self.score_loss(exits, {layer: r + targets[layer] for layer, r in scores.items()})}
 
 
 @POLICY_REGISTRY.register_as("path_optimistic_critic")

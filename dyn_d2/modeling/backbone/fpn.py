@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from dyn_d2.modeling.shapes import channels_of, stride_of
+
 from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 
@@ -15,11 +17,11 @@ def pooled_level(bottom_up: Backbone, in_features: Sequence[str]) -> LastLevelMa
     """
     top = LastLevelMaxPool()
     # Named after the coarsest level, which is "p5" only for backbones of stride 32.
-    top.in_feature = f"p{bottom_up.output_shape()[in_features[-1]].stride.bit_length() - 1}"
+    top.in_feature = f"p{stride_of(bottom_up.output_shape()[in_features[-1]]).bit_length() - 1}"
     return top
 
 
 def convolved_levels(bottom_up: Backbone, in_features: Sequence[str], out_channels: int) -> LastLevelP6P7:
     """RetinaNet's two coarsest levels: convolutions of stride 2 on the coarsest feature of ``bottom_up``."""
     name = in_features[-1]
-    return LastLevelP6P7(bottom_up.output_shape()[name].channels, out_channels, name)
+    return LastLevelP6P7(channels_of(bottom_up.output_shape()[name]), out_channels, name)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from dyn_d2.modeling.shapes import channels_of
+
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, Backbone
@@ -24,6 +26,9 @@ class OwnPixels(nn.Module):
         reverse: whether channels come as blue, green, red; timm wants red first.
         scale, shift: (C, 1, 1), what each channel is multiplied by and then gets added; None where nothing changes.
     """
+
+    scale: Tensor | None
+    shift: Tensor | None
 
     def __init__(
         self,
@@ -47,7 +52,7 @@ class OwnPixels(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> the same shape."""
-        if self.scale is not None:
+        if self.scale is not None and self.shift is not None:
             images = images * self.scale.to(images.dtype) + self.shift.to(images.dtype)
         return images.flip(1) if self.reverse else images
 
@@ -184,7 +189,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     Raises:
         ValueError, UserError, FileNotFoundError: from ``build_timm_model``.
     """
-    model = build_timm_model(cfg, input_shape.channels, cfg.MODEL.RESNETS.OUT_FEATURES)
+    model = build_timm_model(cfg, channels_of(input_shape), cfg.MODEL.RESNETS.OUT_FEATURES)
     return TimmBackbone(model, **timm_arguments(cfg, model))
 
 

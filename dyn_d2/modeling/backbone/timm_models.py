@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,21 @@ from .timm_weights import check_fits, package_for, read_file, read_package
 logger = logging.getLogger(__name__)
 
 PRETRAINED = "pretrained"
+
+if TYPE_CHECKING:
+
+    class TimmNetwork(nn.Module):
+        """What every model of timm has that gives feature maps."""
+
+        pretrained_cfg: dict[str, Any]
+
+        def forward_intermediates(
+            self, x: Tensor, indices: list[int], output_fmt: str, intermediates_only: bool
+        ) -> list[Tensor]: ...
+
+        def group_matcher(self, coarse: bool) -> dict[str, Any]: ...
+
+        def prune_intermediate_layers(self, indices: list[int], prune_norm: bool) -> list[int]: ...  # most have it
 
 
 @dataclass(frozen=True)
@@ -46,7 +62,7 @@ class TimmModel:
     """
 
     name: str
-    module: nn.Module
+    module: "TimmNetwork"
     levels: dict[str, Level]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -57,7 +73,7 @@ class TimmModel:
         """Normalised images (N, C, H, W) -> the feature maps (N, C', H / stride, W / stride) of all levels."""
         return self.features_of(self.module, images)
 
-    def features_of(self, module: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    def features_of(self, module: "TimmNetwork", images: Tensor) -> dict[str, Tensor]:
         """The same from ``module``, a copy of the model."""
         indices = [level.index for level in self.levels.values()]
         maps = module.forward_intermediates(images, indices=indices, output_fmt="NCHW", intermediates_only=True)
@@ -129,7 +145,7 @@ def _check_name(timm: ModuleType, name: str) -> None:
         )
 
 
-def _create(timm: ModuleType, name: str, channels: int, from_hub: bool) -> tuple[nn.Module, bool]:
+def _create(timm: ModuleType, name: str, channels: int, from_hub: bool) -> tuple["TimmNetwork", bool]:
     """The whole model without its classifier, and whether it takes images of any size."""
     arguments = {"num_classes": 0, "pretrained": from_hub} | ({} if channels == 3 else {"in_chans": channels})
     fixed = timm.get_pretrained_cfg(name).fixed_input_size
@@ -152,7 +168,9 @@ def _create(timm: ModuleType, name: str, channels: int, from_hub: bool) -> tuple
         ) from error
 
 
-def _create_or_wait(timm: ModuleType, name: str, channels: int, from_hub: bool, checkpoint: str) -> tuple:
+def _create_or_wait(
+    timm: ModuleType, name: str, channels: int, from_hub: bool, checkpoint: str
+) -> tuple["TimmNetwork", bool]:
     """``_create``; where the hub cannot be reached but a ``checkpoint`` of everything is loaded later, random."""
     try:
         created = _create(timm, name, channels, from_hub)
@@ -231,12 +249,13 @@ def build_timm_model(cfg: CfgNode, channels: int, out_features: Sequence[str]) -
     return TimmModel(name, module, levels, mean, std, size=None if any_size else own_size(module), in_channels=channels)
 
 
-def own_size(module: nn.Module) -> tuple[int, int]:
+def own_size(module: "TimmNetwork") -> tuple[int, int]:
     """(height, width) that a model of timm was made for."""
-    return tuple(module.pretrained_cfg["input_size"][-2:])
+    height, width = module.pretrained_cfg["input_size"][-2:]
+    return height, width
 
 
-def _load(module: nn.Module, known: dict[str, Tensor], weights: dict[str, Tensor], source: str, name: str) -> None:
+def _load(module: "TimmNetwork", known: dict[str, Tensor], weights: dict[str, Tensor], source: str, name: str) -> None:
     head = module.pretrained_cfg.get("classifier") or ()
     head = (head,) if isinstance(head, str) else tuple(head)
     check_fits(weights, module.state_dict(), known, head, source=source, name=name)

@@ -1,6 +1,7 @@
 """Batch norms of timm's models, some of which hold the activation after them, as constants."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -10,6 +11,7 @@ from dyn_d2.modeling.freeze import freeze_whole
 from detectron2.layers import FrozenBatchNorm2d
 
 NORMS = ("FrozenBN", "BN", "SyncBN")
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class FrozenBatchNormAct2d(FrozenBatchNorm2d):
@@ -23,15 +25,18 @@ class FrozenBatchNormAct2d(FrozenBatchNorm2d):
         return self.act(self.drop(super().forward(x)))
 
 
-def _frozen(norm: nn.BatchNorm2d) -> FrozenBatchNorm2d:
+def _frozen(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> FrozenBatchNorm2d:
+    assert norm.running_mean is not None
+    frozen: FrozenBatchNorm2d
     if hasattr(norm, "act"):
+        assert isinstance(norm.drop, nn.Module) and isinstance(norm.act, nn.Module)
         frozen = FrozenBatchNormAct2d(norm.num_features, norm.eps, norm.drop, norm.act)
     else:
         frozen = FrozenBatchNorm2d(norm.num_features, norm.eps)
     if norm.affine:
         frozen.weight, frozen.bias = norm.weight.detach().clone(), norm.bias.detach().clone()
-    frozen.running_mean, frozen.running_var = norm.running_mean, norm.running_var
-    frozen.num_batches_tracked = norm.num_batches_tracked
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        setattr(frozen, name, getattr(norm, name))
     return frozen.to(norm.running_mean.device).train(norm.training)
 
 
@@ -46,7 +51,7 @@ def freeze_norms(model: nn.Module, chosen: Callable[[str], bool] = lambda name: 
             freeze_whole(layer)
 
 
-def convert_norms(model: nn.Module, norm: str) -> nn.Module:
+def convert_norms(model: Network, norm: str) -> Network:
     """``model`` with its batch norms as ``norm`` says.
 
     Raises:

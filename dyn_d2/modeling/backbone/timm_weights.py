@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +41,8 @@ class WeightsPackage:
     def path(self) -> Path | None:
         """Where the weights are; None where the package is not installed."""
         spec = importlib.util.find_spec(self.module)
-        return None if spec is None else Path(spec.submodule_search_locations[0], self.file)
+        places = spec.submodule_search_locations if spec is not None else None
+        return Path(places[0], self.file) if places else None
 
 
 def _lite(number: int, sha256: str, depths: tuple[int, ...]) -> WeightsPackage:
@@ -139,7 +141,7 @@ def read_file(path: str) -> dict[str, Tensor]:
         if path.endswith(".safetensors"):
             from safetensors.torch import load_file
 
-            data = load_file(path)
+            data: Any = load_file(path)
         else:
             data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each way in which a file can be broken has a type of its own

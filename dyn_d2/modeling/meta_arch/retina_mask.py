@@ -94,7 +94,7 @@ class RetinaMask(RetinaNet):
         return find_top_rpn_proposals(
             boxes,
             [x.float().amax(dim=2) for x in logits],
-            images.image_sizes,
+            list(images.image_sizes),
             self.test_nms_thresh,
             self.test_topk_candidates,
             self.num_proposals,
@@ -134,4 +134,6 @@ def build_mask_branch(cfg, shapes: dict[str, ShapeSpec]) -> MaskROIHeads:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES
-    return build_roi_heads(cfg, shapes)
+    built = build_roi_heads(cfg, shapes)
+    assert isinstance(built, MaskROIHeads)  # see above
+    return built

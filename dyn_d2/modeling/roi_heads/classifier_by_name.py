@@ -18,32 +18,48 @@ def _named_predictor(cfg) -> type[FastRCNNOutputLayers]:
     return BOX_CLASSIFIERS[name]
 
 
-class _ClassifierByName:
-    """Mixed in before ROI heads of Detectron2: their box predictor becomes the one that the key names, and mask heads
-    that learn from its weights (they have a method ``connect``) get it."""
+def _with_named_predictor(cfg, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of ROI heads, whose box predictor becomes the one that the key names."""
+    predictor = _named_predictor(cfg)
+    if type(arguments["box_predictor"]) is predictor:
+        return arguments
+    # The parent knows the width of the box feature, whatever box head or res5 stage makes it.
+    width = arguments["box_predictor"].cls_score.in_features
+    return {**arguments, "box_predictor": predictor(cfg, ShapeSpec(channels=width))}
+
+
+def _connect(heads: StandardROIHeads | Res5ROIHeads) -> None:
+    """Mask heads that learn from the weights of the box predictor (they have a method ``connect``) get it."""
+    connect = getattr(getattr(heads, "mask_head", None), "connect", None)
+    if connect is not None:
+        connect(heads.box_predictor)
+
+
+@ROI_HEADS_REGISTRY.register()
+class DynROIHeads(StandardROIHeads):
+    """StandardROIHeads (FPN or single level, with or without masks) whose classifier is chosen by key."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        connect = getattr(getattr(self, "mask_head", None), "connect", None)
-        if connect is not None:
-            connect(self.box_predictor)
+        _connect(self)
 
     @classmethod
-    def from_config(cls, cfg, input_shape) -> dict[str, Any]:
-        arguments = super().from_config(cfg, input_shape)
-        predictor = _named_predictor(cfg)
-        if type(arguments["box_predictor"]) is not predictor:
-            # The parent knows the width of the box feature, whatever box head or res5 stage makes it.
-            width = arguments["box_predictor"].cls_score.in_features
-            arguments["box_predictor"] = predictor(cfg, ShapeSpec(channels=width))
-        return arguments
+    def from_config(  # type: ignore[override]  # as the parent's, which is not that of ROIHeads
+        cls, cfg, input_shape: dict[str, ShapeSpec]
+    ) -> dict[str, Any]:
+        return _with_named_predictor(cfg, super().from_config(cfg, input_shape))
 
 
 @ROI_HEADS_REGISTRY.register()
-class DynROIHeads(_ClassifierByName, StandardROIHeads):
-    """StandardROIHeads (FPN or single level, with or without masks) whose classifier is chosen by key."""
-
-
-@ROI_HEADS_REGISTRY.register()
-class DynRes5ROIHeads(_ClassifierByName, Res5ROIHeads):
+class DynRes5ROIHeads(Res5ROIHeads):
     """Res5ROIHeads (C4 models, with or without masks) whose classifier is chosen by key."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _connect(self)
+
+    @classmethod
+    def from_config(  # type: ignore[override]  # as the parent's, which is not that of ROIHeads
+        cls, cfg, input_shape: dict[str, ShapeSpec]
+    ) -> dict[str, Any]:
+        return _with_named_predictor(cfg, super().from_config(cfg, input_shape))

@@ -44,8 +44,11 @@ class MaskROIHeads(StandardROIHeads):
             ValueError: the model around it leaves the detection to these heads.
         """
         if self.training:
+            assert targets is not None, "training needs the ground truth"
             proposals = self.label_and_sample_proposals(proposals, targets)
-            return proposals, self._forward_mask(features, proposals)
+            losses = self._forward_mask(features, proposals)
+            assert isinstance(losses, dict)  # as it is in training
+            return proposals, losses
         if not all(x.has("pred_boxes") for x in proposals):
             raise ValueError(
                 f"{type(self).__name__} detects nothing by itself: set MODEL.META_ARCHITECTURE to RetinaMask, or "

@@ -1,4 +1,5 @@
-"""Mask R-CNN on data where some objects have boxes only: joint training, the baseline of thesis ch. 8.
+"""Mask R-CNN on data where some objects have boxes only: the baseline "joint learning" of Zhou et al., Learning
+Saliency Propagation for Semi-Supervised Instance Segmentation, CVPR 2020.
 
 Shape shorthand: R regions of the whole batch.
 """
@@ -21,7 +22,9 @@ def select_masked(instances: list[Instances]) -> tuple[list[Instances], Tensor]:
     Returns:
         Those regions of each image, and the (R,) bool mask that selects them.
     """
-    flags = [x.gt_has_mask if x.has("gt_has_mask") else torch.ones_like(x.gt_classes, dtype=bool) for x in instances]
+    flags = [
+        x.gt_has_mask if x.has("gt_has_mask") else torch.ones_like(x.gt_classes, dtype=torch.bool) for x in instances
+    ]
     return [x[flag] for x, flag in zip(instances, flags, strict=True)], cat(flags)
 
 
@@ -39,7 +42,9 @@ class PartialMaskHead(MaskRCNNConvUpsampleHead):
     partial_masks = True
     serves_classes_without_masks = False
 
-    def forward(self, x: Tensor, instances: list[Instances]) -> dict[str, Tensor] | list[Instances]:
+    def forward(  # type: ignore[override]  # torch.nn.Sequential, of which Detectron2 makes the parent, has one argument
+        self, x: Tensor, instances: list[Instances]
+    ) -> dict[str, Tensor] | list[Instances]:
         """As the parent's, for (R, C, h, w) region features."""
         if self.training:
             instances, rows = select_masked(instances)

@@ -28,7 +28,7 @@ _CUDA_SOURCES = tuple(_FOLDER / f"message_passing{end}" for end in (".cu", ".h",
 def message_passing(
     x: Tensor, weights: Tensor, steps: int | None = None, normalize: str = "random_walk", eps: float = 1e-5
 ) -> Tensor:
-    """``steps`` times x[u, v] <- sum over the window around (u, v) of K[u, v][p, q] x[p, q]; x is 0 outside of the map.
+    """``steps`` times ``x[u, v] <- sum over the window at (u, v) of K[u, v][p, q] x[p, q]``; x is 0 outside of the map.
 
     float16 and bfloat16 are summed, and kept between steps, in float32. If the dtypes differ (as under autocast), both
     are promoted to the wider one. There are no second derivatives.
@@ -78,11 +78,12 @@ def message_passing_reference(
         kernels = kernels / degree[:, :, None]
     elif normalize == "symmetric":
         # Beyond the border, where there is nothing to pass, anything but 0 will do.
-        around = torch.stack(_neighbours(degree, window, 1.0), 2)
-        kernels = kernels / (degree[:, :, None] * around).sqrt()
+        degrees = torch.stack(_neighbours(degree, window, 1.0), 2)
+        kernels = kernels / (degree[:, :, None] * degrees).sqrt()
     for _ in range(steps):
         around = _neighbours(state, window, 0.0)
-        state = sum(kernel * values for kernel, values in zip(kernels.unbind(2), around, strict=True))
+        passed = (kernel * values for kernel, values in zip(kernels.unbind(2), around, strict=True))
+        state = sum(passed, torch.zeros_like(state))
     return state.to(dtype, copy=True)
 
 
@@ -145,7 +146,8 @@ def _runs_compiled(x: Tensor, taps: int, steps: int) -> bool:
     if device == "cpu":
         return True
     size = torch.finfo(_summed_in(x.dtype)).bits // 8
-    return _bytes_on_chip(*x.shape[2:], taps, steps, size) <= _largest_block_memory()
+    height, width = x.shape[2:]
+    return _bytes_on_chip(height, width, taps, steps, size) <= _largest_block_memory()
 
 
 @torch.compiler.assume_constant_result
@@ -161,7 +163,8 @@ def load(device: str = "cpu") -> bool:
 def _largest_block_memory() -> int:
     """Bytes of shared memory that one block of threads can have on every GPU of this machine."""
     devices = range(torch.cuda.device_count())
-    return min(torch.cuda.get_device_properties(device).shared_memory_per_block_optin for device in devices)
+    properties = (torch.cuda.get_device_properties(device) for device in devices)
+    return min(each.shared_memory_per_block_optin for each in properties)  # type: ignore[attr-defined]
 
 
 def _bytes_on_chip(height: int, width: int, taps: int, steps: int, size: int) -> int:
@@ -212,7 +215,8 @@ def _forward_shape(x, weights, steps, normalize, eps) -> Tensor:
 
 
 def _backward_shape(grad, x, weights, steps, normalize, eps) -> tuple[Tensor, Tensor]:
-    return tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (x, weights))
+    grad_x, grad_weights = (torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (x, weights))
+    return grad_x, grad_weights
 
 
 def _save(ctx, inputs, output) -> None:

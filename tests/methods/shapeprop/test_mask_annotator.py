@@ -63,7 +63,7 @@ def test_masks_of_given_boxes_are_predicted_and_trained_on(run, monkeypatch, cap
     cfg.merge_from_list(["INPUT.PARTIAL_MASKS.PSEUDO", str(output)])
     caplog.set_level("INFO")
     records = list(build_resumable_train_loader(cfg).dataset.records)
-    assert f"{len(lacking)} of these masks are pseudo masks" in caplog.text
+    assert f"{len(lacking)} of these masks are pseudo-masks" in caplog.text
     flags = {(a["category_id"] >= 2, a.get("pseudo_mask", False)) for r in records for a in r["annotations"]}
     assert flags == {(False, False), (True, True)}
     # What a second annotator is asked for does not depend on the first one's masks.

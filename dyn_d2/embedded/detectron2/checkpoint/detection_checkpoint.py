@@ -93,7 +93,14 @@ class DetectionCheckpointer(Checkpointer):
             self.logger.info("No checkpoint found. Initializing model from scratch")
             return {}
         self.logger.info(f"[DetectionCheckpointer] Loading from {path} ...")
+        # Only here, because dyn_d2 is imported together with this package.
+        from dyn_d2.checkpoint.validate import InvalidCheckpoint, require_weights
+
         checkpoint = self._read(str(path))
+        try:
+            require_weights(checkpoint.get("model"), path)
+        except InvalidCheckpoint as error:
+            raise ValueError(str(error)) from error
         incompatible = self._load_model(checkpoint)
         if incompatible is not None:  # subclasses may return nothing
             self._log_incompatible_keys(incompatible)
@@ -156,6 +163,13 @@ class DetectionCheckpointer(Checkpointer):
         return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
 
     def _torch_load(self, f: str) -> Any:
+        # Only here, because dyn_d2 is imported together with this package.
+        from dyn_d2.checkpoint.validate import InvalidCheckpoint, require_sound_file
+
+        try:
+            require_sound_file(f)
+        except InvalidCheckpoint as error:
+            raise pickle.UnpicklingError(f"{error} It is damaged or no checkpoint.") from error
         try:
             with torch.serialization.safe_globals(_NUMPY_TYPES):
                 return torch.load(f, map_location="cpu", weights_only=True)

@@ -7,10 +7,9 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from iopath.common.file_io import file_lock
 
-from detectron2.structures import Boxes, BoxMode, PolygonMasks
+from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager, atomic_open
 
 from ..catalog import DatasetCatalog, MetadataCatalog
@@ -168,56 +167,21 @@ def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
     Categories get back the ids they had where the metadata know them. "annotations" is absent if there are none.
 
     Raises:
-        TypeError: a segmentation is neither polygons nor RLE.
+        ValueError: a record is unusable; lists what is wrong. Masks are not looked at.
     """
+    # Only here, because dyn_d2 is imported together with this package.
+    from dyn_d2.data.validity.records import as_coco
+
     metadata = MetadataCatalog.get(dataset_name)
     original = {v: k for k, v in metadata.get("thing_dataset_id_to_contiguous_id", {}).items()}
-    images, annotations = [], []
-    for index, record in enumerate(DatasetCatalog.get(dataset_name)):
-        image_id = record.get("image_id", index)
-        size = {"width": int(record["width"]), "height": int(record["height"])}
-        images.append({"id": image_id, "file_name": str(record["file_name"]), **size})
-        for source in record.get("annotations", []):
-            category = source["category_id"]
-            common = {
-                "id": len(annotations) + 1,  # 0 would mean "not matched" to pycocotools
-                "image_id": image_id,
-                "category_id": int(original[category] if original else category),
-                "iscrowd": int(source.get("iscrowd", 0)),
-            }
-            annotations.append(common | _coco_geometry(source))
-    logger.info(f"Converted '{dataset_name}' to COCO format: {len(images)} images, {len(annotations)} annotations")
-    content = {
-        "info": {"date_created": str(datetime.datetime.now()), "description": f"COCO json made from '{dataset_name}'."},
-        "images": images,
-        "categories": [{"id": original.get(i, i), "name": name} for i, name in enumerate(metadata.thing_classes)],
-        "licenses": None,
-    }
-    return content | ({"annotations": annotations} if annotations else {})
-
-
-def _coco_geometry(source: dict) -> dict[str, Any]:
-    """Box as x y w h, area (of the mask, else of the box) and segmentation of one annotation."""
-    bbox = source["bbox"].tolist() if isinstance(source["bbox"], np.ndarray) else source["bbox"]
-    if len(bbox) != 4:
-        raise ValueError(f"A box has four numbers, but an annotation has {bbox}; rotated boxes are not supported.")
-    bbox = [float(x) for x in BoxMode.convert(bbox, source["bbox_mode"], BoxMode.XYWH_ABS)]
-    geometry: dict[str, Any] = {"bbox": [round(x, 3) for x in bbox]}
-    segmentation = source.get("segmentation")
-    if segmentation is None:
-        area = Boxes([BoxMode.convert(bbox, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)]).area()[0].item()
-    elif isinstance(segmentation, list):
-        area = PolygonMasks([segmentation]).area()[0].item()
-        geometry["segmentation"] = [np.asarray(polygon).tolist() for polygon in segmentation]
-    elif isinstance(segmentation, dict):
-        from dyn_d2.data.validity import rle
-
-        lengths = rle.run_lengths(segmentation)
-        size = [int(side) for side in segmentation["size"]]
-        area, geometry["segmentation"] = rle.area(lengths), {"size": size, "counts": rle.compress(lengths)}
-    else:
-        raise TypeError(f"A segmentation is a list of polygons or an RLE dict, not {type(segmentation)}.")
-    return geometry | {"area": float(area)}
+    classes = list(metadata.thing_classes)
+    records = [{"image_id": index, **record} for index, record in enumerate(DatasetCatalog.get(dataset_name))]
+    content = as_coco(records, classes, dataset_name, [original.get(i, i) for i in range(len(classes))])
+    annotations = content.pop("annotations", [])
+    logger.info(f"Converted '{dataset_name}' to COCO format: {len(records)} images, {len(annotations)} annotations")
+    date = str(datetime.datetime.now())
+    content["info"] = {"date_created": date, "description": f"COCO json made from '{dataset_name}'."}
+    return content | {"licenses": None} | ({"annotations": annotations} if annotations else {})
 
 
 def convert_to_coco_json(dataset_name: str, output_file: str, allow_cached: bool = True) -> None:

@@ -1,0 +1,334 @@
+"""COCO json: what can be read in one way only, check, loader and evaluator read so; what cannot, they all refuse."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+from toy_coco import HEIGHT, WIDTH, changed, content, put, put_all, register, score, write
+
+from dyn_d2.data.check import check_coco_json, clean_json
+from dyn_d2.data.check_report import REMEDIES
+from dyn_d2.data.few_shot.sources import forget, load_source
+from dyn_d2.data.validity.coco import DataError
+from dyn_d2.data.validity.ground_truth import coco_api
+
+from detectron2.data.datasets import load_coco_json
+
+
+def objects(path: str) -> list[tuple]:
+    """What a detector is trained on, read by both loaders: image, class, box."""
+    name = register(path)
+    try:
+        ours, theirs = load_source(name), load_coco_json(path, str(Path(path).parent))
+    finally:
+        forget(name)
+    found = [
+        (r["image_id"], a["category_id"], a["bbox"]) for r in ours for a in r["annotations"] if not a.get("iscrowd", 0)
+    ]
+    assert [box for _, _, box in found] == [
+        a["bbox"] for r in theirs for a in r["annotations"] if not a.get("iscrowd", 0)
+    ]
+    return found
+
+
+def rle(counts: Any, size: tuple[int, int] = (HEIGHT, WIDTH)) -> dict:
+    return {"size": list(size), "counts": counts}
+
+
+def square() -> np.ndarray:
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[3:11, 2:12] = 1
+    return mask
+
+
+def compressed() -> str:
+    return mask_util.encode(np.asfortranarray(square()))["counts"].decode()
+
+
+def lengths() -> list[int]:
+    column = square().T.ravel()
+    starts = np.flatnonzero(np.diff(column, prepend=0))
+    return np.diff(np.concatenate([[0], starts, [column.size]])).tolist()
+
+
+ALIKE = {
+    "annotation ids from 0": lambda c: [a.update(id=i) for i, a in enumerate(c["annotations"])],
+    "annotation ids are texts": lambda c: [a.update(id=f"a{a['id']}") for a in c["annotations"]],
+    "annotation ids of both types": put(2, id="3"),
+    "image ids are texts": lambda c: [
+        *(i.update(id=f"x{i['id']}") for i in c["images"]),
+        *(a.update(image_id=f"x{a['image_id']}") for a in c["annotations"]),
+    ],
+    "sizes of 40.0": lambda c: [i.update(width=40.0, height=30.0) for i in c["images"]],
+    "ids of 1.0": lambda c: [a.update(id=float(a["id"]), image_id=float(a["image_id"])) for a in c["annotations"]],
+    "category ids of 1.0": lambda c: [a.update(category_id=float(a["category_id"])) for a in c["annotations"]],
+    "boxes of integers": lambda c: [a.update(bbox=[int(x) for x in a["bbox"]]) for a in c["annotations"]],
+    "area null": put_all(area=None),
+    "area missing": lambda c: [a.pop("area") for a in c["annotations"]],
+    "iscrowd null": put_all(iscrowd=None),
+    "iscrowd missing": lambda c: [a.pop("iscrowd") for a in c["annotations"]],
+    "iscrowd false": put_all(iscrowd=False),
+    "ignore 0": put_all(ignore=0),
+    "category ids with gaps": lambda c: [
+        *(k.update(id=10 * k["id"]) for k in c["categories"]),
+        *(a.update(category_id=10 * a["category_id"]) for a in c["annotations"]),
+    ],
+    "order of the sections": lambda c: c.update(annotations=c["annotations"][::-1], categories=c["categories"][::-1]),
+    "compressed mask": put(0, segmentation=rle(compressed())),
+    "list of lengths": put(0, segmentation=rle(lengths())),
+    "empty runs in a mask": put(0, segmentation=rle([*lengths()[:3], 0, 0, *lengths()[3:]])),
+    "size of a mask in floats": put(0, segmentation=rle(compressed(), (30.0, 40.0))),
+}
+
+
+@pytest.mark.parametrize("change", ALIKE.values(), ids=ALIKE)
+def test_read_alike(tmp_path, change) -> None:
+    path = write(tmp_path, changed(change))
+    assert check_coco_json(path, str(tmp_path)).problems == []
+    found = {(str(i).strip("x"), c, tuple(box)) for i, c, box in objects(path)}
+    assert found == {(str(i), c, tuple(box)) for i, c, box in objects(write(tmp_path / "plain", content()))}
+    assert score(path, masks=True).scores == {"bbox": pytest.approx(100), "segm": pytest.approx(100)}
+
+
+REFUSED = {
+    "annotation ids repeat": (put(1, id=1), "duplicate_annotation"),
+    "annotation id null": (put(1, id=None), "bad_entry"),
+    "annotation id true": (put(1, id=True), "bad_entry"),
+    "image ids repeat": (lambda c: c["images"][1].update(id=1), "duplicate_image"),
+    "image id NaN": (lambda c: c["images"][1].update(id=float("nan")), "bad_entry"),
+    "image id null": (lambda c: c["images"][1].update(id=None), "bad_entry"),
+    "image id 1.5": (lambda c: c["images"][1].update(id=1.5), "bad_entry"),
+    "image id beyond 64 bits": (lambda c: c["images"][1].update(id=10**30), "bad_entry"),
+    "image id a list": (lambda c: c["images"][1].update(id=[1]), "bad_entry"),
+    "image ids of two types": (lambda c: c["images"][1].update(id="2"), "mixed_ids"),
+    "image_id a text": (put(1, image_id="1"), "image_type"),
+    "all image_id texts": (lambda c: [a.update(image_id=str(a["image_id"])) for a in c["annotations"]], "image_type"),
+    "category id a text": (lambda c: c["categories"][1].update(id="2"), "bad_category"),
+    "category_id a text": (put(1, category_id="2"), "unknown_category"),
+    "category_id null": (put(1, category_id=None), "unknown_category"),
+    "category_id a list": (put(1, category_id=[2]), "unknown_category"),
+    "category without name": (lambda c: c["categories"][1].update(name=""), "bad_category"),
+    "category's name null": (lambda c: c["categories"][1].update(name=None), "bad_category"),
+    "category's name a number": (lambda c: c["categories"][1].update(name=2), "bad_category"),
+    "two categories of a name": (lambda c: c["categories"][1].update(name="ant"), "duplicate_category"),
+    "width a text": (lambda c: c["images"][1].update(width="40"), "bad_entry"),
+    "width null": (lambda c: c["images"][1].update(width=None), "bad_entry"),
+    "width 0": (lambda c: c["images"][1].update(width=0), "bad_entry"),
+    "width 40.5": (lambda c: c["images"][1].update(width=40.5), "bad_entry"),
+    "file_name null": (lambda c: c["images"][1].update(file_name=None), "file_name"),
+    "iscrowd a text": (put_all(iscrowd="0"), "bad_flag"),
+    "iscrowd 2": (put(1, iscrowd=2), "bad_flag"),
+    "iscrowd a list": (put(1, iscrowd=[]), "bad_flag"),
+    "ignore 1": (put(1, ignore=1), "ignore_flag"),
+    "bbox null": (put(1, bbox=None), "bad_box"),
+    "bbox empty": (put(1, bbox=[]), "bad_box"),
+    "bbox of texts": (put(1, bbox=["1", "2", "3", "4"]), "bad_box"),
+    "bbox a dict": (put(1, bbox={"x": 1, "y": 1, "w": 2, "h": 2}), "bad_box"),
+    "bbox with NaN": (put(1, bbox=[1, 2, float("nan"), 4]), "non_finite"),
+    "bbox of huge integers": (put(1, bbox=[1, 2, 10**400, 4]), "non_finite"),
+    "bbox of bools": (put(1, bbox=[True, True, True, True]), "bad_box"),
+    "annotation a list": (lambda c: c["annotations"].append([1]), "bad_entry"),
+    "images an object": (lambda c: c.update(images={}), "bad_json"),
+    "annotations null": (lambda c: c.update(annotations=None), "bad_json"),
+    "categories missing": (lambda c: c.pop("categories"), "bad_json"),
+}
+
+
+@pytest.mark.parametrize(("change", "kind"), REFUSED.values(), ids=REFUSED)
+def test_refused_by_check_loader_and_evaluator(tmp_path, change, kind) -> None:
+    path = write(tmp_path, changed(change), images=False)
+    report = check_coco_json(path)
+    assert kind in {problem.kind for problem in report.problems}, report.text()
+    for read in (objects, *([coco_api] if kind != "file_name" else [])):
+        with pytest.raises(DataError, match="truth.json") as error:
+            read(path)
+        assert REMEDIES[kind] in str(error.value), error.value
+
+
+@pytest.mark.parametrize("area", ["12", [], -1, float("nan"), 1e30, True])
+def test_areas_that_are_none(tmp_path, area) -> None:
+    """Evaluation alone reads them; a negative one would leave the object out without a word."""
+    path = write(tmp_path, changed(put(1, area=area)))
+    assert [problem.kind for problem in check_coco_json(path).problems] == ["bad_area"]
+    assert len(objects(path)) == 6
+    with pytest.raises(DataError, match="truth.json.*annotation 2.*area"):
+        score(path)
+
+
+BAD_MASKS = {
+    "an empty polygon": [[]],
+    "one flat list": [2, 3, 12, 3, 12, 11],
+    "two points": [[2, 3, 12, 11]],
+    "an odd number of coordinates": [[2, 3, 12, 3, 12, 11, 5]],
+    "texts": [[2, 3, 12, "3", 12, 11]],
+    "NaN": [[2, 3, 12, float("nan"), 12, 11]],
+    "null for a polygon": [None],
+    "a text": "polygon",
+    "a number": 7,
+    "no code": rle("not an rle"),
+    "cut off": rle(compressed()[:-3]),
+    "too long": rle([0, HEIGHT * WIDTH + 1]),
+    "too short": rle([5, 7]),
+    "negative": rle([-5, HEIGHT * WIDTH + 5]),
+    "lengths as texts": rle(["1200"]),
+    "counts null": rle(None),
+    "no counts": {"size": [HEIGHT, WIDTH]},
+    "another size": rle([WIDTH * HEIGHT], (WIDTH, HEIGHT)),
+    "size a text": {"size": "30x40", "counts": [1200]},
+    "changed byte": rle("Z" + compressed()[1:]),
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("mask", BAD_MASKS.values(), ids=BAD_MASKS)
+def test_masks_that_are_none(tmp_path, mask) -> None:
+    """They are named by the check and refused where masks are evaluated; boxes are used where nobody asks for masks."""
+    path = write(tmp_path, changed(put(0, segmentation=mask)))
+    report = check_coco_json(path)
+    assert [problem.kind for problem in report.problems] == ["bad_mask"], report.text()
+    assert "annotation 1 " in str(report.problems[0])
+    assert len(objects(path)) == 6
+    assert score(path).scores == {"bbox": pytest.approx(100)}
+    with pytest.raises(DataError, match="truth.json.*annotation 1"):
+        score(path, masks=True)
+
+
+@pytest.mark.parametrize("mask", [None, [], {}])
+def test_no_mask(tmp_path, mask) -> None:
+    path = write(tmp_path, changed(put(0, segmentation=mask)))
+    assert check_coco_json(path).problems == []
+    assert score(path).scores == {"bbox": pytest.approx(100)}
+    with pytest.raises(DataError, match="annotation 1.*no segmentation"):
+        score(path, masks=True)
+
+
+@pytest.mark.parametrize("mask", [[[5, 5, 9, 9, 7, 7]], [[5, 5, 5, 5, 5, 5]], rle([HEIGHT * WIDTH])])
+def test_masks_without_a_pixel_are_named(tmp_path, mask) -> None:
+    path = write(tmp_path, changed(put(0, segmentation=mask)))
+    assert [problem.kind for problem in check_coco_json(path).problems] == ["empty_mask"]
+    found = score(path, masks=True)
+    assert found.scores["bbox"] == pytest.approx(100) and found.scores["segm"] < 99
+    assert "annotation 1" in found.reasons[0] and "without a pixel" in found.reasons[0]
+
+
+def test_crowds_are_no_objects_and_need_no_mask(tmp_path) -> None:
+    path = write(tmp_path, changed(lambda c: (put(1, iscrowd=1, segmentation=rle("damaged"))(c), put(2, iscrowd=1)(c))))
+    assert len(objects(path)) == 4
+    assert score(path, masks=True).scores == {"bbox": pytest.approx(100), "segm": pytest.approx(100)}
+
+
+def test_everything_a_crowd(tmp_path) -> None:
+    report = check_coco_json(write(tmp_path, changed(put_all(iscrowd=1))))
+    assert [problem.kind for problem in report.problems] == ["all_crowd"]
+
+
+def test_boxes_as_fractions(tmp_path) -> None:
+    def change(value):
+        for a in value["annotations"]:
+            x, y, w, h = a["bbox"]
+            a["bbox"] = [x / WIDTH, y / HEIGHT, w / WIDTH, h / HEIGHT]
+
+    report = check_coco_json(write(tmp_path, changed(change)))
+    assert [problem.kind for problem in report.problems] == ["fraction_box"] * 6
+    assert "multiply by the width and height" in report.text()
+
+
+def test_test_set_without_annotations(tmp_path) -> None:
+    path = write(tmp_path, changed(lambda c: c.pop("annotations")))
+    report = check_coco_json(path, str(tmp_path))
+    assert report.ok and "not scored" in report.text()
+    assert objects(path) == []
+    assert score(path).skipped == "there is no ground truth"
+
+
+def test_strays_are_left_out(tmp_path) -> None:
+    path = write(tmp_path, changed(put(0, image_id=77)))
+    assert [problem.kind for problem in check_coco_json(path).problems] == ["unknown_image"]
+    assert len(objects(path)) == 5 and score(path).scores == {"bbox": pytest.approx(100)}
+
+
+# ---------------------------------------------------------------------------------------------------------- --clean
+
+
+def cleaned(tmp_path, value) -> dict:
+    path = write(tmp_path / "before", value)
+    result = clean_json(value, check_coco_json(path, str(Path(path).parent)).problems)
+    after = write(tmp_path / "after", result)
+    assert check_coco_json(after, str(Path(path).parent)).problems == []
+    return result
+
+
+def test_two_exports_of_other_images_are_renumbered(tmp_path) -> None:
+    value = changed(lambda c: [a.update(id=i % 3) for i, a in enumerate(c["annotations"])])
+    result = cleaned(tmp_path, value)
+    assert [a["id"] for a in result["annotations"]] == [0, 1, 2, 3, 4, 5]
+    assert [{**a, "id": 0} for a in result["annotations"]] == [{**a, "id": 0} for a in value["annotations"]]
+
+
+def test_the_same_export_twice_is_kept_once(tmp_path) -> None:
+    value = changed(lambda c: c["annotations"].extend(content()["annotations"]))
+    assert cleaned(tmp_path, value) == content()
+
+
+def test_an_image_twice_is_kept_once_with_the_annotations_of_both(tmp_path) -> None:
+    value = changed(lambda c: (c["images"].append({**c["images"][0], "id": 3}), put(0, image_id=3)(c)))
+    result = cleaned(tmp_path, value)
+    assert [i["id"] for i in result["images"]] == [1, 2]
+    assert [a["image_id"] for a in result["annotations"]] == [1, 1, 1, 2, 2, 2]
+    value = changed(lambda c: c["images"].append(dict(c["images"][0])))
+    assert cleaned(tmp_path, value) == content()
+
+
+def test_images_that_share_an_id_cannot_be_told_apart() -> None:
+    value = changed(lambda c: c["images"][1].update(id=1))
+    with pytest.raises(DataError, match="1.png and 2.png share the id 1"):
+        clean_json(value, [])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        put_all(iscrowd="0"),
+        put(1, iscrowd="false"),
+        lambda c: [a.update(image_id=str(a["image_id"])) for a in c["annotations"]],
+        put(1, id=None),
+        put(1, id=[]),
+        put(1, area=-5),
+        put(1, area="80"),
+    ],
+)
+def test_nothing_is_lost_that_can_be_read(tmp_path, change) -> None:
+    result = cleaned(tmp_path, changed(change))
+    keys = ("image_id", "category_id", "bbox", "iscrowd", "segmentation")
+    assert [{k: a[k] for k in keys} | {"iscrowd": int(a["iscrowd"])} for a in result["annotations"]] == [
+        {k: a[k] for k in keys} for a in content()["annotations"]
+    ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        put(1, bbox=None),
+        put(1, category_id=9),
+        put(1, segmentation=[[]]),
+        put(1, image_id=[]),
+        put(1, bbox=[1, 1, 0, 5]),
+    ],
+)
+def test_what_cannot_be_read_is_left_out_alone(tmp_path, change) -> None:
+    result = cleaned(tmp_path, changed(change))
+    assert [a["id"] for a in result["annotations"]] == [1, 3, 4, 5, 6]
+
+
+def test_json_that_is_none(tmp_path) -> None:
+    path = tmp_path / "truth.json"
+    for text in ("{", "[]", "[" * 100000, '{"images": 1' + "0" * 5000 + "}", "\x00"):
+        path.write_text(text)
+        assert [problem.kind for problem in check_coco_json(str(path)).problems] == ["bad_json"]
+        with pytest.raises(DataError, match="truth.json"):
+            objects(str(path))
+    path.write_text(json.dumps(content()))
+    assert len(objects(str(path))) == 6
