@@ -20,7 +20,7 @@ from dyn_d2.utils.errors import UserError
 from detectron2.config import CfgNode
 from detectron2.utils.events import has_event_storage
 
-# Key -> its value where nothing has to be done.
+# Key -> its value where nothing has to be done. Methods add theirs.
 OPTIMIZER_KEYS: dict[str, Any] = {"SOLVER.OPTIMIZER": "SGD", "SOLVER.BACKBONE_LR_FACTOR": 1.0}
 LOADER_KEYS: dict[str, Any] = {"INPUT.RANDOM_SCALE": [], "DATALOADER.ONE_DATASET_PER_BATCH": False}
 PARTIAL_MASKS = "INPUT.PARTIAL_MASKS"
@@ -59,37 +59,50 @@ def note_loader(cfg: CfgNode, keys: Iterable[str]) -> None:
     _data.update(_value(cfg, key) for key in keys)
 
 
-def watch(module: nn.Module, cfg: CfgNode) -> None:
-    """Have ``module`` look, in its first forward pass of a training, whether the keys of ``cfg`` were applied.
+class NoticesKeys:
+    """Goes before the class of Detectron2 in the bases of a model or head that is made from a config.
 
     Raises:
-        KeyNotApplied: in that forward pass; lists the keys.
+        KeyNotApplied: in the first forward pass of a training, if a key that is set was not applied.
     """
-    _FirstStep(cfg).attach(module)
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "NoticesKeys":
+        self = super().__new__(cls)
+        cfg = next((value for value in (*args, *kwargs.values()) if isinstance(value, CfgNode)), None)
+        if cfg is not None:
+            self.__dict__["_keys_to_apply"] = _KeysToApply(cfg)
+        return self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        keys = self.__dict__.get("_keys_to_apply")
+        if keys is not None:
+            keys.check(self)
+        return super().__call__(*args, **kwargs)  # type: ignore[misc]  # nn.Module's
 
 
-class _FirstStep:
-    """A hook of a module that runs once, in training."""
+class _KeysToApply:
+    """Those of a config that are set, and that a trainer or loader has to apply."""
 
     def __init__(self, cfg: CfgNode) -> None:
         self._freeze = bool(cfg.MODEL.get("FREEZE", ()))
         self._optimizer = [key for key, default in OPTIMIZER_KEYS.items() if _get(cfg, key, default) != default]
         self._data = {
-            key: _value(cfg, key) for key, default in LOADER_KEYS.items() if (_get(cfg, key, default) or False) != (default or False)
+            key: _value(cfg, key) for key, default in LOADER_KEYS.items() if _get(cfg, key, default) != default
         }
         masks = cfg.INPUT.get("PARTIAL_MASKS", None)
         if cfg.MODEL.MASK_ON and masks is not None and (masks.CLASSES or masks.FRACTION != 1 or masks.PSEUDO != "none"):
             self._data[PARTIAL_MASKS] = _value(cfg, PARTIAL_MASKS)
-        self._handle: Any = None
+        self._done = not (self._freeze or self._optimizer or self._data)
 
-    def attach(self, module: nn.Module) -> None:
-        if self._freeze or self._optimizer or self._data:
-            self._handle = module.register_forward_pre_hook(self)
+    def check(self, module: Any) -> None:
+        """Look once, in a training; a model that is called outside of a trainer's loop trains nothing.
 
-    def __call__(self, module: nn.Module, inputs: Any) -> None:
-        if not module.training or not has_event_storage():
+        Raises:
+            KeyNotApplied: lists the keys.
+        """
+        if self._done or not module.training or not has_event_storage():
             return
-        self._handle.remove()
+        self._done = True
         problems = []
         if self._freeze and not any(_holds(model, module) for model in _frozen):
             problems.append(("MODEL.FREEZE", _REMEDIES["MODEL.FREEZE"]))
@@ -127,5 +140,6 @@ def _get(cfg: CfgNode, key: str, default: Any = None) -> Any:
 def _value(cfg: CfgNode, key: str) -> str:
     """Key and value as a text."""
     value = _get(cfg, key)
-    plain = {k: v for k, v in yaml.safe_load(value.dump()).items() if k != "CACHE"} if isinstance(value, CfgNode) else value
-    return json.dumps([key, plain], sort_keys=True, default=list)
+    if isinstance(value, CfgNode):
+        value = {name: part for name, part in yaml.safe_load(value.dump()).items() if name != "CACHE"}
+    return json.dumps([key, value], sort_keys=True, default=list)
