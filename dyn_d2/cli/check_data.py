@@ -117,17 +117,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(report.text(options.per_kind))
     if options.report:
         write_json(options.report, [report.to_dict() for report in reports])
-<<<<<<< HEAD
-    if options.clean:
-        if reports[0].problems and reports[0].problems[0].kind == "bad_json":
-            print("check_data: --clean cannot fix a file that cannot be read", file=sys.stderr)
-        else:
-            write_json(options.clean, clean_json(read_json(options.json), reports[0].problems), indent=None)
-            print(f"wrote {Path(options.clean)}")
-=======
     if options.clean and not _clean(options, reports[0]):
         return 2
->>>>>>> valid
     return 0 if all(report.ok for report in reports) else 1
 
 

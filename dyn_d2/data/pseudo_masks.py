@@ -154,7 +154,7 @@ def read_masks(path: str) -> dict[ObjectKey, Rle]:
         )
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        found = {}
+        found: dict[ObjectKey, Rle] = {}
         for annotation in content["annotations"]:
             x, y, width, height = (round(float(side), 2) for side in annotation["bbox"])
             run_lengths(annotation["segmentation"])
