@@ -15,7 +15,7 @@ from .checkpointer import CheckpointError, LoadReport
 
 logger = logging.getLogger(__name__)
 
-SURGERY = (
+_REMEDY = "dyn-d2 surgery fits the rows of a detector to classes by name; or give the data the order of the file"
     "dyn-d2 surgery fits a detector's rows to classes by name; or name the classes of the data in the file's order"
 )
 
