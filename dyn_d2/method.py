@@ -64,12 +64,12 @@ class PublishedNames(NamedTuple):
     Attributes:
         publisher: for messages.
         rename: the state dict under our names; None where it is not the publisher's.
-        settings: what the weights were trained with, as keys of the config.
+        settings: the names of the parameters -> what they were trained with, as keys of the config and their values.
     """
 
     publisher: str
     rename: Callable[[Mapping[str, Any]], dict[str, Any] | None]
-    settings: str
+    settings: Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 class FileFormat(NamedTuple):

@@ -4,7 +4,7 @@ import os
 import pickle
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.error import URLError
@@ -26,7 +26,7 @@ from detectron2.utils.file_io import PathManager
 
 from . import torchvision_names
 
-_TORCHVISION = PublishedNames("torchvision", torchvision_names.from_torchvision, torchvision_names.SETTINGS)
+_TORCHVISION = PublishedNames("torchvision", torchvision_names.from_torchvision, torchvision_names.settings)
 
 METADATA = "dyn_d2"  # the entry of a checkpoint that describes it
 
@@ -107,7 +107,21 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     if local.endswith(".pyth") and "model_state" in data:  # pycls
         model = {key: value for key, value in data["model_state"].items() if not key.endswith("num_batches_tracked")}
         return {"model": model, "__author__": "pycls", "matching_heuristics": True}
-    return data if "model" in data else {"model": data}
+    return _unwrapped(data)
+
+
+_WRAPPERS = ("model", "state_dict", "model_state_dict")  # where others put the weights
+_PARALLEL = "module."  # what (Distributed)DataParallel puts in front of each name
+
+
+def _unwrapped(data: dict[str, Any]) -> dict[str, Any]:
+    """The weights of a file of torch.save as its "model", under the names that they have in the bare model."""
+    inside = next((key for key in _WRAPPERS if isinstance(data.get(key), Mapping)), None)
+    weights = data[inside] if inside else data
+    rest = {key: value for key, value in data.items() if key != inside} if inside else {}
+    if weights and all(str(name).startswith(_PARALLEL) for name in weights):
+        weights = {name.removeprefix(_PARALLEL): value for name, value in weights.items()}
+    return {**rest, "model": weights}
 
 
 def _read_pickle(path: str) -> Any:
@@ -164,6 +178,7 @@ class LoadReport:
         mismatched: (name, shape in the file, shape in the model) of those that do not fit.
         unused: what the file has and the model lacks.
         metadata: the file's ``dyn_d2`` entry, empty for files of others.
+        settings: of a network that others published: what it was trained with, as keys of the config.
         entries: what the file holds beside the model.
     """
 
@@ -174,6 +189,7 @@ class LoadReport:
     mismatched: list[tuple[str, tuple, tuple]] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     entries: list[str] = field(default_factory=list)
 
     @property
@@ -325,9 +341,13 @@ class DynCheckpointer(DetectionCheckpointer):
         for origin, rename, settings in foreign:
             renamed = rename(data["model"])
             if renamed and not data["model"].keys() & self.model.state_dict().keys():
-                self.logger.info(f"{filename} is a network of {origin}, which was trained with {settings}.")
+                self.report.settings = settings(data["model"])
+                listed = ", ".join(f"{key} {value}" for key, value in self.report.settings.items())
+                self.logger.info(f"{filename} is a network of {origin}, which was trained with {listed}.")
                 data["model"], data["matching_heuristics"] = renamed, True
                 break
+        if not self.report.settings and str(data.get("__author__", "")).lower().startswith("torchvision"):
+            self.report.settings = torchvision_names.settings(data["model"])  # renamed already
         return data
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:

@@ -2,14 +2,15 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
-# What these networks were trained with; Detectron2's defaults are those of other weights.
-SETTINGS = (
-    "INPUT.FORMAT RGB, MODEL.PIXEL_MEAN [123.675, 116.28, 103.53], MODEL.PIXEL_STD [58.395, 57.12, 57.375] and "
-    "MODEL.RESNETS.STRIDE_IN_1X1 False"
-)
+_PIXELS = {  # what these networks were trained with; Detectron2's defaults are those of other weights
+    "INPUT.FORMAT": "RGB",
+    "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
+    "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+}
 _RESNET = (
     (r"^conv1\.", "stem.conv1."),
     (r"^bn1\.", "stem.conv1.norm."),
@@ -40,6 +41,17 @@ def from_torchvision(weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     else:
         return None
     return {rename(name, value): value for name, value in weights.items() if not name.endswith("num_batches_tracked")}
+
+
+def settings(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """What a network of torchvision was trained with, as keys of the config: pixels, and in a bottleneck block the
+    stride in its 3x3 convolution.
+
+    Args:
+        weights: under torchvision's names, or under Detectron2's.
+    """
+    bottleneck = any(name.startswith(("layer1.0.conv3.", "res2.0.conv3.")) for name in weights)
+    return {**_PIXELS, "MODEL.RESNETS.STRIDE_IN_1X1": False} if bottleneck else dict(_PIXELS)
 
 
 def _resnet_name(name: str, value: Tensor) -> str:

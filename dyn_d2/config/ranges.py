@@ -215,7 +215,7 @@ _SOLVER = {
     "SOLVER.POLY_LR_CONSTANT_ENDING": share(),
     "SOLVER.BACKBONE_LR_FACTOR": number(0),
     "SOLVER.HALVING_ITERS": whole(1),
-    "SOLVER.PROCESS_TIMEOUT": number(1),
+    "SOLVER.PROCESS_TIMEOUT": whole(1, 10_000_000),
 }
 _TEST = {
     "TEST.EVAL_PERIOD": whole(0),

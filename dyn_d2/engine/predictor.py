@@ -11,7 +11,7 @@ from torch import nn
 from dyn_d2.checkpoint import CheckpointError
 from dyn_d2.checkpoint.model import LoadedModel, load_model
 from dyn_d2.evaluation.label_figures import LabelMap, class_map
-from dyn_d2.modeling.answers import any_score, head_classes, label_maps, open_for_images
+from dyn_d2.modeling.answers import any_score, head_classes, knows_its_labels, label_maps, open_for_images
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -90,7 +90,7 @@ class Segmenter:
 
     Attributes:
         dataset: whose labels are predicted: the first of DATASETS.TEST, or else of DATASETS.TRAIN.
-        stuff_classes: what its checkpoint names them, where the data set is not registered.
+        stuff_classes: what its checkpoint names them.
     """
 
     cfg: CfgNode
@@ -108,7 +108,10 @@ class Segmenter:
 
     def _names_and_colours(self, count: int) -> tuple[list[str], list[Any]]:
         metadata: Any = MetadataCatalog.get(self.dataset) if self.dataset else {}
-        known = list(metadata.get("stuff_classes", None) or self.stuff_classes)
+        registered, own = list(metadata.get("stuff_classes", None) or ()), self.stuff_classes
+        if len(own) == count and own != registered and not knows_its_labels(self.model):  # of another order, perhaps
+            return own, []
+        known = registered or own
         colours = [tuple(np.divide(colour, 255)) for colour in metadata.get("stuff_colors", None) or ()]
         fits = len(known) == count
         return known if fits else [f"class {i}" for i in range(count)], colours if len(colours) == count else []

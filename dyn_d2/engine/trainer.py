@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dyn_d2.checkpoint import DynCheckpointer, describe
 from dyn_d2.checkpoint.files import FINAL
+from dyn_d2.checkpoint.fits import require_same_classes, warn_of_settings
 from dyn_d2.checkpoint.model import model_of
 from dyn_d2.config.applied import note_optimizer
 from dyn_d2.data.fingerprint import forget_fingerprints
@@ -185,7 +186,7 @@ class DynTrainer(DefaultTrainer):
 
         Raises:
             CheckpointError, OutputDirError, ChangedInputs: ``resume`` without a checkpoint that this run can go on
-                from, see ``engine/resume.py``; weights that a method does not start from.
+                from, see ``engine/resume.py``; weights for other classes, or that a method does not start from.
             FileNotFoundError: MODEL.WEIGHTS does not exist.
         """
         weights, folder = self.cfg.MODEL.WEIGHTS, self.cfg.OUTPUT_DIR
@@ -193,8 +194,11 @@ class DynTrainer(DefaultTrainer):
             remove_leftovers(folder)
         if not resume:
             self.checkpointer.load(weights, checkpointables=[])
+            model, report = self.checkpointer.model, self.checkpointer.report
+            require_same_classes(model, report, self.cfg.DATASETS.TRAIN, start=True)
+            warn_of_settings(self.cfg, report)
             for method in methods():
-                method.start(self.cfg, self.checkpointer.model, self.checkpointer.report)
+                method.start(self.cfg, model, report)
             if comm.is_main_process():  # a kill before the first checkpoint must not resume what was here before
                 Path(folder, "last_checkpoint").unlink(missing_ok=True)
                 drop_metrics_from(os.path.join(folder, "metrics.json"), 0)
@@ -202,6 +206,7 @@ class DynTrainer(DefaultTrainer):
             return
         path = checkpoint_to_resume(folder)
         load_to_resume(self, path)
+        require_same_classes(self.checkpointer.model, self.checkpointer.report, self.cfg.DATASETS.TRAIN)
         check_same_run(self.cfg, self.checkpointer.report, self.iter + 1)
         self._keep_inputs(self.checkpointer.report.metadata.get("inputs"))
         self.start_iter = self.iter + 1
@@ -226,9 +231,12 @@ def evaluate(cfg) -> dict[str, Any]:
     """Results of MODEL.WEIGHTS on DATASETS.TEST.
 
     Raises:
-        CheckpointError: the weights do not fill the whole model (unless TEST.ALLOW_PARTIAL_WEIGHTS).
+        CheckpointError: the weights do not fill the whole model (unless TEST.ALLOW_PARTIAL_WEIGHTS), or are for other
+            classes than those of the data.
     """
     model, report = model_of(cfg)
+    require_same_classes(model, report, cfg.DATASETS.TEST)
+    warn_of_settings(cfg, report)
     for method in methods():
         method.check_loaded(cfg, report)
     shots_hash = report.metadata.get("few_shot", {}).get("shots_hash")

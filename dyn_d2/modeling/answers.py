@@ -70,6 +70,11 @@ def label_maps(model: Any, inputs: dict[str, Any], output: dict[str, Any], class
     return model.label_maps(inputs, output, classes) if hasattr(model, "label_maps") else [classes]
 
 
+def knows_its_labels(model: Any) -> bool:
+    """Whether a semantic segmentor, or its head, knows the labels of its data sets itself."""
+    return any(hasattr(part, "label_set_problem") for part in (model, model.sem_seg_head))
+
+
 def label_set_problems(model: Any, datasets: Sequence[str], one_per_batch: bool) -> list[str] | None:
     """What a semantic segmentor has against training on ``datasets``; None where it leaves that to the number of its
     classes.

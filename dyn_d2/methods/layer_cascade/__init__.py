@@ -13,7 +13,7 @@ from . import config, head, inception_resnet, meta_arch, resnet, timm_names  # n
 @register_method
 class LayerCascade(Method):
     name = "layer_cascade"
-    published_names = (PublishedNames("timm", timm_names.from_timm, timm_names.SETTINGS),)
+    published_names = (PublishedNames("timm", timm_names.from_timm, timm_names.settings),)
     ranges = config.RANGES
 
     def add_keys(self, cfg: CfgNode) -> None:

@@ -2,14 +2,21 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
-# What this network was trained with.
-SETTINGS = (
-    "INPUT.FORMAT RGB, MODEL.PIXEL_MEAN [127.5, 127.5, 127.5], MODEL.PIXEL_STD [127.5, 127.5, 127.5] and "
-    "MODEL.INCEPTION_RESNET.BLOCKS [10, 20, 10]"
-)
+_SETTINGS = {
+    "INPUT.FORMAT": "RGB",
+    "MODEL.PIXEL_MEAN": [127.5, 127.5, 127.5],
+    "MODEL.PIXEL_STD": [127.5, 127.5, 127.5],
+    "MODEL.INCEPTION_RESNET.BLOCKS": [10, 20, 10],
+}
+
+
+def settings(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """What this network was trained with, as keys of the config."""
+    return dict(_SETTINGS)
 
 
 def from_timm(weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
