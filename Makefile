@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test types test-lowest setup doctor clean
+.PHONY: demo test types test-lowest docs setup doctor clean
 
 setup: $(READY)
 
@@ -26,8 +26,18 @@ types: $(READY)
 test-lowest:
 	@PYTHON="$(PYTHON)" bash tools/test_lowest.sh $(ARGS)
 
+# The pages as a site, in site/; its small environment has neither torch nor dyn_d2.
+docs: .venv-docs/ready
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict $(ARGS)
+	@echo "open site/index.html"
+
+.venv-docs/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check "mkdocs-material>=9.5,<10" "mkdocs<2" "mkdocstrings[python]>=0.26"
+	@touch $@
+
 doctor: $(READY)
 	$(BIN)/dyn-d2 doctor
 
 clean:
-	rm -rf $(VENV) .venv-lowest build *.egg-info
+	rm -rf $(VENV) .venv-lowest .venv-docs site build *.egg-info

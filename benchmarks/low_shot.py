@@ -4,10 +4,13 @@
     python benchmarks/low_shot.py
     python benchmarks/low_shot.py --case reweighting --classes 80 --images 8 --output low_shot.json
 
-    reweighting  FSRW's predictor: feature maps multiplied by each class's vector (thesis Eq. 6.1), then convolved;
+    reweighting  FSRW's predictor: feature maps multiplied by each class's vector (Eq. 6.1), then convolved;
                  against vectors that are multiplied into the convolution's weights
     factors      a task-aware layer of TAFE-Net: a kernel for each task, W_s diag(W_t) (Eq. 5.4), then the product;
                  against the shared product, whose outputs are multiplied by W_t (Eq. 5.5)
+
+Equation numbers are those of Wang, X.: The Design of Dynamic Neural Networks for Efficient Learning and Inference, PhD
+thesis, UC Berkeley, 2020.
 
 Both sides have the same inputs and run in turns. Printed are median milliseconds and the most memory that new tensors
 took, for a forward pass and for one with gradients of everything.

@@ -123,8 +123,8 @@ def blobs(size: tuple[int, int, int], share: float, generator: torch.Generator) 
 
 
 def region_conv_cases(args: argparse.Namespace) -> Iterator[Comparison]:
-    """Convolutions: dense on a map, and from rows to rows of the chosen pixels, as the layers of a cascade run; "map to
-    map" gathers from a whole map and scatters into one of zeros."""
+    """Convolutions: dense on a map, and from rows to rows of the chosen pixels, as the layers of Layer Cascade run;
+    "map to map" gathers from a whole map and scatters into one of zeros."""
     generator = torch.Generator().manual_seed(0)
     for (inputs, outputs, side, dilation), share in ((layer, share) for layer in LAYERS for share in args.share):
         x = torch.randn(args.batch, inputs, args.size, args.size, generator=generator).to(args.device)
@@ -179,7 +179,7 @@ def _trained_conv(x: Tensor, weight: Tensor, bias: Tensor, dilation: int, region
 
 
 def region_stage_cases(args: argparse.Namespace) -> Iterator[Comparison]:
-    """Stages of the cascade on maps, in evaluation as layers in two layouts and as it runs, and on chosen pixels."""
+    """Stages of Layer Cascade on maps, in evaluation as layers in two layouts and as it runs, and on chosen pixels."""
     cfg = get_cfg()
     add_dyn_d2_config(cfg)
     cfg.merge_from_list(["MODEL.BACKBONE.NAME", "build_cascade_resnet_backbone", "MODEL.RESNETS.DEPTH", args.depth])

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dyn_d2.checkpoint.checkpointer import LoadReport
     from dyn_d2.checkpoint.surgery import Rows, Source
     from dyn_d2.config.derive import SetKey
+    from dyn_d2.config.rules import Rule
     from dyn_d2.data.resumable import ResumableLoader
     from dyn_d2.evaluation.class_groups import ClassGroups
 
@@ -108,6 +109,7 @@ class Method:
         later_few_shot_keys: config keys that only the fine-tuning stages of few-shot training read.
         published_names, file_formats: of weights that checkpoints may come in.
         evaluators: evaluator_type of metadata -> (cfg, data set, output folder, class groups) -> evaluator.
+        ranges: config key -> which values it may have (``config/rules.py``); "*" may stand for the beginning of a name.
     """
 
     name: str = ""
@@ -116,6 +118,7 @@ class Method:
     published_names: Sequence[PublishedNames] = ()
     file_formats: Sequence[FileFormat] = ()
     evaluators: Mapping[str, BuildEvaluator] = {}
+    ranges: "Mapping[str, Rule]" = {}
 
     # ------------------------------------------------------------------------------------------------------ config
 

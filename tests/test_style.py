@@ -77,3 +77,10 @@ def test_setup_does_not_import_torch():
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert names == {"shutil", "subprocess", "sys", "pathlib", "setuptools", "setuptools.command.build_py"}
+
+
+@pytest.mark.slow
+def test_types():
+    """mypy, with the settings of pyproject.toml."""
+    run = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-3000:]

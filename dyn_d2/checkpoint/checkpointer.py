@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ METADATA = "dyn_d2"  # the entry of a checkpoint that describes it
 
 _REBUILD = (multiarray._reconstruct, multiarray.scalar)
 # What a file of numpy arrays needs besides tensors; numpy 1 wrote its functions under another module name.
-_ARRAY_PARTS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+ARRAY_PARTS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     np.ndarray,
     np.dtype,
     *_REBUILD,
@@ -129,17 +130,26 @@ def _arrange_pickle(data: Any, path: str) -> dict[str, Any]:
 
 def _read_torch(path: str) -> dict[str, Any]:
     try:
-        with torch.serialization.safe_globals(_ARRAY_PARTS):
+        with torch.serialization.safe_globals(ARRAY_PARTS):
             data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a different type for each way in which a file can be broken
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"checkpoint {path} was refused: {reason} It is damaged, or holds objects other than tensors, numbers and "
-            "text; if you trust its author, save its state_dict alone with torch.save."
+            f"checkpoint {path} was refused{_reason(error)}. It is damaged, or holds objects other than tensors, "
+            "numbers and text; if you trust its author, save its state_dict alone with torch.save."
         ) from error
     if not isinstance(data, dict):
         raise CheckpointError(f"checkpoint {path} holds a {type(data).__name__}, not a dict of tensors.")
     return data
+
+
+def _reason(error: Exception) -> str:
+    """What torch says of a file, without its advice to load it in a way that runs code."""
+    text = str(error)
+    names = dict.fromkeys(re.findall(r"GLOBAL ([\w.]+) was", text))
+    if names:
+        return f": it asks for {', '.join(names)}"
+    first = text.splitlines()[0] if text else type(error).__name__
+    return "" if re.search(r"weights_only|safe_globals|arbitrary code", first) else f": {first.rstrip('. ')}"
 
 
 @dataclass
@@ -154,6 +164,7 @@ class LoadReport:
         mismatched: (name, shape in the file, shape in the model) of those that do not fit.
         unused: what the file has and the model lacks.
         metadata: the file's ``dyn_d2`` entry, empty for files of others.
+        entries: what the file holds beside the model.
     """
 
     source: str = ""
@@ -163,6 +174,7 @@ class LoadReport:
     mismatched: list[tuple[str, tuple, tuple]] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
+    entries: list[str] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
@@ -236,6 +248,7 @@ class DynCheckpointer(DetectionCheckpointer):
 
     Attributes:
         report: what the last ``load`` did; empty before.
+        metadata: the ``dyn_d2`` entry of what is saved.
     """
 
     def __init__(
@@ -249,7 +262,7 @@ class DynCheckpointer(DetectionCheckpointer):
             others: ``save_to_disk`` and checkpointables, as in the parent.
         """
         super().__init__(model, save_dir, **others)
-        self._metadata = metadata
+        self.metadata = metadata
         self.report = LoadReport(source="nothing")
 
     def save(self, name: str, **extra: Any) -> None:
@@ -260,8 +273,8 @@ class DynCheckpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict(), **{k: v.state_dict() for k, v in self.checkpointables.items()}}
-        if self._metadata is not None:
-            data[METADATA] = self._metadata
+        if self.metadata is not None:
+            data[METADATA] = self.metadata
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info(f"Saving checkpoint to {path}")
         with atomic_write(path, "wb") as file:
@@ -319,6 +332,7 @@ class DynCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         self.report.metadata = checkpoint.get(METADATA) or {}
+        self.report.entries = sorted(map(str, checkpoint.keys() - {"model"}))
         result = super()._load_model(checkpoint)
         wrong = {name for name, _, _ in result.incorrect_shapes}
         tensors = self.model.state_dict(keep_vars=True)

@@ -8,7 +8,8 @@ import yaml
 from torch import nn
 
 from dyn_d2.config import add_dyn_d2_config
-from dyn_d2.config.read import read_cfg
+from dyn_d2.config.ranges import check_ranges
+from dyn_d2.config.read import merge_opts, read_cfg
 from dyn_d2.modeling.build import build_model
 
 from detectron2.config import CfgNode, get_cfg
@@ -36,13 +37,14 @@ def load_model(weights: str, config_file: str = "", opts: Iterable[str] = ()) ->
         FileNotFoundError: no such file.
         CheckpointError: unreadable; without a config and none is given; or it does not hold the whole model.
         KeyError: ``opts`` or the config have keys that do not exist.
+        ValueError: ``opts`` are no pairs, or a key has a value that cannot be used.
     """
     described = read_checkpoint(weights).get(METADATA) or {}
     if config_file:
         cfg = read_cfg(config_file, opts)
     elif "config" in described:
         cfg = _own_config(weights, described)
-        cfg.merge_from_list(list(opts))
+        merge_opts(cfg, opts)
     else:
         raise CheckpointError(
             f"{weights} does not carry its config: give the yaml it was trained with (--config-file)."
@@ -50,6 +52,7 @@ def load_model(weights: str, config_file: str = "", opts: Iterable[str] = ()) ->
     cfg.MODEL.WEIGHTS = weights
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
+    check_ranges(cfg)
     names = list(described.get("classes", ()))
     if config_file and names:  # a plain yaml counts COCO's classes
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = len(names)
@@ -80,7 +83,7 @@ def _own_config(weights: str, described: dict[str, Any]) -> CfgNode:
     add_dyn_d2_config(cfg)
     try:
         cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(described["config"])))
-    except (KeyError, ValueError, AttributeError, AssertionError, TypeError, yaml.YAMLError) as error:
+    except (KeyError, ValueError, AttributeError, AssertionError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise CheckpointError(
             f"the config that {weights} carries cannot be used here ({error}); it was written by dyn_d2 "
             f"{described.get('versions', {}).get('dyn_d2', '(unknown)')}. Give a yaml for it (--config-file)."

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dyn_d2.engine.few_shot_benchmark import caption, cells, plan_cells, run_cells, summarise
 from dyn_d2.engine.job_queue import numbers
+from dyn_d2.engine.launch import processes
 from dyn_d2.method import few_shot_methods
 
 from detectron2.utils.logger import setup_logger
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--shots", type=numbers, default=[1, 5, 10], help="such as 1,5,10")
     parser.add_argument("--seeds", type=numbers, default=[0], help="such as 0-9")
     parser.add_argument("--jobs", type=positive, default=1, help="trainings at a time")
-    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs of each training")
+    parser.add_argument("--num-gpus", type=processes, default=1, help="GPUs of each training")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
     args = parser.parse_args(argv)
     setup_logger(name="dyn_d2")

@@ -1,4 +1,4 @@
-"""Learning speed of several trainings (thesis Fig. 6.3): metrics against iterations, each divided by its largest value.
+"""Learning speed of several trainings: metrics against iterations, each divided by its largest value.
 
     dyn-d2 convergence FSRW=output/fsrw/fsrw_split1_10shot_seed0 YOLO-ft=output/fsrw/yolo_ft_split1_10shot_seed0 \\
         --metrics nAP50,AP-seven --output output/convergence.png

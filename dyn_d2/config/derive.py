@@ -9,6 +9,7 @@ from dyn_d2.method import FewShotMethod, few_shot_methods, methods
 
 from detectron2.config import CfgNode
 
+from .ranges import check_ranges
 from .read import read_cfg
 
 logger = logging.getLogger(__name__)
@@ -28,13 +29,14 @@ def derive(cfg: CfgNode, given: Iterable[str] = ()) -> None:
         given: keys that the user set explicitly; they are left alone.
 
     Raises:
-        ValueError: a key has a value that does not exist.
+        ValueError: a key has a value that does not exist, or that cannot be used (``ranges.py``).
     """
     from dyn_d2.data.classification import apply_classification
     from dyn_d2.data.few_shot import apply_few_shot
     from dyn_d2.engine.schedules import stage_schedule
 
     given = set(given)
+    check_ranges(cfg, related=False)
 
     def set_key(key: str, value: Any, why: str) -> None:
         set_unless_given(cfg, key, value, given, why)
@@ -52,6 +54,7 @@ def derive(cfg: CfgNode, given: Iterable[str] = ()) -> None:
     before_the_end = tuple(step for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER)
     if len(before_the_end) < len(cfg.SOLVER.STEPS):
         set_unless_given(cfg, "SOLVER.STEPS", before_the_end, set(), f"training ends at {cfg.SOLVER.MAX_ITER}")
+    check_ranges(cfg)
 
 
 def build_cfg(config_file: str = "", opts: Iterable[str] = ()) -> CfgNode:

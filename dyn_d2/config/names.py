@@ -2,9 +2,12 @@
 
 import difflib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from detectron2.config import CfgNode
+
+from .yaml_files import check_config_file
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _PRIVATE = "_BASE_"  # the folder of what configs build on
@@ -45,14 +48,18 @@ def find_config(name: str) -> str:
     raise FileNotFoundError(f"--config-file {name} does not exist, and no config of dyn_d2 has that name{advice}")
 
 
-def merge_config(cfg: CfgNode, name: str) -> None:
+def merge_config(cfg: CfgNode, name: str, text_lists: Iterable[str] = ()) -> None:
     """``cfg.merge_from_file``, by name. A ``_BASE_`` that does not lie beside its file may be a name too.
+
+    Args:
+        text_lists: keys whose lists hold nothing but text.
 
     Raises:
         FileNotFoundError: from ``find_config``, or a ``_BASE_`` is nowhere.
-        KeyError, ValueError, yaml.YAMLError: from ``merge_from_file``.
+        ValueError: from ``check_config_file``; that and KeyError from ``merge_from_file``.
     """
     path = find_config(name)
+    check_config_file(path, cfg, set(text_lists), _base)
     try:
         cfg.merge_from_file(path, allow_unsafe=False)
     except FileNotFoundError:  # of a base, while nothing is merged yet

@@ -11,7 +11,7 @@ from dyn_d2.utils.errors import UserError
 
 from detectron2.config import CfgNode
 
-from .read import flatten, read_yaml
+from .read import flatten, read_cfg, read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,8 @@ FREE_KEYS = {
     "INPUT.PARTIAL_MASKS.CACHE": True,
     "SOLVER.CHECKPOINT_PERIOD": True,
     "SOLVER.PREFLIGHT": True,
+    "SOLVER.ALLOW_CHANGED_INPUTS": True,
+    "SOLVER.PROCESS_TIMEOUT": True,
     "SOLVER.FIND_UNUSED_PARAMETERS": True,
     "VERSION": False,
     "DATASETS.TEST": False,
@@ -47,9 +49,15 @@ class OutputDirError(UserError):
     """OUTPUT_DIR holds a run with another config or stage."""
 
 
+def defaults() -> dict[str, Any]:
+    """All keys with their default values, as a config file has them."""
+    return flatten(yaml.safe_load(read_cfg().dump()))
+
+
 def differing_keys(old: dict[str, Any], new: CfgNode, free: Iterable[str] = tuple(FREE_KEYS)) -> list[str]:
     """``KEY: old -> new`` for the keys in which two configs of one output directory must not differ."""
     before, after = flatten(old), flatten(yaml.safe_load(new.dump()))  # the file knows no tuples
+    before = defaults() | before  # an older version lacked keys
     lines = []
     for key in sorted(before.keys() | after.keys()):
         if is_below(key, free):

@@ -1,7 +1,8 @@
 """Reading a config: defaults, a yaml file, and KEY VALUE pairs on top."""
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -10,6 +11,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from . import add_dyn_d2_config
 from .names import merge_config
+from .ranges import text_lists
 
 
 def read_cfg(config_file: str = "", opts: Iterable[str] = ()) -> CfgNode:
@@ -18,21 +20,71 @@ def read_cfg(config_file: str = "", opts: Iterable[str] = ()) -> CfgNode:
     Raises:
         KeyError: unknown key, with the nearest known one.
         FileNotFoundError: no such yaml file, and no config of that name.
+        ValueError: the file is no yaml of keys; ``opts`` are no pairs; a value is of another type than its key.
     """
     cfg = get_cfg()
     add_dyn_d2_config(cfg)
     if config_file:
-        try:
-            _merge(cfg, lambda: merge_config(cfg, config_file))
-        except yaml.YAMLError as error:
-            raise ValueError(f"--config-file {config_file} is no valid yaml: {error}") from error
-    _merge(cfg, lambda: cfg.merge_from_list(list(opts)))
+        _merge(cfg, lambda: merge_config(cfg, config_file, text_lists()), f"{config_file}: ")
+    merge_opts(cfg, opts)
     return cfg
 
 
-def _merge(cfg: CfgNode, merge: Callable[[], None]) -> None:
+def merge_opts(cfg: CfgNode, opts: Iterable[str]) -> None:
+    """``KEY VALUE ...`` on top of ``cfg``; errors as in ``read_cfg``."""
+    pairs = list(opts)
+    check_pairs(pairs, cfg)
+    _merge(cfg, lambda: cfg.merge_from_list(pairs))
+
+
+def check_pairs(words: Sequence[Any], known: Mapping[str, Any]) -> None:
+    """What stands on a command line after its options is ``KEY VALUE KEY VALUE ...``.
+
+    Args:
+        known: the tree of keys.
+
+    Raises:
+        ValueError: a word that is no key stands where one should, a key has no value, or it reads KEY=VALUE.
+    """
+    keys = set(flatten(known))
+    position = 0
+    while position < len(words):
+        key = words[position]
+        name, equals, value = str(key).partition("=")
+        if equals and (name in keys or name.replace(".", "").replace("_", "").isupper()):
+            raise ValueError(f"{key}: keys and values are words of their own; write {name} {value or 'VALUE'}.")
+        if position + 1 == len(words):
+            before = f" after {words[position - 2]} {words[position - 1]}" if position else ""
+            if key in keys:
+                raise ValueError(f"{key} has no value: options come as KEY VALUE pairs, but their number is odd.")
+            raise ValueError(
+                f"{key!r}{before} has no partner: options come as KEY VALUE pairs, but their number is odd. A value "
+                "with spaces, such as a list, has to stand in quotes."
+            )
+        following = words[position + 1]
+        if key in keys and isinstance(following, str) and following in keys:
+            raise ValueError(f"{key} has no value: {following}, another key, follows it.")
+        if key not in keys and len(words) % 2:
+            before = f" after {words[position - 2]} {words[position - 1]}" if position else ""
+            raise ValueError(
+                f"{key!r}{before} is no key: options come as KEY VALUE pairs, but their number is odd. A value with "
+                "spaces, such as a list, has to stand in quotes."
+            )
+        position += 2
+
+
+_MISMATCH = re.compile(r"Type mismatch .* with values \((.*) vs\. (.*)\) for config key: (\S+)", re.DOTALL)
+
+
+def _merge(cfg: CfgNode, merge: Callable[[], None], where: str = "") -> None:
     try:
         merge()
+    except ValueError as error:
+        found = _MISMATCH.search(str(error))
+        if not found:
+            raise
+        key = found[3]
+        raise ValueError(f"{where}{key} is {found[2][:200]}: {_advice(cfg, key)}.") from error
     except (KeyError, AssertionError) as error:
         text = str(error).strip("'\"")
         if "Non-existent" not in text or "nearest" in text:  # a Detectron2 that names the nearest key itself
@@ -41,6 +93,23 @@ def _merge(cfg: CfgNode, merge: Callable[[], None]) -> None:
         near = difflib.get_close_matches(unknown, list(flatten(cfg)), 1)
         hint = f", did you mean {near[0]}?" if near else "."
         raise KeyError(f"unknown config key {unknown}{hint}") from error
+
+
+def _advice(cfg: CfgNode, key: str) -> str:
+    default: Any = cfg
+    for part in key.split("."):
+        default = default[part]
+    if isinstance(default, Mapping):
+        return f"it is a section with the keys {', '.join(list(default)[:8])}"
+    if isinstance(default, bool):
+        return "use True or False"
+    if isinstance(default, int):
+        return f"use a whole number, such as {default}"
+    if isinstance(default, float):
+        return f"use a number with a point, such as {float(default)}"
+    if isinstance(default, str):
+        return "use text; where it reads as a number, in quotes twice: '\"7\"'"
+    return f"use a list, such as {list(default)}" if isinstance(default, list | tuple) else f"use {default!r} or so"
 
 
 def flatten(cfg: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -53,8 +53,10 @@ class FewShotStage(Stage):
         if self.parents and any(method.whole_base_is_start(self.cfg) for method in methods()):
             return self.parents[0].weights
         path = self.folder / "initial.pth"
-        if not self.parents or resume:
-            return path if self.parents else None
+        if not self.parents:
+            return None
+        if resume and path.is_file():
+            return path
         base, *novel = (Source.read(str(parent.weights)) for parent in self.parents)
         checkpoint = starting_checkpoint(self.cfg, base, novel[0] if novel else None)
         save(checkpoint, str(path))

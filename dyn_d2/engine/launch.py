@@ -5,12 +5,18 @@ killed, the others end with an error instead of waiting for it.
 """
 
 import argparse
+import math
 import os
 import re
+import signal
 import sys
 import tempfile
+import threading
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +24,17 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from dyn_d2.config.read import read_cfg
 from dyn_d2.utils.atomic import atomic_write
-from dyn_d2.utils.errors import TRACEBACK, UserError, one_message
+from dyn_d2.utils.errors import RESUME, TRACEBACK, UserError, message_of, one_message
 
 from detectron2.engine import default_argument_parser, launch
 from detectron2.utils import comm
 
 # How gloo and NCCL say that another process is gone.
-_LOST = re.compile(r"gloo|NCCL|Connection (closed|reset)|Broken pipe", re.IGNORECASE)
-RESUME = "--resume goes on from the last checkpoint."
+DEFAULT_TIMEOUT = timedelta(minutes=30)
+STOPPED = 30.0  # seconds that one of several processes may be stopped
+_LOST = re.compile(r"gloo|NCCL|Connection (closed|reset)|Broken pipe|Timed out waiting", re.IGNORECASE)
 
 
 class ProcessLost(UserError):
@@ -44,6 +52,19 @@ def make_parser(description: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
+def processes(text: str) -> int:
+    """The value of ``--num-gpus``.
+
+    Raises:
+        argparse.ArgumentTypeError: no number of processes.
+    """
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text} is no number of processes: give 1 (the default, and with MODEL.DEVICE cpu no GPU is used) or more"
+        )
+    return int(text)
+
+
 def parse_args(parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
     """Read the command line of ``parser`` (default: that of ``make_parser``).
 
@@ -51,6 +72,15 @@ def parse_args(parser: argparse.ArgumentParser | None = None) -> argparse.Namesp
     """
     parser = parser or make_parser()
     args = parser.parse_args()
+    try:
+        processes(str(args.num_gpus))
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"argument --num-gpus: {error}")
+    if args.num_machines < 1 or not 0 <= args.machine_rank < args.num_machines:
+        parser.error(
+            f"--num-machines {args.num_machines} --machine-rank {args.machine_rank}: there has to be a machine, "
+            "and the first has rank 0"
+        )
     if args.num_machines > 1 and args.dist_url == "auto":
         parser.error("several machines need --dist-url tcp://FIRST_MACHINE:PORT, the same on all of them (or torchrun)")
     return args
@@ -76,6 +106,8 @@ def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> 
         with one_message("" if rank == "0" else f"[process {rank}] "):
             return _run_for_torchrun(main, args)
     with one_message():
+        if torch.cuda.is_available() and args.num_gpus > torch.cuda.device_count():
+            raise UserError(f"--num-gpus {args.num_gpus}: this machine has {torch.cuda.device_count()}.")
         if args.num_gpus * args.num_machines == 1:
             return main(args)
         _run_processes(main, args)
@@ -86,7 +118,7 @@ def _run_for_torchrun(main: Callable[[argparse.Namespace], Any], args: argparse.
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=_timeout(args))
     comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])))
     try:
         result = main(args)
@@ -107,23 +139,27 @@ def is_lost_contact(error: BaseException | None) -> bool:
 def _explain_lost_contact(error: RuntimeError) -> None:
     if is_lost_contact(error):
         raise ProcessLost(
-            f"process {comm.get_rank()} of {comm.get_world_size()} has lost contact with another one, which failed or "
-            f"was killed; its own message tells why. {RESUME} ({str(error).splitlines()[0]})"
+            f"process {comm.get_rank()} of {comm.get_world_size()} has lost contact with another one, which failed, "
+            f"was killed or stands still (SOLVER.PROCESS_TIMEOUT); its own message tells why. {RESUME} "
+            f"({str(error).splitlines()[0]})"
         ) from error
 
 
 def _run_processes(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
     """Run ``main`` in processes of their own; where one fails, pass on the message that explains it best."""
-    with tempfile.TemporaryDirectory() as folder:
+    timeout, job = _timeout(args), (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
+    with tempfile.TemporaryDirectory() as folder, stopped_ones_are_killed(timeout.total_seconds()) as killed:
         try:
-            launch(_process, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (main, args, folder))
+            launch(_process, *job, (main, args, folder), timeout)
         except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
-            left = {kind: sorted(Path(folder).glob(f"{kind}.*")) for kind in ("wrong_input", "error", "lost_contact")}
+            left = {kind: sorted(Path(folder).glob(f"{kind}.*")) for kind in ("wrong_input", "lost_contact")}
             if left["wrong_input"]:
                 raise UserError(_read(left["wrong_input"][0])) from error
-            if left["error"]:
-                path = left["error"][0]
-                sys.exit(f"process {path.suffix[1:]} of {args.num_gpus * args.num_machines}: {_read(path)}")
+            if killed:
+                raise ProcessLost(
+                    f"process {killed[0]} of the job was stopped (SIGSTOP) and did not go on for {STOPPED:g} s, so all "
+                    f"were ended. {RESUME}"
+                ) from error
             if isinstance(error, mp.ProcessRaisedException):  # the processes did not find each other
                 raise
             if left["lost_contact"] and not error.signal_name:
@@ -133,6 +169,53 @@ def _run_processes(main: Callable[[argparse.Namespace], Any], args: argparse.Nam
                 f"{error.exit_code}; SIGKILL is often the system's answer to lack of memory), so the others were "
                 f"stopped too. {RESUME}"
             ) from error
+
+
+def _timeout(args: argparse.Namespace) -> timedelta:
+    """How long a process waits for the others, of SOLVER.PROCESS_TIMEOUT."""
+    try:
+        cfg = read_cfg(getattr(args, "config_file", ""), getattr(args, "opts", None) or [])
+        return timedelta(seconds=max(1.0, float(cfg.SOLVER.PROCESS_TIMEOUT)))
+    except Exception:  # the processes say better what is wrong with a config
+        return DEFAULT_TIMEOUT
+
+
+@contextmanager
+def stopped_ones_are_killed(at_most: float = math.inf) -> Iterator[list[int]]:
+    """Inside the block children of this process that are stopped for STOPPED seconds are killed, as nobody can go on
+    without them; the list gets their numbers. A job that is stopped as a whole (Ctrl-Z) is left alone.
+
+    Args:
+        at_most: seconds, where that is less than STOPPED.
+    """
+    killed: list[int] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        since: dict[int, float] = {}
+        while not over.wait(1.0):
+            stopped = {child.pid for child in mp.active_children() if child.pid and _is_stopped(child.pid)}
+            now = time.monotonic()
+            since = {pid: since.get(pid, now) for pid in stopped}
+            for pid, start in since.items():
+                if now - start >= min(STOPPED, at_most) and pid not in killed:
+                    killed.append(pid)
+                    os.kill(pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        thread.join()
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except (OSError, IndexError):  # gone, or no such file system
+        return False
 
 
 def _read(path: Path) -> str:
@@ -148,8 +231,7 @@ def _process(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace
             _explain_lost_contact(error)
             raise
     except Exception as error:
-        plain = isinstance(error, UserError) and not os.environ.get(TRACEBACK)
-        kind = "lost_contact" if isinstance(error, ProcessLost) else "wrong_input" if plain else "error"
+        kind = "lost_contact" if isinstance(error, ProcessLost) else "wrong_input"
         with atomic_write(Path(folder, f"{kind}.{comm.get_rank()}")) as file:
-            file.write(str(error) if plain else traceback.format_exc())
+            file.write(traceback.format_exc() if os.environ.get(TRACEBACK) else message_of(error))
         sys.exit(1)

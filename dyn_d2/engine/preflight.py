@@ -7,20 +7,23 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import nn
 
 from dyn_d2.checkpoint import LoadReport
-from dyn_d2.data.check import check_image_files, check_records, summary
+from dyn_d2.data.check import ImageFile, check_image_files, check_records, summary
+from dyn_d2.data.check_report import Problem
 from dyn_d2.data.classification import check_labels, has_labels, require_files
+from dyn_d2.data.classification.check import check_images
 from dyn_d2.data.few_shot.stages import BASE, is_fine_tuning
 from dyn_d2.data.semantic import IGNORE, count_pixels
 from dyn_d2.evaluation import prepare_evaluation, with_evaluators_of_model
 from dyn_d2.method import methods
 from dyn_d2.modeling.answers import any_score, head_classes, label_set_problems
 from dyn_d2.modeling.freeze import has_frozen_parts
-from dyn_d2.utils.errors import UserError
+from dyn_d2.utils.errors import UserError, leave_traceback
 from dyn_d2.utils.extras import how_to_install, is_missing
 
 from detectron2.config import CfgNode
@@ -34,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 DRY_RUN_IMAGES = 2
 WHOLE_SPLIT = ("cityscapes_instance", "cityscapes_sem_seg")  # evaluators that refuse to score a part of a data set
-READ_IMAGES = 1000  # of larger data sets the images are only looked for, not opened
+READ_IMAGES = 1000  # images of a data set that are opened, evenly spread; the others are only looked for
 READ_MAPS = 200  # label maps of a data set, evenly spread
 
 
@@ -121,6 +124,8 @@ def check_trainer(trainer: DynTrainer) -> None:
     problems += _data_problems(trainer) + _label_map_problems(trainer.cfg)
     problems += _evaluation_problems(trainer)
     _raise(problems, "the first step")
+    if comm.is_main_process():
+        _say_what_was_sampled(trainer)
     counts = ", ".join(f"{name} {trainer.data_loader.instances[i]}" for i, name in enumerate(classes[:40]))
     if counts:
         logger.info(f"training instances: {counts}{', ...' if len(classes) > 40 else ''}")
@@ -128,6 +133,23 @@ def check_trainer(trainer: DynTrainer) -> None:
         f"batch {cfg.SOLVER.IMS_PER_BATCH}, rate {cfg.SOLVER.BASE_LR:g}, {cfg.SOLVER.MAX_ITER} iterations, seed "
         f"{cfg.SEED}, pre-flight passed"
     )
+
+
+def _say_what_was_sampled(trainer: DynTrainer) -> None:
+    """What passed because only a part of it was looked at."""
+    cfg = trainer.cfg
+    sizes = {cfg.DATASETS.TRAIN[0]: len(trainer.data_loader.dataset.records)}
+    sizes |= {name: len(DatasetCatalog.get(name)) for name in cfg.DATASETS.TEST}
+    for name, size in sizes.items():
+        if size > READ_IMAGES:
+            logger.info(
+                f"data set {name}: up to {READ_IMAGES} of its {size} images were opened, evenly spread, the others "
+                "only looked for; dyn-d2 check-data opens all"
+            )
+        if size > READ_MAPS and MetadataCatalog.get(name).get("stuff_classes", None):
+            logger.info(
+                f"data set {name}: up to {READ_MAPS} of its {size} label maps were read; dyn-d2 check-data reads all"
+            )
 
 
 def _head_problems(cfg, model: nn.Module, classes: list[str]) -> list[str]:
@@ -228,17 +250,32 @@ def _data_problems(trainer: DynTrainer) -> list[str]:
         metadata = MetadataCatalog.get(name)
         if has_labels(name):
             report = check_labels(records, name, read_images=len(records) <= READ_IMAGES)
+            if len(records) > READ_IMAGES:
+                opened = check_images(_spread(records, READ_IMAGES), name, read_images=True)
+                report.problems += [problem for problem in opened if problem.kind != "missing_image"]
             if not report.ok:
                 problems.append(f"data set {name} has {summary(report.problems, per_kind=5)}")
             continue
         report = check_records([record for record in records if "annotations" in record], metadata)
         files = {r["file_name"]: (r["file_name"], r.get("image_id"), r.get("width"), r.get("height")) for r in records}
-        report.problems += check_image_files(list(files.values()), read_images=len(files) <= READ_IMAGES)
+        report.problems += _image_problems(list(files.values()))
         # Data sets that few-shot code did not make are Detectron2's business, which drops empty boxes.
         report.tolerate(metadata.get("tolerated_defects", ["empty_box"]))
         if not report.ok:
             problems.append(f"data set {name} has {summary(report.problems, per_kind=5)}")
     return problems
+
+
+def _image_problems(files: list[ImageFile]) -> list[Problem]:
+    if len(files) <= READ_IMAGES:
+        return check_image_files(files, read_images=True)
+    opened = check_image_files(_spread(files, READ_IMAGES), read_images=True)
+    return check_image_files(files, read_images=False) + [p for p in opened if p.kind != "missing_image"]
+
+
+def _spread(values: list[Any], at_most: int) -> list[Any]:
+    """Not more than ``at_most`` of the values, evenly spread."""
+    return values[:: max(1, -(-len(values) // at_most))]
 
 
 def _label_map_problems(cfg: CfgNode) -> list[str]:
@@ -252,8 +289,7 @@ def _label_map_problems(cfg: CfgNode) -> list[str]:
             continue
         try:
             records = [record for record in DatasetCatalog.get(name) if "sem_seg_file_name" in record]
-            some = records[:: max(1, -(-len(records) // READ_MAPS))]
-            count_pixels(some, len(metadata.stuff_classes), metadata.get("ignore_label", IGNORE))
+            count_pixels(_spread(records, READ_MAPS), len(metadata.stuff_classes), metadata.get("ignore_label", IGNORE))
         except (ValueError, OSError) as error:
             problems.append(f"data set {name}: {error}")
     return problems
@@ -266,8 +302,9 @@ def _evaluation_problems(trainer: DynTrainer) -> list[str]:
         try:
             _dry_run(trainer, name)
         except Exception as error:  # evaluators fail in many ways; each of them would come after hours of training
-            logger.debug("evaluation dry run failed", exc_info=True)
-            problems.append(f"evaluation of {name} fails on {DRY_RUN_IMAGES} images: {type(error).__name__}: {error}")
+            expected = isinstance(error, (UserError, ValueError, OSError))
+            what = f"{error}" if expected else f"{type(error).__name__}: {error} (traceback: {leave_traceback(error)})"
+            problems.append(f"evaluation of {name} fails on {DRY_RUN_IMAGES} images: {what}")
     return problems
 
 

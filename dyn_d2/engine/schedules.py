@@ -112,7 +112,7 @@ def own_schedule(node: Mapping[str, float | int | Sequence[int]]) -> dict[str, f
     """The SOLVER keys that a node such as FEW_SHOT.FINETUNE or SOLVER.SECOND_STAGE sets, with their values."""
     given: dict[str, float | int | tuple[int, ...]] = {}
     for key, value in node.items():
-        if isinstance(value, Sequence):
+        if isinstance(value, Sequence) and not isinstance(value, str):
             given |= {key: tuple(value)} if value else {}
         elif value >= 0 if key == "WARMUP_ITERS" else value:
             given[key] = value

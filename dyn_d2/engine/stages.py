@@ -1,8 +1,8 @@
 """Training in stages: each one is a process of its own with a folder of its own, and starts from the one before.
 
-A finished stage leaves ``done.json`` in its folder, with a hash of all that its result depends on. A stage whose hash
-is unchanged is skipped; one that was killed goes on from its last checkpoint. engine/few_shot.py
-and gating/stages.py say which stages there are.
+A finished stage leaves ``done.json`` in its folder, with a hash of its config and fingerprints of data and weights. A
+stage for which these are unchanged, and whose weights are there and can be opened, is skipped; one that was killed goes
+on from its last checkpoint. engine/few_shot.py and gating/stages.py say which stages there are.
 """
 
 import argparse
@@ -18,18 +18,22 @@ from typing import Any, ClassVar
 
 import yaml
 
+from dyn_d2.checkpoint.files import FINAL, is_whole, tagged
 from dyn_d2.config.output_dir import NEUTRAL_KEYS, is_below
 from dyn_d2.config.read import flatten
+from dyn_d2.data.fingerprint import forget_fingerprints
 from dyn_d2.utils.atomic import write_json
 from dyn_d2.utils.errors import UserError
 
 from detectron2.config import CfgNode
 
+from .inputs import ALLOW, changed, inputs_of, listed
+from .launch import processes
+
 logger = logging.getLogger(__name__)
 
 TRAIN = ("-m", "dyn_d2", "train")  # of a process that trains one stage, wherever the package lies
 DONE = "done.json"
-FINAL = "model_final.pth"
 
 
 class StageError(UserError):
@@ -77,7 +81,7 @@ class Stage:
         raise NotImplementedError
 
     def fingerprint(self) -> str:
-        """Hash of everything that the result depends on, the stages before included."""
+        """Hash of all keys that the result depends on, those of the stages before included."""
         skipped = NEUTRAL_KEYS + self.later_keys()
         keys = {
             key: value for key, value in flatten(yaml.safe_load(self.cfg.dump())).items() if not is_below(key, skipped)
@@ -86,21 +90,45 @@ class Stage:
         text = json.dumps([keys, start], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def inputs(self) -> dict[str, Any]:
+        """What the result depends on beside keys: data, files, and the weights that the stage starts from."""
+        weights = {str(parent.weights): str(parent.weights) for parent in self.parents} or None
+        return inputs_of(self.cfg, (*self.cfg.DATASETS.TRAIN, *self.cfg.DATASETS.TEST), weights)
+
     def finished(self) -> bool:
-        """Whether the folder holds this stage's result.
+        """Whether the folder holds this stage's result, with weights that can be opened.
 
         Raises:
-            StageError: it holds another one's.
+            StageError: it holds that of another config or of other inputs, or done.json is damaged.
         """
-        if not (self.folder / DONE).is_file():
+        path = self.folder / DONE
+        if not path.is_file():
             return False
-        done = json.loads((self.folder / DONE).read_text(encoding="utf-8"))
+        done = _read_done(path)
         if done["fingerprint"] != self.fingerprint():
             raise StageError(
                 f"{self.folder} holds stage {self.name} of another config (compare its config.yaml): choose another "
                 "OUTPUT_DIR, or remove that folder."
             )
-        return self.weights.is_file()
+        if not is_whole(self.weights):
+            return False
+        lines = changed(done.get("inputs", {}), self.inputs())
+        if lines and not self.cfg.SOLVER.ALLOW_CHANGED_INPUTS:
+            raise StageError(
+                f"{self.folder} holds stage {self.name} of other data or weights:{listed(lines)}\nChoose another "
+                f"OUTPUT_DIR or remove that folder to train anew, or give {ALLOW} True to keep the old result."
+            )
+        return True
+
+
+def _read_done(path: Path) -> dict[str, Any]:
+    try:
+        done = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(done["fingerprint"], str) and isinstance(done.get("inputs", {}), dict):
+            return done
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise StageError(f"{path} is damaged: remove it, and the same command goes on from the stage's last checkpoint.")
 
 
 def run_process(command: list[str]) -> int:
@@ -121,7 +149,12 @@ def run_stage(stage: Stage, config_file: str, opts: Iterable[str], launcher: Ite
     if stage.finished():
         logger.info(f"stage {stage.name}: done already, {stage.weights}")
         return
-    resume = (stage.folder / "last_checkpoint").is_file()
+    resume = tagged(stage.folder) is not None
+    if (stage.folder / DONE).is_file():
+        logger.warning(f"{stage.folder} lacks the weights that its {DONE} speaks of: training goes on")
+        (stage.folder / DONE).unlink()
+    forget_fingerprints()
+    inputs = stage.inputs()
     start = stage.initial_weights(resume)
     derived: list[Any] = [*stage.opts(), "OUTPUT_DIR", stage.folder]
     derived += ["MODEL.WEIGHTS", start] if start else []
@@ -135,7 +168,10 @@ def run_stage(stage: Stage, config_file: str, opts: Iterable[str], launcher: Ite
             f"stage {stage.name} ended with status {status}; its messages are above and in {stage.folder}/log.txt. "
             "The same command goes on from the last checkpoint."
         )
-    write_json(stage.folder / DONE, {"stage": stage.name, "fingerprint": stage.fingerprint(), "weights": FINAL})
+    if not is_whole(stage.weights):
+        raise StageError(f"stage {stage.name} ended without {stage.weights}: see {stage.folder}/log.txt.")
+    done = {"stage": stage.name, "fingerprint": stage.fingerprint(), "weights": FINAL, "inputs": inputs}
+    write_json(stage.folder / DONE, done)
 
 
 def run_stages(stages: list[Stage], config_file: str, opts: list[str], launcher: Iterable[str] = ()) -> Stage:
@@ -160,7 +196,7 @@ def train_all(plan: Callable[[str, list[str]], list[Stage]], description: str | 
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", default="", metavar="FILE", help="name of a config, or your own yaml")
-    parser.add_argument("--num-gpus", type=int, default=1, help="processes of the machine, one for each GPU")
+    parser.add_argument("--num-gpus", type=processes, default=1, help="processes of the machine, one for each GPU")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, as for dyn-d2 train")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format=f"[{Path(sys.argv[0]).stem}] %(message)s", stream=sys.stdout)

@@ -1,6 +1,5 @@
 """DynTrainer: Detectron2's DefaultTrainer with freezing, safe checkpoints and exact resume."""
 
-import json
 import logging
 import os
 import warnings
@@ -13,36 +12,46 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dyn_d2.checkpoint import CheckpointError, DynCheckpointer, describe
+from dyn_d2.checkpoint import DynCheckpointer, describe
+from dyn_d2.checkpoint.files import FINAL
+from dyn_d2.checkpoint.model import model_of
+from dyn_d2.data.fingerprint import forget_fingerprints
 from dyn_d2.data.resumable import EvaluationLoader, ResumableLoader, build_resumable_train_loader
 from dyn_d2.method import methods
-from dyn_d2.modeling.freeze import VerifyFrozen, freeze, has_frozen_parts
+from dyn_d2.modeling.build import build_model
+from dyn_d2.modeling.freeze import VerifyFrozen, has_frozen_parts
 from dyn_d2.utils.atomic import remove_leftovers
-from dyn_d2.utils.errors import UserError
 from dyn_d2.utils.seeds import seed_all
 
 from detectron2.data import MetadataCatalog
 from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
-from detectron2.utils.events import get_event_storage, has_event_storage
+from detectron2.utils.events import EventWriter, get_event_storage, has_event_storage
 
 from .hooks import DivergenceError, LossAverages, LossGuard, StepSeeds
-from .launch import is_lost_contact
+from .inputs import inputs_of
 from .lr_schedules import HALVING, POLY, halving_schedule, poly_schedule
 from .optimizers import chosen_optimizer
 from .param_groups import scale_backbone_rate
+from .resume import (
+    KeepScalars,
+    check_same_run,
+    checkpoint_to_resume,
+    drop_metrics_from,
+    load_to_resume,
+    write_final_model,
+)
 
 logger = logging.getLogger(__name__)
 
 
 class _WithoutTraceback(logging.Filter):
-    """The loop logs every error with its traceback; a UserError, or the loss of another process, is told where the
-    process ends and needs none."""
+    """The loop logs every error with its traceback. Where one of our tools runs the loop, its last message tells what
+    there is to tell (``utils/errors.py``); elsewhere Python shows the traceback anyway."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        return not (isinstance(error, UserError) or is_lost_contact(error))
+        return not record.exc_info
 
 
 logging.getLogger(TrainerBase.__module__).addFilter(_WithoutTraceback())
@@ -75,6 +84,9 @@ class DynTrainer(DefaultTrainer):
         self._trainer = trainer(wrapped, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         metadata = describe(cfg, model)
+        if comm.is_main_process():
+            forget_fingerprints()
+            metadata["inputs"] = inputs_of(cfg, cfg.DATASETS.TRAIN)
         self.checkpointer = DynCheckpointer(model, cfg.OUTPUT_DIR, metadata=metadata, trainer=weakref.proxy(self))
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
         self.register_hooks(self.build_hooks())
@@ -82,14 +94,8 @@ class DynTrainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg) -> nn.Module:
         """The model of ``cfg`` with the parts of MODEL.FREEZE frozen."""
-        model = super().build_model(cfg)
-        if cfg.MODEL.CHANNELS_LAST:  # convolutions hand the layout of their weights on to their outputs
-            model.to(memory_format=torch.channels_last)
-        frozen = freeze(model, cfg.MODEL.FREEZE)
-        if frozen:
-            sizes = dict((name, parameter.numel()) for name, parameter in model.named_parameters())
-            total, still = sum(sizes.values()), sum(sizes[name] for name in frozen)
-            logger.info(f"frozen: {list(cfg.MODEL.FREEZE)}, {len(frozen)} tensors, {still:,} of {total:,} parameters")
+        model = build_model(cfg)
+        logging.getLogger("detectron2.engine.defaults").info(f"Model:\n{model}")  # where the parent logs it
         return model
 
     @classmethod
@@ -150,13 +156,19 @@ class DynTrainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase | None]:
         cfg = self.cfg
+        self._writers: list[EventWriter] = []  # filled where the parent builds its hooks, in the main process
         self._guard = LossGuard(self.model, _batch_hint(cfg))
-        own = [StepSeeds(cfg.SEED), self._guard, LossAverages(self.checkpointer.model)]
+        self._scalars = KeepScalars(self._writers, cfg.TEST.EVAL_PERIOD)
+        own = [StepSeeds(cfg.SEED), self._guard, LossAverages(self.checkpointer.model), self._scalars]
         if has_frozen_parts(self.checkpointer.model):
             own.append(VerifyFrozen(self.checkpointer.model))
         for method in methods():
             own += method.hooks(cfg, self.checkpointer.model)
         return own + super().build_hooks()
+
+    def build_writers(self) -> list[EventWriter]:
+        self._writers += super().build_writers()
+        return self._writers
 
     def run_step(self) -> None:
         try:
@@ -170,8 +182,8 @@ class DynTrainer(DefaultTrainer):
         """Go on from the last checkpoint of OUTPUT_DIR, or start from MODEL.WEIGHTS; the log says which.
 
         Raises:
-            CheckpointError: ``resume`` without a checkpoint, or with one of another few-shot stage; weights that
-                a method does not start from.
+            CheckpointError, OutputDirError, ChangedInputs: ``resume`` without a checkpoint that this run can go on
+                from, see ``engine/resume.py``; weights that a method does not start from.
             FileNotFoundError: MODEL.WEIGHTS does not exist.
         """
         weights, folder = self.cfg.MODEL.WEIGHTS, self.cfg.OUTPUT_DIR
@@ -186,25 +198,26 @@ class DynTrainer(DefaultTrainer):
                 drop_metrics_from(os.path.join(folder, "metrics.json"), 0)
             logger.info(f"FRESH from {weights or 'random weights'}: iteration 0 of {self.max_iter}")
             return
-        if not self.checkpointer.has_checkpoint():
-            raise CheckpointError(
-                f"--resume was given, but OUTPUT_DIR {folder} holds no checkpoint: "
-                "leave --resume out to start from MODEL.WEIGHTS, or correct OUTPUT_DIR."
-            )
-        path = self.checkpointer.get_checkpoint_file()
-        self.checkpointer.load(path)
-        self.checkpointer.report.check_complete()
-        stage = self.checkpointer.report.metadata.get("stage", "")
-        if self.cfg.FEW_SHOT.BENCHMARK and stage != self.cfg.FEW_SHOT.STAGE:
-            raise CheckpointError(
-                f"--resume: {path} is of stage {stage or '(none)'}, FEW_SHOT.STAGE is {self.cfg.FEW_SHOT.STAGE}: "
-                "give each stage its own OUTPUT_DIR, and the checkpoint before it as MODEL.WEIGHTS."
-            )
+        path = checkpoint_to_resume(folder)
+        load_to_resume(self, path)
+        check_same_run(self.cfg, self.checkpointer.report, self.iter + 1)
+        self._keep_inputs(self.checkpointer.report.metadata.get("inputs"))
         self.start_iter = self.iter + 1
         self.data_loader.start_iter = self.start_iter
+        written = -1
         if comm.is_main_process():
-            drop_metrics_from(os.path.join(folder, "metrics.json"), self.start_iter)
+            written = drop_metrics_from(os.path.join(folder, "metrics.json"), self.start_iter)
+        self._scalars.resume_after(comm.all_gather(written)[0])  # an evaluation needs all processes
         logger.info(f"RESUME iter {self.start_iter} from {path} (MODEL.WEIGHTS {weights or '(none)'} ignored)")
+        if self.start_iter >= self.max_iter and os.path.basename(path) != FINAL:
+            write_final_model(self)
+
+    def _keep_inputs(self, began: dict[str, Any] | None) -> None:
+        """Checkpoints say what the run began with, not what lies there when it goes on, unless that is allowed."""
+        metadata = self.checkpointer.metadata
+        if began and metadata and "inputs" in metadata:
+            allowed = metadata["inputs"] if self.cfg.SOLVER.ALLOW_CHANGED_INPUTS else began
+            metadata["inputs"] = {**allowed, "weights": began.get("weights", {})}
 
 
 def evaluate(cfg) -> dict[str, Any]:
@@ -213,12 +226,10 @@ def evaluate(cfg) -> dict[str, Any]:
     Raises:
         CheckpointError: the weights do not fill the whole model (unless TEST.ALLOW_PARTIAL_WEIGHTS).
     """
-    model = DynTrainer.build_model(cfg)
-    checkpointer = DynCheckpointer(model)
-    checkpointer.load(cfg.MODEL.WEIGHTS, strict=not cfg.TEST.ALLOW_PARTIAL_WEIGHTS)
+    model, report = model_of(cfg)
     for method in methods():
-        method.check_loaded(cfg, checkpointer.report)
-    shots_hash = checkpointer.report.metadata.get("few_shot", {}).get("shots_hash")
+        method.check_loaded(cfg, report)
+    shots_hash = report.metadata.get("few_shot", {}).get("shots_hash")
     if shots_hash and cfg.DATASETS.TRAIN:  # the objects that these weights have seen; they are not drawn again here
         MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).set(shots_hash=shots_hash)
     results = DynTrainer.test(cfg, distribute(model))
@@ -269,21 +280,3 @@ def distribute(model: nn.Module, find_unused_parameters: bool = False) -> nn.Mod
             find_unused_parameters=find_unused_parameters
             or any(getattr(module, "skips_parameters", False) for module in model.modules()),
         )
-
-
-def drop_metrics_from(path: str, iteration: int) -> None:
-    """Cut a metrics.json at the first row of ``iteration`` or later, or at a line that a kill has cut off: the resumed
-    run logs those iterations again. The file is shortened in place, since its writer has it open."""
-    if not os.path.isfile(path):
-        return
-    keep = 0
-    with open(path, "rb") as file:
-        for line in file:
-            try:
-                row: dict[str, Any] = json.loads(line)
-            except ValueError:
-                break
-            if not line.endswith(b"\n") or row.get("iteration", -1) >= iteration:
-                break
-            keep += len(line)
-    os.truncate(path, keep)

@@ -76,7 +76,7 @@ def aggregate(
 
 
 def table(
-    rows: Sequence[tuple[Sequence[str], Mapping[str, Estimate]]], heads: Sequence[str], metrics: Sequence[str]
+    rows: Sequence[tuple[Sequence[str], Mapping[str, Estimate | str]]], heads: Sequence[str], metrics: Sequence[str]
 ) -> str:
     """A markdown table: the names of each row, then its metrics; a metric that was not measured is "not predicted"."""
     body = [[*names, *(str(values[m]) if m in values else "not predicted" for m in metrics)] for names, values in rows]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dyn_d2.data.partial_masks import masked_classes
 
 from detectron2.config import CfgNode
-from detectron2.data import Metadata
+from detectron2.data import DatasetCatalog, Metadata
 
 
 def mask_groups(cfg: CfgNode, metadata: Metadata) -> dict[str, Sequence[str]]:
@@ -27,6 +27,8 @@ def mask_groups(cfg: CfgNode, metadata: Metadata) -> dict[str, Sequence[str]]:
     names = cfg.TEST.MASKED_CLASSES or cfg.INPUT.PARTIAL_MASKS.CLASSES
     if not names:
         return {}
+    if not metadata.get("thing_classes"):
+        DatasetCatalog.get(metadata.name)  # registered from a json, whose first reading brings the names
     classes = metadata.thing_classes
     masked = masked_classes(names, classes, key=key) or ()
     groups: dict[str, Sequence[str]] = {

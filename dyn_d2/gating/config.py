@@ -1,8 +1,55 @@
 """Keys of networks that decide what they compute, and of the policies that decide."""
 
-from dyn_d2.config.keys.training import stage_solver
+from dyn_d2.config.keys.training import stage_ranges, stage_solver
+from dyn_d2.config.rules import CHANNELS, Rules, choice, each, names, number, positive, positive_share, whole
 
 from detectron2.config import CfgNode as CN
+
+_BIAS = number(-1000, 1000)
+RANGES: Rules = {
+    "MODEL.GATED.UNIT": choice("block", "group", "channel"),
+    "MODEL.GATED.BOTTLENECK": choice("A", "B"),
+    "MODEL.GATED.WIDEN": number(0, 16, above=True),
+    "MODEL.GATED.WIDEN_LAYERS": choice("W1-High", "W1-Mid", "W4-Low", "W13-All"),
+    "MODEL.GATED.GROUPS": whole(1, 1024),
+    "MODEL.GATED.WIDTH_MULT": number(0, 16, above=True),
+    "MODEL.POLICY.THRESHOLD": number(0, 1, above=True, below=True),
+    "MODEL.POLICY.TEMPERATURE": positive(),
+    "MODEL.POLICY.TARGET_RATE": positive_share(),
+    "MODEL.POLICY.SKIPNET.RELAXATION": choice("hard", "soft"),
+    "MODEL.POLICY.SKIPNET.ALPHA": number(0),
+    "MODEL.POLICY.SKIPNET.BETA": number(0),
+    "MODEL.POLICY.SKIPNET.WEIGHT": number(0),
+    "MODEL.POLICY.SKIPNET.BASELINE": choice("none", "self_critical"),
+    "MODEL.POLICY.SKIPNET.HRL_TEMPERATURE": positive(),
+    "MODEL.POLICY.SKIPNET.INIT_BIAS": _BIAS,
+    "MODEL.POLICY.DEEPMOE.LAYERS": whole(1, 1000),
+    "MODEL.POLICY.DEEPMOE.WIDTH": whole(1, CHANNELS),
+    "MODEL.POLICY.DEEPMOE.LAMBDA": number(0),
+    "MODEL.POLICY.DEEPMOE.MU": number(0),
+    "MODEL.POLICY.DEEPMOE.THRESHOLD": number(0),
+    "MODEL.POLICY.CDB.WIDTH": whole(1, CHANNELS),
+    "MODEL.POLICY.CDB.CATEGORIES": each(whole(0, 100_000), 0),
+    "MODEL.POLICY.CDB.CATEGORY_WEIGHTS": each(number(0)),
+    "MODEL.POLICY.CDB.NOISE": number(0),
+    "MODEL.POLICY.CDB.RESOURCE_WEIGHT": number(0),
+    "MODEL.POLICY.AIG.TARGET_RATES": each(positive_share(), 0),
+    "MODEL.POLICY.AIG.WIDTH": whole(1, CHANNELS),
+    "MODEL.POLICY.AIG.LOSS_WEIGHT": number(0),
+    "MODEL.POLICY.RANDOM.SCHEDULE": choice("constant", "linear"),
+    "MODEL.POLICY.FIXED.CLOSED": names(),
+    "MODEL.POLICY.FIXED.ORDER": choice("last", "even"),
+    "MODEL.POLICY.BLOCKDROP.ALPHA": number(0.5, 1, above=True),
+    "MODEL.POLICY.BLOCKDROP.PENALTY": number(0),
+    "MODEL.POLICY.BLOCKDROP.WEIGHT": number(0),
+    "MODEL.POLICY.BLOCKDROP.INIT_BIAS": _BIAS,
+    "MODEL.POLICY.BLOCKDROP.CURRICULUM.ITERS": whole(0),
+    "MODEL.POLICY.BLOCKDROP.CURRICULUM.PENALTY": number(0),
+    "MODEL.POLICY.BLOCKDROP.CURRICULUM.ENTROPY": number(0),
+    "SOLVER.GATE_LR_FACTOR": number(0),
+    "SOLVER.GATE_WEIGHT_DECAY": number(),
+    **stage_ranges("SOLVER.SECOND_STAGE"),
+}
 
 
 def add_keys(cfg: CN) -> None:

@@ -23,6 +23,7 @@ from .policies.base import Policy, policy_class
 @register_method
 class Gating(Method):
     name = "gating"
+    ranges = config.RANGES
 
     def add_keys(self, cfg: CfgNode) -> None:
         config.add_keys(cfg)

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
-_NAMES = "_reorder_convolution_weight", "_convolution_pointwise", "_convolution_pointwise_"
+from dyn_d2.ops.onednn import has_operators
 
 
 def _available() -> bool:
-    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in _NAMES)
+    return has_operators("_reorder_convolution_weight", "_convolution_pointwise", "_convolution_pointwise_")
 
 
 class PackedConv:

@@ -18,15 +18,16 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
+from dyn_d2.ops.onednn import has_operators
+
 _CPU_VALUES = 2**19  # gathered at a time for each CPU thread, which leaves room in its cache
 _PIXELS = 128, 256  # least and most that each CPU thread works on at a time
 _MULTIPLE = 32  # rows of a product are a multiple: oneDNN prepares anew for each number of rows, in half a millisecond
 _GPU_VALUES = 2**26  # gathered at a time on other devices
-_NAMES = "_reorder_linear_weight", "_linear_pointwise"
 
 
 def _available() -> bool:
-    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in _NAMES)
+    return has_operators("_reorder_linear_weight", "_linear_pointwise")
 
 
 class Region:

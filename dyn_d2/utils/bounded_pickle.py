@@ -11,7 +11,7 @@ import os
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
@@ -48,8 +48,9 @@ class _Measured:
         return self._file.read(count)
 
     def readinto(self, buffer: Any) -> int:
-        self._require(len(buffer))
-        return self._file.readinto(buffer)
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
     def readline(self) -> bytes:
         return self._file.readline(self._end)
@@ -60,6 +61,12 @@ class BoundedUnpickler(pickle._Unpickler):
 
     Subclasses give ``call`` and may give ``build`` and ``persistent_load``.
     """
+
+    # What the parent has and type checkers do not know.
+    stack: list[Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+    read: Callable[[int], bytes]
 
     def __init__(self, file: IO[bytes]) -> None:
         start = file.tell()
@@ -90,7 +97,7 @@ class BoundedUnpickler(pickle._Unpickler):
             raise UnpicklingError("it asks for far more memory than its size: it is made to exhaust the machine")
 
     # ------------------------------------------------------------------------------------------------- instructions
-    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
 
     def _reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack[-1]

@@ -55,12 +55,12 @@ def build_numpy(reader: BoundedUnpickler, instance: Any, state: Any) -> None:
         if instance.size:
             raise pickle.UnpicklingError("it writes over an array")
         reader.spend(len(data))
-        instance.__setstate__((1, shape, dtype, bool(state[3]), bytes(data)))
+        instance.__setstate__((1, shape, dtype, bool(state[3]), bytes(data)))  # type: ignore[arg-type]  # Python's bool
     elif isinstance(instance, np.dtype):
         plain = isinstance(state, tuple) and 8 <= len(state) <= 9 and state[0] in (3, 4) and state[2:5] == (None,) * 3
         if not plain or state[1] not in ("<", ">", "|", "=") or state[5] not in (-1, instance.itemsize):
             raise pickle.UnpicklingError("it describes a structure of numbers")
-        instance.__setstate__((*state[:5], state[5], state[6], 0))
+        instance.__setstate__((*state[:5], state[5], state[6], 0))  # type: ignore[attr-defined]
     elif isinstance(instance, OrderedDict) and isinstance(state, dict) and all(type(k) is str for k in state):
         vars(instance).update(state)
     elif state:

@@ -57,6 +57,18 @@ def test_wrong_keys_values_and_paths(monkeypatch, good, more: list[str], named: 
     assert all(part in text for part in named), text
 
 
+@pytest.mark.parametrize("given", ["0", "-1", "two", "1.5"])
+def test_number_of_processes(monkeypatch, capsys, tmp_path, given: str) -> None:
+    from dyn_d2.engine.stages import train_all
+
+    for command in (lambda: train_net_here(monkeypatch, "--num-gpus", given, "OUTPUT_DIR", str(tmp_path / "out")),
+                    lambda: train_all(lambda *_: pytest.fail("planned"), None)):  # fmt: skip
+        with pytest.raises(SystemExit) as caught:
+            command()
+        assert caught.value.code == 2 and "--num-gpus: " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_device_that_is_not_there(monkeypatch, good) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert "MODEL.DEVICE cpu" in message(monkeypatch, *good, "MODEL.DEVICE", "cuda")

@@ -14,6 +14,7 @@ from dyn_d2.checkpoint import CheckpointError
 from dyn_d2.checkpoint.surgery import Source, operate, save
 from dyn_d2.config.derive import build_cfg
 from dyn_d2.data.semantic.label_maps import write_label_map
+from dyn_d2.engine import preflight
 from dyn_d2.engine.hooks import DivergenceError
 from dyn_d2.engine.preflight import (
     PreflightError,
@@ -233,3 +234,53 @@ def test_a_package_that_only_some_sets_need(monkeypatch, train, test, needed) ->
     with pytest.raises(PreflightError) as caught:  # the data are missing too
         check_files(build_cfg("", ["DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{test}',)"]))
     assert ("pip install 'dyn_d2[cityscapes]'" in str(caught.value)) == needed
+
+
+def test_a_sample_of_many_images_is_opened_and_that_is_said(base, monkeypatch, caplog) -> None:
+    opts, _ = base
+    monkeypatch.setattr(preflight, "READ_IMAGES", 4)  # of the eight
+    trainer = loaded(opts, "")
+    caplog.set_level("INFO", "dyn_d2")
+    check_trainer(trainer)
+    assert "up to 4 of its 8 images were opened, evenly spread" in caplog.text
+    images = Path(trainer.data_loader.dataset.records[0]["file_name"]).parent
+    whole = {name: (images / name).read_bytes() for name in ("003.png", "004.png")}
+    try:
+        (images / "003.png").write_bytes(b"no image")  # opened
+        (images / "004.png").unlink()  # looked for
+        with pytest.raises(PreflightError, match="003.png") as caught:
+            check_trainer(trainer)
+        assert "unreadable_image (1)" in str(caught.value) and "missing_image (1)" in str(caught.value)
+    finally:
+        for name, content in whole.items():
+            (images / name).write_bytes(content)
+
+
+def test_preflight_leaves_metadata_and_no_traceback(base, monkeypatch, capsys) -> None:
+    """Neither of a set without a json, whose evaluation would otherwise look for one of the dry run."""
+    opts, _ = base
+    trainer = loaded(opts, "")
+    (test_set,) = trainer.cfg.DATASETS.TEST
+    records, whole = DatasetCatalog.get(test_set), MetadataCatalog.get(test_set)
+    DatasetCatalog.register("without_json", lambda: records)
+    metadata = MetadataCatalog.get("without_json")
+    kept = ("thing_classes", "thing_dataset_id_to_contiguous_id", "evaluator_type")
+    metadata.set(**{key: whole.get(key) for key in kept})
+    before = dict(vars(metadata))
+    trainer.cfg.defrost()
+    trainer.cfg.DATASETS.TEST = ("without_json",)
+    try:
+        assert not _evaluation_problems(trainer)
+        assert dict(vars(metadata)) == before
+
+        def fail(*args) -> None:
+            raise AttributeError("no such thing")
+
+        monkeypatch.setattr(trainer, "build_evaluator", fail)
+        (problem,) = _evaluation_problems(trainer)
+        assert "AttributeError: no such thing (traceback: " in problem
+        assert "Traceback" in Path(problem.partition("traceback: ")[2].rstrip(")")).read_text()
+        assert "Traceback" not in "".join(capsys.readouterr())
+    finally:
+        DatasetCatalog.remove("without_json")
+        MetadataCatalog.remove("without_json")

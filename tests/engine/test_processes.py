@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from tiny_detection import tiny_opts, write_boxes
 from tool_runs import ROOT, TIMEOUT, start, train_net_here
+
+from dyn_d2.engine import launch
 
 TRAIN_NET = ROOT / "tools" / "train_net.py"
 # Batch norm over the images of a process differs from that over all of them; and padding, what is drawn at random, and
@@ -88,6 +91,44 @@ def test_one_of_two_processes_is_killed(tmp_path) -> None:
     assert re.search(r"train_net.py: process \d (was ended from outside|of 2 has lost contact).*--resume", text)
     assert "Traceback" not in text
     assert not Path(f"/proc/{first}").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the processes in /proc")
+def test_one_of_two_processes_is_stopped(tmp_path) -> None:
+    """The other one ends, within the time that is given, and so does the one that stands still."""
+    log, tag = tmp_path / "log.txt", tmp_path / "out" / "last_checkpoint"
+    opts = tiny_opts(write_boxes(tmp_path / "data"), tmp_path / "out", SOLVER__MAX_ITER=10**6, SOLVER__PREFLIGHT=False,
+                     SOLVER__PROCESS_TIMEOUT=20)  # fmt: skip
+    job = start(log, TRAIN_NET, "--num-gpus", "2", *opts)
+    try:
+        deadline = time.monotonic() + TIMEOUT
+        while not tag.exists():
+            assert job.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.02)
+        both = children(job.pid)
+        os.kill(both[1], signal.SIGSTOP)
+        assert job.wait(TIMEOUT) == 1
+    finally:
+        job.kill()
+    text = log.read_text()
+    assert re.search(r"train_net.py: process .* (was stopped|stands still).*--resume", text), text[-2000:]
+    assert "Traceback" not in text
+    assert not any(Path(f"/proc/{pid}").exists() for pid in both)
+
+
+def test_children_that_stand_still_are_killed(monkeypatch) -> None:
+    monkeypatch.setattr(launch, "STOPPED", 0.0)
+    still, busy = (mp.get_context("spawn").Process(target=time.sleep, args=(60,)) for _ in range(2))
+    still.start()
+    busy.start()
+    try:
+        os.kill(still.pid, signal.SIGSTOP)
+        with launch.stopped_ones_are_killed() as killed:
+            still.join(30)
+        assert killed == [still.pid] and still.exitcode == -signal.SIGKILL and busy.is_alive()
+    finally:
+        busy.kill()
 
 
 @pytest.mark.slow

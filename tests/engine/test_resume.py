@@ -12,7 +12,8 @@ from tool_runs import ROOT, TIMEOUT, start, train_net_here
 from dyn_d2.checkpoint import CheckpointError
 from dyn_d2.config.derive import build_cfg
 from dyn_d2.config.output_dir import OutputDirError, check_output_dir
-from dyn_d2.engine.trainer import DynTrainer, drop_metrics_from
+from dyn_d2.engine.resume import drop_metrics_from
+from dyn_d2.engine.trainer import DynTrainer
 
 TRAIN_NET = ROOT / "tools" / "train_net.py"
 

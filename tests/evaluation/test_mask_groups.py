@@ -124,3 +124,14 @@ def test_base_and_novel_classes_beside_them(boxes, cfg) -> None:
     assert result["nAP"] == result["AP-yellow"]
     assert result["AP_without_masks"] == pytest.approx((result["AP-green"] + result["AP-yellow"]) / 2)
     assert {"bAP", "hAP"} <= result.keys()
+
+
+def test_a_json_that_nobody_has_read_yet_has_its_groups(cfg, boxes):
+    """Names of classes come with the first reading of a json, which an evaluation may be."""
+    _, file, _ = boxes
+    register_coco_instances("unread", {}, str(file), str(file.parent / "images"))
+    try:
+        assert set(mask_groups(cfg, MetadataCatalog.get("unread"))) == {"{}_with_masks", "{}_without_masks"}
+    finally:
+        DatasetCatalog.remove("unread")
+        MetadataCatalog.remove("unread")

@@ -1,11 +1,27 @@
 """Keys of training and evaluation of any model."""
 
+from dyn_d2.config.rules import Rule, choice, each, number, whole
+
 from detectron2.config import CfgNode as CN
+
+SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR", "WarmupPolyLR", "HalvingLR")
 
 
 def stage_solver() -> CN:
     # What one stage has of its own; 0, [], -1 and "" mean as in SOLVER.
     return CN({"BASE_LR": 0.0, "MAX_ITER": 0, "STEPS": [], "WARMUP_ITERS": -1, "LR_SCHEDULER_NAME": ""})
+
+
+def stage_ranges(node: str) -> dict[str, Rule]:
+    """What the keys of ``stage_solver`` may be where they stand in ``node``."""
+    rules = {
+        "BASE_LR": number(0),
+        "MAX_ITER": whole(0),
+        "STEPS": each(whole(0), 0, rising=True),
+        "WARMUP_ITERS": whole(-1),
+        "LR_SCHEDULER_NAME": choice("", *SCHEDULERS),
+    }
+    return {f"{node}.{key}": rule for key, rule in rules.items()}
 
 
 def add_run_keys(cfg: CN) -> None:
@@ -19,6 +35,11 @@ def add_run_keys(cfg: CN) -> None:
     cfg.SOLVER.FIND_UNUSED_PARAMETERS = False
     # Check data, checkpoint and head against each other, and try the evaluation on two images, before the first step.
     cfg.SOLVER.PREFLIGHT = True
+    # Go on with --resume, or take a stage for done, although data, weights or the whole schedule are others than those
+    # it began with.
+    cfg.SOLVER.ALLOW_CHANGED_INPUTS = False
+    # Seconds that one of several processes waits for the others before it ends; they wait for an evaluation, too.
+    cfg.SOLVER.PROCESS_TIMEOUT = 1800
     # Let --eval-only score a model although the checkpoint does not hold all of its parameters.
     cfg.TEST.ALLOW_PARTIAL_WEIGHTS = False
 

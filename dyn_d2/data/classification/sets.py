@@ -1,9 +1,9 @@
 """Registers the image classification data sets. Nothing is read before a data set is used.
 
-Metadata: evaluator_type "classification"; thing_classes, the class names in the order of the labels (of data sets with
-one folder a class once ``ensure_classes`` has looked); recipe, a key of ``recipes.RECIPES``; split, "train" or "test"
-(of the parts of a training set "fit" or "held_out"); of CIFAR-100 superclasses and superclass_of, the number of each
-class' superclass.
+Metadata: evaluator_type "classification"; list_files, which lists the files of a published set; thing_classes, the
+class names in the order of the labels (of data sets with one folder a class once ``ensure_classes`` has looked);
+recipe, a key of ``recipes.RECIPES``; split, "train" or "test" (of the parts of a training set "fit" or "held_out"); of
+CIFAR-100 superclasses and superclass_of, the number of each class' superclass.
 """
 
 import os
@@ -99,7 +99,8 @@ def register_classification_sets() -> None:
     """Register all data sets of this module, under the names {name}_{split}, and the parts of the training sets."""
     for name, data in PUBLISHED.items():
         for split in data.splits:
-            _register(f"{name}_{split}", partial(_load_published, name, split), {**data.metadata, "split": split})
+            metadata = {**data.metadata, "split": split, "list_files": partial(_files, name, split)}
+            _register(f"{name}_{split}", partial(_load_published, name, split), metadata)
         register_parts(f"{name}_train")
     for split in ("train", "val"):
         register_folders(f"imagenet_{split}", partial(_imagenet_folder, split), address=IMAGENET_ADDRESS)
@@ -186,10 +187,12 @@ def _register(name: str, load: Callable[[], list[Record]], metadata: dict[str, A
     MetadataCatalog.get(name).set(evaluator_type=EVALUATOR_TYPE, **metadata)
 
 
+def _files(name: str, split: str) -> list[Path]:
+    return [root() / PUBLISHED[name].folder / file for file in PUBLISHED[name].splits[split]]
+
+
 def _paths(name: str, split: str) -> list[Path]:
-    data = PUBLISHED[name]
-    files = [root() / data.folder / file for file in data.splits[split]]
-    return existing(f"{name}_{split}", files, data.address)
+    return existing(f"{name}_{split}", _files(name, split), PUBLISHED[name].address)
 
 
 def _load_published(name: str, split: str) -> list[Record]:

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,11 @@ def apply_few_shot(cfg: CfgNode) -> None:
         {
             **task.metadata(),
             "sources": list(task.benchmark.train_sets),
-            **({"shots_file": str(task.shots_file)} if task.shot_classes else {}),
+            **(
+                {"shots_file": str(task.shots_file), "list_files": partial(list_files, task)}
+                if task.shot_classes
+                else {}
+            ),
         },
     )
     tests = tuple(_register_test(task, source) for source in task.benchmark.test_sets)
@@ -187,7 +192,9 @@ def find_shots(task: FewShotTask, sources: dict[str, list[Record]]) -> ShotSet:
     folder = Path(task.shots_dir)
     path = shots_path(folder, task.benchmark.name, task.seed, task.shots, task.unit)
     if path.exists():
-        shots = ShotSet.load(path).restrict(task.shot_classes)
+        shots = ShotSet.load(path)
+        _check_list(task, shots, path)
+        shots = shots.restrict(task.shot_classes)
     elif published := find_published(task.benchmark, folder, task.seed, task.shots, task.shot_classes):
         shots, path = read_published(task.benchmark, published, wanted, task.seed, task.shots), folder
     else:
@@ -203,6 +210,32 @@ def find_shots(task: FewShotTask, sources: dict[str, list[Record]]) -> ShotSet:
                 f"for example {tuple(min(unknown, key=str))}."
             )
     return shots
+
+
+def list_files(task: FewShotTask) -> list[Path]:
+    """The K-shot lists below FEW_SHOT.SHOTS_DIR that ``find_shots`` reads."""
+    if not task.shots_dir:
+        return []
+    folder = Path(task.shots_dir)
+    path = shots_path(folder, task.benchmark.name, task.seed, task.shots, task.unit)
+    if path.exists():
+        return [path]
+    return sorted(set(find_published(task.benchmark, folder, task.seed, task.shots, task.shot_classes).values()))
+
+
+def _check_list(task: FewShotTask, shots: ShotSet, path: Path) -> None:
+    """
+    Raises:
+        ValueError: the list in the file is not the one that its place says.
+    """
+    wanted = {"benchmark": task.benchmark.name, "seed": task.seed, "shots": task.shots, "unit": task.unit}
+    other = [f"{key} {getattr(shots, key)!r}, not {value!r}" for key, value in wanted.items()
+             if getattr(shots, key) != value]  # fmt: skip
+    if other:
+        raise ValueError(
+            f"{path} is the K-shot list of {'; '.join(other)}: it was copied or renamed. dyn-d2 prepare few-shot "
+            "writes the one that FEW_SHOT asks for."
+        )
 
 
 # --------------------------------------------------------------------------------------------------------- test sets

@@ -9,6 +9,7 @@ from dyn_d2.gating import Router, Unit
 from dyn_d2.gating.policies.base import Policy, build_policy
 from dyn_d2.modeling.backbone.timm import OwnPixels, TimmBackbone, timm_arguments
 from dyn_d2.modeling.backbone.timm_models import TimmModel, build_timm_model
+from dyn_d2.modeling.shapes import channels_of
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -79,10 +80,11 @@ class GatedTimmBackbone(TimmBackbone):
             ValueError: images of a size that the model does not take.
         """
         images = self._prepare(images)
-        fixed, costs = self._multiply_adds[0](self._timm.features_of, tuple(images.shape[1:]))
+        channels, height, width = images.shape[1:]
+        fixed, costs = self._multiply_adds[0](self._timm.features_of, (channels, height, width))
         router = Router(self.policy, images)
         router.trace.add_fixed("model", fixed, images)
-        with routed(Pass(router, costs, tuple(images.shape[-2:]))):
+        with routed(Pass(router, costs, (height, width))):
             features = self._timm.features(images)
         last = next(reversed(features))
         features[last] = router.finish(features[last])
@@ -99,5 +101,5 @@ def build_gated_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GatedTimm
     """
     if cfg.MODEL.GATED.UNIT != "block":
         raise ValueError(f'MODEL.GATED.UNIT is {cfg.MODEL.GATED.UNIT!r}: models of timm have the unit "block".')
-    model = build_timm_model(cfg, input_shape.channels, cfg.MODEL.RESNETS.OUT_FEATURES)
+    model = build_timm_model(cfg, channels_of(input_shape), cfg.MODEL.RESNETS.OUT_FEATURES)
     return GatedTimmBackbone(model, partial(build_policy, cfg), **timm_arguments(cfg, model))

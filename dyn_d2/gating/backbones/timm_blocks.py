@@ -7,11 +7,12 @@ needed, and parameters keep their names.
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,9 @@ from dyn_d2.gating.cost import unit_costs
 from dyn_d2.gating.execution import run_whole
 
 from detectron2.layers import FrozenBatchNorm2d
+
+if TYPE_CHECKING:
+    from dyn_d2.modeling.backbone.timm_models import TimmNetwork
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _MOST_PREFIX = 8  # tokens that are no place in the image: of the class, registers
@@ -155,11 +159,11 @@ def _is_residual(block: nn.Module, call: _Call) -> bool:
     try:
         for parameter in parameters:
             parameter.data = torch.zeros_like(parameter)
-        out = block(x, *call.inputs[1:], **call.named)
+        out = block(x.clone(), *call.inputs[1:], **call.named)  # some work in place
     finally:
         for parameter, data in zip(parameters, saved, strict=True):
             parameter.data = data
-    after = [part(x) for part in block.children() if _is_activation(part)]
+    after = [part(x.clone()) for part in block.children() if _is_activation(part)]
     return any(end.shape == out.shape and torch.equal(out, end) for end in (x, *after))
 
 
@@ -185,7 +189,7 @@ def routed(current: Pass) -> Iterator[None]:
         _current.reset(token)
 
 
-class _Gated:
+class _Gated(nn.Module):
     """Goes before the class of a block in the list of bases; outside of ``routed`` the block is the plain one."""
 
     gated: Block
@@ -212,7 +216,9 @@ def gate(module: nn.Module, blocks: list[Block]) -> list[Unit]:
     units = []
     for block in blocks:
         part = module.get_submodule(block.name)
-        part.gated, part.__class__ = block, _gated_class(type(part))
+        part.__class__ = _gated_class(type(part))  # type: ignore[arg-type]  # a class is hashable
+        assert isinstance(part, _Gated)
+        part.gated = block
         stage = strides.index(block.layout.stride)
         units.append(Unit(block.name, "block", block.channels, 1, stage, block.channels))
     return units
@@ -235,12 +241,12 @@ class MultiplyAdds:
         blocks: names of the blocks that are counted by themselves.
     """
 
-    module: nn.Module
+    module: "TimmNetwork"
     blocks: list[str]
     _known: dict[tuple[int, ...], tuple[float, dict[str, float]]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, module: nn.Module, blocks: list[str]) -> "MultiplyAdds":
+    def of(cls, module: "TimmNetwork", blocks: list[str]) -> "MultiplyAdds":
         """For a model on any device."""
         module = copy.deepcopy(module).to("meta").eval()
         for layer in module.modules():  # what costs nothing takes most of the time without values
@@ -249,7 +255,7 @@ class MultiplyAdds:
         return cls(module, blocks)
 
     def __call__(
-        self, run: Callable[[nn.Module, Tensor], Any], shape: tuple[int, int, int]
+        self, run: Callable[["TimmNetwork", Tensor], Any], shape: tuple[int, int, int]
     ) -> tuple[float, dict[str, float]]:
         """Multiply-adds per image outside of the blocks, and of each block.
 
@@ -260,10 +266,13 @@ class MultiplyAdds:
         if shape not in self._known:
             if len(self._known) >= 4096:
                 self._known.clear()
-            self._known[shape] = self._count(run, shape)
+            with ThreadPoolExecutor(1) as other:  # where no counter of the user sees it
+                self._known[shape] = other.submit(self._count, run, shape).result()
         return self._known[shape]
 
-    def _count(self, run: Callable[[nn.Module, Tensor], Any], shape: tuple[int, int, int]):
+    def _count(
+        self, run: Callable[["TimmNetwork", Tensor], Any], shape: tuple[int, int, int]
+    ) -> tuple[float, dict[str, float]]:
         costs: dict[str, float] = {}
         hooks = []
         with FlopCounterMode(display=False) as counter, torch.no_grad():

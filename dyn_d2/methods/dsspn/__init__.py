@@ -1,4 +1,7 @@
-"""DSSPN: semantic segmentation by a tree of semantic neurons (Liang, Zhou and Xing 2018)."""
+"""DSSPN: semantic segmentation by a tree of semantic neurons.
+
+Liang, Zhou and Xing, Dynamic-structured Semantic Propagation Network, CVPR 2018; equation and table numbers are its.
+"""
 
 from dyn_d2.method import Method, register_method
 
@@ -10,6 +13,7 @@ from . import config, head, meta_arch  # noqa: F401  the parts register themselv
 @register_method
 class DSSPN(Method):
     name = "dsspn"
+    ranges = config.RANGES
 
     def add_keys(self, cfg: CfgNode) -> None:
         config.add_keys(cfg)

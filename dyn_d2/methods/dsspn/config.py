@@ -1,6 +1,20 @@
 """Keys of DSSPN."""
 
+from dyn_d2.config.rules import CHANNELS, Rules, choice, each, text, whole
+
 from detectron2.config import CfgNode as CN
+
+RANGES: Rules = {
+    "MODEL.DSSPN.TREE": text(filled=True),
+    "MODEL.DSSPN.WIDTH": whole(1, CHANNELS),
+    "MODEL.DSSPN.BOTTLENECK": whole(1, CHANNELS),
+    "MODEL.DSSPN.TRANSITION_CHANNELS": whole(1, CHANNELS),
+    "MODEL.DSSPN.RATES": each(whole(1, 1000)),
+    "MODEL.DSSPN.BLOCK": choice("concat", "sum", "parent"),
+    "MODEL.DSSPN.LOSS": choice("bce", "softmax"),
+    "MODEL.DSSPN.OUTSIDE": choice("ignore", "negative"),
+    "MODEL.DSSPN.LOSS_AVERAGE": choice("position", "neuron"),
+}
 
 
 def add_keys(cfg: CN) -> None:

@@ -1,4 +1,10 @@
-"""FSRW: few-shot detection by feature re-weighting (Kang et al. 2019), and the detectors it is compared with."""
+"""FSRW: few-shot detection by feature re-weighting (Kang et al. 2019), and the detectors it is compared with.
+
+Kang, Liu, Wang, Yu, Feng and Darrell, Few-shot Object Detection via Feature Reweighting, ICCV 2019.
+
+Equation, table and figure numbers in this package are those of chapter 6 of Wang, X.: The Design of Dynamic Neural
+Networks for Efficient Learning and Inference, PhD thesis, UC Berkeley, 2020 (below: Wang 2020).
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -35,6 +41,7 @@ class FSRW(Method):
     }
     later_few_shot_keys = ("MODEL.REWEIGHTING.FINETUNE_NEGATIVES", "MODEL.REWEIGHTING.SUPPORTS", "MODEL.LSTD")
     file_formats = (FileFormat(is_darknet, read_darknet),)
+    ranges = config.RANGES
 
     def add_keys(self, cfg: CfgNode) -> None:
         config.add_keys(cfg)

@@ -1,4 +1,4 @@
-"""Class vectors before an evaluation: from files, or from the support images of the training set (thesis 6.2)."""
+"""Class vectors before an evaluation: from files, or from the support images of the training set (Wang 2020, 6.2)."""
 
 import os
 from collections.abc import Sequence

@@ -1,6 +1,40 @@
 """Keys of YOLOv2, of re-weighting and of LSTD."""
 
+from dyn_d2.config.rules import Rule, Rules, choice, each, empty, names, number, positive, positive_share, share, whole
+
 from detectron2.config import CfgNode as CN
+
+_SIDE = Rule(
+    lambda v: isinstance(v, int) and not isinstance(v, bool) and 32 <= v <= 8192 and v % 32 == 0,
+    "a multiple of 32, from 32 to 8192",
+)
+RANGES: Rules = {
+    "MODEL.DARKNET.WIDTH": number(0, 16, above=True),
+    "MODEL.YOLO.SIZE": _SIDE,
+    "MODEL.YOLO.TRAIN_SIZES": empty() | each(_SIDE),
+    "MODEL.YOLO.ANCHORS": each(each(number(0, 1000, above=True), 2, 2)),
+    "MODEL.YOLO.OBJECT_SCALE": number(0),
+    "MODEL.YOLO.IGNORE_IOU": share(),
+    "MODEL.YOLO.PRIOR_ITERS": whole(0),
+    "INPUT.JITTER.CROP": number(0, 1, below=True),
+    "INPUT.JITTER.HUE": share(),
+    "INPUT.JITTER.SATURATION": number(1, 1000),
+    "INPUT.JITTER.EXPOSURE": number(1, 1000),
+    "MODEL.LSTD.BACKGROUND": number(0),
+    "MODEL.LSTD.TRANSFER": number(0),
+    "MODEL.LSTD.TEMPERATURE": positive(),
+    "MODEL.LSTD.SOURCE_CLASSES": whole(0, 100_000),
+    "MODEL.REWEIGHTING.LAYER": choice("conv13", "conv20", "conv22"),
+    "MODEL.REWEIGHTING.SHARE": positive_share(),
+    "MODEL.REWEIGHTING.CLASS_LOSS": choice("softmax", "multi_binary", "single_binary"),
+    "MODEL.REWEIGHTING.SUPPORT_FORM": choice("image", "image+mask", "image+object", "image+mask+object"),
+    "MODEL.REWEIGHTING.SUPPORT_SIZE": whole(64, 8192),
+    "MODEL.REWEIGHTING.WIDTH": number(0, 16, above=True),
+    "MODEL.REWEIGHTING.NEGATIVES": number(),
+    "MODEL.REWEIGHTING.FINETUNE_NEGATIVES": number(),
+    "MODEL.REWEIGHTING.SUPPORTS": whole(1),
+    "MODEL.REWEIGHTING.VECTORS": names(),
+}
 
 
 def add_keys(cfg: CN) -> None:

@@ -1,5 +1,5 @@
 """DarkNet-19 (Redmon and Farhadi, "YOLO9000: better, faster, stronger", Table 6) without its classifier, as YOLOv2 and
-feature re-weighting (thesis ch. 6) use it.
+feature re-weighting use it.
 
 Eighteen convolutions in six stages, each stage but the last followed by a 2x2 max pooling. Within a stage 3x3
 convolutions take turns with 1x1 ones of half the width. They are numbered conv1 ... conv18, as the papers count them.
@@ -8,6 +8,8 @@ convolutions take turns with 1x1 ones of half the width. They are numbered conv1
 import fvcore.nn.weight_init as weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from dyn_d2.modeling.shapes import channels_of
 
 from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
@@ -97,4 +99,4 @@ class DarkNet19(Backbone):
 @BACKBONE_REGISTRY.register()
 def build_darknet19_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DarkNet19:
     """DarkNet19 by MODEL.DARKNET."""
-    return DarkNet19(input_shape.channels, cfg.MODEL.DARKNET.WIDTH, cfg.MODEL.DARKNET.NORM)
+    return DarkNet19(channels_of(input_shape), cfg.MODEL.DARKNET.WIDTH, cfg.MODEL.DARKNET.NORM)

@@ -1,4 +1,4 @@
-"""Episodes for feature re-weighting (thesis 6.2): batches of query images with one support object of each class.
+"""Episodes for feature re-weighting (Wang 2020, 6.2): batches of query images with one support object of each class.
 
 Queries are the batches of resumable.py. The support objects of a batch are drawn anew for each, by seed and position of
 its first query, from the annotated objects of the same training set: in base training from all of them, in fine-tuning

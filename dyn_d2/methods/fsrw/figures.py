@@ -1,4 +1,4 @@
-"""Class vectors of feature re-weighting as pictures (thesis Fig. 6.4)."""
+"""Class vectors of feature re-weighting as pictures (Wang 2020, Fig. 6.4)."""
 
 from collections.abc import Sequence
 
@@ -68,8 +68,8 @@ def draw_plane(vectors: ClassVectors, novel: Sequence[str] = (), seed: int = 0) 
         own = points[start : start + len(found)]
         start += len(found)
         colour = f"C{number % 10}"
-        axis.scatter(*own.T, s=14, color=colour, alpha=0.5, marker="o" if number < 10 else "^")
-        axis.scatter(*means[number], s=90, color=colour, edgecolor="black", marker="*")
+        axis.scatter(own[:, 0], own[:, 1], s=14, color=colour, alpha=0.5, marker="o" if number < 10 else "^")
+        axis.scatter(means[number, 0], means[number, 1], s=90, color=colour, edgecolor="black", marker="*")
         axis.annotate(
             name, means[number], (5, 4), textcoords="offset points", fontsize=9,
             color=NOVEL_COLOUR if name in set(novel) else BASE_COLOUR,

@@ -1,11 +1,11 @@
-"""LSTD on YOLOv2: the baseline of thesis Table 6.1 after Chen et al., "LSTD: a low-shot transfer detector" (AAAI 2018).
+"""LSTD on YOLOv2: the baseline of Table 6.1 after Chen et al., "LSTD: a low-shot transfer detector" (AAAI 2018).
 
-The thesis says that background depression and transfer knowledge were put on YOLOv2, and not how. Here is how we do it.
+Wang 2020 says that background depression and transfer knowledge were put on YOLOv2, and not how. Here is how we do it.
 """
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from dyn_d2.checkpoint.surgery import Source
 from dyn_d2.methods.fsrw.yolo.loss import assign
@@ -15,7 +15,7 @@ from detectron2.config import configurable
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 
-from .yolo import Objects
+from .yolo import Objects, pointwise
 from .yolov2 import STRIDE, YOLOv2
 
 
@@ -52,9 +52,7 @@ class LSTDYOLOv2(YOLOv2):
         self.background_weight, self.transfer_weight = background_weight, transfer_weight
         self.temperature = temperature
         outputs = teacher.num_classes * len(self.anchors)
-        self.source_score = nn.Conv2d(self.layers.channels["conv22"], outputs, 1)
-        nn.init.normal_(self.source_score.weight, std=0.01)
-        nn.init.zeros_(self.source_score.bias)
+        self.source_score = pointwise(self.layers.channels["conv22"], outputs)
 
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:
@@ -91,7 +89,8 @@ class LSTDYOLOv2(YOLOv2):
             source: (B, N', A, H, W) logits of the base model.
         """
         ours = self.source_score(features).unflatten(1, (-1, len(self.anchors)))
-        anchor, row, column = assign(objects, self.anchors, features.shape[-2:]).T
+        height, width = features.shape[-2:]
+        anchor, row, column = assign(objects, self.anchors, (height, width)).T
         index = (objects.image, slice(None), anchor, row, column)
         wanted = (source[index].float() / self.temperature).softmax(1)
         log_given = (ours[index].float() / self.temperature).log_softmax(1)

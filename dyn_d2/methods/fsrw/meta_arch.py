@@ -1,4 +1,4 @@
-"""Few-shot detection by feature re-weighting (Kang et al., ICCV 2019; thesis ch. 6) on YOLOv2.
+"""Few-shot detection by feature re-weighting (Kang et al., ICCV 2019) on YOLOv2.
 
 Letters for shapes: B query images, N classes of the episode, A anchors, m channels that are re-weighted.
 """
@@ -14,6 +14,7 @@ from dyn_d2.methods.fsrw.yolo.loss import CLASS_LOSSES
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 
+from .darknet import DarkNet19
 from .reweighting import (
     ReweightedByClass,
     ReweightingNet,
@@ -35,6 +36,8 @@ class FSRW(ReweightedByClass, YoloDetector):
 
     It has no parameters of a class: which classes it knows is a matter of their vectors.
     """
+
+    backbone: DarkNet19  # or one with the same feature maps and the same ``last_stage``
 
     @configurable
     def __init__(

@@ -95,7 +95,13 @@ class MetaRCNN(ReweightedByClass, GeneralizedRCNN):
         super().__init__(**rcnn)
         if getattr(self.roi_heads, "mask_on", False):
             raise ValueError("MetaRCNN detects boxes only: set MODEL.MASK_ON False.")
-        self.init_reweighting(reweighting, self.roi_heads.box_predictor.cls_score.in_features)
+        self.init_reweighting(reweighting, self.box_predictor.cls_score.in_features)
+
+    @property
+    def box_predictor(self) -> ReweightedOutputLayers:
+        predictor = self.roi_heads.box_predictor
+        assert isinstance(predictor, ReweightedOutputLayers)
+        return predictor
 
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:
@@ -108,5 +114,5 @@ class MetaRCNN(ReweightedByClass, GeneralizedRCNN):
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Inputs and outputs are GeneralizedRCNN's; in training the first input carries the support set."""
         vectors = self.episode_vectors(batched_inputs) if self.training else self.given_vectors()
-        with self.roi_heads.box_predictor.using(vectors):
+        with self.box_predictor.using(vectors):
             return super().forward(batched_inputs)

@@ -1,4 +1,4 @@
-"""YOLOv2 (Redmon and Farhadi, "YOLO9000: better, faster, stronger"), the plain detector of thesis ch. 6.
+"""YOLOv2 (Redmon and Farhadi, "YOLO9000: better, faster, stronger"), the plain detector that FSRW is built on.
 
 Letters for shapes: B images, N classes, A anchors, M objects of the batch.
 """
@@ -18,7 +18,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, de
 from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 
-from .yolo import DetectionLayers, Objects, Predictions, YoloLoss, detect, keep_slots, output_layer
+from .yolo import DetectionLayers, Objects, Predictions, YoloLoss, detect, keep_slots, output_layer, pointwise
 
 STRIDE = 32
 
@@ -28,6 +28,11 @@ class YoloDetector(nn.Module):
 
     The network sees images squashed to a square, whatever their aspect; detections come back in the frame of the image.
     """
+
+    backbone: Backbone
+    anchors: Tensor
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     def __init__(
         self,
@@ -195,9 +200,7 @@ class YOLOv2(YoloDetector):
         self.num_classes = num_classes
         channels, anchors = self.layers.channels["conv22"], len(self.anchors)
         self.predictor = output_layer(channels, anchors, 5)
-        self.class_score = nn.Conv2d(channels, num_classes * anchors, 1)
-        nn.init.normal_(self.class_score.weight, std=0.01)
-        nn.init.zeros_(self.class_score.bias)
+        self.class_score = pointwise(channels, num_classes * anchors)
 
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:

@@ -1,4 +1,10 @@
-"""IDK cascades (Wang et al. 2018): a cheap model first, an expensive one only where that does not know."""
+"""IDK cascades (Wang et al. 2018): a cheap model first, an expensive one only where that does not know.
+
+Wang, Luo, Crankshaw, Tumanov, Yu and Gonzalez, IDK Cascades: Fast Deep Learning by Learning not to Overthink, UAI 2018.
+
+Equation, table and figure numbers in this package are those of chapter 4 of Wang, X.: The Design of Dynamic Neural
+Networks for Efficient Learning and Inference, PhD thesis, UC Berkeley, 2020 (below: Wang 2020).
+"""
 
 from dyn_d2.method import Method, register_method
 

@@ -20,7 +20,7 @@ ENTRY = "cascade"
 
 @dataclass(frozen=True)
 class Member:
-    """A model of a stored cascade: its checkpoint, relative to the folder of the first one, and its hash."""
+    """A model of a stored IDK cascade: its checkpoint, relative to the folder of the first one, and its hash."""
 
     name: str
     weights: str
@@ -28,7 +28,7 @@ class Member:
 
 
 def store(weights: str | os.PathLike, members: Sequence[Member], rules: Sequence[Rule], about: dict[str, Any]) -> None:
-    """Write a cascade into the checkpoint of its first model, in place of an older one; all else in the file stays.
+    """Write an IDK cascade into the checkpoint of its first model, in place of an older one; the rest of it stays.
 
     Args:
         weights: a .pth file.
@@ -39,7 +39,7 @@ def store(weights: str | os.PathLike, members: Sequence[Member], rules: Sequence
     """
     path = Path(weights)
     if path.suffix != ".pth" or not path.is_file():
-        raise CheckpointError(f"{path} cannot carry a cascade: it has to be a .pth file on this machine.")
+        raise CheckpointError(f"{path} cannot carry an IDK cascade: it has to be a .pth file on this machine.")
     data = read_checkpoint(str(path))
     data[ENTRY] = {
         "members": [vars(member).copy() for member in members],
@@ -54,16 +54,16 @@ def read_stored(weights: str | os.PathLike) -> tuple[list[Member], list[Rule], d
     """What ``store`` wrote.
 
     Raises:
-        FileNotFoundError, CheckpointError: no such file, or it carries no cascade, or a broken one.
+        FileNotFoundError, CheckpointError: no such file, or it carries no IDK cascade, or a broken one.
     """
     entry = read_checkpoint(str(weights)).get(ENTRY)
     if entry is None:
-        raise CheckpointError(f"{weights} carries no cascade: calibrate one with dyn-d2 calibrate.")
+        raise CheckpointError(f"{weights} carries no IDK cascade: calibrate one with dyn-d2 calibrate.")
     try:
         members = [Member(**member) for member in entry["members"]]
         return members, [rule_from_state(state) for state in entry["rules"]], dict(entry["about"])
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"the cascade in {weights} cannot be read ({error}): calibrate it again.") from error
+        raise CheckpointError(f"the IDK cascade in {weights} cannot be read ({error}): calibrate it again.") from error
 
 
 def stored_path(weights: str | os.PathLike, first: str | os.PathLike) -> str:
@@ -72,14 +72,14 @@ def stored_path(weights: str | os.PathLike, first: str | os.PathLike) -> str:
 
 
 def load_idk_cascade(weights: str | os.PathLike, dataset: str) -> tuple[IDKCascade, dict[str, Any]]:
-    """The cascade that a checkpoint carries, ready to run, and what ``store`` was told about it.
+    """The IDK cascade that a checkpoint carries, ready to run, and what ``store`` was told about it.
 
     Args:
         dataset: of the records that it will be given.
 
     Raises:
         FileNotFoundError: the checkpoint of a later model is not where it was.
-        CheckpointError: no cascade, or a model is no longer the one that was calibrated.
+        CheckpointError: no IDK cascade, or a model is no longer the one that was calibrated.
     """
     members, rules, about = read_stored(weights)
     models = []
@@ -88,8 +88,8 @@ def load_idk_cascade(weights: str | os.PathLike, dataset: str) -> tuple[IDKCasca
         model = NetworkModel.load(path, dataset, member.name)
         if model.weights_hash() != member.weights_hash:
             raise CheckpointError(
-                f"{path} holds other weights than those that the cascade in {weights} was calibrated with: calibrate "
-                "it again."
+                f"{path} holds other weights than those that the IDK cascade in {weights} was calibrated with: "
+                "calibrate it again."
             )
         models.append(model)
     return IDKCascade(models, rules), about

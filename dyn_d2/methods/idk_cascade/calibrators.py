@@ -42,7 +42,7 @@ def calibrate(
     lambdas: Sequence[float] = (),
     among: Sequence[Candidate] | None = None,
 ) -> Candidate:
-    """The IDK classifiers of a cascade, chosen on held-out images.
+    """The IDK classifiers of an IDK cascade, chosen on held-out images.
 
     Args:
         method: a key of ``METHODS``.
@@ -80,7 +80,7 @@ def check_method(table: PredictionTable, method: str, joint: bool) -> None:
 def candidates(
     table: PredictionTable, method: str, *, points: int = POINTS, lambdas: Sequence[float] = ()
 ) -> list[Candidate]:
-    """All cascades that ``calibrate`` chooses from when levels are searched jointly: the points of a curve."""
+    """All IDK cascades that ``calibrate`` chooses from when levels are searched jointly: the points of a curve."""
     kind, name = _known(method)
     if name is None:
         if kind == COST_AWARE:
@@ -95,5 +95,5 @@ def candidates(
 
 def _known(method: str) -> tuple[str, str | None]:
     if method not in METHODS:
-        raise ValueError(f"{method!r} is no way to calibrate a cascade: use one of {', '.join(METHODS)}.")
+        raise ValueError(f"{method!r} is no way to calibrate an IDK cascade: use one of {', '.join(METHODS)}.")
     return METHODS[method]

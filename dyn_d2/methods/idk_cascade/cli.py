@@ -7,7 +7,7 @@ know.
 
 Thresholds are chosen on the held-out set; the test split and sets that a model was trained on are refused. Every method
 of --methods is calibrated and compared; the best one is stored in the checkpoint of the first model, from which
-dyn_d2.methods.idk_cascade.load_idk_cascade takes it. With --test the cascade then really runs on the test images:
+dyn_d2.methods.idk_cascade.load_idk_cascade takes it. With --test the IDK cascade then really runs on the test images:
 realised accuracy, multiply-adds and time stand beside the expected ones. Writes cascade.json, cascade.md, curves.png
 and uncertainty.png.
 """
@@ -48,16 +48,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--weights", nargs="+", required=True, help="checkpoints, from the cheapest model to the most expensive"
     )
     parser.add_argument("--held-out", required=True, help="registered data set that thresholds are chosen on")
-    parser.add_argument("--test", default="", help="registered data set to run the cascade on")
+    parser.add_argument("--test", default="", help="registered data set to run the IDK cascade on")
     goal = parser.add_mutually_exclusive_group()
-    goal.add_argument("--accuracy", type=float, help="percent that the cascade has to keep (default: the last model's)")
+    goal.add_argument(
+        "--accuracy", type=float, help="percent that the IDK cascade has to keep (default: the last model's)"
+    )
     goal.add_argument("--budget", type=float, help="most it may cost, as a share of the last model's cost")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="ways to calibrate that are compared")
     parser.add_argument("--lambdas", nargs="+", type=float, default=[], help="of the cost-aware objective (Eq. 4.12)")
     parser.add_argument("--stage-wise", action="store_true", help="one level after the other instead of jointly")
     parser.add_argument("--batch", type=int, default=1, help="images that are run at a time")
     parser.add_argument("--limit", type=int, default=0, help="use so many images of each set; 0 for all")
-    parser.add_argument("--time-points", type=int, default=5, help="cascades of the curve over time; detectors only")
+    parser.add_argument(
+        "--time-points", type=int, default=5, help="IDK cascades of the curve over time; detectors only"
+    )
     parser.add_argument("--no-store", action="store_true", help="leave the checkpoint of the first model as it is")
     parser.add_argument("--output", required=True, help="folder for the report and the figures")
     args = parser.parse_args(argv)
@@ -100,7 +104,7 @@ def goal_of(args: argparse.Namespace, held_out: Measured) -> Goal:
 
 
 def draw(args, models, swept, held_out: Measured, test: Measured | None, record: dict) -> None:
-    """The figures; for detectors AP against time, which runs further cascades, goes into the record too."""
+    """The figures; for detectors AP against time, which runs further IDK cascades, goes into the record too."""
     folder, shown = Path(args.output), test or held_out
     label = "accuracy (%)" if models[0].classifies else "mean AP within an image (%)"
     curves = curves_of(swept, test.table if test else None)

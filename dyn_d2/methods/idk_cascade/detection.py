@@ -1,4 +1,5 @@
-"""IDK cascades of detectors: how good the detections of one image are. Not in the thesis, which cascades classifiers.
+"""IDK cascades of detectors: how good the detections of one image are. This is ours: Wang et al. 2018 have
+classifiers only.
 
 Average precision is a number of a whole test set, so that no image has "the right answer" that a threshold could keep.
 Calibration counts the average precision within each image instead; results are reported as COCO's.
@@ -31,7 +32,7 @@ def image_losses(predictions: Sequence[Instances], records: Sequence[dict[str, A
 def _truth(record: dict[str, Any]) -> tuple[Tensor, Tensor]:
     if "annotations" not in record:
         raise ValueError(
-            f"image {record.get('image_id')} has no annotations: a cascade is calibrated on labelled images."
+            f"image {record.get('image_id')} has no annotations: an IDK cascade is calibrated on labelled images."
         )
     objects = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
     boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects]

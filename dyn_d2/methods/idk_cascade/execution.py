@@ -30,9 +30,9 @@ class IDKCascadeModel:
     def __init__(self, name: str, predict: Callable[[Any], Any], cost: float) -> None:
         """
         Args:
-            predict: n images, in the container that the cascade was given (a tensor or array of n rows, else a list),
-                -> (n, k) probabilities.
-            cost: of an image, in a unit that all models of the cascade share.
+            predict: n images, in the container that the IDK cascade was given (a tensor or array of n rows, else a
+                list), -> (n, k) probabilities.
+            cost: of an image, in a unit that all models of the IDK cascade share.
         """
         self.name, self._predict, self._cost = name, predict, float(cost)
 
@@ -60,7 +60,7 @@ class IDKCascadeModel:
 
 @dataclass(frozen=True)
 class Run:
-    """What a cascade did with n images.
+    """What an IDK cascade did with n images.
 
     Attributes:
         answers: n final answers.
@@ -92,7 +92,7 @@ class IDKCascade:
         """
         if len(models) < 2 or len(rules) != len(models) - 1:
             raise ValueError(
-                f"{len(models)} models and {len(rules)} IDK classifiers are no cascade: N models need N - 1."
+                f"{len(models)} models and {len(rules)} IDK classifiers are no IDK cascade: N models need N - 1."
             )
         self.models, self.rules = list(models), list(rules)
 

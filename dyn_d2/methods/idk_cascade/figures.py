@@ -24,7 +24,7 @@ def draw_curves(
 
     Args:
         curves: method -> outcomes; all of ``table``'s images.
-        chosen: method -> the calibrated cascade, drawn as a ring.
+        chosen: method -> the calibrated IDK cascade, drawn as a ring.
         label: of the vertical axis.
     """
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
@@ -81,16 +81,16 @@ def draw_time(points: Sequence[tuple[str, float, float]], path: str | Path, labe
     """What was reached against milliseconds an image, both measured.
 
     Args:
-        points: (name, milliseconds, metric); those of single models are named, cascades have a name that begins with
-            "cascade" and are joined by a line.
+        points: (name, milliseconds, metric); those of single models are named, IDK cascades have a name that begins
+            with "IDK cascade" and are joined by a line.
         label: of the metric.
     """
     figure = Figure(figsize=(6.0, 4.2), layout="constrained")
     axis = figure.subplots()
-    cascades = sorted((ms, value, name) for name, ms, value in points if name.startswith("cascade"))
-    axis.plot([ms for ms, *_ in cascades], [value for _, value, _ in cascades], "o-", color="C0", label="cascade")
+    cascades = sorted((ms, value, name) for name, ms, value in points if name.startswith("IDK cascade"))
+    axis.plot([ms for ms, *_ in cascades], [value for _, value, _ in cascades], "o-", color="C0", label="IDK cascade")
     for name, ms, value in points:
-        if not name.startswith("cascade"):
+        if not name.startswith("IDK cascade"):
             axis.plot(ms, value, "ks", markersize=6)
             axis.annotate(name, (ms, value), (5, -11), textcoords="offset points", fontsize=8)
     axis.set(xlabel="milliseconds per image", ylabel=label)

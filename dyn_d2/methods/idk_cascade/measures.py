@@ -51,7 +51,7 @@ def _scores(output: Any) -> np.ndarray:
     return scores
 
 
-# Name -> function of n outputs of a model. Those of boxes are not in the thesis, which cascades classifiers only.
+# Name -> function of n outputs of a model. Those of boxes are ours: Wang et al. 2018 have classifiers only.
 MEASURES: dict[str, Callable[[Any], np.ndarray]] = {
     "confidence": confidence,
     "entropy": entropy,

@@ -24,7 +24,7 @@ CLASSIFIERS = ("ImageClassifier", "MultiPathClassifier")
 
 class NetworkModel(IDKCascadeModel):
     """A classifier or detector of dyn_d2. Its images are records of a data set, which its own mapper decodes, so that
-    the models of a cascade may differ in size and order of channels.
+    the models of an IDK cascade may differ in size and order of channels.
 
     Costs are multiply-adds: those of the route where the network is gated, else counted once for each input size.
     """

@@ -14,7 +14,7 @@ from .table import PredictionTable
 
 @dataclass(frozen=True)
 class Outcome:
-    """A cascade on a set of images; shares are in [0, 1].
+    """An IDK cascade on a set of images; shares are in [0, 1].
 
     Attributes:
         accuracy: of the final answers (Eq. 4.8); one minus their mean loss.
@@ -64,7 +64,7 @@ def outcome_of_levels(level: np.ndarray, losses: np.ndarray, costs: np.ndarray) 
 
 
 def evaluate(table: PredictionTable, rules: Sequence[Rule]) -> Outcome:
-    """The cascade of ``table``'s models under M rules, one for each model but the last.
+    """The IDK cascade of ``table``'s models under M rules, one for each model but the last.
 
     Raises:
         ValueError: another number of rules, or no image.
@@ -72,7 +72,7 @@ def evaluate(table: PredictionTable, rules: Sequence[Rule]) -> Outcome:
     if len(rules) != len(table.names) - 1:
         raise ValueError(f"{len(table.names)} models need {len(table.names) - 1} IDK classifiers, not {len(rules)}.")
     if not len(table):
-        raise ValueError("there is no image to evaluate the cascade on.")
+        raise ValueError("there is no image to evaluate the IDK cascade on.")
     return outcome_of_levels(levels(table, rules), table.losses, table.costs)
 
 
@@ -97,7 +97,7 @@ def oracle(table: PredictionTable) -> Outcome:
 def expected_loss(h: Tensor, losses: Tensor) -> Tensor:
     """(..., n) sum_j prod_{q<j} p_q (1 - p_j) e_j (Eq. 4.15); with two models Eq. 4.13.
 
-    The thesis sets p_N = 1, with which the last model would never pay for its errors; it is 0 here, as the last model
+    Wang 2020 sets p_N = 1, with which the last model would never pay for its errors; it is 0 here, as the last model
     always answers.
 
     Args:

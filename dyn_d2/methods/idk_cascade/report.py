@@ -1,6 +1,7 @@
 """An IDK cascade of networks, from checkpoints to a report: calibrated on held-out images, run on the test images.
 
-The report puts what was expected from the held-out images beside what the running cascade realised on the test images.
+The report puts what was expected from the held-out images beside what the running IDK cascade realised on the test
+images.
 """
 
 import logging
@@ -33,7 +34,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Measured:
-    """The models of a cascade on a data set: records, table, and the milliseconds (N,) of an image of each model."""
+    """The models of an IDK cascade on a data set: records, table, and the milliseconds (N,) of an image of each
+    model."""
 
     dataset: str
     records: list[dict[str, Any]]
@@ -52,7 +54,7 @@ def check_models(models: Sequence[NetworkModel], held_out: str, test: str = "") 
             raise KeyError(f"data set {dataset} is not registered: see datasets/README.md for those that are.")
     kinds = {model.classifies for model in models}
     if len(kinds) > 1:
-        raise ValueError("a cascade is of classifiers or of detectors: " + ", ".join(
+        raise ValueError("an IDK cascade is of classifiers or of detectors: " + ", ".join(
             f"{model.name} is a {'classifier' if model.classifies else 'detector'}" for model in models))  # fmt: skip
     for dataset in filter(None, (held_out, test)):
         names = ensure_classes(dataset)
@@ -80,7 +82,7 @@ def check_order(table: PredictionTable) -> None:
         ordered = [table.names[i] for i in np.argsort(table.costs, kind="stable")]
         raise ValueError(
             f"{', '.join(table.names)} do not go from the cheapest model to the most expensive, which is what a "
-            f"cascade saves by: give them as {', '.join(ordered)}."
+            f"IDK cascade saves by: give them as {', '.join(ordered)}."
         )
 
 
@@ -120,7 +122,7 @@ def compare_methods(
     joint: bool,
     lambdas: Sequence[float] = (),
 ) -> dict[str, Candidate | str]:
-    """For each method the calibrated cascade, or why there is none.
+    """For each method the calibrated IDK cascade, or why there is none.
 
     Raises:
         ValueError: not a single method reaches the goal.
@@ -137,7 +139,7 @@ def compare_methods(
 
 
 def curves_of(swept: Mapping[str, Sequence[Candidate]], test: PredictionTable | None) -> dict[str, list[Outcome]]:
-    """The curve of each method: its cascades as they were found on held-out images, what they give on ``test``."""
+    """The curve of each method: its IDK cascades as they were found on held-out images, what they give on ``test``."""
     curves = {}
     for method, found in swept.items():
         found = found if len(found[0].rules) == 1 else front(found)
@@ -176,7 +178,7 @@ def realised_row(name: str, run: Run, test: Measured) -> dict[str, Any]:
 def run_on_test(
     models: Sequence[NetworkModel], chosen: Candidate, test: Measured, batch: int, folder: Path
 ) -> tuple[Run, dict[str, Any]]:
-    """Run the cascade on the test images, judged by their evaluator."""
+    """Run the IDK cascade on the test images, judged by their evaluator."""
     cascade = IDKCascade(models, chosen.rules)
     cascade(test.records[:batch])  # warm
     run = cascade.run(test.records, batch)
@@ -191,8 +193,8 @@ def time_curve(
     folder: Path,
     points: int,
 ) -> list[dict[str, Any]]:
-    """The test metric against measured milliseconds: each model alone, and ``points`` cascades of ``found``, from the
-    cheapest to the most expensive that were not beaten on the held-out images, all of them run."""
+    """The test metric against measured milliseconds: each model alone, and ``points`` IDK cascades of ``found``, from
+    the cheapest to the most expensive that were not beaten on the held-out images, all of them run."""
     best = front(found)
     spread = [best[i] for i in np.unique(np.linspace(0, len(best) - 1, points).astype(int))]
     rows = [
@@ -205,7 +207,7 @@ def time_curve(
     ]
     for chosen in spread:
         run, metric = run_on_test(models, chosen, test, batch, folder)
-        name = f"cascade, {chosen.outcome.relative_cost:.2f} expected"
+        name = f"IDK cascade, {chosen.outcome.relative_cost:.2f} expected"
         rows.append({"name": name, **realised_row("test", run, test), "metric": metric})
     return rows
 

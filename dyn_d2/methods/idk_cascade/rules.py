@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .measures import SMALL_IS_UNCERTAIN, measure
 from .table import as_probabilities
 
-THESIS_WIDTHS = (1024, 1024, 512, 512, 128, 64)  # hidden layers of the network of section 4.4; the output is the 7th
+PUBLISHED_WIDTHS = (1024, 1024, 512, 512, 128, 64)  # hidden layers of the network of section 4.4; the output is the 7th
 
 
 class Rule(Protocol):
@@ -70,7 +70,7 @@ class Logistic:
 class Network(nn.Module):
     """h = sigmoid(NN(m(x))) (Eq. 4.5, f a network): fully connected, batch norm and ReLU after each hidden layer."""
 
-    def __init__(self, classes: int, widths: Sequence[int] = THESIS_WIDTHS) -> None:
+    def __init__(self, classes: int, widths: Sequence[int] = PUBLISHED_WIDTHS) -> None:
         """
         Args:
             classes: k, the width of the input.
@@ -122,5 +122,9 @@ def rule_from_state(state: dict[str, Any]) -> Rule:
             network.load_state_dict(state["weights"])
             return NetworkRule(network)
     except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"a stored IDK classifier cannot be read ({error}): calibrate the cascade again.") from error
-    raise ValueError(f"a stored IDK classifier is of the unknown kind {state['kind']!r}: calibrate the cascade again.")
+        raise ValueError(
+            f"a stored IDK classifier cannot be read ({error}): calibrate the IDK cascade again."
+        ) from error
+    raise ValueError(
+        f"a stored IDK classifier is of the unknown kind {state['kind']!r}: calibrate the IDK cascade again."
+    )

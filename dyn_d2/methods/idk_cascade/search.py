@@ -12,16 +12,16 @@ from .rules import Rule, Threshold
 from .table import PredictionTable
 
 POINTS = 100  # thresholds of a level that are tried (section 4.4)
-COMBINATIONS = 20_000  # at most, when the levels of a deep cascade are searched together
+COMBINATIONS = 20_000  # at most, when the levels of a deep IDK cascade are searched together
 
 
 class GoalNotReachedError(ValueError):
-    """No cascade that was tried has the accuracy, or keeps the budget; says what the best one reaches."""
+    """No IDK cascade that was tried has the accuracy, or keeps the budget; says what the best one reaches."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A cascade that may be chosen: its M rules, and what they give on the images that they were made on.
+    """An IDK cascade that may be chosen: its M rules, and what they give on the images that they were made on.
 
     Attributes:
         settings: what led to it, e.g. {"lambda": 0.1}.
@@ -34,7 +34,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Goal:
-    """The cheapest cascade of at least ``accuracy``, or the most accurate one of at most ``budget``; one of the two.
+    """The cheapest IDK cascade of at least ``accuracy``, or the most accurate of at most ``budget``; one of the two.
 
     Attributes:
         accuracy: in [0, 1].
@@ -46,7 +46,7 @@ class Goal:
 
     def __post_init__(self) -> None:
         if (self.accuracy is None) == (self.budget is None):
-            raise ValueError("a cascade is calibrated for an accuracy or for a budget: give one of the two.")
+            raise ValueError("an IDK cascade is calibrated for an accuracy or for a budget: give one of the two.")
         if self.accuracy is not None and not 0 <= self.accuracy <= 1:
             raise ValueError(f"an accuracy of {self.accuracy:g} cannot be reached: give a share between 0 and 1.")
         if self.budget is not None and not self.budget > 0:
@@ -69,7 +69,7 @@ class Goal:
                 best = max(outcome.accuracy for outcome in outcomes)
                 raise GoalNotReachedError(
                     f"no threshold reaches an accuracy of {100 * self.accuracy:.2f} %: the best of {len(outcomes)} "
-                    f"cascades has {100 * best:.2f} %. Ask for at most that, or add a more accurate model."
+                    f"IDK cascades has {100 * best:.2f} %. Ask for at most that, or add a more accurate model."
                 )
             return min(reached, key=lambda c: (c.outcome.cost, -c.outcome.accuracy))
         assert self.budget is not None  # one of the two is given
@@ -78,7 +78,7 @@ class Goal:
             least = min(outcome.relative_cost for outcome in outcomes)
             raise GoalNotReachedError(
                 f"no threshold reaches a budget of {self.budget:.3g} of the last model's cost: the cheapest of "
-                f"{len(outcomes)} cascades takes {least:.3g}. Ask for at least that, or begin with a cheaper model."
+                f"{len(outcomes)} IDK cascades takes {least:.3g}. Ask for at least that, or begin with a cheaper model."
             )
         return max(reached, key=lambda c: (c.outcome.accuracy, -c.outcome.cost))
 
@@ -98,7 +98,7 @@ def alphas(values: np.ndarray, name: str, points: int = POINTS) -> np.ndarray:
 
 
 def grid_candidates(table: PredictionTable, name: str, points: int = POINTS) -> list[Candidate]:
-    """A cascade for every threshold of the measure ``name``; with more than two models, for every combination of
+    """An IDK cascade for every threshold of the measure ``name``; with more than two models, for every combination of
     thresholds of all levels, of which fewer are tried so that there are at most ``COMBINATIONS``."""
     levels = len(table.names) - 1
     each = max(2, min(points, int(COMBINATIONS ** (1 / levels) + 1e-9) - 1))
@@ -117,8 +117,8 @@ def grid_candidates(table: PredictionTable, name: str, points: int = POINTS) -> 
 def stage_wise(table: PredictionTable, name: str, goal: Goal, points: int = POINTS) -> Candidate:
     """One threshold after the other, from the least accurate model on ("Beyond Two Element Cascades").
 
-    The threshold of a level is chosen for the cascade that passes its images straight to the last model; the next
-    model then comes in between. The thesis does not say which accuracy a stage has to keep; here it is the goal's at
+    The threshold of a level is chosen for the IDK cascade that passes its images straight to the last model; the next
+    model then comes in between. Wang 2020 does not say which accuracy a stage has to keep; here it is the goal's at
     every stage, so that a later stage can always keep what the one before reached.
 
     Raises:

@@ -1,7 +1,7 @@
 """What the models of an IDK cascade said about a set of images: all that thresholds are chosen from, no model is run.
 
 Shape shorthand of this package: N models, n images, k classes, M = N - 1 IDK classifiers. Models go from the cheapest
-to the most expensive, ``m^1`` to ``m^N`` of Wang, X., thesis, chapter 4 ("Uncertainty-Aware Model Cascades").
+to the most expensive, ``m^1`` to ``m^N`` of Wang 2020, chapter 4.
 """
 
 from collections.abc import Sequence
@@ -81,7 +81,7 @@ class PredictionTable:
     def __post_init__(self) -> None:
         models = len(self.names)
         if models < 2:
-            raise ValueError(f"a cascade needs at least two models, not {models}.")
+            raise ValueError(f"an IDK cascade needs at least two models, not {models}.")
         if len(self.outputs) != models or self.losses.shape[:1] != (models,) or self.costs.shape != (models,):
             raise ValueError(f"{', '.join(self.names)}: outputs, losses and costs are wanted of each of the models.")
         counts = {len(outputs) for outputs in self.outputs} | {self.losses.shape[1]}

@@ -1,8 +1,8 @@
 """IDK classifiers that learn: by the cost-aware objective (Eq. 4.12 to 4.16), or, as baselines, without the cost.
 
 Losses count errors, costs are divided by the last model's: ``weight``, the lambda of Eq. 4.12, is the share of errors
-that one run of the last model is worth. The thesis' 0.04 with costs in G multiply-adds is 0.04 times the last model's
-G here (0.45 for its ResNet-152).
+that one run of the last model is worth. The 0.04 of Wang 2020 with costs in G multiply-adds is 0.04 times the last
+model's G here (0.45 for its ResNet-152).
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from dyn_d2.utils.seeds import derive_seed
 
 from .measures import measure
 from .outcome import Outcome, evaluate, expected_cost, expected_loss, levels, objective, outcome_of_levels
-from .rules import THESIS_WIDTHS, Logistic, Network, NetworkRule
+from .rules import PUBLISHED_WIDTHS, Logistic, Network, NetworkRule
 from .search import Candidate, Goal
 from .table import PredictionTable
 
@@ -33,10 +33,10 @@ def cost_aware_candidates(
     """For each lambda the sigmoids of a measure (Eq. 4.5) that minimise J (Eq. 4.12).
 
     Args:
-        name: the measure, "entropy" in the thesis.
-        joint: all levels of a deep cascade together, by Eq. 4.15 and 4.16; False: one after the other, each as if what
-            it passes on went to the last model, and on those images only that reach it.
-        steps: of Adam on batches of 512; the thesis has "stochastic gradient descent" without a rate.
+        name: the measure, "entropy" in Wang 2020.
+        joint: all levels of a deep IDK cascade together, by Eq. 4.15 and 4.16; False: one after the other, each as if
+            what it passes on went to the last model, and on those images only that reach it.
+        steps: of Adam on batches of 512; Wang 2020 has "stochastic gradient descent" without a rate.
     """
     values = np.stack([measure(name, outputs) for outputs in table.outputs[:-1]])
     weights, costs = np.asarray(lambdas, dtype=np.float64), table.costs / table.costs[-1]
@@ -128,7 +128,7 @@ def refined(make: Callable[[Sequence[float]], list[Candidate]], goal: Goal, lamb
 
 
 def network_candidates(
-    table: PredictionTable, lambdas: Sequence[float], widths: Sequence[int] = THESIS_WIDTHS, epochs: int = 20
+    table: PredictionTable, lambdas: Sequence[float], widths: Sequence[int] = PUBLISHED_WIDTHS, epochs: int = 20
 ) -> list[Candidate]:
     """For each lambda the networks over class probabilities (Eq. 4.5, f = NN) that minimise J, all levels jointly, with
     the outcome of ``_cross_fitted``."""
@@ -146,7 +146,7 @@ def _objective_of_scores(costs: Tensor, weight: float, scores: Tensor, losses: T
 
 def oblivious_candidate(table: PredictionTable, name: str, steps: int = 400) -> Candidate:
     """The cost-oblivious baseline of section 4.4: a sigmoid of the measure that predicts, by cross entropy, whether the
-    model is wrong. There is nothing to choose: one cascade."""
+    model is wrong. There is nothing to choose: one IDK cascade."""
     rules = []
     for outputs, wrong in zip(table.outputs[:-1], table.losses, strict=False):
         values = measure(name, outputs)
@@ -164,7 +164,7 @@ def oblivious_candidate(table: PredictionTable, name: str, steps: int = 400) -> 
 
 
 def oblivious_network_candidate(
-    table: PredictionTable, widths: Sequence[int] = THESIS_WIDTHS, epochs: int = 20
+    table: PredictionTable, widths: Sequence[int] = PUBLISHED_WIDTHS, epochs: int = 20
 ) -> Candidate:
     """The same with a network over class probabilities."""
 

@@ -14,6 +14,7 @@ from . import config, head, inception_resnet, meta_arch, resnet, timm_names  # n
 class LayerCascade(Method):
     name = "layer_cascade"
     published_names = (PublishedNames("timm", timm_names.from_timm, timm_names.SETTINGS),)
+    ranges = config.RANGES
 
     def add_keys(self, cfg: CfgNode) -> None:
         config.add_keys(cfg)

@@ -1,6 +1,17 @@
 """Keys of Layer Cascade and of its backbones."""
 
+from dyn_d2.config.rules import Rules, each, number, share, whole
+
 from detectron2.config import CfgNode as CN
+
+RANGES: Rules = {
+    "MODEL.LAYER_CASCADE.THRESHOLDS": each(share()),
+    "MODEL.LAYER_CASCADE.TRAIN_THRESHOLDS": each(share()),
+    "MODEL.LAYER_CASCADE.INITIAL_ITERS": whole(0),
+    "MODEL.LAYER_CASCADE.STAGE_WEIGHTS": each(number(0)),
+    "MODEL.LAYER_CASCADE.ASPP": each(whole(1, 1000), 0),
+    "MODEL.INCEPTION_RESNET.BLOCKS": each(whole(1, 1000), 3, 3),
+}
 
 
 def add_keys(cfg: CN) -> None:

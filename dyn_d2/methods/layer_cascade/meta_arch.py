@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @META_ARCH_REGISTRY.register()
 class LayerCascadeSegmentor(DynamicModel, SemanticSegmentor):
-    """SemanticSegmentor whose cascade leaves the padding of images out, and whose outputs have, in evaluation:
+    """SemanticSegmentor whose Layer Cascade leaves the padding of images out, and whose outputs have, in evaluation:
 
         "sem_seg": (K, height, width) probabilities.
         "settled_by": (h, w) uint8; for each pixel of the map of stride 8 the last stage that saw it, from 0.

@@ -120,7 +120,7 @@ def conv(layer: Any, x: Any, total: Any = None, *, relu: bool = False) -> Any:
 class _Folded:
     """A convolution with its norm and scale, for evaluation."""
 
-    def __init__(self, layer: nn.Conv2d) -> None:
+    def __init__(self, layer: Conv2d) -> None:
         weight, bias = fold(layer)
         scale = getattr(layer, "scale", 1.0)
         self._weight, self._bias = weight * scale, bias * scale

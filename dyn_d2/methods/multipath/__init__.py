@@ -1,4 +1,7 @@
-"""Deciding How to Decide (McGill and Perona 2017): which path of a multi-path network an image takes."""
+"""Deciding How to Decide: which path of a multi-path network an image takes.
+
+McGill and Perona, Deciding How to Decide: Dynamic Routing in Artificial Neural Networks, ICML 2017.
+"""
 
 from dyn_d2.method import Method, register_method
 
@@ -10,6 +13,7 @@ from . import backbone, config, meta_arch, policy  # noqa: F401  the parts regis
 @register_method
 class MultiPath(Method):
     name = "multipath"
+    ranges = config.RANGES
 
     def add_keys(self, cfg: CfgNode) -> None:
         config.add_keys(cfg)

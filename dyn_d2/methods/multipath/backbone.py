@@ -15,6 +15,7 @@ from dyn_d2.gating import Cost, Decision, Step, Trace, Unit, current_trace
 from dyn_d2.gating.cost import conv_cost
 from dyn_d2.gating.policies.base import Policy, build_policy
 from dyn_d2.gating.trace import spread
+from dyn_d2.modeling.shapes import channels_of
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -30,7 +31,7 @@ def _conv(in_channels: int, out_channels: int, side: int, bias: bool) -> nn.Conv
     kernel = 3 if side >= 3 else 1
     conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=bias)
     nn.init.normal_(conv.weight, std=1 / (kernel * in_channels**0.5))
-    if bias:
+    if conv.bias is not None:
         nn.init.zeros_(conv.bias)
     return conv
 
@@ -50,9 +51,12 @@ class PyramidLayer(nn.Module):
         """
         super().__init__()
         self.sides, self.channels = tuple(sides), channels
-        self.across = nn.ModuleList(_conv(in_channels, channels, side, bias=True) for side in sides)
-        self.down = nn.ModuleList(_conv(channels, channels, side, bias=False) for side in sides[1:])
+        across = [_conv(in_channels, channels, side, bias=True) for side in sides]
+        down = [_conv(channels, channels, side, bias=False) for side in sides[1:]]
+        self.across, self.down = nn.ModuleList(across), nn.ModuleList(down)
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels, eps=1e-6) for _ in sides)
+        pairs = zip([*across, *down], [*sides, *sides[1:]], strict=True)
+        self._cost = sum(conv_cost(conv, side, side)[0] for conv, side in pairs)
 
     def forward(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
         own = pyramid[-len(self.sides) :]
@@ -63,10 +67,7 @@ class PyramidLayer(nn.Module):
 
     def cost(self) -> float:
         """Multiply-adds per image."""
-        across = sum(conv_cost(conv, side, side)[0] for conv, side in zip(self.across, self.sides, strict=True))
-        return across + sum(
-            conv_cost(conv, side, side)[0] for conv, side in zip(self.down, self.sides[1:], strict=True)
-        )
+        return self._cost
 
     @property
     def features(self) -> int:
@@ -89,7 +90,11 @@ class MultiPathNetwork(Backbone):
     Attributes:
         tree, layers: alike numbered.
         policy: decides about one unit of kind "path" for each junction; its elements are the junction's sinks.
+        features: numbers in the coarsest map of each layer.
+        costs: multiply-adds of each layer.
     """
+
+    policy: Policy
 
     def __init__(
         self,
@@ -124,14 +129,16 @@ class MultiPathNetwork(Backbone):
             )
         self.tree, self._sides = tree, [side // 2**i for i in range(scales[0])]
         parent = {child: layer for layer, children in enumerate(tree.children) for child in children}
-        self.layers = nn.ModuleList()
+        layers: list[PyramidLayer] = []
         for layer, level in enumerate(tree.levels):
             before = channels[tree.levels[parent[layer]]] if layer else in_channels
-            self.layers.append(PyramidLayer(self._sides[-scales[level] :], before, channels[level]))
+            layers.append(PyramidLayer(self._sides[-scales[level] :], before, channels[level]))
+        self.layers = nn.ModuleList(layers)
+        self.features, self.costs = [layer.features for layer in layers], [layer.cost() for layer in layers]
         self.junctions = tree.junctions
         self.policy = make_policy(
             [
-                Unit(f"layers.{layer}", "path", self.layers[layer].features, len(tree.sinks(layer)), tree.levels[layer])
+                Unit(f"layers.{layer}", "path", self.features[layer], len(tree.sinks(layer)), tree.levels[layer])
                 for layer in self.junctions
             ]
         )
@@ -139,7 +146,7 @@ class MultiPathNetwork(Backbone):
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Of the flattened map of each exit."""
         exits = [layer for layer, has_exit in enumerate(self.tree.exits) if has_exit]
-        return {f"exit{layer}": ShapeSpec(channels=self.layers[layer].features) for layer in exits}
+        return {f"exit{layer}": ShapeSpec(channels=self.features[layer]) for layer in exits}
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
         """(N, C, side, side) of each scale, by bilinear resizing."""
@@ -149,7 +156,8 @@ class MultiPathNetwork(Backbone):
             for side in self._sides
         ]
 
-    def forward(self, images: Tensor) -> list[ExitFeatures]:
+    # A map by name would not do: each exit has images of its own.
+    def forward(self, images: Tensor) -> list[ExitFeatures]:  # type: ignore[override]
         """What reaches each exit; in training all images reach all of them. The trace gets decisions and costs."""
         trace = current_trace() or Trace()
         trace.context.images = len(images)
@@ -191,8 +199,8 @@ class MultiPathNetwork(Backbone):
         if self.training:
             gates = {layer: decision.gate for layer, decision in decisions.items()}
             visits = dict(enumerate(greedy_paths(self.tree, gates, images).layers))
-        for layer, module in enumerate(self.layers):
-            cost, seen = module.cost(), visits.get(layer, nothing)
+        for layer, cost in enumerate(self.costs):
+            seen = visits.get(layer, nothing)
             dense = cost if layer in self.tree.deepest else 0.0
             trace.costs.append(Cost(f"layers.{layer}", dense, cost * seen))
             if layer in self.junctions:
@@ -228,14 +236,14 @@ def build_multipath_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> MultiPathN
     depth = keys.DEPTH or len(keys.CHANNELS)
     if not 1 <= depth <= len(keys.CHANNELS):
         raise ValueError(f"MODEL.MULTIPATH.DEPTH is {depth}: there are CHANNELS for 1 to {len(keys.CHANNELS)} levels.")
-    trees = {
+    trees: dict[str, Callable[[int], PathTree]] = {
         "chain": PathTree.chain,
         "static": PathTree.static,
         "tree": partial(PathTree.branching, splits=keys.SPLITS),
     }
     return MultiPathNetwork(
         trees[keys.TOPOLOGY](depth),
-        in_channels=input_shape.channels,
+        in_channels=channels_of(input_shape),
         side=keys.SIDE,
         scales=list(keys.SCALES)[:depth],
         channels=list(keys.CHANNELS)[:depth],

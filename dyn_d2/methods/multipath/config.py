@@ -1,6 +1,24 @@
 """Keys of networks of many paths."""
 
+from dyn_d2.config.rules import CHANNELS, PIXELS, Rules, choice, each, number, whole
+
 from detectron2.config import CfgNode as CN
+
+RANGES: Rules = {
+    "MODEL.MULTIPATH.TOPOLOGY": choice("chain", "tree", "static"),
+    "MODEL.MULTIPATH.SPLITS": whole(0, 16),
+    "MODEL.MULTIPATH.DEPTH": whole(0, 1000),
+    "MODEL.MULTIPATH.SIDE": whole(1, PIXELS),
+    "MODEL.MULTIPATH.SCALES": each(whole(1, 16)),
+    "MODEL.MULTIPATH.CHANNELS": each(whole(1, CHANNELS)),
+    "MODEL.MULTIPATH.WEIGHT_PENALTY": number(0),
+    "MODEL.POLICY.PATHS.WIDTHS": each(whole(1, CHANNELS), 0),
+    "MODEL.POLICY.PATHS.TEMPERATURE": number(0),
+    "MODEL.POLICY.PATHS.HALVING": whole(1),
+    "MODEL.POLICY.PATHS.COMPUTE_WEIGHT": number(0),
+    "MODEL.POLICY.PATHS.DECISION_WEIGHT": number(0),
+    "MODEL.POLICY.PATHS.REGRESSION_WEIGHT": number(0),
+}
 
 
 def add_keys(cfg: CN) -> None:

@@ -19,7 +19,7 @@ from detectron2.utils import comm
 
 from .backbone import ExitFeatures, MultiPathNetwork
 from .paths import PathShares, greedy_paths, path_probabilities, throughput_rate
-from .policy import Exits, LastSink, PathPolicy
+from .policy import Exits, LastSink, PathPolicy, PathState
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,9 @@ class MultiPathClassifier(DynamicModel, nn.Module):
     policy. The whole trace, exits included, is recorded.
     """
 
+    backbone: MultiPathNetwork
+    pixel_mean: Tensor
+    pixel_std: Tensor
     whole_trace = True
 
     classifies_images = True
@@ -70,12 +73,13 @@ class MultiPathClassifier(DynamicModel, nn.Module):
             raise ValueError(f"MODEL.IMAGE_CLASSIFIER.NUM_CLASSES is {num_classes}: a classifier needs 2 or more.")
         self.backbone, self.num_classes, self.weight_penalty = backbone, num_classes, weight_penalty
         self.exits = nn.ModuleDict()
+        self._exit_costs: dict[int, float] = {}
         for layer, has_exit in enumerate(backbone.tree.exits):
             if has_exit:
-                linear = nn.Linear(backbone.layers[layer].features, num_classes)
+                linear = nn.Linear(backbone.features[layer], num_classes)
                 nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
                 nn.init.zeros_(linear.bias)
-                self.exits[str(layer)] = linear
+                self.exits[str(layer)], self._exit_costs[layer] = linear, linear_cost(linear)
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.adjust_rates = adjust_rates
@@ -126,7 +130,7 @@ class MultiPathClassifier(DynamicModel, nn.Module):
         """Inputs and outputs are those of ``ImageClassifier``."""
         images = self.preprocess_image(batched_inputs)
         trace = current_trace()
-        found = self.backbone(images)
+        found: list[ExitFeatures] = self.backbone(images)
         if not self.training:
             scores = images.new_zeros(len(images), self.num_classes)
             for exit_ in found:
@@ -135,11 +139,12 @@ class MultiPathClassifier(DynamicModel, nn.Module):
                 scores = scores.index_copy(0, rows, own)
                 self._record_exit(trace, exit_, rows)
             return [{"scores": row} for row in scores]
+        assert trace is not None  # forward() records one
         return self._train(trace, images, found, labels_of(batched_inputs, self.num_classes, self.device))
 
     def _record_exit(self, trace: Trace | None, exit_: ExitFeatures, rows: Tensor) -> None:
         if trace is not None:
-            cost = linear_cost(self.exits[str(exit_.layer)])
+            cost = self._exit_costs[exit_.layer]
             dense = cost if exit_.layer == self.backbone.tree.deepest[-1] else 0.0
             executed = torch.zeros(trace.context.images, device=self.device).index_fill(0, rows, cost)
             trace.costs.append(Cost(f"exits.{exit_.layer}", dense, executed))
@@ -149,12 +154,15 @@ class MultiPathClassifier(DynamicModel, nn.Module):
         logits = {exit_.layer: self.exits[str(exit_.layer)](exit_.features).float() for exit_ in found}
         losses = {layer: F.cross_entropy(rows, labels, reduction="none") for layer, rows in logits.items()}
         wrong = {layer: (rows.argmax(1) != labels).float() for layer, rows in logits.items()}
-        learned, state = isinstance(policy, PathPolicy), trace.context.state
-        shares = policy.shares(state, tree, images) if learned else path_probabilities(tree, {}, 1.0, images)
-        if learned:
-            state.exits = Exits(tree, shares, losses, wrong, self._layer_costs(), self._exit_costs())
+        weights_learn = False
+        if isinstance(policy, PathPolicy):
+            state: PathState = trace.context.state
+            shares, weights_learn = policy.shares(state, tree, images), policy.weighs_with_gradient
+            state.exits = Exits(tree, shares, losses, wrong, self._layer_costs(), self._exit_costs)
+        else:
+            shares = path_probabilities(tree, {}, 1.0, images)
         fixed = shares.detached()
-        weights = (shares if learned and policy.weighs_with_gradient else fixed).exits
+        weights = (shares if weights_learn else fixed).exits
         each = torch.stack([weights[layer] * loss for layer, loss in losses.items()]).sum(0)
         trace.context.image_losses = each.detach()
         self._record_greedy(trace, found, wrong)
@@ -174,18 +182,15 @@ class MultiPathClassifier(DynamicModel, nn.Module):
     def _layer_costs(self) -> list[float]:
         """Multiply-adds of each layer with its router."""
         network = self.backbone
-        costs = [layer.cost() for layer in network.layers]
+        costs = list(network.costs)
         for index, layer in enumerate(network.junctions):
             costs[layer] += network.policy.decision_cost(index, 1, 1)
         return costs
 
-    def _exit_costs(self) -> dict[int, float]:
-        return {int(layer): linear_cost(linear) for layer, linear in self.exits.items()}
-
     def _parts(self, shares: PathShares) -> list[tuple[nn.Module, Tensor]]:
         """Layers, routers and exits, each with the share (N,) of the images."""
         network = self.backbone
-        parts = list(zip(network.layers, shares.layers, strict=True))
+        parts: list[tuple[nn.Module, Tensor]] = list(zip(network.layers, shares.layers, strict=True))
         parts += [(self.exits[str(layer)], p) for layer, p in shares.exits.items()]
         routers = getattr(network.policy, "routers", [])
         return parts + [(r, shares.layers[layer]) for r, layer in zip(routers, network.junctions, strict=False)]

@@ -4,7 +4,7 @@ Shape shorthand: N images, layer l with n_l sinks (an exit and children), scores
 with two sinks or more. Everything here is arithmetic on such tensors; layers and routers are elsewhere.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -40,7 +40,8 @@ class PathTree:
     @classmethod
     def branching(cls, depth: int, splits: int) -> "PathTree":
         """Each of the first ``splits`` levels has an exit and two copies of what follows, the others are chains."""
-        levels, children = [0], [()]
+        levels: list[int] = [0]
+        children: list[tuple[int, ...]] = [()]
         layer = 0
         while layer < len(levels):
             level = levels[layer]
@@ -137,19 +138,18 @@ def greedy_paths(tree: PathTree, scores: Mapping[int, Tensor], like: Tensor) -> 
     return _flow(tree, split, like)
 
 
-def _flow(tree: PathTree, split, like: Tensor) -> PathShares:
-    layers: list[Tensor | None] = [None] * len(tree)
-    layers[0] = torch.ones(len(like), device=like.device)
-    exits = {}
+def _flow(tree: PathTree, split: Callable[[int, Tensor], Tensor], like: Tensor) -> PathShares:
+    layers = {0: torch.ones(len(like), device=like.device)}
+    exits: dict[int, Tensor] = {}
     for layer in range(len(tree)):
         p, sinks = layers[layer], tree.sinks(layer)
-        parts = split(layer, p).unbind(1) if len(sinks) > 1 else [p]
+        parts = split(layer, p).unbind(1) if len(sinks) > 1 else (p,)
         for sink, part in zip(sinks, parts, strict=True):
             if sink == EXIT:
                 exits[layer] = part
             else:
                 layers[sink] = part
-    return PathShares(layers, exits)
+    return PathShares([layers[layer] for layer in range(len(tree))], exits)
 
 
 def costs_to_go(

@@ -86,9 +86,11 @@ class PathPolicy(Policy):
 
     Attributes:
         weighs_with_gradient: whether the classification loss trains the routers through the path probabilities.
+        START_TEMPERATURE: tau at the start of training, unless the config has another.
     """
 
     KINDS = ("path",)
+    START_TEMPERATURE: float
     weighs_with_gradient = False
 
     def __init__(
@@ -117,9 +119,15 @@ class PathPolicy(Policy):
         check_positive("PATHS.HALVING", halving)
         if compute_weight < 0 or score_weight < 0:
             raise ValueError("MODEL.POLICY.PATHS: COMPUTE_WEIGHT, DECISION_WEIGHT and REGRESSION_WEIGHT are 0 or more.")
-        self.routers = nn.ModuleList(Router(unit.channels, unit.size, widths) for unit in self.units)
+        routers = [Router(unit.channels, unit.size, widths) for unit in self.units]
+        self.routers, self._router_costs = nn.ModuleList(routers), [router.cost() for router in routers]
         self._temperature, self._halving = temperature, halving
         self.compute_weight, self.score_weight, self._class_error = compute_weight, score_weight, class_error
+
+    @staticmethod
+    def score_weight_of(keys: CfgNode) -> float:
+        """The weight of the scores' loss, from MODEL.POLICY.PATHS."""
+        raise NotImplementedError
 
     @classmethod
     def from_config(cls, cfg: CfgNode, units: Sequence[Unit]) -> dict[str, Any]:
@@ -152,7 +160,7 @@ class PathPolicy(Policy):
         return Decision(F.one_hot(choice, self.units[index].size).float(), (scores / self.temperature()).softmax(1))
 
     def decision_cost(self, index: int, height: int, width: int) -> float:
-        return self.routers[index].cost()
+        return self._router_costs[index]
 
     def temperature(self) -> float:
         """tau at this iteration of the training that runs; the start's where none does."""
@@ -188,13 +196,16 @@ class PathActor(PathPolicy):
     weighs_with_gradient = True
 
     @staticmethod
-    def score_weight_of(keys) -> float:
+    def score_weight_of(keys: CfgNode) -> float:
         return keys.DECISION_WEIGHT
 
     def path_losses(self, exits: Exits, scores: dict[int, Tensor]) -> dict[str, Tensor]:
         shares = exits.shares
-        spent = sum(p * cost for p, cost in zip(shares.layers, exits.layer_costs, strict=True))
-        spent = spent + sum(shares.exits[layer] * cost for layer, cost in exits.exit_costs.items())
+        spent = torch.zeros_like(shares.layers[0])
+        for p, cost in zip(shares.layers, exits.layer_costs, strict=True):
+            spent = spent + p * cost
+        for layer, cost in exits.exit_costs.items():
+            spent = spent + shares.exits[layer] * cost
         found = {"loss_compute": self.compute_weight * spent.mean()}
         if scores:
             parts = [shares.layers[layer].detach() * r.square().sum(1) for layer, r in scores.items()]
@@ -210,7 +221,7 @@ class PathCritic(PathPolicy):
     optimistic = False
 
     @staticmethod
-    def score_weight_of(keys) -> float:
+    def score_weight_of(keys: CfgNode) -> float:
         return keys.REGRESSION_WEIGHT
 
     def path_losses(self, exits: Exits, scores: dict[int, Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,25 @@
 """Keys of PMN."""
 
+from dyn_d2.config.rules import CHANNELS, Rules, choice, each, number, share, whole
+
 from detectron2.config import CfgNode as CN
+
+RANGES: Rules = {
+    "MODEL.POLICY.PMN.ACTIONS": choice("levels", "modules", "stop", "fixed", "random", "distribute"),
+    "MODEL.POLICY.PMN.MODULES": whole(0, 1000),
+    "MODEL.POLICY.PMN.STAGES": whole(0, 10),
+    "MODEL.POLICY.PMN.HOPS": whole(1, 1000),
+    "MODEL.POLICY.PMN.OFF_LEVEL_WEIGHT": share(),
+    "MODEL.POLICY.PMN.WEIGH": choice("logits", "probabilities"),
+    "MODEL.POLICY.PMN.WIDTH": whole(1, CHANNELS),
+    "MODEL.POLICY.PMN.ALPHA": number(0.5, 1, above=True),
+    "MODEL.POLICY.PMN.STOP_ALPHA": number(0.5, 1, above=True),
+    "MODEL.POLICY.PMN.LAMBDA": number(0),
+    "MODEL.POLICY.PMN.WEIGHT": number(0),
+    "MODEL.POLICY.PMN.TRAIN_ON": choice("sampled", "both"),
+    "MODEL.POLICY.PMN.INIT_BIAS": number(-1000, 1000),
+    "MODEL.SEM_SEG_HEAD.ASPP_RATES": each(whole(1, 1000)),
+}
 
 
 def add_keys(cfg: CN) -> None:

@@ -1,4 +1,4 @@
-"""Semantic segmentation from the modules that PMN's policy chooses (papers/000, sections 3.2 and 4.1).
+"""Semantic segmentation from the modules that PMN's policy chooses (Liang, CVPR 2019, sections 3.2 and 4.1).
 
 Shape shorthand: N images, n of them at a module, K classes.
 """
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dyn_d2.gating import current_trace
+from dyn_d2.modeling.shapes import channels_of, stride_of
 
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
@@ -28,12 +29,12 @@ class AtrousPyramid(nn.Module):
         super().__init__()
         if not rates or min(rates) < 1:
             raise ValueError(f"MODEL.SEM_SEG_HEAD.ASPP_RATES is {list(rates)}: give one positive rate or more.")
-        self.convs = nn.ModuleList(
-            nn.Conv2d(in_channels, num_classes, 3, padding=rate, dilation=rate) for rate in rates
-        )
-        for conv in self.convs:
+        convs = [nn.Conv2d(in_channels, num_classes, 3, padding=rate, dilation=rate) for rate in rates]
+        for conv in convs:
             nn.init.normal_(conv.weight, std=0.01)
+            assert conv.bias is not None
             nn.init.zeros_(conv.bias)
+        self.convs = nn.ModuleList(convs)
 
     def forward(self, x: Tensor) -> Tensor:
         total = self.convs[0](x)
@@ -78,19 +79,21 @@ class PMNHead(nn.Module):
             ValueError: no stage is given, or the smallest stride is another one.
         """
         super().__init__()
-        strides = {name: shape.stride for name, shape in input_shape.items()}
-        self.finest = min(strides, key=strides.get, default="")
+        strides = {name: stride_of(shape) for name, shape in input_shape.items()}
+        self.finest = min(strides, key=lambda name: strides[name], default="")
         if not strides or strides[self.finest] != common_stride:
             raise ValueError(
                 f"MODEL.SEM_SEG_HEAD.COMMON_STRIDE is {common_stride}, but MODEL.SEM_SEG_HEAD.IN_FEATURES, which names "
                 f"the stages that consist of modules, has the strides {strides}: set it to the smallest."
             )
         self.common_stride, self.loss_weight, self.ignore_value = common_stride, loss_weight, ignore_value
-        channels = sorted({shape.channels for shape in input_shape.values()})
-        self.projections = nn.ModuleDict({str(c): nn.Conv2d(c, width, 1) for c in channels})
-        for conv in self.projections.values():
+        channels = sorted({channels_of(shape) for shape in input_shape.values()})
+        convs = {str(c): nn.Conv2d(c, width, 1) for c in channels}
+        for conv in convs.values():
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            assert conv.bias is not None
             nn.init.zeros_(conv.bias)
+        self.projections = nn.ModuleDict(convs)
         self.aspp = AtrousPyramid(width, num_classes, rates)
         self.combine = combine
 
@@ -119,13 +122,15 @@ class PMNHead(nn.Module):
         """
         trace = current_trace()
         state = state_of(trace)
-        logits = self.combine(state, partial(self._scores, features[self.finest].shape[-2:]))
+        height, width = features[self.finest].shape[-2:]
+        logits = self.combine(state, partial(self._scores, (height, width)))
         if not self.training:
             return self._enlarged(logits[GREEDY]), {}
         if targets is None:
             raise ValueError("Training a semantic segmentation head needs 'sem_seg' in every input.")
         self._measure(state, logits, targets)
         losses = torch.stack([self._losses(logits[name], targets) for name in state.trained]).mean(0)
+        assert trace is not None  # state_of() has found it
         trace.context.image_losses = losses.detach()
         return None, {"loss_sem_seg": losses.mean() * self.loss_weight}
 

@@ -1,4 +1,4 @@
-"""The knowledge levels of PMN (papers/000): which of them a module may take, and what taking them weighs.
+"""The knowledge levels of PMN (Liang, CVPR 2019): which of them a module may take, and what taking them weighs.
 
 A level is a concept with at least two children. Concepts with one child decide nothing: they are passed over, so that a
 way through them counts as one step. Shape shorthand: N images, M levels, K classes.

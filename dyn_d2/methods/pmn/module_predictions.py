@@ -1,4 +1,4 @@
-"""Predictions of PMN's modules and their weighted average (papers/000, Eq. 6), for the heads that make them.
+"""Predictions of PMN's modules and their weighted average (Liang, CVPR 2019, Eq. 6), for the heads that make them.
 
 Shape shorthand: N images, n of them at a module, K classes; scores are (n, K) or (n, K, h, w).
 """
@@ -24,6 +24,8 @@ ScoresOf = Callable[[Tensor, Tensor], Tensor]  # ((n, C, h, w), rows (n,)) -> sc
 
 class WeightedAverage(nn.Module):
     """Eq. 6 for each rollout of a forward pass."""
+
+    classes_below: Tensor
 
     def __init__(self, children: Tensor, off_level: float = 0.8, weigh: str = "logits") -> None:
         """
@@ -60,7 +62,7 @@ class WeightedAverage(nn.Module):
         Returns:
             Name of the rollout -> float32 logits (N, K, ...); with a gradient for the rollouts in ``state.trained``.
         """
-        totals: dict[str, Tensor | None] = dict.fromkeys(state.rollouts)
+        totals: dict[str, Tensor] = {}
         images = len(state.rollouts[GREEDY].counts)
         for output in state.outputs:
             scores = self._scores(output, state, scores_of)
@@ -68,8 +70,8 @@ class WeightedAverage(nn.Module):
                 index = prediction.predicts.nonzero()[:, 0]
                 own = scores[index] if name in state.trained else scores[index].detach()
                 weights = self._weights(prediction.part(index))
-                totals[name] = add_weighted(totals[name], own, output.rows[index], weights, images)
-        return {name: self._logits(average(total, state.rollouts[name].counts)) for name, total in totals.items()}
+                totals[name] = add_weighted(totals.get(name), own, output.rows[index], weights, images)
+        return {name: self._logits(average(totals[name], rollout.counts)) for name, rollout in state.rollouts.items()}
 
     def _scores(self, output: ModuleOutput, state: PMNState, scores_of: ScoresOf) -> Tensor:
         """Scores of all images of ``output``; those that only measure the baseline are computed without gradient."""
@@ -107,7 +109,9 @@ class ModuleClassifier(UnitClassifier):
         self.channels = tuple(channels)
         self.width = self.channels[-1]
         narrower = sorted(set(self.channels) - {self.width})
-        self.projections = nn.ModuleDict({str(channels): nn.Linear(channels, self.width) for channels in narrower})
+        projections = {str(channels): nn.Linear(channels, self.width) for channels in narrower}
+        self.projections = nn.ModuleDict(projections)
+        self._projection_costs = {key: linear_cost(layer) for key, layer in projections.items()}
         self.combine = combine
 
     def forward(self, trace: Trace | None, linear: nn.Linear) -> dict[str, Tensor]:
@@ -125,6 +129,7 @@ class ModuleClassifier(UnitClassifier):
             return linear(F.relu(self.projections[key](pooled)) if key in self.projections else pooled)
 
         logits = self.combine(state, scores_of)
+        assert trace is not None  # state_of() has found it
         trace.costs.append(Cost("linear", linear_cost(linear), self._executed(state, linear, trace.context.images)))
         return logits
 
@@ -141,7 +146,6 @@ class ModuleClassifier(UnitClassifier):
     def _executed(self, state: PMNState, linear: nn.Linear, images: int) -> Tensor:
         total = torch.zeros(images, device=linear.weight.device)
         for output in state.outputs:
-            key = str(output.features.shape[1])
-            cost = linear_cost(linear) + (linear_cost(self.projections[key]) if key in self.projections else 0.0)
+            cost = linear_cost(linear) + self._projection_costs.get(str(output.features.shape[1]), 0.0)
             total = total + spread(torch.full((len(output.rows),), cost, device=total.device), output.rows, images)
         return total

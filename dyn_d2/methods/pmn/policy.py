@@ -1,4 +1,5 @@
-"""PMN: how many modules run for an image, and which levels of a concept tree each of them recognises (papers/000).
+"""PMN: how many modules run for an image, and which levels of a concept tree each of them recognises (Liang,
+CVPR 2019).
 
 After each module a recurrent policy decides whether to go on (Eq. 1, 2) and, if so, which levels the module takes (Eq.
 3 to 5), among those that the graph search allows. The predictions of modules that took levels are weighted and averaged
@@ -53,6 +54,9 @@ class PMN(Policy):
 
     KINDS = ("block",)
     STAGES = ("pretrain", "joint")
+    selected: Tensor
+    start: Tensor
+    reach: Tensor
     stops = True
     LATER_KEYS = tuple(
         f"MODEL.POLICY.{key}"
@@ -171,6 +175,12 @@ class PMN(Policy):
     def _distinct_channels(self) -> list[int]:
         return sorted(set(self.module_channels))
 
+    def _projection(self, channels: int) -> nn.Linear:
+        """From so many channels to the input of the LSTM."""
+        layer = self.projections[self._distinct_channels().index(channels)]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
     @property
     def learns(self) -> bool:
         """Whether the policy decides anything in this stage."""
@@ -219,11 +229,12 @@ class PMN(Policy):
 
         The gradient ends here: the policy gradient is for W, the policy's parameters, alone (Eq. 9).
         """
-        layer = self.projections[self._distinct_channels().index(features.shape[1])]
-        x = F.relu(apply_linear(layer, pool_valid(features.detach(), state.valid_of(state.rows))))
+        pooled = pool_valid(features.detach(), state.valid_of(state.rows))
+        x = F.relu(apply_linear(self._projection(features.shape[1]), pooled))
         with torch.autocast(x.device.type, enabled=False):
-            state.hidden = self.lstm(x.to(self.score.weight.dtype), state.hidden)
-        scores = torch.sigmoid(apply_linear(self.score, state.hidden[0]))
+            hidden, cell = self.lstm(x.to(self.score.weight.dtype), state.hidden)
+        state.hidden = hidden, cell
+        scores = torch.sigmoid(apply_linear(self.score, hidden))
         return scores[:, 0], scores[:, 1:]
 
     def _learned_actions(self, module: int, features: Tensor, state: PMNState) -> dict[str, tuple]:
@@ -239,6 +250,7 @@ class PMN(Policy):
 
     def _sample(self, q: Tensor, p: Tensor, alive: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         stop = bernoulli(bounded(q, self.stop_alpha))
+        assert stop.log_prob is not None  # as it is sampled
         going = stop.open & alive
         if self.actions == "stop":
             return going, going[:, None], stop.log_prob * alive
@@ -268,7 +280,7 @@ class PMN(Policy):
         if not self.learns or index <= self.modules_at[0]:
             return 0.0
         module = self.modules_at.index(index) - 1 if index < len(self.units) else len(self.modules_at) - 1
-        layer = self.projections[self._distinct_channels().index(self.module_channels[module])]
+        layer = self._projection(self.module_channels[module])
         return linear_cost(layer, self.score) + lstm_cost(self.lstm)
 
     def decide(self, index: int, features: Tensor, state: PMNState) -> Decision:

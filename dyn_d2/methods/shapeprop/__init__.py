@@ -1,4 +1,10 @@
-"""ShapeProp (Zhou et al. 2020): masks where only few objects have them."""
+"""ShapeProp (Zhou et al. 2020): masks where only few objects have them.
+
+Zhou, Wang, Jiao, Darrell and Yu, Learning Saliency Propagation for Semi-Supervised Instance Segmentation, CVPR 2020.
+
+Equation, table and figure numbers in this package are those of chapter 8 of Wang, X.: The Design of Dynamic Neural
+Networks for Efficient Learning and Inference, PhD thesis, UC Berkeley, 2020 (below: Wang 2020).
+"""
 
 from collections.abc import Mapping
 
@@ -17,6 +23,7 @@ SALIENCY = "roi_heads.shape_prop.saliency."
 @register_method
 class ShapeProp(Method):
     name = "shapeprop"
+    ranges = config.RANGES
 
     def add_keys(self, cfg: CfgNode) -> None:
         config.add_keys(cfg)

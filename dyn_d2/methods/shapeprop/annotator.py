@@ -1,12 +1,12 @@
-"""A trained model as annotator: it predicts the masks of objects whose boxes are known (Progressive Mask R-CNN, thesis
+"""A trained model as annotator: it predicts the masks of objects whose boxes are known (Progressive Mask R-CNN,
 Table 8.2)."""
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from dyn_d2.data.partial_masks import apply_partial_masks
@@ -16,9 +16,29 @@ from dyn_d2.utils.errors import UserError
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.structures import Boxes, BoxMode, ImageList, Instances
 
 logger = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class MaskHeads(Protocol):
+    """ROI heads that can predict masks of given boxes."""
+
+    def forward_with_given_boxes(self, features: dict[str, Tensor], instances: list[Instances]) -> list[Instances]: ...
+
+
+@runtime_checkable
+class MaskModel(Protocol):
+    """A detector whose ``roi_heads`` may be ``MaskHeads``."""
+
+    backbone: nn.Module
+    roi_heads: nn.Module | None
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList: ...
 
 
 def objects_without_masks(cfg: CfgNode) -> list[Record]:
@@ -33,10 +53,10 @@ def objects_without_masks(cfg: CfgNode) -> list[Record]:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.INPUT.PARTIAL_MASKS.PSEUDO = NONE
-    records = apply_partial_masks(
-        cfg, get_detection_dataset_dicts(list(cfg.DATASETS.TRAIN), cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-    )
-    found = [{**record, "annotations": without_mask(record)} for record in records]
+    records = get_detection_dataset_dicts(list(cfg.DATASETS.TRAIN), cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    if not isinstance(records, list):
+        raise UserError(f"{', '.join(cfg.DATASETS.TRAIN)} has to be a list of records to get masks.")
+    found = [{**record, "annotations": without_mask(record)} for record in apply_partial_masks(cfg, records)]
     found = [record for record in found if record["annotations"]]
     if not found:
         raise UserError(
@@ -62,15 +82,16 @@ def predict_masks(cfg: CfgNode, model: nn.Module, records: Sequence[Record]) -> 
     Raises:
         UserError: the model cannot predict masks of given boxes.
     """
-    if not hasattr(getattr(model, "roi_heads", None), "forward_with_given_boxes"):
+    if not isinstance(model, MaskModel) or not isinstance(model.roi_heads, MaskHeads):
         raise UserError(f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} cannot predict masks of given boxes.")
     mapper = DatasetMapper(cfg, is_train=False)
     model.eval()
-    images, annotations = {}, []
+    images: dict[Any, Record] = {}
+    annotations: list[Record] = []
     for record in tqdm(records, desc="masks", unit=" images", delay=2):
         image_id, name = record["image_id"], record["file_name"]
         images[image_id] = {"id": image_id, "file_name": name, "width": record["width"], "height": record["height"]}
-        for annotation, mask in _masks(mapper, model, record):
+        for annotation, mask in _masks(mapper, model, model.roi_heads, record):
             annotations.append(_annotation(len(annotations) + 1, record, annotation, mask))
     total = sum(len(record["annotations"]) for record in records)
     logger.info(f"masks for {len(annotations):,} of {total:,} objects; those of the others are empty")
@@ -82,7 +103,7 @@ def predict_masks(cfg: CfgNode, model: nn.Module, records: Sequence[Record]) -> 
     }
 
 
-def _masks(mapper: DatasetMapper, model: nn.Module, record: Record) -> Iterable[tuple[Record, Any]]:
+def _masks(mapper: DatasetMapper, model: MaskModel, heads: MaskHeads, record: Record) -> Iterable[tuple[Record, Any]]:
     """Annotations of one image, with (H, W) bool masks."""
     inputs = mapper({key: value for key, value in record.items() if key != "annotations"})
     height, width = inputs["image"].shape[1:]
@@ -95,7 +116,7 @@ def _masks(mapper: DatasetMapper, model: nn.Module, record: Record) -> Iterable[
     known.pred_classes = torch.tensor([a["category_id"] for a in objects])
     known.number = torch.arange(len(objects))
     features = model.backbone(model.preprocess_image([inputs]).tensor)
-    (found,) = model.roi_heads.forward_with_given_boxes(features, [known[boxes.nonempty()].to(model.device)])
+    (found,) = heads.forward_with_given_boxes(features, [known[boxes.nonempty()].to(model.device)])
     found = detector_postprocess(found, record["height"], record["width"]).to("cpu")
     for number, mask in zip(found.number.tolist(), found.pred_masks.numpy(), strict=True):
         if mask.any():

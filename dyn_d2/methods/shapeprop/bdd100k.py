@@ -1,4 +1,4 @@
-"""BDD100K with boxes for 70,000 images and masks for 7,000 of them, as thesis ch. 8 trains on it.
+"""BDD100K with boxes for 70,000 images and masks for 7,000 of them, as Zhou et al., CVPR 2020, train on it.
 
 Its detection labels (2020) and its instance segmentation labels belong to two sets of images that overlap. They are
 merged into one json in COCO's format, which ``dyn-d2 prepare bdd100k`` writes: an image with instance labels has
@@ -9,6 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,7 @@ def register_bdd100k(root: Path | None = None) -> None:
     for name, split in (("train", "train"), ("train_masks", "train"), ("val", "val")):
         name, json_file, images = f"bdd100k_{name}", annotation_file(root, split), root / "images"
         forget(name)
-        DatasetCatalog.register(
-            name, lambda name=name, file=json_file, images=images: _load(name, str(file), str(images))
-        )
+        DatasetCatalog.register(name, partial(_load, name, str(json_file), str(images)))
         MetadataCatalog.get(name).set(
             evaluator_type="coco",
             json_file=str(json_file),
@@ -212,7 +211,7 @@ def flatten_curve(vertices: Sequence[Sequence[float]], types: str) -> list[float
     [x0, y0, x1, y1, ...]."""
     codes = [Curve.MOVETO] + [Curve.CURVE4 if kind == "C" else Curve.LINETO for kind in types[1:]]
     outlines = Curve([*vertices, vertices[0]], [*codes, Curve.CLOSEPOLY]).to_polygons()
-    return outlines[0].ravel().tolist() if outlines else []
+    return np.asarray(outlines[0]).ravel().tolist() if outlines else []
 
 
 def _masked(what: Record, rle: Record) -> Record:
@@ -231,7 +230,8 @@ def _existing(image: Path) -> Path:
 
 
 def _write(path: Path, folder: Path, images: dict[str, list[Record]]) -> dict[str, int]:
-    listed, annotations = [], []
+    listed: list[Record] = []
+    annotations: list[Record] = []
     for number, (name, objects) in enumerate(tqdm(images.items(), desc=path.stem), 1):
         with Image.open(_existing(folder / name)) as image:  # reads the size only
             width, height = image.size

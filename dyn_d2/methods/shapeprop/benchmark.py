@@ -135,7 +135,7 @@ CAPTION = (
     "AP of masks in percent, mean ± 95 % confidence interval over the seeds; AP alone is over all classes. Gain: of "
     "the first column over training on the masks that there are (mask_rcnn), seed by seed. Gap closed: that gain as a "
     "share of what all masks bring (oracle). saliency_IoU, shape_IoU: best overlap of the maps with the objects' masks "
-    "(thesis 8.4)."
+    "(Wang 2020, section 8.4)."
 )
 
 

@@ -1,6 +1,19 @@
 """Keys of ShapeProp, and of the mask head of Mask^X R-CNN."""
 
+from dyn_d2.config.rules import CHANNELS, Rules, choice, number, whole
+
 from detectron2.config import CfgNode as CN
+
+RANGES: Rules = {
+    "MODEL.ROI_MASK_HEAD.TRANSFER_FROM": choice("cls", "box", "cls+box"),
+    "MODEL.SHAPE_PROP.INTEGRATION": choice("encoding", "activation", "none"),
+    "MODEL.SHAPE_PROP.LATENT_CHANNELS": whole(1, CHANNELS),
+    "MODEL.SHAPE_PROP.WINDOW": choice(*range(1, 16, 2)),
+    "MODEL.SHAPE_PROP.STEPS": whole(0, 1000),
+    "MODEL.SHAPE_PROP.NORMALIZE": choice("random_walk", "symmetric"),
+    "MODEL.SHAPE_PROP.SALIENCY_WEIGHT": number(0),
+    "MODEL.SHAPE_PROP.SHAPE_WEIGHT": number(0),
+}
 
 
 def add_keys(cfg: CN) -> None:

@@ -1,4 +1,4 @@
-"""How well saliency and shape activation cover the objects: the best overlap of thesis 8.4.
+"""How well saliency and shape activation cover the objects: the best overlap of Wang 2020, 8.4.
 
 A map becomes a mask by a threshold. Its best overlap with an object is the largest IoU that some threshold gives: the
 activation M and the object's mask T are judged by max over theta of IoU(M >= theta, T), whatever the range of M's

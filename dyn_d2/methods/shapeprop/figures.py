@@ -1,4 +1,4 @@
-"""What ShapeProp sees in an image, as thesis Fig. 8.8: boxes, saliency, shape activation and masks side by side."""
+"""What ShapeProp sees in an image: boxes, saliency, shape activation and masks side by side (Wang 2020, Fig. 8.8)."""
 
 from collections.abc import Collection, Sequence
 

@@ -1,12 +1,12 @@
-"""ShapeProp: what boxes teach about shapes, propagated to whole objects by what few masks teach (thesis ch. 8; Zhou et
-al., Learning saliency propagation for semi-supervised instance segmentation, CVPR 2020).
+"""ShapeProp: what boxes teach about shapes, propagated to whole objects by what few masks teach (Zhou et al., CVPR
+2020).
 
     region features -> saliency S, learnt from labels of boxes     (multiple-instance learning, Eq. 8.1 to 8.3)
                     -> propagation weights W
     M = S of the region's class -> latent encoding -> message passing with W (Eq. 8.4) -> decoding -> shape activation
     [region features, encoding of the shape activation] -> class-agnostic mask head
 
-Where the thesis and the published code differ, this follows the code: Eq. 8.3 has no finite minimum, so the bags are
+Where Wang 2020 and the published code differ, this follows the code: Eq. 8.3 has no finite minimum, so the bags are
 classified by a soft-max over all classes and background; the mask head gets an encoding of the activation.
 
 Shape shorthand: R regions of the whole batch, C channels of their features, K foreground classes (label K is
@@ -22,12 +22,14 @@ from torch.nn import functional as F
 
 from dyn_d2.modeling.roi_heads import DynROIHeads, MaskROIHeads
 from dyn_d2.modeling.roi_heads.partial_mask import select_masked
+from dyn_d2.modeling.shapes import channels_of
 from dyn_d2.ops.message_passing import message_passing
 
 from detectron2.config import configurable
 from detectron2.layers import Conv2d, ShapeSpec, cat, get_norm
 from detectron2.modeling import ROI_HEADS_REGISTRY, build_mask_head
-from detectron2.modeling.roi_heads import select_foreground_proposals
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.roi_heads import StandardROIHeads, select_foreground_proposals
 from detectron2.structures import Instances
 
 EPSILON = 1e-5
@@ -202,7 +204,7 @@ class ShapeProp(nn.Module):
             mil: saliency is learnt from boxes, one map for each class; otherwise a single map that only masks teach.
             propagation: otherwise the saliency itself serves as shape activation.
             integration: what the mask head gets beside the region features: "encoding" (convolutions of the normalised
-                activation, the published code), "activation" (the normalised activation, as the thesis has it) or
+                activation, the published code), "activation" (the normalised activation, as Wang 2020 has it) or
                 "none" (the losses only).
             share_features: saliency and propagation weights are predicted from the same convolutions.
             num_conv, conv_dim, norm: depth, width and normalisation of each stack of convolutions.
@@ -260,13 +262,18 @@ class ShapeProp(nn.Module):
         return ShapeMaps(saliency, self.propagate(saliency, regions, features))
 
 
-class ShapePropMasks:
+class ShapePropMasks(StandardROIHeads):
     """Goes before ROI heads like StandardROIHeads in the list of bases, and puts ShapeProp before their mask head.
 
     In training, saliency is learnt from all sampled proposals, whether their object has a mask or not; shape
     activation and mask from the foreground proposals whose object has one. Losses: ``loss_saliency``, ``loss_shape``,
     ``loss_mask``.
     """
+
+    # Not None where masks are on, without which none of the methods below uses them.
+    mask_in_features: list[str]
+    mask_pooler: ROIPooler
+    mask_head: nn.Module
 
     @configurable
     def __init__(
@@ -296,7 +303,7 @@ class ShapePropMasks:
         if not cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE:
             raise ValueError(f"{cls.__name__} pools regions: MODEL.ROI_MASK_HEAD.POOLER_TYPE must not be empty.")
         arguments = super()._init_mask_head(cfg, input_shape)
-        channels = input_shape[arguments["mask_in_features"][0]].channels
+        channels = channels_of(input_shape[arguments["mask_in_features"][0]])
         side, keys = cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION, cfg.MODEL.SHAPE_PROP
         shape_prop = ShapeProp(
             channels,
@@ -331,6 +338,11 @@ class ShapePropMasks:
             return super()._forward_mask(features, instances)
         return self._mask_losses(features, instances) if self.training else self._predict_masks(features, instances)
 
+    @property
+    def _layers(self) -> ShapeProp:
+        assert self.shape_prop is not None  # built with the mask head
+        return self.shape_prop
+
     def _pool(self, features: dict[str, Tensor], boxes: list) -> Tensor:
         return self.mask_pooler([features[name] for name in self.mask_in_features], boxes)
 
@@ -341,25 +353,27 @@ class ShapePropMasks:
         chosen = cat(rows).nonzero()[:, 0][with_mask]
         labels = cat([x.gt_classes for x in proposals])
         regions = self._pool(features, [x.proposal_boxes for x in proposals])
-        losses = {}
-        if self.shape_prop.mil:
-            scores, appearance = self.shape_prop.activate(regions)
+        losses: dict[str, Tensor] = {}
+        layers = self._layers
+        if layers.mil:
+            scores, appearance = layers.activate(regions)
             losses["loss_saliency"] = self.saliency_weight * saliency_loss(scores, labels)
             scores, appearance, regions = scores[chosen], appearance[chosen], regions[chosen]
         else:
             regions = regions[chosen]
-            scores, appearance = self.shape_prop.activate(regions)
-        shape = self.shape_prop.propagate(saliency_of(scores, labels[chosen]), regions, appearance)
-        if self.shape_prop.propagation is not None:
+            scores, appearance = layers.activate(regions)
+        shape = layers.propagate(saliency_of(scores, labels[chosen]), regions, appearance)
+        if layers.propagation is not None:
             losses["loss_shape"] = self.shape_weight * shape_loss(shape, masked)
-        return {**losses, **self.mask_head(self.shape_prop.fuse(regions, shape), masked)}
+        return {**losses, **self.mask_head(layers.fuse(regions, shape), masked)}
 
     def _predict_masks(self, features: dict[str, Tensor], detections: list[Instances]) -> list[Instances]:
         regions = self._pool(features, [x.pred_boxes for x in detections])
-        if self.shape_prop.integration == "none" and not self.output_maps:
+        layers = self._layers
+        if layers.integration == "none" and not self.output_maps:
             return self.mask_head(regions, detections)
-        maps = self.shape_prop(regions, cat([x.pred_classes for x in detections]))
-        detections = self.mask_head(self.shape_prop.fuse(regions, maps.shape), detections)
+        maps = layers(regions, cat([x.pred_classes for x in detections]))
+        detections = self.mask_head(layers.fuse(regions, maps.shape), detections)
         if self.output_maps:
             sizes = [len(x) for x in detections]
             for found, saliency, shape in zip(detections, *(part.split(sizes) for part in maps), strict=True):

@@ -1,5 +1,5 @@
 """Mask^X R-CNN (Hu et al., Learning to segment every thing, CVPR 2018): what is known of a class from boxes tells how
-to predict its masks. A baseline of thesis Table 8.1.
+to predict its masks. A baseline of Table 8.1.
 
 Shape shorthand: R regions, K foreground classes, d width of the box feature, D channels before the mask predictor.
 """

@@ -1,4 +1,10 @@
-"""TAFE-Net (Wang et al. 2019): classes given by a description."""
+"""TAFE-Net (Wang et al. 2019): classes given by a description.
+
+Wang, Yu, Wang, Darrell and Gonzalez, TAFE-Net: Task-Aware Feature Embeddings for Low Shot Learning, CVPR 2019.
+
+Equation, table and figure numbers in this package are those of chapter 5 of Wang, X.: The Design of Dynamic Neural
+Networks for Efficient Learning and Inference, PhD thesis, UC Berkeley, 2020 (below: Wang 2020).
+"""
 
 from functools import partial
 
@@ -26,6 +32,7 @@ def _evaluator(kind: str, cfg: CfgNode, name: str, folder: str, groups: ClassGro
 class TAFENet(Method):
     name = "tafe_net"
     evaluators = {kind: partial(_evaluator, kind) for kind in METRICS}
+    ranges = config.RANGES
 
     def add_keys(self, cfg: CfgNode) -> None:
         config.add_keys(cfg)

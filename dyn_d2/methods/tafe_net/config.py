@@ -1,6 +1,22 @@
 """Keys of TAFE-Net and of its data."""
 
+from dyn_d2.config.rules import CHANNELS, Rules, choice, each, number, whole
+
 from detectron2.config import CfgNode as CN
+
+RANGES: Rules = {
+    "MODEL.TAFE_NET.CONV_CHANNELS": each(whole(1, CHANNELS), 0),
+    "MODEL.TAFE_NET.FC_DIMS": each(whole(1, CHANNELS)),
+    "MODEL.TAFE_NET.CLASSIFIER_DIMS": each(whole(1, CHANNELS), 0),
+    "MODEL.TAFE_NET.DROPOUT": number(0, 1, below=True),
+    "MODEL.TAFE_NET.TASK_LAYERS": whole(1, 1000),
+    "MODEL.TAFE_NET.TASK_HIDDEN": whole(1, CHANNELS),
+    "MODEL.TAFE_NET.LOSS": choice("softmax", "bce"),
+    "MODEL.TAFE_NET.EMBEDDING_WEIGHT": number(0),
+    "MODEL.TAFE_NET.TRAIN_TASKS": choice("batch", "seen"),
+    "MODEL.TAFE_NET.INIT": choice("published", "fan_in"),
+    "SOLVER.TASK_LR_FACTOR": number(0),
+}
 
 
 def add_keys(cfg: CN) -> None:
@@ -10,7 +26,7 @@ def add_keys(cfg: CN) -> None:
     cfg.MODEL.TAFE_NET.CONV_CHANNELS = []
     # Widths of the dynamic linear layers; the last is that of the TAFE and of e_t.
     cfg.MODEL.TAFE_NET.FC_DIMS = [2048, 2048, 2048]
-    # Hidden layers of the classifier, as in the authors' code; [] for the linear one of the thesis' text.
+    # Hidden layers of the classifier, as in the authors' code; [] for the linear one of the text of Wang 2020.
     cfg.MODEL.TAFE_NET.CLASSIFIER_DIMS = [2048]
     # Before the classifier.
     cfg.MODEL.TAFE_NET.DROPOUT = 0.5

@@ -28,8 +28,8 @@ def per_class_accuracy(scores: np.ndarray, labels: np.ndarray, candidates: Seque
         labels: (N,) class numbers.
         candidates: the answers that are possible.
     """
-    candidates = np.asarray(candidates)
-    right = candidates[scores[:, candidates].argmax(1)] == labels
+    answers = np.asarray(candidates)
+    right = answers[scores[:, answers].argmax(1)] == labels
     present = np.unique(labels)
     return float(100 * np.mean([right[labels == number].mean() for number in present])) if len(present) else np.nan
 
@@ -64,7 +64,7 @@ def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
 
 def zero_shot_metrics(scores: np.ndarray, labels: np.ndarray, data: DescribedSet, added: Sequence[int]) -> dict:
     """T1, per-class accuracy on unseen classes with only these as answers; u and s, on unseen and seen classes with all
-    as answers; H of both (Xian et al.; thesis section 5.3)."""
+    as answers; H of both (Xian et al.; Wang 2020, section 5.3)."""
     unseen = [*data.unseen.tolist(), *added]
     everything = [*data.candidates.tolist(), *added]
     of_unseen = np.isin(labels, unseen)
@@ -154,13 +154,13 @@ class DescribedEvaluator(DatasetEvaluator):
         labels = np.array([label for _, label, _ in rows])
         scores = np.stack([row for _, _, row in rows])
         if self._folder:
-            self._write(rows)
+            self._write(self._folder, rows)
         added = range(len(self._data.classes), len(self._classes))
         metrics = METRICS[self._kind](scores, labels, self._data, added)
         logger.info(f"{self._name}, {len(rows)} images: " + ", ".join(f"{k} {v:.2f}" for k, v in metrics.items()))
         return {self._kind: metrics}
 
-    def _write(self, rows: list[tuple[int, int, np.ndarray]]) -> None:
+    def _write(self, folder: str, rows: list[tuple[int, int, np.ndarray]]) -> None:
         predictions = []
         for image_id, label, scores in rows:
             best = np.argsort(-scores, kind="stable")[:LISTED]
@@ -173,4 +173,4 @@ class DescribedEvaluator(DatasetEvaluator):
                     "scores": scores[best].tolist(),
                 }
             )
-        write_json(os.path.join(self._folder, f"{self._name}_predictions.json"), predictions, indent=None)
+        write_json(os.path.join(folder, f"{self._name}_predictions.json"), predictions, indent=None)

@@ -1,4 +1,5 @@
-"""TAFE-Net: classes that are given by a description, through features that depend on it (thesis chapter 5)."""
+"""TAFE-Net: classes that are given by a description, through features that depend on it (Wang et al., CVPR
+2019)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,6 +25,9 @@ class TAFENet(nn.Module):
 
     No parameter belongs to a class, so that a checkpoint serves any list of classes with descriptions of its width.
     """
+
+    descriptions: Tensor
+    seen: Tensor
 
     @configurable
     def __init__(
@@ -200,5 +204,6 @@ def _init_fan_in(meta_learner: MetaLearner, network: PredictionNetwork) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     for generator in meta_learner.generators:
+        assert isinstance(generator, nn.Linear)
         nn.init.normal_(generator.weight, std=0.1 * generator.in_features**-0.5)
         nn.init.ones_(generator.bias)

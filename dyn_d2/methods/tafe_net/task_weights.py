@@ -1,4 +1,4 @@
-"""Layers whose weights a task description decides (TAFE-Net, thesis chapter 5).
+"""Layers whose weights a task description decides (TAFE-Net, Wang et al., CVPR 2019).
 
 A full kernel for each task would be too many numbers to generate. A weight is therefore factored into a kernel that
 all tasks share and one number an output channel that belongs to the task (Eq. 5.3, 5.4): W = W_s diag(W_t). That is
@@ -110,7 +110,7 @@ class PredictionNetwork(nn.Module):
             feature_shape: (D,) of vectors or (C, H, W) of maps, which are flattened where there is no convolution.
             conv_channels: outputs of the 3x3 convolutions.
             fc_dims: outputs of the linear layers; the last is the width of the TAFE.
-            classifier_dims: hidden layers of the classifier; none makes it linear, as in the thesis' text.
+            classifier_dims: hidden layers of the classifier; none makes it linear, as in the text of Wang 2020.
             dropout: before the classifier.
 
         Raises:

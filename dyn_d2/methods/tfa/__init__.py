@@ -1,4 +1,10 @@
-"""TFA (Wang et al. 2020): two-stage fine-tuning with a cosine classifier."""
+"""TFA (Wang et al. 2020): two-stage fine-tuning with a cosine classifier.
+
+Wang, Huang, Darrell, Gonzalez and Yu, Frustratingly Simple Few-Shot Object Detection, ICML 2020.
+
+Equation, table and figure numbers in this package are those of chapter 7 of Wang, X.: The Design of Dynamic Neural
+Networks for Efficient Learning and Inference, PhD thesis, UC Berkeley, 2020 (below: Wang 2020).
+"""
 
 from dyn_d2.method import FewShotMethod, Method, register_method
 
@@ -15,6 +21,7 @@ class TFA(Method):
         # The base models of LVIS were published with a cosine head as well.
         "tfa_cos": FewShotMethod("TFA w/ cos", 4, True, "cosine", base_classifier={"lvis": "cosine"}),
     }
+    ranges = config.RANGES
 
     def add_keys(self, cfg: CfgNode) -> None:
         config.add_keys(cfg)

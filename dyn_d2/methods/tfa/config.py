@@ -1,6 +1,10 @@
 """Keys of the cosine classifier."""
 
+from dyn_d2.config.rules import Rules, number
+
 from detectron2.config import CfgNode as CN
+
+RANGES: Rules = {"MODEL.ROI_BOX_HEAD.COSINE_SCALE": number(0, 1_000_000, above=True)}
 
 
 def add_keys(cfg: CN) -> None:

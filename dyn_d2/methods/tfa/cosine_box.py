@@ -1,4 +1,4 @@
-"""The cosine-similarity box classifier of TFA ("Frustratingly simple few-shot object detection", thesis ch. 7.2).
+"""The cosine-similarity box classifier of TFA (Wang et al., ICML 2020).
 
 Shape shorthand: R sampled or proposed boxes, d width of the box feature, C foreground classes (class C is background).
 """

@@ -73,7 +73,7 @@ class TimmModel:
         """Normalised images (N, C, H, W) -> the feature maps (N, C', H / stride, W / stride) of all levels."""
         return self.features_of(self.module, images)
 
-    def features_of(self, module: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    def features_of(self, module: "TimmNetwork", images: Tensor) -> dict[str, Tensor]:
         """The same from ``module``, a copy of the model."""
         indices = [level.index for level in self.levels.values()]
         maps = module.forward_intermediates(images, indices=indices, output_fmt="NCHW", intermediates_only=True)

@@ -28,7 +28,7 @@ _CUDA_SOURCES = tuple(_FOLDER / f"message_passing{end}" for end in (".cu", ".h",
 def message_passing(
     x: Tensor, weights: Tensor, steps: int | None = None, normalize: str = "random_walk", eps: float = 1e-5
 ) -> Tensor:
-    """``steps`` times x[u, v] <- sum over the window around (u, v) of K[u, v][p, q] x[p, q]; x is 0 outside of the map.
+    """``steps`` times ``x[u, v] <- sum over the window at (u, v) of K[u, v][p, q] x[p, q]``; x is 0 outside of the map.
 
     float16 and bfloat16 are summed, and kept between steps, in float32. If the dtypes differ (as under autocast), both
     are promoted to the wider one. There are no second derivatives.

@@ -39,7 +39,7 @@ def batch(classes: int = CLASSES, boxes: bool = True) -> list[dict]:
 
 
 def slow(model: FSRW, images: torch.Tensor, vectors: torch.Tensor) -> Predictions:
-    """The thesis as it is written: everything behind the re-weighted layer, for one class after the other."""
+    """Wang 2020 as it is written: everything behind the re-weighted layer, for one class after the other."""
     outputs = []
     for vector in vectors[:, None]:
         maps = model.backbone(images)

@@ -1,4 +1,4 @@
-"""FSRW and its rivals through the few-shot procedure: stages, class vectors, evaluation without the module."""
+"""FSRW and its baselines through the few-shot procedure: stages, class vectors, evaluation without the module."""
 
 import json
 import logging

@@ -23,7 +23,7 @@ def test_reweighting_multiplies_channel_by_channel():
     assert result.shape == (6, 5, 3, 4)
     for b in range(2):
         for i in range(3):
-            depthwise = F.conv2d(features[b : b + 1], vectors[i][:, None, None, None], groups=5)  # as the thesis has it
+            depthwise = F.conv2d(features[b : b + 1], vectors[i][:, None, None, None], groups=5)  # as Wang 2020 has it
             torch.testing.assert_close(result[b * 3 + i], depthwise[0])
 
 

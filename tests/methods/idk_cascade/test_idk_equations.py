@@ -1,4 +1,4 @@
-"""Each equation of the thesis' chapter 4 against the slow way to say it."""
+"""Each equation of Wang 2020, chapter 4, against the slow way to say it."""
 
 import math
 
@@ -85,7 +85,7 @@ def test_expected_loss_and_cost_of_eq_4_15_and_4_16(models):
     h, e, c = rng.random((models - 1, 6)), rng.integers(0, 2, (models, 6)).astype(float), rng.random(models)
     loss, cost = (f(torch.from_numpy(h), torch.from_numpy(x)) for f, x in ((expected_loss, e), (expected_cost, c)))
     for image in range(6):
-        p = [1.0, *h[:, image], 0.0]  # p_0 ... p_N; the thesis' p_N = 1 would leave the last model out
+        p = [1.0, *h[:, image], 0.0]  # p_0 ... p_N; the p_N = 1 of Wang 2020 would leave the last model out
         reach = [math.prod(p[:j]) for j in range(1, models + 1)]
         assert float(loss[image]) == pytest.approx(
             sum(reach[j - 1] * (1 - p[j]) * e[j - 1, image] for j in range(1, models + 1))
@@ -126,7 +126,7 @@ def test_oracle_of_graded_losses_takes_the_best_model():
     assert oracle(table).accuracy == pytest.approx(1 - 0.15) and oracle(table).reach == (1.0, 0.5)
 
 
-def test_table_4_2_of_the_thesis_adds_up():
+def test_table_4_2_adds_up():
     """Its FLOPs are 1.7 + IDK rate * 3.7, the costs of its two models."""
     for rate, flops in ((67.5, 4.198), (51.7, 3.613), (48.9, 3.509), (40.1, 3.184), (29.9, 2.806)):
         h = torch.tensor([[rate / 100]])

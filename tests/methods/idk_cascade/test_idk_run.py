@@ -88,7 +88,7 @@ def test_collect_makes_a_table():
 def test_bad_input_is_named():
     table = random_table(images=4)
     models = _models(table)
-    with pytest.raises(ValueError, match="2 models and 0 IDK classifiers are no cascade"):
+    with pytest.raises(ValueError, match="2 models and 0 IDK classifiers are no IDK cascade"):
         IDKCascade(models, [])
     with pytest.raises(ValueError, match="there is no image for m1"):
         run_alone(models[0], [])

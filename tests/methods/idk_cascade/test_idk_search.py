@@ -104,7 +104,7 @@ def test_goals_that_nothing_reaches_are_named():
         Goal(budget=0.0)
     with pytest.raises(ValueError, match="cost_aware_network trains all levels jointly"):
         calibrate(random_table(3), "cost_aware_network", Goal(budget=0.9), joint=False)
-    with pytest.raises(ValueError, match="no way to calibrate a cascade"):
+    with pytest.raises(ValueError, match="no way to calibrate an IDK cascade"):
         calibrate(table, "margin", Goal(budget=0.9))
 
 

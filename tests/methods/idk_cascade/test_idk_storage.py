@@ -63,13 +63,13 @@ def test_other_weights_are_noticed(weights, models):
 
 
 def test_bad_files_are_named(weights, models, tmp_path):
-    with pytest.raises(CheckpointError, match="carries no cascade: calibrate one"):
+    with pytest.raises(CheckpointError, match="carries no IDK cascade: calibrate one"):
         load_idk_cascade(weights[1], DATASET)
     with pytest.raises(CheckpointError, match="has to be a .pth file"):
         store(tmp_path / "model.pkl", [], [], {})
     data = torch.load(weights[0], weights_only=True)
     torch.save({**data, "cascade": {"members": [{"name": "x"}], "rules": [], "about": {}}}, tmp_path / "broken.pth")
-    with pytest.raises(CheckpointError, match="cascade in .*broken.pth cannot be read"):
+    with pytest.raises(CheckpointError, match="IDK cascade in .*broken.pth cannot be read"):
         load_idk_cascade(tmp_path / "broken.pth", DATASET)
 
 

@@ -87,7 +87,7 @@ def test_networks_are_judged_by_images_that_they_have_not_seen():
     assert found.outcome.accuracy < table.accuracies.max() + 0.03
 
 
-def test_the_thesis_network_has_seven_layers():
+def test_the_published_network_has_seven_layers():
     layers = [layer for layer in Network(10).modules() if isinstance(layer, torch.nn.Linear)]
     assert [layer.out_features for layer in layers] == [1024, 1024, 512, 512, 128, 64, 1]
 
@@ -103,5 +103,5 @@ def test_rules_survive_a_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="knows 4 classes, not 3"):
         again(np.full((2, 3), 1 / 3))
     for broken in ({"kind": "oracle"}, {"kind": "threshold"}, {}):
-        with pytest.raises(ValueError, match="calibrate the cascade again"):
+        with pytest.raises(ValueError, match="calibrate the IDK cascade again"):
             rule_from_state(broken)

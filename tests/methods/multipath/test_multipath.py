@@ -43,7 +43,7 @@ def test_evaluation_runs_only_the_chosen_paths(policy, topology):
             layer = sink
         seen.append(layer)
         assert torch.allclose(output["scores"], logits[layer][image].softmax(0), atol=1e-5)
-        assert output["route"].executed == pytest.approx(cost + model._exit_costs()[layer])
+        assert output["route"].executed == pytest.approx(cost + model._exit_costs[layer])
     assert len(set(seen)) > 1
     alone = torch.stack([model([entry])[0]["scores"] for entry in batch])
     assert torch.allclose(alone, torch.stack([output["scores"] for output in outputs]), atol=1e-5)
@@ -64,7 +64,7 @@ def test_losses_are_those_of_the_definition(policy, topology):
     assert float(losses["loss_cls"]) == pytest.approx(
         float(sum((p.exits[i] * e).mean() for i, e in errors.items())), rel=1e-4
     )
-    costs, ends = model._layer_costs(), model._exit_costs()
+    costs, ends = model._layer_costs(), model._exit_costs
     if policy == "path_actor":
         spent = sum(q * c for q, c in zip(p.layers, costs, strict=True)) + sum(p.exits[i] * c for i, c in ends.items())
         assert float(losses["loss_compute"]) == pytest.approx(COMPUTE_WEIGHT * float(spent.mean()), rel=1e-4)
@@ -117,7 +117,7 @@ def test_static_networks_have_one_path():
     assert len(model.backbone.layers) == 2 and list(model.exits) == ["1"]
     with torch.no_grad():
         (output,) = model(batch_of(1))
-    assert output["route"].executed == output["route"].dense == sum(model._layer_costs()) + model._exit_costs()[1]
+    assert output["route"].executed == output["route"].dense == sum(model._layer_costs()) + model._exit_costs[1]
 
 
 def test_forced_open_is_the_deepest_path():

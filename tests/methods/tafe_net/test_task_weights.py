@@ -1,4 +1,4 @@
-"""Each equation of thesis section 5.2 against the slow obvious way: a full kernel for every task."""
+"""Each equation of Wang 2020, section 5.2, against the slow obvious way: a full kernel for every task."""
 
 import math
 

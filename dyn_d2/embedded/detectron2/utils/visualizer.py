@@ -43,6 +43,13 @@ def _numpy(values: Any) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
+def _inches(pixels: float, dpi: float) -> float:
+    """matplotlib rounds down: where that would lose a row, 0.01 pixels more keep it. Not elsewhere, since before 3.11 a
+    fraction of a pixel shifts the picture by a row."""
+    more = (pixels + 1e-2) / dpi
+    return more if int(pixels / dpi * dpi) < int(more * dpi) else pixels / dpi
+
+
 class VisImage:
     """An image that can be drawn on."""
 
@@ -56,8 +63,7 @@ class VisImage:
         self.height, self.width = img.shape[:2]
         self.fig = Figure(frameon=False)
         self.dpi = self.fig.get_dpi()
-        # matplotlib rounds down; 0.01 pixels more keep it from losing a row.
-        self.fig.set_size_inches([(side * scale + 1e-2) / self.dpi for side in (self.width, self.height)])
+        self.fig.set_size_inches([_inches(side * scale, self.dpi) for side in (self.width, self.height)])
         self.canvas = FigureCanvasAgg(self.fig)
         self.ax = self.fig.add_axes((0.0, 0.0, 1.0, 1.0))
         self.ax.axis("off")

@@ -1,4 +1,4 @@
-"""Pictures of class vectors (thesis Fig. 6.4): a heat map, and a plane with the vector of every support image.
+"""Pictures of class vectors (Wang 2020, Fig. 6.4): a heat map, and a plane with the vector of every support image.
 
     dyn-d2 vectors draw output/vectors.npz --output output/vectors --novel seven,eight,nine
 

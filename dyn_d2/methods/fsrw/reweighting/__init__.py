@@ -1,4 +1,5 @@
-"""Feature re-weighting (thesis ch. 6): class vectors from support images, shared by FSRW and its Faster R-CNN form."""
+"""Feature re-weighting (Kang et al., ICCV 2019): class vectors from support images, shared by FSRW and its Faster R-CNN
+form."""
 
 from .net import FORMS, ReweightingNet, predict_reweighted, reweight
 from .reweighted import ReweightedByClass, build_reweighting, is_reweighted, reweighted_share

@@ -1,4 +1,4 @@
-"""The re-weighting module M of feature re-weighting (thesis 6.2): support image and mask in, class vector out.
+"""The re-weighting module M of feature re-weighting (Wang 2020, 6.2): support image and mask in, class vector out.
 
 Letters for shapes: N support images, one of each class of an episode; m channels that are re-weighted.
 """

@@ -1,4 +1,4 @@
-"""Class vectors as a file: what is left of the re-weighting module at inference (thesis 6.2)."""
+"""Class vectors as a file: what is left of the re-weighting module at inference (Wang 2020, 6.2)."""
 
 import logging
 import os

@@ -1,7 +1,7 @@
 """The parts of YOLOv2 that detectors on DarkNet-19 share: layers, boxes of grid cells, losses."""
 
 from .boxes import decode, pairwise_iou_cxcywh, shape_iou
-from .layers import DetectionLayers, output_layer
+from .layers import DetectionLayers, output_layer, pointwise
 from .loss import Objects, YoloLoss, keep_slots
 from .predictions import Predictions, detect
 
@@ -15,5 +15,6 @@ __all__ = [
     "keep_slots",
     "output_layer",
     "pairwise_iou_cxcywh",
+    "pointwise",
     "shape_iou",
 ]

@@ -7,6 +7,7 @@ from torch import Tensor, cat, nn
 from torch.nn import functional as F
 
 from dyn_d2.methods.fsrw.darknet import conv_unit, scaled
+from dyn_d2.modeling.shapes import channels_of
 
 from detectron2.layers import ShapeSpec
 
@@ -24,11 +25,19 @@ def output_layer(channels: int, anchors: int, numbers: int) -> nn.Conv2d:
         anchors: A.
         numbers: predicted for an anchor, 5 at least; the output has A times as many channels, ordered by anchor.
     """
-    layer = nn.Conv2d(channels, anchors * numbers, 1)
-    nn.init.normal_(layer.weight, std=0.01)
-    nn.init.zeros_(layer.bias)
+    layer = pointwise(channels, anchors * numbers)
+    assert layer.bias is not None
     with torch.no_grad():
         layer.bias.view(anchors, numbers)[:, 4] = math.log(OBJECT_PRIOR / (1 - OBJECT_PRIOR))
+    return layer
+
+
+def pointwise(channels: int, outputs: int) -> nn.Conv2d:
+    """A 1x1 convolution that starts near 0: weights of deviation 0.01, biases of 0."""
+    layer = nn.Conv2d(channels, outputs, 1)
+    nn.init.normal_(layer.weight, std=0.01)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
     return layer
 
 
@@ -51,11 +60,12 @@ class DetectionLayers(nn.Module):
         """
         super().__init__()
         wide, narrow = scaled(1024, width), scaled(64, width)
-        self.conv19 = conv_unit(shapes["conv18"].channels, wide, 3, norm)
+        shallow, deep = channels_of(shapes["conv13"]), channels_of(shapes["conv18"])
+        self.conv19 = conv_unit(deep, wide, 3, norm)
         self.conv20 = conv_unit(wide, wide, 3, norm)
-        self.conv21 = conv_unit(shapes["conv13"].channels, narrow, 1, norm)
+        self.conv21 = conv_unit(shallow, narrow, 1, norm)
         self.conv22 = conv_unit(wide + 4 * narrow, wide, 3, norm)
-        self.channels = {"conv13": shapes["conv13"].channels, "conv20": wide, "conv22": wide}
+        self.channels = {"conv13": shallow, "conv20": wide, "conv22": wide}
 
     def deepen(self, conv18: Tensor) -> Tensor:
         """The output of convolution 20."""

@@ -1,4 +1,4 @@
-"""The detection loss of YOLOv2 with feature re-weighting's class losses (thesis 6.2).
+"""The detection loss of YOLOv2 with feature re-weighting's class losses (Wang 2020, 6.2).
 
 Letters for shapes as in predictions.py; M objects of the whole batch.
 """
@@ -68,7 +68,7 @@ class YoloLoss:
             "loss_class", "loss_box" and "loss_objectness": sums, divided by the number of images.
         """
         images = len(predictions.classes)
-        place = assign(objects, anchors, predictions.objectness.shape[-2:])  # M x 3: anchor, row, column
+        place = assign(objects, anchors, predictions.grid)  # M x 3: anchor, row, column
         sums = {
             "loss_class": self.of_classes(predictions.classes, objects, place),
             "loss_box": self.of_boxes(predictions.offsets, objects, place, anchors, kept, pull_to_prior),
@@ -77,7 +77,8 @@ class YoloLoss:
         return {name: value / images for name, value in sums.items()}
 
     def of_classes(self, logits: Tensor, objects: Objects, place: Tensor) -> Tensor:
-        """Eq. 6.3, or its binary rivals, at the anchors that own an object: one term for each (slot, anchor, cell)."""
+        """Eq. 6.3, or its binary alternatives, at the anchors that own an object: one term for each (slot, anchor,
+        cell)."""
         if self.class_loss == "single_binary":  # one class was shown; of objects that share an anchor it goes first
             last = last_claims(objects.image, objects.label * 0, place, order=objects.label)
         else:
@@ -168,8 +169,8 @@ def keep_slots(objects: Objects, images: int, slots: int, negatives: float) -> T
     """(B, S) bool: all slots with an object, and about ``negatives`` times as many without, drawn at random.
 
     Args:
-        negatives: a negative number keeps all. 1 in base training, 0 in fine-tuning (thesis 6.2 balances them without
-            a number; these are the authors').
+        negatives: a negative number keeps all. 1 in base training, 0 in fine-tuning (Wang 2020, 6.2, balances them
+            without a number; these are the authors').
     """
     positive = torch.zeros(images, slots, dtype=torch.bool, device=objects.image.device)
     inside = objects.slot >= 0

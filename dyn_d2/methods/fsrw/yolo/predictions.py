@@ -41,6 +41,12 @@ class Predictions:
         parts = outputs.float().unflatten(1, (1, anchors, 5))
         return cls(parts[:, :, :, :4], parts[:, :, :, 4], classes.float().unflatten(1, (-1, anchors)))
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """H and W."""
+        rows, columns = self.objectness.shape[-2:]
+        return rows, columns
+
     def boxes(self, anchors: Tensor) -> Tensor:
         """(B, S, A, H, W, 4) in cells."""
         return decode(self.offsets, anchors)
@@ -71,7 +77,7 @@ def detect(
         softmax: see ``Predictions.scores``.
     """
     scores = predictions.scores(softmax).flatten(2).transpose(1, 2)  # B x AHW x N
-    rows, columns = predictions.objectness.shape[-2:]
+    rows, columns = predictions.grid
     cell = torch.tensor([size[1] / columns, size[0] / rows] * 2, device=scores.device)
     corners = to_corners(predictions.boxes(anchors)).flatten(2, 4) * cell  # B x S x AHW x 4
     background = scores.new_zeros(*scores.shape[:2], 1)

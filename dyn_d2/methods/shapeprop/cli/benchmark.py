@@ -13,6 +13,7 @@ import argparse
 
 from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.job_queue import numbers
+from dyn_d2.engine.launch import processes
 from dyn_d2.methods.shapeprop.benchmark import CAPTION, run, summarise
 from dyn_d2.methods.shapeprop.trainings import METHODS, Schedule, cells, methods_of, plan
 
@@ -34,7 +35,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--mask-iterations", type=int, help="of the training with masks; default: the config's")
     parser.add_argument("--mask-rate", type=float, help="SOLVER.BASE_LR of the training with masks")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
-    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs of each training")
+    parser.add_argument("--num-gpus", type=processes, default=1, help="GPUs of each training")
     parser.add_argument("--table", action="store_true", help="only write the table of what is trained")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
     args = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""Pictures of what ShapeProp sees: boxes, saliency, shape activation and masks side by side (thesis Fig. 8.8).
+"""Pictures of what ShapeProp sees: boxes, saliency, shape activation and masks side by side (Wang 2020, Fig. 8.8).
 
     dyn-d2 shapes --weights output/model_final.pth --dataset digit_scenes_val --count 6
     dyn-d2 shapes --weights output/model_final.pth --output pictures image1.jpg image2.jpg

@@ -31,7 +31,7 @@ class DescribedMapper:
         Returns:
             "feature", a float32 tensor; "label", "image_id" and "dataset" as in the record; with n > 0 "task", (D,).
         """
-        mapped = {key: record[key] for key in ("label", "image_id", "dataset") if key in record}
+        mapped: dict[str, Any] = {key: record[key] for key in ("label", "image_id", "dataset") if key in record}
         mapped["feature"] = torch.tensor(record["feature"], dtype=torch.float32)
         if self._shots:
             own = self._of_class[record["label"]]

@@ -40,12 +40,16 @@ class Benchmark:
     evaluator_type: str = "zero_shot"
 
 
+def _without_files(read: Callable[[str], DescribedSet], split: str) -> Callable[[Sequence[Path]], DescribedSet]:
+    return lambda _: read(split)
+
+
 def _benchmarks() -> dict[str, Benchmark]:
     found: dict[str, Benchmark] = {}
     for split in UNSEEN:
-        found[f"digit_attributes_{split}"] = Benchmark([], "", lambda _, split=split: read_digit_attributes(split))
+        found[f"digit_attributes_{split}"] = Benchmark([], "", _without_files(read_digit_attributes, split))
     for split in UNSEEN_NUMBERS:
-        found[f"number_attributes_{split}"] = Benchmark([], "", lambda _, split=split: read_number_attributes(split))
+        found[f"number_attributes_{split}"] = Benchmark([], "", _without_files(read_number_attributes, split))
     for name, folder in proposed_splits.FOLDERS.items():
         files = [f"xlsa17/data/{folder}/{file}" for file in ("res101.mat", "att_splits.mat")]
         for suffix, tune in (("", False), ("_tune", True)):

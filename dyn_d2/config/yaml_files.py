@@ -1,0 +1,222 @@
+"""A yaml file of config keys is looked at before it is merged: what a reader of yaml takes for something else than was
+meant, or takes without a word, is refused with file and line."""
+
+import ast
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import yaml
+
+_CORE = "tag:yaml.org,2002:"
+_PLAIN_TAGS = {_CORE + name for name in ("map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge")}
+_TEXT, _MERGE, _BASE = _CORE + "str", _CORE + "merge", "_BASE_"
+_KINDS = {"int": "a number", "float": "a number", "bool": "true or false", "null": "nothing", "timestamp": "a date"}
+MAX_DEPTH = 50  # of lists and mappings in each other; the keys of a config have 6 levels at most
+MAX_NODES = 100_000  # of a file whose anchors are written out
+
+FindBase = Callable[[str], str]
+"""The path of a ``_BASE_``, which raises FileNotFoundError where it is nowhere."""
+
+
+def check_config_file(
+    path: str, defaults: Mapping[str, Any], text_lists: Collection[str] = (), find_base: FindBase = str
+) -> None:
+    """A yaml file, and those that it is based on, hold what a config is made of.
+
+    Args:
+        path: of the file.
+        defaults: the tree of known keys; keys that it lacks are left to the merge.
+        text_lists: dotted names of keys whose lists hold nothing but text, such as class names.
+        find_base: see there.
+
+    Raises:
+        ValueError: no valid yaml, or a key that is given twice or is no text, an unknown tag, lists or anchors without
+            end, names that yaml reads as something else, a file that is based on itself. Names file and line.
+        FileNotFoundError: from ``find_base``.
+    """
+    _check_file(path, _Known(defaults, text_lists), find_base, [])
+
+
+class _Known:
+    def __init__(self, defaults: Mapping[str, Any], text_lists: Collection[str]) -> None:
+        self.defaults, self.text_lists = defaults, text_lists
+
+    def default(self, key: tuple[str, ...]) -> Any:
+        """None of an unknown key."""
+        node: Any = self.defaults
+        for part in key:
+            node = node.get(part) if isinstance(node, Mapping) else None
+        return node
+
+
+def _check_file(path: str, known: _Known, find_base: FindBase, chain: list[str]) -> None:
+    here = os.path.realpath(path)
+    if here in chain:
+        circle = " is based on ".join([*chain[chain.index(here) :], here])
+        raise ValueError(f"{circle}: a config cannot be its own _BASE_.")
+    root = _compose(path)
+    for base in _check(root, path, known):
+        if base.startswith("~"):
+            base = os.path.expanduser(base)
+        if "://" in base:
+            continue
+        if not os.path.isabs(base):
+            base = os.path.join(os.path.dirname(path), base)
+        _check_file(find_base(base), known, find_base, [*chain, here])
+
+
+def _compose(path: str) -> yaml.MappingNode:
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--config-file {path} is no valid yaml: it is no text in UTF-8 ({error}).") from error
+    try:
+        depth = 0
+        for event in yaml.parse(text, yaml.SafeLoader):  # does not go down by calling itself, as all that follows does
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise ValueError(f"{path}, line {_line(event)}: more than {MAX_DEPTH} lists or sections in each other.")
+        root = yaml.compose(text, yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config-file {path} is no valid yaml: {_reason(error)}") from error
+    if not isinstance(root, yaml.MappingNode) or not root.value:
+        raise ValueError(f"Config file '{path}' holds no keys.")
+    return root
+
+
+def _reason(error: yaml.YAMLError) -> str:
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return " ".join(str(error).split())
+    place = error.problem_mark or error.context_mark
+    said = ", ".join(part for part in (error.context, error.problem) if part)
+    return f"line {place.line + 1}: {said}." if place else f"{said}."
+
+
+def _line(part: yaml.Node | yaml.Event) -> int:
+    return part.start_mark.line + 1
+
+
+def _check(root: yaml.MappingNode, path: str, known: _Known) -> list[str]:
+    """What is wrong with one file is raised; returns its ``_BASE_``."""
+    _require_finite(root, path)
+    bases: list[str] = []
+    for key, node in root.value:
+        if key.value == _BASE:
+            parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
+            if not parts or not all(isinstance(part, yaml.ScalarNode) and part.tag == _TEXT for part in parts):
+                raise ValueError(f"{path}, line {_line(node)}: _BASE_ has to be the path of a yaml, or a list of them.")
+            bases = [part.value for part in parts]
+    _check_section(root, path, known, ())
+    try:
+        yaml.SafeLoader("").construct_document(root)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config-file {path} is no valid yaml: {_reason(error)}") from error
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"--config-file {path} is no valid yaml: {error}.") from error
+    return bases
+
+
+def _require_finite(root: yaml.Node, path: str) -> None:
+    """No anchor holds itself, and what they stand for is not too much."""
+    sizes: dict[int, int] = {}
+    above: set[int] = set()
+
+    def size(node: yaml.Node) -> int:
+        if id(node) in above:
+            raise ValueError(f"{path}, line {_line(node)}: an anchor (&name) that holds itself (*name) has no end.")
+        if id(node) not in sizes:
+            above.add(id(node))
+            sizes[id(node)] = 1 + sum(size(part) for part in _parts(node))
+            above.remove(id(node))
+            if sizes[id(node)] > MAX_NODES:
+                raise ValueError(
+                    f"{path}, line {_line(node)}: more than {MAX_NODES} values once its anchors are written out."
+                )
+        return sizes[id(node)]
+
+    size(root)
+
+
+def _parts(node: yaml.Node) -> Iterator[yaml.Node]:
+    if isinstance(node, yaml.SequenceNode):
+        yield from node.value
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield key
+            yield value
+
+
+def _check_section(node: yaml.MappingNode, path: str, known: _Known, above: tuple[str, ...]) -> None:
+    seen: dict[str, int] = {}
+    for key, value in node.value:
+        line = _line(key)
+        if key.tag == _MERGE:
+            name = "<<"
+        elif not isinstance(key, yaml.ScalarNode):
+            raise ValueError(f"{path}, line {line}: a list or section cannot be a key; a line reads KEY: value.")
+        elif key.tag != _TEXT:
+            what = _KINDS.get(key.tag.removeprefix(_CORE), f"of the type {key.tag}")
+            raise ValueError(f"{path}, line {line}: the key {key.value!r} is read as {what}; keys are names.")
+        else:
+            name = key.value
+        dotted = ".".join((*above, name))
+        if name in seen:
+            raise ValueError(
+                f"{path}, line {line}: {dotted} is given twice, first in line {seen[name]}: the first would be dropped "
+                "without a word. Put all of it in one place."
+            )
+        seen[name] = line
+        if name != "<<":
+            _check_value(value, path, known, (*above, name))
+
+
+def _check_value(node: yaml.Node, path: str, known: _Known, key: tuple[str, ...]) -> None:
+    dotted, default = ".".join(key), known.default(key)
+    if node.tag not in _PLAIN_TAGS:
+        raise ValueError(f"{path}, line {_line(node)}: {dotted} has the tag {node.tag}; write the plain value.")
+    if isinstance(default, Mapping) and not isinstance(node, yaml.MappingNode):
+        shown = "a list" if isinstance(node, yaml.SequenceNode) else node.value or "nothing"
+        raise ValueError(f"{path}, line {_line(node)}: {dotted} is a section of keys, not {shown}.")
+    if isinstance(node, yaml.MappingNode):
+        _check_section(node, path, known, key)
+    elif isinstance(node, yaml.SequenceNode):
+        texts = dotted in known.text_lists or bool(default) and _all_texts(default)
+        _check_list(node, path, dotted, texts)
+    elif isinstance(default, str) or node.tag == _CORE + "timestamp":
+        _require_text(node, path, dotted, decoded=True)
+
+
+def _check_list(node: yaml.SequenceNode, path: str, dotted: str, texts: bool) -> None:
+    for part in node.value:
+        if part.tag not in _PLAIN_TAGS:
+            raise ValueError(f"{path}, line {_line(part)}: {dotted} has the tag {part.tag}; write the plain value.")
+        if isinstance(part, yaml.SequenceNode):
+            _check_list(part, path, dotted, texts)
+        elif isinstance(part, yaml.ScalarNode) and (texts or part.tag == _CORE + "timestamp"):
+            _require_text(part, path, dotted, decoded=False)
+
+
+def _all_texts(values: Any) -> bool:
+    return isinstance(values, list | tuple) and all(isinstance(value, str) for value in values)
+
+
+def _require_text(node: yaml.ScalarNode, path: str, dotted: str, decoded: bool) -> None:
+    """``decoded``: the config reads quoted text once more as a literal of Python."""
+    if node.tag == _TEXT:
+        return
+    quoted = f'"{node.value}"'
+    if decoded and _is_literal(node.value):
+        quoted = f"'{quoted}'"
+    what = _KINDS.get(node.tag.removeprefix(_CORE), node.tag)
+    shown = node.value or "empty"
+    raise ValueError(f"{path}, line {_line(node)}: {dotted}: {shown} is read as {what}; quote it: {quoted}.")
+
+
+def _is_literal(text: str) -> bool:
+    try:
+        ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return False
+    return True
