@@ -121,6 +121,7 @@ def test_few_shot_training_without_a_checkout(program):
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
     run = program("compare", str(Path(weights).parent), "again")
     assert "weights" in run.stdout and "metrics/" not in run.stdout, run.stdout + run.stderr  # the numbers agree
+    assert "learning_rate" not in run.stdout, run.stdout  # a saved config is not scaled again
     Image.new("RGB", (64, 64)).save(program.folder / "photo.png")
     run = program("demo", "--weights", weights, "--output", "pictures", "photo.png")
     assert run.returncode == 0 and (program.folder / "pictures" / "photo.png").is_file(), run.stderr[-2000:]

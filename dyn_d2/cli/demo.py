@@ -81,15 +81,20 @@ def run(show: Callable[[np.ndarray], tuple[Figure, str, Any]], images: list[str]
     return unreadable
 
 
+def add_picture_options(parser: argparse.ArgumentParser, output: str, top: int) -> None:
+    """The options of commands that draw what a model finds: which model, how much of it, and where it goes."""
+    parser.add_argument("--weights", required=True, help="a checkpoint")
+    parser.add_argument("--config-file", default="", help="only for checkpoints that dyn_d2 did not write")
+    parser.add_argument("--output", default=output, help="folder for what is written (default: %(default)s)")
+    parser.add_argument("--threshold", type=float, default=0.5, help="least score of detections that are drawn")
+    parser.add_argument("--top", type=int, default=top, help="how many to draw where none reaches the threshold")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs that change the config")
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", help="image files")
-    parser.add_argument("--weights", required=True, help="a checkpoint")
-    parser.add_argument("--config-file", default="", help="only for checkpoints that dyn_d2 did not write")
-    parser.add_argument("--output", default="output/detections", help="folder for the pictures and detections.json")
-    parser.add_argument("--threshold", type=float, default=0.5, help="least score of detections that are drawn")
-    parser.add_argument("--top", type=int, default=5, help="how many to draw where none reaches the threshold")
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs that change the config")
+    add_picture_options(parser, "output/detections", 5)
     args = parser.parse_args(argv)
     setup_logger(name="dyn_d2")
     missing = [file for file in args.images if not Path(file).is_file()]

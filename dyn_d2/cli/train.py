@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dyn_d2.config.names import find_config
+from dyn_d2.config.read import read_yaml
 from dyn_d2.engine.launch import make_parser, parse_args, run
 from dyn_d2.engine.preflight import check_files, check_trainer
 from dyn_d2.engine.setup import setup
@@ -48,6 +49,19 @@ def evaluate_main() -> None:
     args = parse_args(parser)
     args.eval_only = True
     if args.weights:
-        args.config_file = args.config_file or str(Path(args.weights).with_name("config.yaml"))
         args.opts = ["MODEL.WEIGHTS", args.weights, *args.opts]
+        saved = Path(args.weights).with_name("config.yaml")
+        if not args.config_file:
+            args.config_file = str(saved)
+            args.opts = [*_saved_schedule(saved), *args.opts]
     run(train, args)
+
+
+def _saved_schedule(config: Path) -> list[str]:
+    """KEY VALUE, ... of the rate and the length that a saved config has: they are final, and must not be derived from
+    those of the stage and scaled to the batch once more."""
+    if not config.is_file():
+        return []
+    keys = ("BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS")
+    solver = read_yaml(str(config)).get("SOLVER", {})
+    return [word for key in keys if key in solver for word in (f"SOLVER.{key}", str(solver[key]))]

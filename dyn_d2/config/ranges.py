@@ -242,7 +242,7 @@ def _is_expectation(value: Any) -> bool:
     return all(isinstance(part, str) for part in value[:3]) and all(number().fits(part) for part in value[3:])
 
 
-_STAGES = {}
+_STAGES: dict[str, Rule] = {}
 for _stage in ("BASE", "NOVEL", "FINETUNE", "FULL"):
     _STAGES |= stage_ranges(f"FEW_SHOT.{_stage}")
 RANGES: Mapping[str, Rule] = {**_MODEL, **_DATA, **_SOLVER, **_TEST, **_STAGES, **_HEADS}

@@ -23,7 +23,7 @@ class Rule(NamedTuple):
     text: str
     texts: bool = False
 
-    def __or__(self, other: "Rule") -> "Rule":  # type: ignore[override]
+    def __or__(self, other: "Rule") -> "Rule":
         return Rule(lambda value: self.fits(value) or other.fits(value), f"{self.text}, or {other.text}")
 
 

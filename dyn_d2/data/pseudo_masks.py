@@ -33,6 +33,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
 from .validity.annotation import mask_defect
+from .validity.rle import run_lengths
 
 logger = logging.getLogger(__name__)
 
@@ -153,11 +154,13 @@ def read_masks(path: str) -> dict[ObjectKey, Rle]:
         )
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {
-            (str(a["image_id"]), tuple(round(float(side), 2) for side in a["bbox"])): a["segmentation"]
-            for a in content["annotations"]
-        }
-    except (ValueError, KeyError, TypeError) as error:
+        found: dict[ObjectKey, Rle] = {}
+        for annotation in content["annotations"]:
+            x, y, width, height = (round(float(side), 2) for side in annotation["bbox"])
+            run_lengths(annotation["segmentation"])
+            found[str(annotation["image_id"]), (x, y, width, height)] = annotation["segmentation"]
+        return found
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(
             f"INPUT.PARTIAL_MASKS.PSEUDO {path} is no json of masks ({type(error).__name__}: {error}): write it anew "
             "with dyn-d2 pseudo-masks."
@@ -283,10 +286,13 @@ def _fill_file(path: Path, records: list[Record], settings: GrabCut, shown: tqdm
 
 def _read_cache(path: Path) -> dict[str, Rle | None]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(kept, dict) and all(mask is None or {"size", "counts"} <= mask.keys() for mask in kept.values()):
+            return kept
+        raise ValueError("no masks by place")
     except FileNotFoundError:
         return {}
-    except ValueError:
+    except (AttributeError, RecursionError, ValueError):
         logger.warning(f"{path} is damaged: its masks are made again")
         return {}
 

@@ -6,15 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from dyn_d2.data.few_shot.stages import BASE
-from dyn_d2.evaluation.aggregate import Estimate, aggregate, estimate, headline, table
+from dyn_d2.evaluation.aggregate import Estimate, aggregate, estimate, headline, table, write_benchmark
 from dyn_d2.evaluation.convergence import training_seconds
 from dyn_d2.evaluation.figures import draw_ap_against_shots
-from dyn_d2.evaluation.results import read_results, versions, write_results
+from dyn_d2.evaluation.results import read_results
 from dyn_d2.method import few_shot_methods
-from dyn_d2.utils.atomic import atomic_write
 
 from .few_shot import plan
 from .job_queue import quiet, run_pending
@@ -149,14 +147,12 @@ def summarise(
     text = table(rows, ("split", "method", "K"), metrics)
     record = {
         "seeds": list(seeds),
-        "interval": "1.96 s / sqrt(n)",
-        "cells": {"/".join(names): _as_json(values) for names, values in rows},
+        "cells": {
+            "/".join(names): {metric: value.as_json() for metric, value in values.items()} for names, values in rows
+        },
         "single": {f"{c.split}/{c.method}/{c.shots}/seed{c.seed}": found for c, found in results.items()},
-        "versions": versions(),
     }
-    write_results(output / "benchmark.json", record)
-    with atomic_write(output / "benchmark.md") as file:
-        file.write(f"{caption(seeds)}\n\n{text}\n")
+    write_benchmark(output, record, caption(seeds), text)
     return text
 
 
@@ -185,7 +181,3 @@ def nap_curves(
         if points:
             curves[method.title] = points
     return curves
-
-
-def _as_json(values: Mapping[str, Estimate]) -> dict[str, dict[str, Any]]:
-    return {name: {"mean": e.mean, "half_width_95": e.half_width, "seeds": e.count} for name, e in values.items()}

@@ -246,7 +246,7 @@ class KeepScalars(HookBase):
                 storage.put_scalar(name, value, smoothing_hint=history["smooth"], cur_iter=step)
         for writer in self._writers:
             if isinstance(getattr(writer, "_last_write", None), int):
-                writer._last_write = self._written
+                setattr(writer, "_last_write", self._written)  # noqa: B010  of JSONWriter and TensorboardXWriter
         if self._kept and self._written < done:
             storage.iter = done
             self._make_up_for(done)
@@ -256,7 +256,8 @@ class KeepScalars(HookBase):
         storage, last = self.trainer.storage, self.trainer.max_iter - 1
         if self._eval_period > 0 and (done + 1) % self._eval_period == 0 and done < last:
             logger.info(f"the evaluation after {done + 1} iterations is missing: evaluating")
-            scalars = flatten_results_dict(self.trainer.test(self.trainer.cfg, self.trainer.model) or {})
+            trainer: Any = self.trainer  # a DynTrainer, which imports this module
+            scalars = flatten_results_dict(trainer.test(trainer.cfg, trainer.model) or {})
             storage.put_scalars(**{k: float(v) for k, v in scalars.items()}, smoothing_hint=False, cur_iter=done)
             comm.synchronize()
         if (done + 1) % self._write_period == 0 or done == last:

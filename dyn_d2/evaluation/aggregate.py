@@ -3,10 +3,15 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tabulate import tabulate
+
+from dyn_d2.utils.atomic import atomic_write
+
+from .results import versions, write_results
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,10 @@ class Estimate:
         if math.isnan(self.mean):
             return "-"
         return f"{self.mean:.1f}" if math.isnan(self.half_width) else f"{self.mean:.1f} ± {self.half_width:.1f}"
+
+    def as_json(self) -> dict[str, float]:
+        """As a record has it."""
+        return {"mean": self.mean, "half_width_95": self.half_width, "seeds": self.count}
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -81,3 +90,11 @@ def table(
     """A markdown table: the names of each row, then its metrics; a metric that was not measured is "not predicted"."""
     body = [[*names, *(str(values[m]) if m in values else "not predicted" for m in metrics)] for names, values in rows]
     return tabulate(body, headers=[*heads, *metrics], tablefmt="pipe", disable_numparse=True)
+
+
+def write_benchmark(folder: Path, record: Mapping[str, Any], caption: str, text: str) -> None:
+    """Write benchmark.json, ``record`` with the formula of intervals and all versions, and benchmark.md, the table
+    ``text`` under its caption."""
+    write_results(folder / "benchmark.json", {"interval": "1.96 s / sqrt(n)", **record, "versions": versions()})
+    with atomic_write(folder / "benchmark.md") as file:
+        file.write(f"{caption}\n\n{text}\n")

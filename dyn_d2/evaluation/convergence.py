@@ -61,7 +61,22 @@ def _read_rows(folder: str | Path) -> list[dict[str, Any]]:
     path = Path(folder) / "metrics.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: {folder} is no OUTPUT_DIR of a training.")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            whole = isinstance(row, dict) and isinstance(row["iteration"], int)
+        except (ValueError, KeyError, RecursionError):
+            whole = False
+        if not whole:
+            raise ValueError(
+                f"{path}, line {number}, is no row of a log: where a kill has cut it off, `dyn-d2 train ... --resume` "
+                "corrects the file."
+            )
+        rows.append(row)
+    return rows
 
 
 def draw_convergence(curves: Mapping[str, Mapping[str, Curve]], normalise: bool = True) -> Figure:

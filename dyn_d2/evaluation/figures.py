@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from dyn_d2.utils.atomic import atomic_write
+from dyn_d2.utils.own_files import read_json_of
 
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data import detection_utils as utils
@@ -46,7 +46,10 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 def _read_detections(results_file: str | Path) -> list[dict[str, Any]]:
     if not Path(results_file).is_file():
         raise FileNotFoundError(f"{results_file} does not exist: evaluate the model first, COCO's evaluator writes it.")
-    return json.loads(Path(results_file).read_text(encoding="utf-8"))
+    found = read_json_of(results_file, "list of detections of COCO's evaluator", list)
+    if not all(isinstance(entry, dict) and {"image_id", "category_id", "score"} <= entry.keys() for entry in found):
+        raise ValueError(f"{results_file} is no list of detections: each has an image_id, category_id and score.")
+    return found
 
 
 # ------------------------------------------------------------------------------------- predictions beside ground truth

@@ -206,7 +206,7 @@ def _clipped(annotation: dict, size: tuple[int, int]) -> list[float]:
 def _mask(annotation: dict, size: tuple[int, int]) -> np.ndarray:
     """(H, W) bool; empty for an object without a usable mask, which the evaluator then refuses or misses."""
     mask = annotation.get("segmentation")
-    if not is_masked(annotation) or mask_defect(mask, size[1], size[0]):
+    if mask is None or not is_masked(annotation) or mask_defect(mask, size[1], size[0]):
         return np.zeros(size, dtype=bool)
     if isinstance(mask, dict):
         return np.ascontiguousarray(rle.decode(rle.run_lengths(mask), *size))

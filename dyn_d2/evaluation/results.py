@@ -1,7 +1,6 @@
 """The record of an evaluation: numbers together with all that one needs to know to compare them with others."""
 
 import hashlib
-import json
 import platform
 import subprocess
 import time
@@ -16,6 +15,7 @@ from torch import nn
 import dyn_d2
 from dyn_d2.backend import describe_backend
 from dyn_d2.utils.atomic import write_json
+from dyn_d2.utils.own_files import read_json_of
 
 import detectron2
 from detectron2.config import CfgNode
@@ -132,12 +132,13 @@ def read_results(path: str | Path) -> dict[str, Any]:
     file = path / RESULTS_FILE if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist: give a results.json or the OUTPUT_DIR of an evaluation.")
-    try:
-        record = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not json: {error}") from error
-    if not isinstance(record, dict) or "metrics" not in record:
+    record = read_json_of(file, "record of an evaluation")
+    metrics = record.get("metrics")
+    if not isinstance(metrics, dict) or not metrics:
         raise ValueError(f"{file} is no record of an evaluation: it has no 'metrics'.")
+    for tasks in metrics.values():
+        if not isinstance(tasks, dict) or not all(isinstance(values, dict) for values in tasks.values()):
+            raise ValueError(f"{file} is no record of an evaluation: its 'metrics' are not data set -> task -> values.")
     return record
 
 

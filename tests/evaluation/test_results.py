@@ -58,7 +58,16 @@ def test_compare_lists_differences_only():
     assert not {"batch", "learning_rate", "versions/torch", "time"} & set(names)
 
 
-@pytest.mark.parametrize(("content", "message"), [(None, "does not exist"), ("{", "not json"), ("{}", "no record")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "does not exist"),
+        ("{", "not valid json"),
+        ("[1]", "does not hold a json object"),
+        ('{"metrics": {"a": 3}}', "are not data set"),
+        ("{}", "no record"),
+    ],
+)
 def test_unreadable_records_are_named(tmp_path, content, message):
     if content is not None:
         (tmp_path / "results.json").write_text(content)

@@ -51,8 +51,8 @@ def write_page(tables: Mapping[str, RouteTable], path: str | Path, images: int =
     data = json.dumps({"runs": runs, "span": [low, high], "not_counted": list(NOT_COUNTED)}, separators=(",", ":"))
     template = (Path(__file__).parent / "route_page.html").read_text(encoding="utf-8")
     with atomic_write(path) as file:
-        # In a script element only "</" could end the data early.
-        file.write(template.replace("__DATA__", data.replace("</", "<\\/")))
+        # In a script element "</" ends the data, and "<!--" with "<script" the page; json has "<" in texts only.
+        file.write(template.replace("__DATA__", data.replace("<", "\\u003c")))
     return Path(path)
 
 

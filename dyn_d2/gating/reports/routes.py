@@ -19,6 +19,7 @@ from dyn_d2.gating import Route, Unit
 from dyn_d2.gating.meta_arch.classifier import ImageClassifier
 from dyn_d2.gating.meta_arch.dynamic import find_policy
 from dyn_d2.utils.atomic import atomic_write, write_json
+from dyn_d2.utils.own_files import arrays_of
 
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
@@ -124,16 +125,37 @@ class RouteTable:
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path} does not exist: evaluate a gated model, it writes inference/routes.npz.")
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                # Files from before there were levels lack these.
-                arrays = {f.name: file[f.name] for f in fields(cls) if f.default_factory is MISSING or f.name in file}
-                version = int(file["format"])
-        except (KeyError, ValueError, OSError, EOFError) as error:
-            raise ValueError(f"{path} is no file of routes: {error}") from error
+        with arrays_of(path, "file of routes") as file:
+            # Files from before there were levels lack these.
+            arrays = {f.name: file[f.name] for f in fields(cls) if f.default_factory is MISSING or f.name in file}
+            version = int(file["format"])
+            if version == _FORMAT:
+                _check_arrays(arrays)
         if version != _FORMAT:
             raise ValueError(f"{path} has format {version}, this version of dyn_d2 reads {_FORMAT}: evaluate again.")
         return cls(**{**arrays, "dataset": str(arrays["dataset"])})
+
+
+def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
+    """
+    Raises:
+        ValueError: types or lengths are not those of a table of routes.
+    """
+    images, units = arrays["executed"].size, arrays["unit_names"].size
+    for name in (*_COSTS, "heights", "widths", "labels", "predictions", "file_names", "image_ids"):
+        if arrays[name].shape != (images,):
+            raise ValueError(f"{name} has the shape {arrays[name].shape} for {images} images")
+    for name in ("unit_kinds", "unit_sizes", "unit_stages"):
+        if arrays[name].shape != (units,):
+            raise ValueError(f"{name} has the shape {arrays[name].shape} for {units} units")
+    for name in _COSTS:
+        if arrays[name].dtype.kind not in "fiu" or not np.isfinite(arrays[name]).all():
+            raise ValueError(f"{name} is not made of finite numbers")
+    if any(arrays[name].dtype.kind not in "iu" for name in ("unit_sizes", "unit_stages", "labels", "predictions")):
+        raise ValueError("sizes, stages, labels or predictions are no whole numbers")
+    width = int(sum(-(-arrays["unit_sizes"] // 8)))
+    if arrays["bits"].dtype != np.uint8 or arrays["bits"].shape != (images, width):
+        raise ValueError(f"the decisions have the shape {arrays['bits'].shape}, not {(images, width)}")
 
 
 def summarise(table: RouteTable) -> dict[str, Any]:

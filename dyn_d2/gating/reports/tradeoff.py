@@ -26,6 +26,7 @@ from dyn_d2.gating.meta_arch.dynamic import gated_network
 from dyn_d2.gating.policies.all_open import AllOpen
 from dyn_d2.utils.atomic import write_json
 from dyn_d2.utils.measure import time_call
+from dyn_d2.utils.own_files import read_json_of
 
 from detectron2.config import CfgNode
 
@@ -103,7 +104,7 @@ def measure(point: Point, opts: Sequence[str], folder: str | Path) -> dict[str, 
     done = own / "point.json"
     if done.is_file():
         logger.info(f"{point.weights}, {point.name}: evaluated before, see {done}")
-        return json.loads(done.read_text(encoding="utf-8"))
+        return read_json_of(done, f"evaluated point (remove {own} to evaluate it again)")
     cfg, model = _load(point, opts, own)
     results = DynTrainer.test(cfg, model)
     results = results if len(cfg.DATASETS.TEST) == 1 else results[cfg.DATASETS.TEST[0]]
@@ -140,7 +141,7 @@ def time_points(
     done = Path(folder) / f"times_{_digest(everything)}.json"
     if done.is_file():
         logger.info(f"timed before, see {done}")
-        return json.loads(done.read_text(encoding="utf-8"))
+        return read_json_of(done, "table of times (remove it to time again)", list)
     loaded = [_load(point, opts, Path(folder) / "times") for point in points]
     columns = {str(batch): time_models(loaded, batch, timed) for batch in batches}
     times = [

@@ -61,8 +61,13 @@ def read_stored(weights: str | os.PathLike) -> tuple[list[Member], list[Rule], d
         raise CheckpointError(f"{weights} carries no IDK cascade: calibrate one with dyn-d2 calibrate.")
     try:
         members = [Member(**member) for member in entry["members"]]
-        return members, [rule_from_state(state) for state in entry["rules"]], dict(entry["about"])
-    except (KeyError, TypeError, ValueError) as error:
+        rules = [rule_from_state(state) for state in entry["rules"]]
+        if not members or len(rules) != len(members) - 1:
+            raise ValueError(f"{len(rules)} IDK classifiers of {len(members)} models")
+        if not all(isinstance(value, str) for member in members for value in vars(member).values()):
+            raise ValueError("a model is named by something else than text")
+        return members, rules, dict(entry["about"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the IDK cascade in {weights} cannot be read ({error}): calibrate it again.") from error
 
 

@@ -4,6 +4,7 @@ A rule gives h in [0, 1] for each answer; above 0.5 it means "I don't know" (Eq.
 carry it through a checkpoint: numbers, text and tensors only.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -107,6 +108,12 @@ class NetworkRule:
         return {"kind": "network", "classes": self.network.classes, "widths": widths, "weights": weights}
 
 
+def _number(value: Any) -> float:
+    if math.isnan(float(value)):
+        raise ValueError("a threshold or weight is NaN")
+    return float(value)
+
+
 def rule_from_state(state: dict[str, Any]) -> Rule:
     """
     Raises:
@@ -114,17 +121,15 @@ def rule_from_state(state: dict[str, Any]) -> Rule:
     """
     try:
         if state["kind"] == "threshold":
-            return Threshold(str(state["measure"]), float(state["alpha"]))
+            return Threshold(str(state["measure"]), _number(state["alpha"]))
         if state["kind"] == "logistic":
-            return Logistic(str(state["measure"]), float(state["slope"]), float(state["intercept"]))
+            return Logistic(str(state["measure"]), _number(state["slope"]), _number(state["intercept"]))
         if state["kind"] == "network":
             network = Network(int(state["classes"]), [int(width) for width in state["widths"]])
             network.load_state_dict(state["weights"])
+            if not all(torch.isfinite(value).all() for value in network.state_dict().values()):
+                raise ValueError("its weights have NaN or infinity")
             return NetworkRule(network)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(
-            f"a stored IDK classifier cannot be read ({error}): calibrate the IDK cascade again."
-        ) from error
-    raise ValueError(
-        f"a stored IDK classifier is of the unknown kind {state['kind']!r}: calibrate the IDK cascade again."
-    )
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"a stored IDK classifier cannot be read ({error}): calibrate it again.") from error
+    raise ValueError(f"a stored IDK classifier is of the unknown kind {state['kind']!r}: calibrate it again.")

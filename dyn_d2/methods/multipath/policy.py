@@ -187,6 +187,12 @@ class PathPolicy(Policy):
     def path_losses(self, exits: Exits, scores: dict[int, Tensor]) -> dict[str, Tensor]:
         raise NotImplementedError
 
+    def score_loss(self, exits: Exits, errors: dict[int, Tensor]) -> Tensor:
+        """The squared (N, n_l) ``errors`` of each junction's scores, each image by its share of coming there, summed;
+        ``score_weight`` times the mean over images."""
+        parts = [exits.shares.layers[layer].detach() * error.square().sum(1) for layer, error in errors.items()]
+        return self.score_weight * torch.stack(parts).sum(0).mean()
+
 
 @POLICY_REGISTRY.register_as("path_actor")
 class PathActor(PathPolicy):
@@ -208,8 +214,7 @@ class PathActor(PathPolicy):
             spent = spent + shares.exits[layer] * cost
         found = {"loss_compute": self.compute_weight * spent.mean()}
         if scores:
-            parts = [shares.layers[layer].detach() * r.square().sum(1) for layer, r in scores.items()]
-            found["loss_decisions"] = self.score_weight * torch.stack(parts).sum(0).mean()
+            found["loss_decisions"] = self.score_loss(exits, scores)
         return found
 
 
@@ -231,10 +236,7 @@ class PathCritic(PathPolicy):
         ends = {layer: answers[layer] + self.compute_weight * cost for layer, cost in exits.exit_costs.items()}
         layers = [self.compute_weight * cost for cost in exits.layer_costs]
         targets = costs_to_go(exits.tree, scores, ends, layers, self.optimistic)
-        parts = [
-            exits.shares.layers[layer].detach() * (r + targets[layer]).square().sum(1) for layer, r in scores.items()
-        ]
-        return {"loss_routers": self.score_weight * torch.stack(parts).sum(0).mean()}
+        return {"loss_routers": self.score_loss(exits, {layer: r + targets[layer] for layer, r in scores.items()})}
 
 
 @POLICY_REGISTRY.register_as("path_optimistic_critic")

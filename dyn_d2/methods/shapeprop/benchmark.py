@@ -1,6 +1,6 @@
 """A benchmark of instance segmentation with few masks: run the trainings, then a table and a figure.
 
-Which trainings there are is in mask_methods.py.
+Which trainings there are is in trainings.py.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,10 +10,9 @@ from pathlib import Path
 
 from dyn_d2.engine.job_queue import run_pending
 from dyn_d2.engine.stages import Stage, run_stage
-from dyn_d2.evaluation.aggregate import Estimate, estimate, headline, table
+from dyn_d2.evaluation.aggregate import Estimate, estimate, headline, table, write_benchmark
 from dyn_d2.evaluation.figures import draw_bars_by_group
-from dyn_d2.evaluation.results import read_results, versions, write_results
-from dyn_d2.utils.atomic import atomic_write
+from dyn_d2.evaluation.results import read_results
 
 from .trainings import CATEGORY, Cell, Method, Schedule
 
@@ -146,24 +145,20 @@ def summarise(
     results = read_cells(plans)
     made = rows(results, known)
     record = {
-        "interval": "1.96 s / sqrt(n)",
         "schedule": vars(schedule),
         "methods": {cell.method: list(known[cell.method].opts) for cell in plans},
         "rows": {
             f"{row.setting}/{row.method}": {
-                **{name: _as_json(value) for name, value in row.metrics.items()},
-                "gain": _as_json(row.gain) if row.gain else None,
+                **{name: value.as_json() for name, value in row.metrics.items()},
+                "gain": row.gain.as_json() if row.gain else None,
                 "gap_closed": row.gap_closed,
             }
             for row in made
         },
         "single": {f"{c.setting}/{c.method}/seed{c.seed}": found for c, found in results.items()},
-        "versions": versions(),
     }
     text = as_table(made, known)
-    write_results(output / "benchmark.json", record)
-    with atomic_write(output / "benchmark.md") as file:
-        file.write(f"{CAPTION}\n\n{text}\n")
+    write_benchmark(output, record, CAPTION, text)
     bars: dict[str, dict[str, tuple[float, float]]] = {}
     for row in made:
         value = row.metrics[main_metric(row.setting)]
@@ -172,7 +167,3 @@ def summarise(
     if bars:
         draw_bars_by_group(bars, output / "benchmark.png", "AP of masks (%)")
     return text
-
-
-def _as_json(value: Estimate) -> dict[str, float]:
-    return {"mean": value.mean, "half_width_95": value.half_width, "seeds": value.count}

@@ -12,6 +12,7 @@ from two_processes import results_of_two
 
 from dyn_d2.evaluation import build_evaluator, with_evaluators_of_model
 from dyn_d2.gating import Route, recording
+from dyn_d2.gating.reports.route_page import write_page
 from dyn_d2.gating.reports.route_statistics import (
     class_similarity,
     columns,
@@ -133,6 +134,42 @@ def test_unreadable_files_say_what_they_are_not(tmp_path):
     for name in ("text", "other", "pickle"):
         with pytest.raises(ValueError, match="is no file of routes"):
             RouteTable.load(tmp_path / f"{name}.npz")
+
+
+@pytest.mark.parametrize("spoil", [
+    {"labels": np.zeros(1, int)}, {"bits": np.zeros((2, 9), np.uint8)}, {"executed": np.array([1.0, np.nan])},
+    {"unit_sizes": np.array(["a", "b"])}, {"labels": np.array([0.5, 1.0])}, {"format": np.array("one")},
+    {"dense": None},
+], ids=lambda spoil: next(iter(spoil)))  # fmt: skip
+def test_tables_whose_parts_do_not_fit_are_named(tmp_path, spoil):
+    path = tmp_path / "routes.npz"
+    route_table({"res2.0": 1, "res3.0": 9}, images=2, classes=2).save(path)
+    RouteTable.load(path)
+    with np.load(path) as file:
+        arrays = {**file, **spoil}
+    np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
+    with pytest.raises(ValueError, match="routes.npz is no file of routes: "):
+        RouteTable.load(path)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 30, 0.5, 0.9, 0.99])
+def test_a_table_that_is_cut_off_is_named(tmp_path, keep):
+    path = tmp_path / "routes.npz"
+    route_table({"res2.0": 1, "res3.0": 9}, images=2, classes=2).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
+    with pytest.raises(ValueError, match="routes.npz is no file of routes"):
+        RouteTable.load(path)
+
+
+def test_names_of_classes_do_not_blank_the_page(tmp_path):
+    """`<!--<script>` in a script element hides everything up to its end, that of the page's own script included."""
+    table = route_table({"res2.0": 1, "res3.0": 9}, images=2, classes=2)
+    table.class_names = np.array(["<!--<script>", "</script><b>"])
+    text = write_page({"<!--": table}, tmp_path / "page.html").read_text()
+    data = text.partition('id="data">')[2].partition("</script>")[0]
+    assert "<" not in data
+    assert [found["name"] for found in json.loads(data)["runs"][0]["classes"]] == ["<!--<script>", "</script><b>"]
 
 
 class _Segmentor(nn.Module):

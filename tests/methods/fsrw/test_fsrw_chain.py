@@ -127,10 +127,10 @@ def test_bad_vectors_are_named(trained, tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match="vectors export"):
         use("absent.npz")
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
-    with pytest.raises(ValueError, match="other.npz holds no class vectors"):
+    with pytest.raises(ValueError, match="other.npz is no file of class vectors"):
         use("other.npz")
     (tmp_path / "torn.npz").write_bytes((tmp_path / "four.npz").read_bytes()[:100])
-    with pytest.raises(ValueError, match="torn.npz holds no class vectors"):
+    with pytest.raises(ValueError, match="torn.npz is no file of class vectors"):
         use("torn.npz")
 
 

@@ -110,3 +110,23 @@ def test_vectors_go_to_a_file_and_back(tmp_path):
     assert ClassVectors.load(tmp_path / "bare.npz").samples == [] == ClassVectors.load(tmp_path / "bare.npz").supports
     with pytest.raises(ValueError, match="no support image of b"):
         ClassVectors.mean_of({"a": torch.ones(1, 4), "b": torch.ones(0, 4)})
+
+
+@pytest.mark.parametrize("spoil", [
+    {"vectors": np.array([[1.0, np.nan], [0.0, 1.0]], np.float32)}, {"vectors": np.array([["a", "b"]])},
+    {"classes": np.array(["a", "a"])}, {"counts": np.array([1, -1])}, {"counts": np.array(["x"])}, {"supports": None},
+    {"samples": np.full((2, 2), np.inf, np.float32)}, {"detector": None}, {"counts": np.array([[1, 1]])},
+], ids=str)  # fmt: skip
+def test_files_of_vectors_that_are_none_are_named(tmp_path, spoil) -> None:
+    path = tmp_path / "v.npz"
+    ClassVectors(["a", "b"], torch.ones(2, 2), [torch.ones(1, 2)] * 2, [["1/1"], ["2/1"]]).save(path)
+    content = path.read_bytes()
+    with np.load(path) as file:
+        arrays = {**file, **spoil}
+    np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
+    with pytest.raises(ValueError, match="v.npz is no file of class vectors: "):
+        ClassVectors.load(path)
+    for end in (0, 1, 40, len(content) // 2, len(content) - 5):
+        path.write_bytes(content[:end])
+        with pytest.raises(ValueError, match="v.npz is no file of class vectors: "):
+            ClassVectors.load(path)

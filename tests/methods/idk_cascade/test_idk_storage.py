@@ -8,7 +8,7 @@ from tiny_tasks import batch, task_opts
 
 from dyn_d2.checkpoint import CheckpointError, read_checkpoint
 from dyn_d2.config.read import read_cfg
-from dyn_d2.methods.idk_cascade.calibration import Member, load_idk_cascade, store, stored_path
+from dyn_d2.methods.idk_cascade.calibration import Member, load_idk_cascade, read_stored, store, stored_path
 from dyn_d2.methods.idk_cascade.execution import IDKCascade
 from dyn_d2.methods.idk_cascade.networks import NetworkModel
 from dyn_d2.methods.idk_cascade.rules import Logistic, Threshold
@@ -71,6 +71,26 @@ def test_bad_files_are_named(weights, models, tmp_path):
     torch.save({**data, "cascade": {"members": [{"name": "x"}], "rules": [], "about": {}}}, tmp_path / "broken.pth")
     with pytest.raises(CheckpointError, match="IDK cascade in .*broken.pth cannot be read"):
         load_idk_cascade(tmp_path / "broken.pth", DATASET)
+
+
+@pytest.mark.parametrize("rules", [
+    [{"kind": "threshold", "measure": "entropy", "alpha": float("nan")}],
+    [{"kind": "logistic", "measure": "entropy", "slope": 1.0, "intercept": float("nan")}],
+    [{"kind": "threshold", "measure": "entropy", "alpha": None}], [3], "x", None, [], [{"kind": []}],
+    [{"kind": "network", "classes": 2, "widths": [3], "weights": None}],
+], ids=str)  # fmt: skip
+def test_stored_rules_that_are_none_are_refused(rules, tmp_path):
+    members = [
+        {"name": "a", "weights": "a.pth", "weights_hash": "1"},
+        {"name": "b", "weights": "b", "weights_hash": "2"},
+    ]
+    torch.save({"model": {}, "cascade": {"members": members, "rules": rules, "about": {}}}, tmp_path / "c.pth")
+    with pytest.raises(CheckpointError, match="cascade in .*c.pth cannot be read"):
+        read_stored(tmp_path / "c.pth")
+    for entry in (3, [], {"members": 3}, {"members": members, "rules": rules, "about": 3}):
+        torch.save({"model": {}, "cascade": entry}, tmp_path / "c.pth")
+        with pytest.raises(CheckpointError, match="cascade in .*c.pth cannot be read"):
+            read_stored(tmp_path / "c.pth")
 
 
 def test_costs_of_gated_and_plain_networks(tmp_path, models):

@@ -240,6 +240,7 @@ def test_bad_class_files(tmp_path) -> None:
     for text, message in (
         ("[1]", "does not hold a json object"),
         ("{", "is not valid json"),
+        ('{"ant": [1], "bee": [2], "ant": [3]}', "it names 'ant' twice"),
         ("{}", "names no class"),
         ('{"ant": [1, 2], "bee": [1]}', "the vector of class bee has 1 numbers, that of ant has 2"),
         ('{"ant": [1, "x"]}', "the vector of class ant is no list of numbers"),

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,8 +12,28 @@ import torch
 from torch import Tensor
 
 from dyn_d2.utils.atomic import atomic_write
+from dyn_d2.utils.own_files import arrays_of
 
 logger = logging.getLogger(__name__)
+
+
+def _check(classes: list[str], vectors: Tensor, samples: Tensor, counts: list[int], supports: list[str]) -> None:
+    """
+    Raises:
+        ValueError: the arrays of a file do not fit each other, a class comes twice, or a number is none.
+    """
+    if vectors.ndim != 2 or len(vectors) != len(classes) or sum(counts) != len(samples):
+        raise ValueError(f"{len(classes)} classes, vectors of shape {tuple(vectors.shape)}")
+    if counts and (len(counts) != len(classes) or min(counts) < 0 or samples.shape[1:] != vectors.shape[1:]):
+        raise ValueError(f"{len(counts)} counts of samples of shape {tuple(samples.shape)} for {len(classes)} classes")
+    if supports and sum(counts) != len(supports):
+        raise ValueError(f"{len(supports)} names of {sum(counts)} support images")
+    twice = sorted({name for name in classes if classes.count(name) > 1})
+    if twice:
+        raise ValueError(f"{', '.join(twice)} comes twice")
+    broken = [name for name, row in zip(classes, vectors, strict=True) if not torch.isfinite(row).all()]
+    if broken or not torch.isfinite(samples).all():
+        raise ValueError(f"those of {', '.join(broken) or 'support images'} have NaN or infinity: export them anew")
 
 
 @dataclass
@@ -95,15 +114,11 @@ class ClassVectors:
         """
         if not os.path.isfile(path):
             raise FileNotFoundError(f"class vectors {path} do not exist: dyn-d2 vectors export makes them.")
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                classes, vectors = [str(name) for name in file["classes"]], torch.from_numpy(file["vectors"])
-                samples, counts = torch.from_numpy(file["samples"]), file["counts"].tolist()
-                supports, detector = file["supports"].tolist(), str(file["detector"])
-            if vectors.ndim != 2 or len(vectors) != len(classes) or sum(counts) != len(samples):
-                raise ValueError(f"{len(classes)} classes, vectors of shape {tuple(vectors.shape)}")
-        except (KeyError, ValueError, TypeError, OSError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} holds no class vectors of dyn_d2 ({error}).") from error
+        with arrays_of(path, "file of class vectors") as file:
+            classes, vectors = [str(name) for name in file["classes"]], torch.from_numpy(file["vectors"])
+            samples, counts = torch.from_numpy(file["samples"]), file["counts"].tolist()
+            supports, detector = file["supports"].tolist(), str(file["detector"])
+            _check(classes, vectors, samples, counts, supports)
         names = iter(supports)
         of_class = [list(islice(names, count)) for count in counts] if supports else []
         return cls(classes, vectors.float(), list(samples.float().split(counts)) if counts else [], of_class, detector)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dyn_d2.cli.demo import add_picture_options
 from dyn_d2.data.partial_masks import masked_classes
 from dyn_d2.engine.predictor import Predictor
 from dyn_d2.evaluation.boxes_on_image import best_of, picture_names
@@ -40,12 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("images", nargs="*", help="image files")
     parser.add_argument("--dataset", default="", help="a registered data set instead of files")
     parser.add_argument("--count", type=int, default=6, help="how many of its images")
-    parser.add_argument("--weights", required=True, help="a checkpoint")
-    parser.add_argument("--config-file", default="", help="only for checkpoints that dyn_d2 did not write")
-    parser.add_argument("--output", default="output/shapes", help="folder for the pictures")
-    parser.add_argument("--threshold", type=float, default=0.5, help="least score that is drawn")
-    parser.add_argument("--top", type=int, default=3, help="how many to draw where none reaches the threshold")
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs that change the config")
+    add_picture_options(parser, "output/shapes", 3)
     args = parser.parse_args(argv)
     if bool(args.images) == bool(args.dataset) or args.count < 1:
         parser.error("give either image files or --dataset, and a --count of at least 1")

@@ -1,11 +1,11 @@
 """Your own features and descriptions."""
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from dyn_d2.utils.own_files import arrays_of
 
 from .described_set import DescribedSet, Part, read_class_vectors
 
@@ -24,11 +24,10 @@ def read_custom(files: Sequence[Path]) -> DescribedSet:
     number = {name: i for i, name in enumerate(vectors)}
     parts = {}
     for name, path in (("train", train_file), ("test", test_file)):
-        try:
-            with np.load(path) as content:
-                features, labels = content["features"], [str(label) for label in content["labels"]]
-        except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"{path} is no npz with features and labels ({error}).") from error
+        with arrays_of(path, "npz with features and labels") as content:
+            features, labels = content["features"], [str(label) for label in content["labels"]]
+            if features.dtype.kind not in "fiub":
+                raise ValueError(f"the features are of the type {features.dtype}")
         absent = sorted(set(labels) - number.keys())
         if absent:
             raise ValueError(

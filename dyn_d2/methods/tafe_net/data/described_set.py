@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dyn_d2.data.few_shot.sources import read_json
+from dyn_d2.utils.own_files import read_json_of
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def read_class_vectors(path: str | Path) -> dict[str, np.ndarray]:
         ValueError: it holds something else; names the class.
     """
     vectors: dict[str, np.ndarray] = {}
-    for name, numbers in read_json(path).items():
+    for name, numbers in read_json_of(path, 'json {"name": [numbers], ...}').items():
         try:
             vector = np.asarray(numbers, dtype=np.float32)
         except (TypeError, ValueError) as error:

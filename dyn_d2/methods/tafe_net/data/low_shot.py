@@ -1,6 +1,5 @@
 """The few-shot ImageNet benchmark of Hariharan and Girshick: a class is described by features of some of its images."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 
 from dyn_d2.utils.errors import UserError
 from dyn_d2.utils.extras import how_to_install
+from dyn_d2.utils.own_files import read_json_of
 
 from .described_set import DescribedSet, Part
 
@@ -93,10 +93,4 @@ def _read_features(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_json(path: Path, kind: type) -> Any:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid json: {error}") from error
-    if not isinstance(value, kind):
-        raise ValueError(f"{path} does not hold a json {'object' if kind is dict else 'list'}.")
-    return value
+    return read_json_of(path, "json of a low-shot benchmark", kind)
