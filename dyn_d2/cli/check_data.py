@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _clean(options: argparse.Namespace, report: Report) -> bool:
     """Write the clean copy and say what is still wrong with it; False if there can be none."""
     if report.problems and report.problems[0].kind == "bad_json":
-        print("check_data: --clean cannot repair a file that cannot be read", file=sys.stderr)
+        print("check_data: --clean cannot fix a file that cannot be read", file=sys.stderr)
         return False
     content = read_json(options.json)
     try:
