@@ -16,8 +16,6 @@ from .checkpointer import CheckpointError, LoadReport
 logger = logging.getLogger(__name__)
 
 _REMEDY = "dyn-d2 surgery fits the rows of a detector to classes by name; or give the data the order of the file"
-    "dyn-d2 surgery fits a detector's rows to classes by name; or name the classes of the data in the file's order"
-)
 
 
 def require_same_classes(model: nn.Module, report: LoadReport, datasets: Sequence[str], *, start: bool = False) -> None:
