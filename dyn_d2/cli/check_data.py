@@ -48,6 +48,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help=f"score perfect predictions of sets with up to this many images (default {PERFECT_IMAGES}), 0 for none",
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that change the config")
+    given = sys.argv[1:] if arguments is None else arguments
+    if given and Path(given[0]).exists():
+        parser.error(f"name what {given[0]} is: --json FILE --images FOLDER, --dataset NAME or --config-file FILE")
     options = parser.parse_args(arguments)
     if options.clean and not options.json:
         parser.error("--clean needs --json")
