@@ -68,9 +68,7 @@ def _schedule(cfg: CfgNode) -> Iterator[str]:
     if solver.NESTEROV and not solver.MOMENTUM and solver.OPTIMIZER == "SGD":
         yield _say(cfg, "SOLVER.NESTEROV", "it needs SOLVER.MOMENTUM above 0")
     if solver.RESCALE_INTERVAL and solver.WARMUP_ITERS >= solver.MAX_ITER:
-        yield _say(
-            cfg, "SOLVER.RESCALE_INTERVAL", f"nothing is left of {solver.MAX_ITER} iterations after WARMUP_ITERS"
-        )
+        yield _say(cfg, "SOLVER.RESCALE_INTERVAL", "it needs SOLVER.WARMUP_ITERS below MAX_ITER")
     if len(set(solver.STEPS)) < len(solver.STEPS):
         yield _say(cfg, "SOLVER.STEPS", "use each iteration once")
     if solver.LR_SCHEDULER_NAME == "WarmupCosineLR" and solver.BASE_LR_END > solver.BASE_LR:
