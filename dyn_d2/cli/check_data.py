@@ -15,6 +15,7 @@ from pathlib import Path
 from dyn_d2.config.derive import build_cfg
 from dyn_d2.data.check import Report, check_coco_json, check_config, check_dataset, clean_json, summary
 from dyn_d2.data.few_shot.sources import forget, load_source
+from dyn_d2.data.validity.annotation import mask_defect
 from dyn_d2.data.validity.coco import examine, is_masked, looks_like_lvis, read_json
 from dyn_d2.data.validity.consumers import EVALUATION, LOADER, spoils
 from dyn_d2.evaluation.perfect import check_perfect
@@ -81,11 +82,13 @@ def _score(reports: list[Report], names: list[str], cfg: CfgNode, options: argpa
 
 
 def _with_masks(cfg: CfgNode, name: str) -> CfgNode:
-    """``cfg`` with MODEL.MASK_ON where every object of a data set has a mask."""
-    objects = [a for r in DatasetCatalog.get(name) for a in r.get("annotations", ()) if not a.get("iscrowd")]
+    """``cfg`` with MODEL.MASK_ON where every object of a data set has a sound mask."""
+    objects = [(a, r) for r in DatasetCatalog.get(name) for a in r.get("annotations", ()) if not a.get("iscrowd")]
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.MASK_ON = bool(objects) and all(is_masked(a) for a in objects)
+    cfg.MODEL.MASK_ON = bool(objects) and all(
+        is_masked(a) and not mask_defect(a["segmentation"], r.get("width"), r.get("height")) for a, r in objects
+    )
     return cfg
 
 
@@ -125,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _clean(options: argparse.Namespace, report: Report) -> bool:
     """Write the clean copy and say what is still wrong with it; False if there can be none."""
     if report.problems and report.problems[0].kind == "bad_json":
-        print("check_data: --clean cannot repair a file that cannot be read", file=sys.stderr)
+        print("check_data: --clean cannot fix a file that cannot be read", file=sys.stderr)
         return False
     content = read_json(options.json)
     try:

@@ -26,6 +26,7 @@ from dyn_d2.engine.predictor import Predictor, Segmenter, load_predictor
 from dyn_d2.evaluation.boxes_on_image import best_of, labels_of, picture, picture_names
 from dyn_d2.evaluation.label_figures import draw_label_maps
 from dyn_d2.utils.atomic import atomic_write, write_json
+from dyn_d2.utils.commands import add_picture_options
 from dyn_d2.utils.errors import UserError
 
 from detectron2.data import detection_utils as utils
@@ -79,16 +80,6 @@ def run(show: Callable[[np.ndarray], tuple[Figure, str, Any]], images: list[str]
             figure.savefig(handle, format="png")
     write_json(output / "detections.json", found_by_file)
     return unreadable
-
-
-def add_picture_options(parser: argparse.ArgumentParser, output: str, top: int) -> None:
-    """The options of commands that draw what a model finds: which model, how much of it, and where it goes."""
-    parser.add_argument("--weights", required=True, help="a checkpoint")
-    parser.add_argument("--config-file", default="", help="only for checkpoints that dyn_d2 did not write")
-    parser.add_argument("--output", default=output, help="folder for what is written (default: %(default)s)")
-    parser.add_argument("--threshold", type=float, default=0.5, help="least score of detections that are drawn")
-    parser.add_argument("--top", type=int, default=top, help="how many to draw where none reaches the threshold")
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs that change the config")
 
 
 def main(argv: list[str] | None = None) -> int:

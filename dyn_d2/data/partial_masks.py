@@ -17,6 +17,7 @@ from typing import Any
 import pycocotools.mask as mask_util
 import torch
 
+from dyn_d2.config.applied import PARTIAL_MASKS, note_loader
 from dyn_d2.data.digit_scenes.polygons import mask_to_polygons
 from dyn_d2.data.few_shot.splits import COCO_NOVEL
 from dyn_d2.utils.seeds import derive_seed
@@ -171,6 +172,7 @@ def apply_partial_masks(cfg, records: Sequence[Record]) -> Sequence[Record]:
         MaskError: see :func:`has_mask`.
         UserError, FileNotFoundError: see :func:`~dyn_d2.data.pseudo_masks.add_pseudo_masks`.
     """
+    note_loader(cfg, [PARTIAL_MASKS])
     if not cfg.MODEL.MASK_ON or not any("annotations" in record for record in records):
         return records
     keys = cfg.INPUT.PARTIAL_MASKS

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dyn_d2.config.applied import LOADER_KEYS, note_loader
 from dyn_d2.method import BatchExtension, methods
 from dyn_d2.utils.errors import UserError
 from dyn_d2.utils.seeds import derive_seed
@@ -292,6 +293,7 @@ def build_resumable_train_loader(cfg, mapper: Callable[[dict], dict | None] | No
     if cfg.MODEL.LOAD_PROPOSALS or cfg.MODEL.KEYPOINT_ON:
         raise ValueError("dyn_d2 trains neither on precomputed proposals (MODEL.LOAD_PROPOSALS) nor on keypoints.")
     records = list(apply_partial_masks(cfg, _records(cfg)))
+    note_loader(cfg, LOADER_KEYS)
     labels = has_labels(cfg.DATASETS.TRAIN[0])
     batches = BatchesByPosition(
         _sample_order(cfg, records, cfg.SEED),

@@ -16,6 +16,7 @@ from dyn_d2.checkpoint import DynCheckpointer, describe
 from dyn_d2.checkpoint.files import FINAL
 from dyn_d2.checkpoint.fits import require_same_classes, warn_of_settings
 from dyn_d2.checkpoint.model import model_of
+from dyn_d2.config.applied import note_optimizer
 from dyn_d2.data.fingerprint import forget_fingerprints
 from dyn_d2.data.resumable import EvaluationLoader, ResumableLoader, build_resumable_train_loader
 from dyn_d2.method import methods
@@ -109,6 +110,7 @@ class DynTrainer(DefaultTrainer):
             scale_backbone_rate(optimizer, backbone, cfg.SOLVER.BACKBONE_LR_FACTOR)
         for method in methods():
             method.parameter_groups(cfg, model, optimizer)
+        note_optimizer(optimizer)
         return optimizer
 
     @classmethod

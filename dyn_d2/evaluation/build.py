@@ -14,11 +14,10 @@ from detectron2.evaluation import (
     COCOEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
-    LVISEvaluator,
     PascalVOCDetectionEvaluator,
-    SemSegEvaluator,
 )
 
+from .checked import CheckedCOCOEvaluator, CheckedLVISEvaluator, CheckedSemSegEvaluator
 from .class_groups import ClassGroups, GroupedCOCOEvaluator
 from .classification import ClassificationEvaluator
 from .concept_levels import ConceptLevelEvaluator
@@ -28,7 +27,7 @@ from .partial_masks import mask_groups
 
 def _coco(cfg: CfgNode, name: str, folder: str, groups: ClassGroups) -> COCOEvaluator:
     if not groups:
-        return COCOEvaluator(name, output_dir=folder, max_dets_per_image=None)
+        return CheckedCOCOEvaluator(name, output_dir=folder, max_dets_per_image=None)
     tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
     return GroupedCOCOEvaluator(name, tasks, output_dir=folder, max_dets_per_image=None, groups=groups)
 
@@ -36,13 +35,13 @@ def _coco(cfg: CfgNode, name: str, folder: str, groups: ClassGroups) -> COCOEval
 # evaluator_type of the metadata -> for (cfg, data set, output folder, groups of classes) an evaluator
 _BUILDERS: dict[str, BuildEvaluator] = {
     "coco": _coco,
-    "lvis": lambda cfg, name, folder, groups: (FewShotLVISEvaluator if groups else LVISEvaluator)(
+    "lvis": lambda cfg, name, folder, groups: (FewShotLVISEvaluator if groups else CheckedLVISEvaluator)(
         name, output_dir=folder
     ),
     "pascal_voc": lambda cfg, name, folder, groups: (FewShotVOCEvaluator if groups else PascalVOCDetectionEvaluator)(
         name
     ),
-    "sem_seg": lambda cfg, name, folder, groups: SemSegEvaluator(name, distributed=True, output_dir=folder),
+    "sem_seg": lambda cfg, name, folder, groups: CheckedSemSegEvaluator(name, distributed=True, output_dir=folder),
     "cityscapes_instance": lambda cfg, name, folder, groups: CityscapesInstanceEvaluator(name),
     "classification": lambda cfg, name, folder, groups: ClassificationEvaluator(name, folder),
     "cityscapes_sem_seg": lambda cfg, name, folder, groups: CityscapesSemSegEvaluator(name),

@@ -1,5 +1,6 @@
 """Keys of networks that decide what they compute, and of the policies that decide."""
 
+from dyn_d2.config.applied import OPTIMIZER_KEYS
 from dyn_d2.config.keys.training import stage_ranges, stage_solver
 from dyn_d2.config.rules import CHANNELS, Rules, choice, each, names, number, positive, positive_share, whole
 
@@ -183,6 +184,9 @@ def _add_blockdrop_keys(cfg: CN) -> None:
     # The first ITERS steps of stage "joint" decide about more and more blocks, from the last one on, with a gamma and a
     # weight of the entropy of their own.
     cfg.MODEL.POLICY.BLOCKDROP.CURRICULUM = CN({"ITERS": 0, "PENALTY": 1.0, "ENTROPY": 0.1})
+
+
+OPTIMIZER_KEYS.update({"SOLVER.GATE_LR_FACTOR": 1.0, "SOLVER.GATE_WEIGHT_DECAY": -1.0})
 
 
 def _add_stage_keys(cfg: CN) -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from dyn_d2.config.applied import note_frozen
+
 from detectron2.engine import HookBase
 
 _MARK = "dyn_d2_frozen"  # attribute of the modules that were frozen
@@ -70,6 +72,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     Raises:
         ValueError: a pattern matches no module, or nothing is left to train.
     """
+    note_frozen(model)
     frozen: set[int] = set()
     for part in _matched_modules(model, patterns):
         frozen.update(map(id, part.parameters()))

@@ -30,8 +30,11 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        for own in (error, error.__context__, error.__cause__):  # torch.save raises one of its own
+            if isinstance(own, OSError) and own.errno and own.filename is None:
+                own.filename = str(path)  # that of a full disk names no file
         raise
 
 

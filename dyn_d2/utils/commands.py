@@ -5,6 +5,7 @@ reads these files alone, without importing the folders that they lie in, so that
 import nothing but this module.
 """
 
+from argparse import REMAINDER, ArgumentParser
 from enum import Enum
 from typing import NamedTuple
 
@@ -38,3 +39,13 @@ class Command(NamedTuple):
     group: Group
     only_input: bool = True
     registers: bool = True
+
+
+def add_picture_options(parser: ArgumentParser, output: str, top: int) -> None:
+    """The options of commands that draw what a model finds: which model, how much of it, and where it goes."""
+    parser.add_argument("--weights", required=True, help="a checkpoint")
+    parser.add_argument("--config-file", default="", help="only for checkpoints that dyn_d2 did not write")
+    parser.add_argument("--output", default=output, help="folder for what is written (default: %(default)s)")
+    parser.add_argument("--threshold", type=float, default=0.5, help="least score of detections that are drawn")
+    parser.add_argument("--top", type=int, default=top, help="how many to draw where none reaches the threshold")
+    parser.add_argument("--opts", nargs=REMAINDER, default=[], help="KEY VALUE pairs that change the config")

@@ -13,12 +13,12 @@ from tiny_detection import CLASSES, write_boxes
 
 from dyn_d2.config import add_dyn_d2_config
 from dyn_d2.evaluation import GroupedCOCOEvaluator, build_evaluator
+from dyn_d2.evaluation.checked import CheckedCOCOEvaluator
 from dyn_d2.evaluation.partial_masks import mask_groups
 
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
-from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 
 MASKED = ["red", "blue"]
@@ -106,7 +106,7 @@ def test_where_classes_do_not_differ_nothing_is_split(boxes, cfg) -> None:
     cfg.INPUT.PARTIAL_MASKS.CLASSES = list(CLASSES)
     assert mask_groups(cfg, metadata) == {}
     cfg.INPUT.PARTIAL_MASKS.CLASSES = []
-    assert type(build_evaluator(cfg, boxes[0])) is COCOEvaluator
+    assert type(build_evaluator(cfg, boxes[0])) is CheckedCOCOEvaluator
     cfg.TEST.MASKED_CLASSES = MASKED  # an oracle, judged on the classes of another model
     assert type(build_evaluator(cfg, boxes[0])) is GroupedCOCOEvaluator
     cfg.MODEL.MASK_ON = False

@@ -2,10 +2,13 @@
 
 import json
 import os
+import resource
 
 import pytest
+import torch
 
 from dyn_d2.utils.atomic import atomic_write, remove_leftovers, write_json
+from dyn_d2.utils.errors import of_machine
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -40,3 +43,21 @@ def test_makes_folders_and_ordinary_permissions(tmp_path):
     plain.write_text("")
     assert target.read_bytes() == b"\x00\x01"
     assert target.stat().st_mode == plain.stat().st_mode
+
+
+@pytest.mark.parametrize("save", [False, True], ids=["text", "torch"])
+def test_a_full_disk_names_the_file_and_leaves_none(tmp_path, save) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    path = tmp_path / "model.pth"
+    path.write_text("the one before")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises((OSError, RuntimeError)) as caught, atomic_write(path, "wb") as file:
+            if save:
+                torch.save({"weight": torch.zeros(100_000)}, file)
+            else:
+                file.write(bytes(100_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "model.pth: make room. --resume" in of_machine(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pth"] and path.read_text() == "the one before"

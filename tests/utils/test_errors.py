@@ -34,6 +34,7 @@ def test_wrong_input_ends_with_its_message(error, monkeypatch) -> None:
 )
 def test_what_looks_like_a_bug_says_so_and_leaves_its_traceback(error, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(logging.getLogger("dyn_d2"), "handlers", [])  # those of other tests have files
     monkeypatch.setattr("sys.argv", ["tools/some.py"])
     with pytest.raises(SystemExit) as caught, one_message(), wrong_input():
         raise error

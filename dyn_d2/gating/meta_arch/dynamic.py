@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from dyn_d2.config.applied import NoticesKeys
 from dyn_d2.gating import Trace, recording
 from dyn_d2.gating.execution import without_gradient
 from dyn_d2.gating.policies.base import Policy
@@ -35,7 +36,7 @@ def with_routes(outputs: list[dict[str, Any]], trace: Trace) -> list[dict[str, A
     return [{**output, "route": route} for output, route in zip(outputs, trace.routes(), strict=True)]
 
 
-class DynamicModel(nn.Module):
+class DynamicModel(NoticesKeys, nn.Module):
     """Goes before the meta-architecture in the list of bases, and wraps its forward pass.
 
     In training the losses of the policy join those of the task, and the event storage gets the execution rate of each

@@ -1,5 +1,6 @@
 """Keys of TAFE-Net and of its data."""
 
+from dyn_d2.config.applied import OPTIMIZER_KEYS
 from dyn_d2.config.rules import CHANNELS, Rules, choice, each, number, whole
 
 from detectron2.config import CfgNode as CN
@@ -17,6 +18,7 @@ RANGES: Rules = {
     "MODEL.TAFE_NET.INIT": choice("published", "fan_in"),
     "SOLVER.TASK_LR_FACTOR": number(0),
 }
+OPTIMIZER_KEYS["SOLVER.TASK_LR_FACTOR"] = 1.0
 
 
 def add_keys(cfg: CN) -> None:

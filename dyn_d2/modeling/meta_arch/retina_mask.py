@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dyn_d2.config.applied import NoticesKeys
 from dyn_d2.modeling.roi_heads.mask_only import MaskROIHeads
 
 from detectron2.config import configurable
@@ -19,7 +20,7 @@ from detectron2.structures import ImageList, Instances
 
 
 @META_ARCH_REGISTRY.register()
-class RetinaMask(RetinaNet):
+class RetinaMask(NoticesKeys, RetinaNet):
     """RetinaNet whose detections get masks from ROI heads of their own: "MaskROIHeads", or others
     derived from them (MODEL.ROI_HEADS.NAME).
 

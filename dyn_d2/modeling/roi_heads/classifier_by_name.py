@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from dyn_d2.config.applied import NoticesKeys
+
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.roi_heads import Res5ROIHeads
@@ -36,7 +38,7 @@ def _connect(heads: StandardROIHeads | Res5ROIHeads) -> None:
 
 
 @ROI_HEADS_REGISTRY.register()
-class DynROIHeads(StandardROIHeads):
+class DynROIHeads(NoticesKeys, StandardROIHeads):
     """StandardROIHeads (FPN or single level, with or without masks) whose classifier is chosen by key."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -51,7 +53,7 @@ class DynROIHeads(StandardROIHeads):
 
 
 @ROI_HEADS_REGISTRY.register()
-class DynRes5ROIHeads(Res5ROIHeads):
+class DynRes5ROIHeads(NoticesKeys, Res5ROIHeads):
     """Res5ROIHeads (C4 models, with or without masks) whose classifier is chosen by key."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

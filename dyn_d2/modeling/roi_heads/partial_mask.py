@@ -7,6 +7,9 @@ Shape shorthand: R regions of the whole batch.
 import torch
 from torch import Tensor
 
+from dyn_d2.config.applied import NoticesKeys
+from dyn_d2.utils.errors import UserError
+
 from detectron2.layers import cat
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
@@ -29,7 +32,7 @@ def select_masked(instances: list[Instances]) -> tuple[list[Instances], Tensor]:
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
-class PartialMaskHead(MaskRCNNConvUpsampleHead):
+class PartialMaskHead(NoticesKeys, MaskRCNNConvUpsampleHead):
     """MaskRCNNConvUpsampleHead whose loss is the mean over the regions of objects that have a mask, 0 with a gradient
     path where none has. To be of use to classes without masks it has to be class-agnostic
     (``MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK``).
@@ -47,6 +50,12 @@ class PartialMaskHead(MaskRCNNConvUpsampleHead):
     ) -> dict[str, Tensor] | list[Instances]:
         """As the parent's, for (R, C, h, w) region features."""
         if self.training:
+            if any(len(x) and not x.has("gt_masks") for x in instances):
+                raise UserError(
+                    "the objects of an image come with no masks: where only some objects have one, the loader has to "
+                    "use dyn_d2.data.partial_masks.PartialMaskMapper, as that of DynTrainer does, not Detectron2's "
+                    "DatasetMapper."
+                )
             instances, rows = select_masked(instances)
             x = x[rows]
         return super().forward(x, instances)

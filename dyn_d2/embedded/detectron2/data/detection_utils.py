@@ -191,7 +191,8 @@ def annotations_to_instances(annos: list[dict], image_size: tuple[int, int], mas
     if len(segmentations) < len(annos):
         raise ValueError(
             f"{len(segmentations)} of {len(annos)} annotations of one image have a segmentation: a mask head needs all "
-            "of them. Complete the annotations, or set MODEL.MASK_ON to False."
+            "of them. Complete the annotations, set MODEL.MASK_ON to False, or use PartialMaskMapper of "
+            "dyn_d2.data.partial_masks, for which some objects may have none."
         )
     if mask_format == "polygon":
         try:

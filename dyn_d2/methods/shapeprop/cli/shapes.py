@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dyn_d2.cli.demo import add_picture_options
 from dyn_d2.data.partial_masks import masked_classes
 from dyn_d2.engine.predictor import Predictor
 from dyn_d2.evaluation.boxes_on_image import best_of, picture_names
 from dyn_d2.methods.shapeprop.figures import draw_shapes
 from dyn_d2.utils.atomic import atomic_write
+from dyn_d2.utils.commands import add_picture_options
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
