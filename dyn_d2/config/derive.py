@@ -127,8 +127,12 @@ def scale_to_batch(cfg: CfgNode, given: Iterable[str] = ()) -> None:
     scale = batch / reference
     why = f"batch {reference} -> {batch}"
     set_unless_given(cfg, "SOLVER.BASE_LR", solver.BASE_LR * scale, given, why)
-    set_unless_given(cfg, "SOLVER.STEPS", tuple(round(step / scale) for step in solver.STEPS), given, why)
+
+    def scaled(count: int) -> int:
+        return max(1, round(count / scale)) if count else 0  # what is none stays none, what is some stays some
+
+    set_unless_given(cfg, "SOLVER.STEPS", tuple(dict.fromkeys(map(scaled, solver.STEPS))), given, why)
     for key in ("SOLVER.MAX_ITER", "SOLVER.WARMUP_ITERS", "SOLVER.CHECKPOINT_PERIOD"):
-        set_unless_given(cfg, key, round(solver[key.partition(".")[2]] / scale), given, why)
-    set_unless_given(cfg, "TEST.EVAL_PERIOD", round(cfg.TEST.EVAL_PERIOD / scale), given, why)
+        set_unless_given(cfg, key, scaled(solver[key.partition(".")[2]]), given, why)
+    set_unless_given(cfg, "TEST.EVAL_PERIOD", scaled(cfg.TEST.EVAL_PERIOD), given, why)
     solver.REFERENCE_BATCH = batch
