@@ -1,5 +1,6 @@
 """Says whether this installation can work, and the exact command that fixes what cannot.
 
+    dyn-d2 doctor
     python -m dyn_d2.doctor
 
 Exit status 0 when all required parts work, 1 otherwise. Imports are tried one by one, so that the answer comes also

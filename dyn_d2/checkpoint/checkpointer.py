@@ -53,7 +53,7 @@ def describe(cfg, model: nn.Module | None = None) -> dict[str, Any]:
     """
     import torchvision
 
-    from detectron2 import __version__ as engine_version
+    from detectron2 import __version__ as detectron2_version
 
     names = list(cfg.DATASETS.TRAIN) or list(cfg.DATASETS.TEST)
     metadata = MetadataCatalog.get(names[0]) if names else None
@@ -68,7 +68,7 @@ def describe(cfg, model: nn.Module | None = None) -> dict[str, Any]:
         "config": cfg.dump(),
         "versions": {
             "dyn_d2": dyn_d2.__version__,
-            "detectron2": engine_version,
+            "detectron2": detectron2_version,
             "torch": str(torch.__version__),
             "torchvision": str(torchvision.__version__),
         },

@@ -108,13 +108,4 @@ def _heads(cfg: CfgNode) -> Iterator[str]:
         yield _say(cfg, "MODEL.ROI_BOX_HEAD.NUM_FC", "a head needs a layer: set it or NUM_CONV above 0")
 
 
-def _without_effect(cfg: CfgNode) -> Iterator[str]:
-    if cfg.FEW_SHOT.BENCHMARK and not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        yield _say(
-            cfg,
-            "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
-            "few-shot data sets hold no image without objects to learn from; use True",
-        )
-
-
-_CHECKS = (_pixels, _matching, _images, _schedule, _networks, _heads, _without_effect)
+_CHECKS = (_pixels, _matching, _images, _schedule, _networks, _heads)
