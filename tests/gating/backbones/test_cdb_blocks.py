@@ -39,7 +39,7 @@ def test_basic_groups_have_the_parameters_of_the_plain_block(in_channels, stride
         assert count(CDBBlock(in_channels, 16, stride=stride, groups=groups, norm="")) == count(plain)
 
 
-# Totals by our own calculation, with controllers (16 blocks of up to 0.07 M) and the classifier of 2.05 M; the paper (Su
+# Totals as we calculate them, with controllers (16 blocks of up to 0.07 M) and the classifier of 2.05 M; the paper (Su
 # et al.) prints 24.67, 25.81, 25.81 M, close to them.
 @pytest.mark.parametrize("groups, total", [(2, 24.45), (3, 26.01), (4, 25.83)])
 def test_parameters_of_cdb_50(groups, total):
