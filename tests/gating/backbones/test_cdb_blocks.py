@@ -40,7 +40,7 @@ def test_basic_groups_have_the_parameters_of_the_plain_block(in_channels, stride
 
 
 # Totals as we calculate them, with controllers (16 blocks of up to 0.07 M) and the classifier of 2.05 M; the paper (Su
-# et al.) prints 24.67, 25.81, 25.81 M, close to them.
+# et al.) prints 24.67, 25.81 and 25.81 M.
 @pytest.mark.parametrize("groups, total", [(2, 24.45), (3, 26.01), (4, 25.83)])
 def test_parameters_of_cdb_50(groups, total):
     cfg = gated_cfg(
