@@ -210,8 +210,10 @@ def _require_text(node: yaml.ScalarNode, path: str, dotted: str, decoded: bool) 
     if decoded and _is_literal(node.value):
         quoted = f"'{quoted}'"
     what = _KINDS.get(node.tag.removeprefix(_CORE), node.tag)
-    shown = node.value or "empty"
-    raise ValueError(f"{path}, line {_line(node)}: {dotted}: {shown} is read as {what}; quote it: {quoted}.")
+    shown, remedy = node.value or "empty", f"quote it: {quoted}"
+    if decoded and what == _KINDS["null"]:
+        remedy = 'write "" for no value' + (f", {quoted} for that text" if node.value else "")
+    raise ValueError(f"{path}, line {_line(node)}: {dotted}: {shown} is read as {what}; {remedy}.")
 
 
 def _is_literal(text: str) -> bool:
