@@ -1,4 +1,6 @@
-# Two commands: `make demo` and `make test`. Each sets up what it needs in .venv; the second time that takes no time.
+# `make demo` and `make test` are where to begin. What needs an environment makes it first; the second time that takes no
+# time. types: mypy; test-lowest: lowest versions; docs: the site; setup: .venv alone; doctor: what does not fit here;
+# clean: removes environments and what was built.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv

@@ -1,6 +1,6 @@
 """dyn_d2: networks whose input decides what is computed, as an extension of Detectron2.
 
-``import dyn_d2`` chooses the engine and registers every data set, backbone, head and meta-architecture;
+``import dyn_d2`` chooses which Detectron2 runs and registers every data set, backbone, head and meta-architecture;
 ``add_dyn_d2_config(cfg)`` adds the config keys.
 """
 

@@ -1,11 +1,13 @@
 """Says whether this installation can work, and the exact command that fixes what cannot.
 
+    dyn-d2 doctor
     python -m dyn_d2.doctor
 
 Exit status 0 when all required parts work, 1 otherwise. Imports are tried one by one, so that the answer comes also
 where ``import dyn_d2`` fails.
 """
 
+import argparse
 import importlib
 import importlib.metadata
 import importlib.util
@@ -13,6 +15,7 @@ import os
 import platform
 import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,7 +237,11 @@ def report(findings: list[Finding]) -> str:
 
 
 def main() -> int:
-    findings = examine()
+    argparse.ArgumentParser(prog="dyn-d2 doctor", description="What does not fit here, and its remedy.").parse_args()
+    with warnings.catch_warnings():
+        # What torch says about fvcore's scripted losses is nothing a user can change.
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
+        findings = examine()
     print(report(findings))
     return int(any(f.state == "problem" for f in findings))
 

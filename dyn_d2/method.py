@@ -153,10 +153,6 @@ class Method:
 
     # -------------------------------------------------------------------------------------------------- checkpoints
 
-    def class_rows(self) -> "Mapping[str, Rows]":
-        """Predictor tensors, by name, that have rows for classes; surgery between few-shot stages moves these."""
-        return {}
-
     def describe(self, cfg: "CfgNode", model: nn.Module) -> dict[str, Any]:
         """Entries of the description that checkpoints carry."""
         return {}
@@ -165,7 +161,11 @@ class Method:
         """Names of parameters that the file of a plain network lacks, as nobody wonders about."""
         return set()
 
-    # ----------------------------------------------------------------------------------------------------- training
+    # ----------------------------------------------------------------------------------------------------- few-shot
+
+    def class_rows(self) -> "Mapping[str, Rows]":
+        """Predictor tensors, by name, that have rows for classes; surgery between few-shot stages moves these."""
+        return {}
 
     def feature_parts(self, cfg: "CfgNode") -> list[str]:
         """Modules of a detector's feature extractor beside those of Detectron2, for few-shot fine-tuning."""
@@ -177,6 +177,8 @@ class Method:
 
     def finish_surgery(self, cfg: "CfgNode", checkpoint: dict[str, Any], base: "Source") -> None:
         """Change the checkpoint that few-shot fine-tuning starts from, in place."""
+
+    # ----------------------------------------------------------------------------------------------------- training
 
     def parameter_groups(self, cfg: "CfgNode", model: nn.Module, optimizer: Optimizer) -> None:
         """Give parameters groups of their own, in place, before the first step."""

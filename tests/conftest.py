@@ -1,4 +1,4 @@
-"""Shared by all tests: the engine is chosen first, and every test starts from the same random state."""
+"""Shared by all tests: which Detectron2 runs is chosen first, and every test starts from the same random state."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest  # noqa: E402
 from semantic_sets import squares  # noqa: E402, F401  a fixture
 
-import dyn_d2  # noqa: E402, F401  chooses the engine and registers everything
+import dyn_d2  # noqa: E402, F401  chooses the backend and registers everything
 from dyn_d2.backend import describe_backend  # noqa: E402
 from dyn_d2.ops import channel_conv  # noqa: E402
 from dyn_d2.utils.seeds import seed_all  # noqa: E402
@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != "test_readme.py")
     if describe_backend().startswith("Detectron2: embedded"):
         return
-    skip = pytest.mark.skip(reason="about the embedded engine; an installed Detectron2 runs")
+    skip = pytest.mark.skip(reason="about the embedded Detectron2; an installed Detectron2 runs")
     for item in items:
         if item.get_closest_marker("embedded"):
             item.add_marker(skip)

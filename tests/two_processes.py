@@ -7,7 +7,7 @@ from typing import Any
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-import dyn_d2  # noqa: F401  chooses the engine, before the function's module is imported
+import dyn_d2  # noqa: F401  chooses the backend, before the function's module is imported
 
 
 def results_of_two(function: Callable[..., Any], folder: Path, *args: Any) -> list:

@@ -25,6 +25,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from . import torchvision_names
+from .validate import require_sound_file, require_weights
 
 _TORCHVISION = PublishedNames("torchvision", torchvision_names.from_torchvision, torchvision_names.settings)
 
@@ -52,7 +53,7 @@ def describe(cfg, model: nn.Module | None = None) -> dict[str, Any]:
     """
     import torchvision
 
-    from detectron2 import __version__ as engine_version
+    from detectron2 import __version__ as detectron2_version
 
     names = list(cfg.DATASETS.TRAIN) or list(cfg.DATASETS.TEST)
     metadata = MetadataCatalog.get(names[0]) if names else None
@@ -67,7 +68,7 @@ def describe(cfg, model: nn.Module | None = None) -> dict[str, Any]:
         "config": cfg.dump(),
         "versions": {
             "dyn_d2": dyn_d2.__version__,
-            "detectron2": engine_version,
+            "detectron2": detectron2_version,
             "torch": str(torch.__version__),
             "torchvision": str(torchvision.__version__),
         },
@@ -102,12 +103,17 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             except ValueError as error:
                 raise CheckpointError(f"checkpoint {error}") from error
     if local.endswith(".pkl"):
-        return _arrange_pickle(_read_pickle(local), path)
+        data = _arrange_pickle(_read_pickle(local), path)
+        require_weights(data["model"], path)
+        return data
+    require_sound_file(local)
     data = _read_torch(local)
     if local.endswith(".pyth") and "model_state" in data:  # pycls
         model = {key: value for key, value in data["model_state"].items() if not key.endswith("num_batches_tracked")}
         return {"model": model, "__author__": "pycls", "matching_heuristics": True}
-    return _unwrapped(data)
+    data = _unwrapped(data)
+    require_weights(data["model"], path)
+    return data
 
 
 _WRAPPERS = ("model", "state_dict", "model_state_dict")  # where others put the weights

@@ -15,6 +15,7 @@ from pathlib import Path
 from dyn_d2.config.derive import build_cfg
 from dyn_d2.data.check import Report, check_coco_json, check_config, check_dataset, clean_json, summary
 from dyn_d2.data.few_shot.sources import forget, load_source
+from dyn_d2.data.validity.annotation import mask_defect
 from dyn_d2.data.validity.coco import examine, is_masked, looks_like_lvis, read_json
 from dyn_d2.data.validity.consumers import EVALUATION, LOADER, spoils
 from dyn_d2.evaluation.perfect import check_perfect
@@ -47,6 +48,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help=f"score perfect predictions of sets with up to this many images (default {PERFECT_IMAGES}), 0 for none",
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that change the config")
+    given = sys.argv[1:] if arguments is None else arguments
+    if given and Path(given[0]).exists():
+        parser.error(f"name what {given[0]} is: --json FILE --images FOLDER, --dataset NAME or --config-file FILE")
     options = parser.parse_args(arguments)
     if options.clean and not options.json:
         parser.error("--clean needs --json")
@@ -81,11 +85,13 @@ def _score(reports: list[Report], names: list[str], cfg: CfgNode, options: argpa
 
 
 def _with_masks(cfg: CfgNode, name: str) -> CfgNode:
-    """``cfg`` with MODEL.MASK_ON where every object of a data set has a mask."""
-    objects = [a for r in DatasetCatalog.get(name) for a in r.get("annotations", ()) if not a.get("iscrowd")]
+    """``cfg`` with MODEL.MASK_ON where every object of a data set has a sound mask."""
+    objects = [(a, r) for r in DatasetCatalog.get(name) for a in r.get("annotations", ()) if not a.get("iscrowd")]
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.MASK_ON = bool(objects) and all(is_masked(a) for a in objects)
+    cfg.MODEL.MASK_ON = bool(objects) and all(
+        is_masked(a) and not mask_defect(a["segmentation"], r.get("width"), r.get("height")) for a, r in objects
+    )
     return cfg
 
 

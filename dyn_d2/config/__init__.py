@@ -13,7 +13,7 @@ from .keys.training import add_run_keys, add_solver_keys
 
 
 def add_dyn_d2_config(cfg: CN) -> None:
-    """Add the keys of dyn_d2 and of all its methods to ``cfg``; every tool calls it right after ``get_cfg()``."""
+    """Add the keys of dyn_d2 and of all its methods to ``cfg``; every command calls it right after ``get_cfg()``."""
     add_run_keys(cfg)
     add_solver_keys(cfg)
     add_detector_keys(cfg)

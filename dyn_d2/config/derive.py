@@ -42,13 +42,13 @@ def derive(cfg: CfgNode, given: Iterable[str] = ()) -> None:
         set_unless_given(cfg, key, value, given, why)
 
     if cfg.FEW_SHOT.BENCHMARK:
-        method = apply_method(cfg, given)
-        for key, value in stage_schedule(cfg, method is not None and method.full).items():
+        few_shot = apply_few_shot_method(cfg, given)
+        for key, value in stage_schedule(cfg, few_shot is not None and few_shot.full).items():
             set_key(f"SOLVER.{key}", value, "stage " + cfg.FEW_SHOT.STAGE)
     apply_few_shot(cfg)
     apply_classification(cfg, set_key)
-    for each in methods():
-        each.derive(cfg, given, set_key)
+    for method in methods():
+        method.derive(cfg, given, set_key)
     scale_to_batch(cfg, given)
     # A step at the very end changes nothing, but fvcore's schedules refuse it; rounding makes such steps too.
     before_the_end = tuple(step for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER)
@@ -78,7 +78,7 @@ def set_unless_given(cfg: CfgNode, key: str, value: Any, given: set[str], why: s
         node[name] = value
 
 
-def apply_method(cfg: CfgNode, given: set[str]) -> FewShotMethod | None:
+def apply_few_shot_method(cfg: CfgNode, given: set[str]) -> FewShotMethod | None:
     """FEW_SHOT.METHOD -> MODEL.META_ARCHITECTURE, MODEL.FREEZE and MODEL.ROI_BOX_HEAD.CLASSIFIER of the stage.
 
     Raises:
@@ -127,8 +127,12 @@ def scale_to_batch(cfg: CfgNode, given: Iterable[str] = ()) -> None:
     scale = batch / reference
     why = f"batch {reference} -> {batch}"
     set_unless_given(cfg, "SOLVER.BASE_LR", solver.BASE_LR * scale, given, why)
-    set_unless_given(cfg, "SOLVER.STEPS", tuple(round(step / scale) for step in solver.STEPS), given, why)
+
+    def scaled(count: int) -> int:
+        return max(1, round(count / scale)) if count else 0  # what is none stays none, what is some stays some
+
+    set_unless_given(cfg, "SOLVER.STEPS", tuple(dict.fromkeys(map(scaled, solver.STEPS))), given, why)
     for key in ("SOLVER.MAX_ITER", "SOLVER.WARMUP_ITERS", "SOLVER.CHECKPOINT_PERIOD"):
-        set_unless_given(cfg, key, round(solver[key.partition(".")[2]] / scale), given, why)
-    set_unless_given(cfg, "TEST.EVAL_PERIOD", round(cfg.TEST.EVAL_PERIOD / scale), given, why)
+        set_unless_given(cfg, key, scaled(solver[key.partition(".")[2]]), given, why)
+    set_unless_given(cfg, "TEST.EVAL_PERIOD", scaled(cfg.TEST.EVAL_PERIOD), given, why)
     solver.REFERENCE_BATCH = batch

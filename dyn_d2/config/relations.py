@@ -67,6 +67,8 @@ def _schedule(cfg: CfgNode) -> Iterator[str]:
     solver = cfg.SOLVER
     if solver.NESTEROV and not solver.MOMENTUM and solver.OPTIMIZER == "SGD":
         yield _say(cfg, "SOLVER.NESTEROV", "it needs SOLVER.MOMENTUM above 0")
+    if solver.RESCALE_INTERVAL and solver.WARMUP_ITERS >= solver.MAX_ITER:
+        yield _say(cfg, "SOLVER.RESCALE_INTERVAL", "it needs SOLVER.WARMUP_ITERS below MAX_ITER")
     if len(set(solver.STEPS)) < len(solver.STEPS):
         yield _say(cfg, "SOLVER.STEPS", "use each iteration once")
     if solver.LR_SCHEDULER_NAME == "WarmupCosineLR" and solver.BASE_LR_END > solver.BASE_LR:
@@ -75,6 +77,8 @@ def _schedule(cfg: CfgNode) -> Iterator[str]:
 
 def _networks(cfg: CfgNode) -> Iterator[str]:
     res = cfg.MODEL.RESNETS
+    if "fpn" in cfg.MODEL.BACKBONE.NAME and not cfg.MODEL.FPN.IN_FEATURES:
+        yield _say(cfg, "MODEL.FPN.IN_FEATURES", f"{cfg.MODEL.BACKBONE.NAME} needs them, e.g. ['res3', 'res4', 'res5']")
     if cfg.MODEL.BACKBONE.NAME not in _PLAIN_RESNETS:
         return
     if res.DEPTH not in _PLAIN_DEPTHS:
@@ -104,13 +108,4 @@ def _heads(cfg: CfgNode) -> Iterator[str]:
         yield _say(cfg, "MODEL.ROI_BOX_HEAD.NUM_FC", "a head needs a layer: set it or NUM_CONV above 0")
 
 
-def _without_effect(cfg: CfgNode) -> Iterator[str]:
-    if cfg.FEW_SHOT.BENCHMARK and not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        yield _say(
-            cfg,
-            "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
-            "few-shot data sets hold no image without objects to learn from; use True",
-        )
-
-
-_CHECKS = (_pixels, _matching, _images, _schedule, _networks, _heads, _without_effect)
+_CHECKS = (_pixels, _matching, _images, _schedule, _networks, _heads)

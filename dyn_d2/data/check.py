@@ -24,6 +24,7 @@ from .clean import clean_json
 from .semantic import check_label_maps, has_label_maps
 from .validity.annotation import box_defect
 from .validity.coco import CocoContent, annotations_by_image, examine, image_file, looks_like_lvis, read_json
+from .validity.consumers import BOXES, EVALUATION, IMAGES, LABELS, LOADER, MASK_EVALUATION, MASKS, spoils
 from .validity.ground_truth import missing_lvis_fields
 from .validity.images import DeepImageError, opening_error, require_readable
 from .validity.records import examine_records
@@ -39,6 +40,8 @@ __all__ = [
     "check_dataset_dicts",
     "check_voc",
     "clean_json",
+    "concerning",
+    "consumers_of",
     "summary",
 ]
 
@@ -253,3 +256,15 @@ def check_config(cfg: CfgNode, read_images: bool = True) -> list[Report]:
         for report in check_dataset(name, read_images, cfg):
             reports.setdefault(report.title, report)
     return list(reports.values())
+
+
+def consumers_of(cfg: CfgNode) -> tuple[str, ...]:
+    """Who will read the data sets of ``cfg``, see ``validity.consumers``; masks only where they are wanted."""
+    masks = (MASKS, MASK_EVALUATION) if cfg.MODEL.MASK_ON else ()
+    return (LOADER, BOXES, EVALUATION, IMAGES, LABELS, *masks)
+
+
+def concerning(problems: Iterable[Problem], cfg: CfgNode) -> list[Problem]:
+    """Those of ``problems`` that spoil a training with ``cfg``, or its evaluation."""
+    consumers = consumers_of(cfg)
+    return [problem for problem in problems if spoils(problem.kind, consumers)]

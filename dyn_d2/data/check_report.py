@@ -16,7 +16,7 @@ REMEDIES = {
     "bad_xml": "correct the file, or take its image out of the image set",
     "duplicate_image": "give every image its own id and one entry",
     "repeated_file": "keep one of the entries, with the annotations of both",
-    "duplicate_annotation": "give every annotation its own id; check_data.py --json --clean renumbers them",
+    "duplicate_annotation": "give each its own id; `dyn-d2 check-data --json FILE --clean OUT` renumbers them",
     "mixed_ids": "write all ids of images as numbers, or all as texts",
     "image_type": "write the id as its image has it",
     "duplicate_category": "give every category its own id and its own name",
@@ -115,7 +115,8 @@ class Report:
         self.counts = {name: self.counts.get(name, Counter()) for name in classes}
         absent = [name for name, counter in self.counts.items() if not counter["objects"]]
         if absent:
-            self.notes.append(f"{len(absent)} classes have no object: {', '.join(absent)}")
+            what = "1 class has" if len(absent) == 1 else f"{len(absent)} classes have"
+            self.notes.append(f"{what} no object: {', '.join(absent)}")
         return self
 
     def tolerate(self, kinds: Collection[str]) -> None:
@@ -163,7 +164,7 @@ def summary(problems: Collection[Problem], per_kind: int = 20) -> str:
     groups = defaultdict(list)
     for problem in problems:
         groups[problem.kind].append(problem)
-    lines = [f"{len(problems)} problems:"]
+    lines = ["1 problem:" if len(problems) == 1 else f"{len(problems)} problems:"]
     for kind, found in groups.items():
         shown = found[: per_kind or None]
         lines.append(f"  {kind} ({len(found)})")

@@ -9,11 +9,11 @@ images in an iteration as one does.
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from dyn_d2.method import BatchExtension, methods
 from dyn_d2.utils.errors import UserError
 from dyn_d2.utils.seeds import derive_seed
 
-from detectron2.data import DatasetMapper, build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.data.common import DatasetFromList
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.data.samplers import RepeatFactorTrainingSampler
@@ -33,6 +33,7 @@ from detectron2.utils import comm
 from .classification import ClassificationMapper, has_labels, is_classification
 from .partial_masks import PartialMaskMapper, apply_partial_masks
 from .random_scale import scale_crop_flip
+from .sound_dicts import sound_dicts
 
 REPLACEMENTS = 10  # other samples to try where a mapper declines one
 
@@ -317,13 +318,8 @@ def _records(cfg) -> list[dict]:
     """The training records; with ONE_DATASET_PER_BATCH, or one data set, each says of which ("dataset") it is."""
     names, filter_empty = list(cfg.DATASETS.TRAIN), cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     if len(names) > 1 and not cfg.DATALOADER.ONE_DATASET_PER_BATCH:
-        return _dicts(names, filter_empty)
-    return [{**record, "dataset": name} for name in names for record in _dicts([name], filter_empty)]
-
-
-def _dicts(names: list[str], filter_empty: bool) -> list[dict]:
-    found = get_detection_dataset_dicts(names, filter_empty=filter_empty)
-    return found if isinstance(found, list) else list(cast(Iterable[dict], found))  # a torch Dataset
+        return sound_dicts(names, filter_empty)
+    return [{**record, "dataset": name} for name in names for record in sound_dicts([name], filter_empty)]
 
 
 def _groups(cfg, records: list[dict], labels: bool) -> list[int] | None:
@@ -380,7 +376,7 @@ class EvaluationLoader:
             cfg: TEST.IMS_PER_BATCH, images of a process in a batch, and DATALOADER.NUM_WORKERS are read.
             mapper: default the one that ``build_mapper`` chooses.
         """
-        records = [{**record, "dataset": dataset_name} for record in _dicts([dataset_name], filter_empty=False)]
+        records = [{**record, "dataset": dataset_name} for record in sound_dicts([dataset_name], filter_empty=False)]
         self._batches = build_detection_test_loader(
             _kept(records),
             mapper=partial(readable, mapper or build_mapper(cfg, dataset_name, is_train=False)),

@@ -75,7 +75,7 @@ def run_cells(
 
     Args:
         config_file, opts: those that the plans were made from.
-        launcher: options of train_net.py such as ``--num-gpus 2``.
+        launcher: options of ``dyn-d2 train`` such as ``--num-gpus 2``.
         jobs, on_start: see ``run_pending``.
 
     Raises:

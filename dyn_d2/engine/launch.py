@@ -125,7 +125,7 @@ def _run_for_torchrun(main: Callable[[argparse.Namespace], Any], args: argparse.
     except RuntimeError as error:
         _explain_lost_contact(error)
         raise
-    # Leave together, and only after success: an orderly farewell to a process that is gone would wait for it.
+    # Leave together, and only after success: leaving in order would wait for a process that is gone.
     comm.synchronize()
     dist.destroy_process_group()
     return result

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from dyn_d2.checkpoint import LoadReport
-from dyn_d2.data.check import ImageFile, check_image_files, check_records, summary
+from dyn_d2.data.check import ImageFile, check_image_files, check_records, concerning, summary
 from dyn_d2.data.check_report import Problem
 from dyn_d2.data.classification import check_labels, has_labels, require_files
 from dyn_d2.data.classification.check import check_images
 from dyn_d2.data.few_shot.stages import BASE, is_fine_tuning
-from dyn_d2.data.semantic import IGNORE, count_pixels
+from dyn_d2.data.semantic import check_label_maps, has_label_maps
 from dyn_d2.evaluation import prepare_evaluation, with_evaluators_of_model
 from dyn_d2.method import methods
 from dyn_d2.modeling.answers import any_score, head_classes, label_set_problems
@@ -259,6 +259,7 @@ def _data_problems(trainer: DynTrainer) -> list[str]:
         report = check_records([record for record in records if "annotations" in record], metadata)
         files = {r["file_name"]: (r["file_name"], r.get("image_id"), r.get("width"), r.get("height")) for r in records}
         report.problems += _image_problems(list(files.values()))
+        report.problems = concerning(report.problems, cfg)
         # Data sets that few-shot code did not make are Detectron2's business, which drops empty boxes.
         report.tolerate(metadata.get("tolerated_defects", ["empty_box"]))
         if not report.ok:
@@ -279,19 +280,18 @@ def _spread(values: list[Any], at_most: int) -> list[Any]:
 
 
 def _label_map_problems(cfg: CfgNode) -> list[str]:
-    """Label maps with values that are no class of their data set; at most READ_MAPS of each set are read."""
+    """What is wrong with label maps; at most READ_MAPS of each set are read."""
     if not comm.is_main_process():
         return []
     problems = []
     for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
-        metadata = MetadataCatalog.get(name)
-        if not metadata.get("stuff_classes", None):
+        if not has_label_maps(MetadataCatalog.get(name)):
             continue
-        try:
-            records = [record for record in DatasetCatalog.get(name) if "sem_seg_file_name" in record]
-            count_pixels(_spread(records, READ_MAPS), len(metadata.stuff_classes), metadata.get("ignore_label", IGNORE))
-        except (ValueError, OSError) as error:
-            problems.append(f"data set {name}: {error}")
+        report = check_label_maps(name, cfg, limit=READ_MAPS)
+        for note in report.notes:
+            logger.info(f"data set {name}: {note}")
+        if not report.ok:
+            problems.append(f"data set {name} has {summary(report.problems, per_kind=5)}")
     return problems
 
 

@@ -41,7 +41,7 @@ def _check_device(cfg: CfgNode) -> None:
     if cfg.MODEL.DEVICE.startswith("cuda"):
         raise ValueError(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but torch finds no GPU here: add MODEL.DEVICE cpu to the command, or "
-            "see what python -m dyn_d2.doctor says if there should be one."
+            "see what dyn-d2 doctor says if there should be one."
         )
 
 

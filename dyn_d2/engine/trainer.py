@@ -49,8 +49,8 @@ logger = logging.getLogger(__name__)
 
 
 class _WithoutTraceback(logging.Filter):
-    """The loop logs every error with its traceback. Where one of our tools runs the loop, its last message tells what
-    there is to tell (``utils/errors.py``); elsewhere Python shows the traceback anyway."""
+    """The loop logs every error with its traceback. Where one of our commands runs the loop, its last message tells
+    what there is to tell (``utils/errors.py``); elsewhere Python shows the traceback anyway."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not record.exc_info

@@ -14,7 +14,6 @@ from detectron2.evaluation import (
     COCOEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
-    PascalVOCDetectionEvaluator,
 )
 
 from .checked import CheckedCOCOEvaluator, CheckedLVISEvaluator, CheckedSemSegEvaluator
@@ -38,9 +37,7 @@ _BUILDERS: dict[str, BuildEvaluator] = {
     "lvis": lambda cfg, name, folder, groups: (FewShotLVISEvaluator if groups else CheckedLVISEvaluator)(
         name, output_dir=folder
     ),
-    "pascal_voc": lambda cfg, name, folder, groups: (FewShotVOCEvaluator if groups else PascalVOCDetectionEvaluator)(
-        name
-    ),
+    "pascal_voc": lambda cfg, name, folder, groups: FewShotVOCEvaluator(name),
     "sem_seg": lambda cfg, name, folder, groups: CheckedSemSegEvaluator(name, distributed=True, output_dir=folder),
     "cityscapes_instance": lambda cfg, name, folder, groups: CityscapesInstanceEvaluator(name),
     "classification": lambda cfg, name, folder, groups: ClassificationEvaluator(name, folder),

@@ -1,4 +1,4 @@
-"""tools/demo.py: images in, pictures and json out, with nothing but a checkpoint."""
+"""dyn-d2 demo: images in, pictures and json out, with nothing but a checkpoint."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""tools/demo.py with a semantic segmentor of Detectron2's kind."""
+"""dyn-d2 demo with a semantic segmentor of Detectron2's kind."""
 
 import pytest
 from tool_runs import demo_of_noise

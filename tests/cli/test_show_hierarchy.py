@@ -1,4 +1,4 @@
-"""tools/show_hierarchy.py: every concept is in the picture, shares are those of counting, misfits end the tool."""
+"""dyn-d2 show-tree: every concept is in the picture, shares are those of counting, misfits end the command."""
 
 import numpy as np
 import pytest

@@ -93,7 +93,7 @@ def test_good_file_has_no_problem_and_is_counted(write_coco) -> None:
     assert dict(report.counts["cat"]) == {"crowd": 1, "objects": 1, "images": 2}
     assert report.images == 3 and list(report.counts) == ["cat", "dog", "bird", "fish"]
     text = report.text()
-    assert "1 classes have no object: fish" in text and "no problems found" in text and "renumbered" in text
+    assert "1 class has no object: fish" in text and "no problems found" in text and "renumbered" in text
     assert "novel" in report.table().splitlines()[3]
 
 

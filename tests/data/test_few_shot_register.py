@@ -421,3 +421,19 @@ def test_published_lvis_list(tiny_lvis, tmp_path) -> None:
     cfg.FEW_SHOT.merge_from_list(["STAGE", "finetune", "SHOTS_DIR", str(tmp_path)])
     records, classes = training_set(cfg)
     assert sorted(a["id"] for r in records for a in r["annotations"]) == list(range(1230)) and len(classes) == 1230
+
+
+def test_images_without_annotations_are_kept_where_nobody_filters_them(custom_cfg) -> None:
+    counts = {}
+    for stage, shots in (("joint", 0), ("base", 0), ("finetune", 1)):
+        for filters in (True, False):
+            cfg = custom_cfg(STAGE=stage, SHOTS=shots)
+            path = Path(cfg.FEW_SHOT.CUSTOM.TRAIN_JSON)
+            content = json.loads(path.read_text())
+            content["images"] += [{"id": 90 + i, "file_name": f"empty{i}.jpg", "width": 9, "height": 9} for i in (1, 2)]
+            path.write_text(json.dumps(content))
+            cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = filters
+            apply_few_shot(cfg)
+            counts[stage, filters] = len(DatasetCatalog.get(cfg.DATASETS.TRAIN[0]))
+    assert counts["joint", False] == counts["joint", True] + 2 and counts["base", False] == counts["base", True] + 2
+    assert counts["finetune", False] == counts["finetune", True]

@@ -26,7 +26,7 @@ def write_config(folder: Path) -> str:
         node = config
         for part in path:
             node = node.setdefault(part, {})
-        node[name] = yaml.safe_load(value)
+        node[name] = yaml.safe_load(value) if value else ""
     config["FEW_SHOT"]["FINETUNE"] = {"MAX_ITER": 2, "BASE_LR": 0.001, "WARMUP_ITERS": 0}
     path = folder / "mine.yaml"
     path.write_text(yaml.safe_dump(config))

@@ -51,7 +51,7 @@ def test_chain_is_run_once_and_stages_keep_what_is_frozen(opts, monkeypatch) -> 
     commands = []
 
     def train_here(command: list[str]) -> int:
-        """train_net.py without its process."""
+        """dyn-d2 train without its process."""
         commands.append(command)
         trainer = DynTrainer(build_cfg("", command[command.index("OUTPUT_DIR") :]))
         trainer.cfg.DATASETS.TEST = ()

@@ -1,6 +1,6 @@
-"""Writes the default keys, and the published configs with the addresses of their weights, of one engine as json.
+"""Writes the default keys, and the published configs with the addresses of their weights, of one backend as json.
 
-usage: config_parity_worker.py OUT.json [NAME ...]   without names: all that the embedded engine has
+usage: config_parity_worker.py OUT.json [NAME ...]   without names: all that the embedded Detectron2 has
 """
 
 import json
@@ -8,7 +8,7 @@ import os
 import sys
 import types
 
-import dyn_d2  # noqa: F401  isort: skip  chooses the engine
+import dyn_d2  # noqa: F401  isort: skip  chooses the backend
 
 import detectron2
 from detectron2.config import get_cfg

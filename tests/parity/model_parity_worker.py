@@ -1,10 +1,10 @@
-"""Runs the models of the parity test under the engine that DYN_D2_BACKEND names and writes what they computed.
+"""Runs the models of the parity test under the backend that DYN_D2_BACKEND names and writes what they computed.
 
 usage: model_parity_worker.py OUT_DIR [--load DIR]
 
 For each model OUT_DIR/MODEL.npz and OUT_DIR/MODEL/model.pth. Models whose results are
-there already are not run again. With --load the checkpoints of DIR, written by the other engine, are loaded, compared
-with the weights that every engine makes, and removed; OUT_DIR/MODEL_loaded.json says how that went.
+there already are not run again. With --load the checkpoints of DIR, written by the other backend, are loaded, compared
+with the weights that every backend makes, and removed; OUT_DIR/MODEL_loaded.json says how that went.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-import dyn_d2  # noqa: F401  isort: skip  chooses the engine
+import dyn_d2  # noqa: F401  isort: skip  chooses the backend
 
 import detectron2
 from detectron2.checkpoint import DetectionCheckpointer
@@ -181,7 +181,7 @@ def run(name: str, out: Path) -> None:
     model = build_model(cfg)
     state = model.state_dict()
     results = {f"initial/{key}": value.double().sum().numpy() for key, value in state.items()}
-    results["engine"] = np.array(detectron2.__file__)
+    results["backend"] = np.array(detectron2.__file__)
     results["keys"] = np.array([f"{key} {tuple(value.shape)}" for key, value in state.items()])
     results["trained"] = np.array([key for key, parameter in model.named_parameters() if parameter.requires_grad])
     set_weights(model)

@@ -1,6 +1,6 @@
-"""The embedded engine computes what a real Detectron2 computes: same parameters, outputs, losses and gradients.
+"""The embedded Detectron2 computes what a real Detectron2 computes: same parameters, outputs, losses and gradients.
 
-Each engine runs in processes of its own, since both are named ``detectron2``; see model_parity_worker.py.
+Each backend runs in processes of its own, since both are named ``detectron2``; see model_parity_worker.py.
 """
 
 import json
@@ -17,33 +17,33 @@ from dyn_d2.backend import EMBEDDED_PATH
 HERE = Path(__file__).parent
 WORKER = HERE / "model_parity_worker.py"
 MODELS = ["faster_rcnn_fpn", "faster_rcnn_c4", "mask_rcnn_fpn", "retinanet", "semantic_fpn"]
-ENGINES = ["detectron2", "embedded"]
+BACKENDS = ["detectron2", "embedded"]
 
 
-def _environment(engine: str) -> dict[str, str]:
-    """The environment of a process that imports this checkout and runs ``engine``."""
+def _environment(backend: str) -> dict[str, str]:
+    """The environment of a process that imports this checkout and runs ``backend``."""
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     paths = [path for path in paths if Path(path).resolve() != EMBEDDED_PATH]
     root = str(HERE.parents[1])
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([root, *paths]), "DYN_D2_BACKEND": engine}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([root, *paths]), "DYN_D2_BACKEND": backend}
 
 
-def _python(engine: str, *arguments: str) -> subprocess.CompletedProcess:
+def _python(backend: str, *arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-W", "ignore", *arguments]
-    return subprocess.run(command, env=_environment(engine), capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=_environment(backend), capture_output=True, text=True, check=False)
 
 
-def _run(engine: str, *arguments: str) -> None:
-    done = _python(engine, str(WORKER), *arguments)
-    assert done.returncode == 0, f"the worker of the {engine} engine failed:\n{done.stderr[-4000:]}"
+def _run(backend: str, *arguments: str) -> None:
+    done = _python(backend, str(WORKER), *arguments)
+    assert done.returncode == 0, f"the worker of the {backend} backend failed:\n{done.stderr[-4000:]}"
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> dict[str, Path]:
-    """Folder of results of each engine, each with the checkpoints of the other loaded."""
+    """Folder of results of each backend, each with the checkpoints of the other loaded."""
     if _python("detectron2", "-c", "import detectron2._C").returncode != 0:
-        pytest.skip("no real Detectron2 can be imported here: nothing to compare the embedded engine with")
-    folders = {engine: tmp_path_factory.mktemp(engine) for engine in ENGINES}
+        pytest.skip("no real Detectron2 can be imported here: nothing to compare the embedded Detectron2 with")
+    folders = {backend: tmp_path_factory.mktemp(backend) for backend in BACKENDS}
     _run("detectron2", str(folders["detectron2"]))
     _run("embedded", str(folders["embedded"]), "--load", str(folders["detectron2"]))
     _run("detectron2", str(folders["detectron2"]), "--load", str(folders["embedded"]))
@@ -52,9 +52,9 @@ def results(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module", params=MODELS)
 def pair(request, results) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """What the real and what the embedded engine computed for one model."""
+    """What the real and what the embedded Detectron2 computed for one model."""
     name = f"{request.param}.npz"
-    return tuple(dict(np.load(results[engine] / name)) for engine in ENGINES)
+    return tuple(dict(np.load(results[backend] / name)) for backend in BACKENDS)
 
 
 def _part(computed: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
@@ -68,8 +68,8 @@ def _assert_close(pair, prefix: str, atol: float = 1e-4, rtol: float = 0.0) -> N
         np.testing.assert_allclose(embedded[key], value, atol=atol, rtol=rtol, err_msg=key)
 
 
-def test_both_engines_ran(pair) -> None:
-    real, embedded = (Path(str(computed["engine"])) for computed in pair)
+def test_both_backends_ran(pair) -> None:
+    real, embedded = (Path(str(computed["backend"])) for computed in pair)
     assert embedded.is_relative_to(EMBEDDED_PATH) and not real.is_relative_to(EMBEDDED_PATH)
 
 
@@ -92,7 +92,7 @@ def test_outputs_agree(pair) -> None:
 
 
 def test_outputs_are_worth_comparing(pair) -> None:
-    """Saturated scores or a single detection would agree whatever the engines do."""
+    """Saturated scores or a single detection would agree whatever the backends do."""
     for key, value in _part(pair[0], "output").items():
         if key.endswith("scores"):
             assert len(np.unique(value[value < 0.9999])) > 10, key
@@ -115,7 +115,7 @@ def test_logged_scalars_agree(pair) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("engine", ENGINES)
-def test_checkpoint_of_the_other_engine_loads(results, engine: str, name: str) -> None:
-    report = json.loads((results[engine] / f"{name}_loaded.json").read_text())
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_checkpoint_of_the_other_backend_loads(results, backend: str, name: str) -> None:
+    report = json.loads((results[backend] / f"{name}_loaded.json").read_text())
     assert report == {"missing": [], "unexpected": [], "different": []}

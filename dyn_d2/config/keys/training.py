@@ -17,7 +17,7 @@ def stage_ranges(node: str) -> dict[str, Rule]:
     rules = {
         "BASE_LR": number(0),
         "MAX_ITER": whole(0),
-        "STEPS": each(whole(0), 0, rising=True),
+        "STEPS": each(whole(1), 0, rising=True),
         "WARMUP_ITERS": whole(-1),
         "LR_SCHEDULER_NAME": choice("", *SCHEDULERS),
     }

@@ -97,7 +97,8 @@ def _register(name: str, load: Callable[[], list[Record]], metadata: dict[str, A
 def load_training_records(task: FewShotTask) -> list[Record]:
     """Records of the stage's training set; ``category_id`` counts in ``task.classes``.
 
-    Images without any object to learn from are left out, and so are boxes of other classes. K-shot records hold one
+    Images without any object to learn from are left out, except that ``task.keep_empty`` keeps those without any
+    annotation where a stage has all data; boxes of other classes are left out. K-shot records hold one
     object each (or, with GROUP_BY_IMAGE, the drawn objects of one image); what else is in the picture is background.
 
     Raises:
@@ -133,7 +134,7 @@ def load_training_records(task: FewShotTask) -> list[Record]:
             # Objects of the base classes are not split up where their images are fully annotated.
             if limited == set(task.classes) and not task.group_by_image:
                 result += [{**record, "annotations": [annotation]} for annotation in kept]
-            elif any(map(is_single, kept)):
+            elif any(map(is_single, kept)) or (task.keep_empty and not limited and not record["annotations"]):
                 result.append({**record, "annotations": kept})
     return result
 

@@ -15,7 +15,12 @@ PROTOCOLS = ("gfsod", "fsod")
 
 @dataclass(frozen=True)
 class FewShotTask:
-    """Everything about a few-shot run that decides its data; see the keys of FEW_SHOT."""
+    """Everything about a few-shot run that decides its data; see the keys of FEW_SHOT.
+
+    Attributes:
+        keep_empty: train on images without any annotation too, where a stage has all data
+            (DATALOADER.FILTER_EMPTY_ANNOTATIONS False).
+    """
 
     benchmark: FewShotBenchmark
     split: ClassSplit
@@ -28,6 +33,7 @@ class FewShotTask:
     group_by_image: bool
     shots_dir: str
     run_dir: Path
+    keep_empty: bool = False
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "FewShotTask":
@@ -55,6 +61,7 @@ class FewShotTask:
             group_by_image=keys.GROUP_BY_IMAGE,
             shots_dir=keys.SHOTS_DIR,
             run_dir=Path(cfg.OUTPUT_DIR) / "few_shot",
+            keep_empty=not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         )
 
     @property

@@ -65,7 +65,7 @@ def require_masks(api: Any) -> None:
     Raises:
         DataError: lists them.
     """
-    refuse(api.mask_problems, f"ground truth {api.title}")
+    refuse(api.mask_problems, api.title)
 
 
 def without_detections(api: Any) -> Any:

@@ -77,17 +77,22 @@ def _has_mask(annotation: Record) -> bool:
     return annotation.get("has_mask") != 0 and is_masked(annotation)
 
 
-def sound_records(records: Iterable[Any], classes: int, title: str) -> list[Record]:
+def sound_records(records: Iterable[Any], classes: int, title: str, one_set: bool = True) -> list[Record]:
     """Copies of records that all readers take alike: boxes are lists of floats, sizes integers, flags 0 or 1.
 
     Detectron2's transforms cut the coordinates of boxes that are given as integers, and its mapper takes an "iscrowd"
     of None for a crowd.
 
+    Args:
+        records, classes, title: see :func:`examine_records`.
+        one_set: the ids of images have to be of one type, as evaluation needs it; those of several sets need not.
+
     Raises:
         DataError: some are unusable; lists them.
     """
     records = list(records)
-    refuse([p for p in examine_records(records, classes, title) if spoils(p.kind, (LOADER,))], title)
+    problems = [p for p in examine_records(records, classes, title) if spoils(p.kind, (LOADER,))]
+    refuse([p for p in problems if one_set or p.kind != "mixed_ids"], title)
     return [_sound(record) for record in records]
 
 

@@ -7,7 +7,7 @@
 Made for segmentation: both reductions have a stride of 1 instead of 2, B blocks and Reduction-B are dilated by 2, C
 blocks by 4, and all convolutions keep the size of a map. In later stages reductions and blocks run on chosen pixels;
 what the others were before is carried on and seen by Reduction-B. Scales of residuals and widths are those of the
-published TensorFlow network, which has 10, 20 and 10 blocks; its weights in PyTorch load (checkpoint/timm_names.py).
+published TensorFlow network, which has 10, 20 and 10 blocks; its weights in PyTorch load (timm_names.py).
 """
 
 from collections.abc import Sequence

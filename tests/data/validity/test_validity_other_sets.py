@@ -372,7 +372,7 @@ def test_maps_of_0_and_255_are_no_two_classes(tmp_path, new_name) -> None:
 def test_classes_without_a_pixel_are_named(tmp_path, new_name) -> None:
     name = label_set(new_name, tmp_path, [labels(0, 1)], CLASSES)
     (report,) = check_dataset(name)
-    assert report.ok and "1 classes have no object: road" in report.text()
+    assert report.ok and "1 class has no object: road" in report.text()
 
 
 def test_two_ignore_labels(tmp_path, new_name) -> None:

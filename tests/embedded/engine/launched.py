@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import dyn_d2  # noqa: F401  chooses the engine
+import dyn_d2  # noqa: F401  chooses the backend
 from dyn_d2.engine.trainer import distribute
 
 

@@ -39,8 +39,8 @@ def test_basic_groups_have_the_parameters_of_the_plain_block(in_channels, stride
         assert count(CDBBlock(in_channels, 16, stride=stride, groups=groups, norm="")) == count(plain)
 
 
-# The totals without controllers; facts/cdb.md has 24.45, 26.01, 25.83 M with them (16 blocks of up to 0.07 M) and the
-# classifier of 2.05 M.
+# Totals as we calculate them, with controllers (16 blocks of up to 0.07 M) and the classifier of 2.05 M; the paper (Su
+# et al.) prints 24.67, 25.81 and 25.81 M.
 @pytest.mark.parametrize("groups, total", [(2, 24.45), (3, 26.01), (4, 25.83)])
 def test_parameters_of_cdb_50(groups, total):
     cfg = gated_cfg(

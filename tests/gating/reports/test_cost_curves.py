@@ -1,4 +1,4 @@
-"""tools/cost_curves.py on made-up results."""
+"""dyn-d2 cost-curves on made-up results."""
 
 import json
 

@@ -26,7 +26,7 @@ from dyn_d2.methods.fsrw.reweighting import ClassVectors
 
 
 def train_here(command: list[str]) -> int:
-    """train_net.py without its process."""
+    """dyn-d2 train without its process."""
     trainer = DynTrainer(build_cfg("", command[command.index("OUTPUT_DIR") :]))
     trainer.resume_or_load(resume="--resume" in command)
     check_trainer(trainer)

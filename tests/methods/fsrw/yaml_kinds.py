@@ -4,7 +4,7 @@ import torch
 from config_kinds import DETECTOR, Inputs, Kind, detected, objects
 from torch import nn
 
-from dyn_d2.config.derive import apply_method
+from dyn_d2.config.derive import apply_few_shot_method
 from dyn_d2.methods.fsrw.meta_arch import FSRW
 from dyn_d2.methods.fsrw.reweighting import ClassVectors
 
@@ -23,7 +23,7 @@ def _use_method(cfg: CfgNode, method: str) -> None:
     """The meta-architecture with which a method fine-tunes."""
     derived = cfg.clone()
     derived.merge_from_list(["FEW_SHOT.METHOD", method, "FEW_SHOT.STAGE", "finetune"])
-    apply_method(derived, set())
+    apply_few_shot_method(derived, set())
     cfg.MODEL.META_ARCHITECTURE = derived.MODEL.META_ARCHITECTURE
 
 

@@ -42,7 +42,7 @@ def test_stages_train_masks_and_tune_the_last_layers_only(opts, monkeypatch) -> 
     losses, found = {}, {}
 
     def train_here(command: list[str]) -> int:
-        """train_net.py without its process, evaluation of two masks included."""
+        """dyn-d2 train without its process, evaluation of two masks included."""
         cfg = build_cfg("", command[command.index("OUTPUT_DIR") :])
         trainer = DynTrainer(cfg)
         trainer.resume_or_load(resume=False)

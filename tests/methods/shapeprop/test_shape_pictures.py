@@ -1,4 +1,4 @@
-"""tools/visualize_shapes.py: four panels an image, from a checkpoint alone."""
+"""dyn-d2 shapes: four panels an image, from a checkpoint alone."""
 
 from pathlib import Path
 

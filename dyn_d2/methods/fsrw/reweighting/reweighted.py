@@ -24,7 +24,7 @@ class ReweightedByClass(nn.Module):
     are used, and nobody asks for the re-weighting module.
 
     Attributes:
-        episodic: the training loader adds support sets (data/episodes.py).
+        episodic: the training loader adds support sets (../episodes.py).
         reweighting: the module; None where the detector was built for given vectors.
         vectors: of evaluation; None before ``use_vectors``.
         head_classes: None: the classes are those of the vectors, see ``modeling/answers.py``.
