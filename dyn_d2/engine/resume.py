@@ -13,6 +13,7 @@ from dyn_d2.checkpoint import CheckpointError, LoadReport
 from dyn_d2.checkpoint.files import FINAL, TAG, one_before, periodic, tagged
 from dyn_d2.config.output_dir import OutputDirError, differing_keys
 from dyn_d2.config.read import flatten
+from dyn_d2.utils.atomic import atomic_write
 
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
@@ -122,7 +123,12 @@ def _own_config(described: dict[str, Any]) -> dict[str, Any]:
 
 def _check_config(cfg: CfgNode, old: dict[str, Any], path: str) -> None:
     lines = differing_keys(old, cfg)
+    if old.get("SEED", cfg.SEED) != cfg.SEED:  # without config.yaml a new one was drawn
+        lines.append(f"SEED: {old['SEED']} -> {cfg.SEED}")
     if lines:
+        if comm.is_main_process():  # the next attempt, with the old values, is compared with that file
+            with atomic_write(Path(cfg.OUTPUT_DIR, "config.yaml")) as file:
+                yaml.safe_dump(old, file)
         raise OutputDirError(
             f"--resume: {path} is of a run with another config:{listed(lines, 20)}\nGive the old values to resume, or "
             "train into another OUTPUT_DIR with this file as MODEL.WEIGHTS."

@@ -12,7 +12,7 @@ from tiny_detection import CLASSES, tiny_opts, write_boxes
 
 from dyn_d2.checkpoint import CheckpointError
 from dyn_d2.config.derive import build_cfg
-from dyn_d2.config.output_dir import OutputDirError
+from dyn_d2.config.output_dir import OutputDirError, check_output_dir
 from dyn_d2.data.few_shot.register import apply_few_shot, load_training_records
 from dyn_d2.data.few_shot.task import FewShotTask
 from dyn_d2.data.fingerprint import data_fingerprint, file_hash, records_hash
@@ -122,6 +122,12 @@ def test_weights_alone_are_not_resumed(run) -> None:
 def test_another_config_is_refused_without_config_yaml(run) -> None:
     assert not (run / "out" / "config.yaml").exists()
     refused(run, OutputDirError, "SOLVER.BASE_LR: 0.01 -> 0.5", SOLVER__BASE_LR=0.5)
+    (run / "out" / "config.yaml").unlink()
+    refused(run, OutputDirError, "SEED: 7 -> 8", SEED=8)
+    # The command that was refused has not left its config for the next one to be compared with.
+    cfg = build_cfg("", opts_of(run))
+    check_output_dir(cfg, resume=True)
+    DynTrainer(cfg).resume_or_load(resume=True)
 
 
 def test_iterations_that_the_model_has_not_seen(run, caplog) -> None:
