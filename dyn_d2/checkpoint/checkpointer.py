@@ -18,14 +18,13 @@ import dyn_d2
 from dyn_d2.method import PublishedNames, methods
 from dyn_d2.utils import restricted_pickle
 from dyn_d2.utils.atomic import atomic_write
-from dyn_d2.utils.errors import UserError
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from . import torchvision_names
-from .validate import require_sound_file, require_weights
+from .validate import CheckpointError, require_sound_file, require_weights
 
 _TORCHVISION = PublishedNames("torchvision", torchvision_names.from_torchvision, torchvision_names.settings)
 
@@ -40,10 +39,6 @@ ARRAY_PARTS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     *((function, f"numpy.core.multiarray.{function.__name__}") for function in _REBUILD),
     *(type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64", "uint8", "bool")),
 ]
-
-
-class CheckpointError(UserError):
-    """A checkpoint cannot be read, or does not fit the model; the message names the remedy."""
 
 
 def describe(cfg, model: nn.Module | None = None) -> dict[str, Any]:

@@ -34,7 +34,11 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _EXPANDED = 1 << 24
 
 
-class InvalidCheckpoint(UserError):
+class CheckpointError(UserError):
+    """A checkpoint cannot be read, or does not fit the model; the message names the remedy."""
+
+
+class InvalidCheckpoint(CheckpointError):
     """A file that is no checkpoint; the message names it and what is wrong with it."""
 
 

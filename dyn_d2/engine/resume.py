@@ -68,6 +68,11 @@ def load_to_resume(trainer: "DynTrainer", path: str) -> None:
             f"{str(error).rstrip('.')}. The checkpoint before it, {before}, is whole: "
             f"`echo {before.name} > {before.parent / TAG}`, and --resume goes on from there."
         ) from error
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"--resume: the state of the training in {path} cannot be used ({type(error).__name__}: {error}): leave "
+            "--resume out and give it as MODEL.WEIGHTS to start anew from its weights."
+        ) from error
     report = trainer.checkpointer.report
     if "trainer" not in report.entries:
         raise CheckpointError(
