@@ -212,11 +212,14 @@ def test_label_maps_with_unknown_values_are_found(base, tmp_path) -> None:
     assert _label_map_problems(cfg) == []
     cfg.defrost()
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("maps_test",)
+    (problem,) = _label_map_problems(cfg)
+    assert "ignore_label of the data set is 4, MODEL.SEM_SEG_HEAD.IGNORE_VALUE is 255" in problem
+    cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = 4
     assert _label_map_problems(cfg) == []
     MetadataCatalog.get("maps_test").stuff_classes.append("d")  # a longer list does not hurt
     write_label_map(paths[1], np.full((4, 5), 7, np.uint8))
     (problem,) = _label_map_problems(cfg)
-    assert problem.startswith("data set maps_test: ") and "1.png holds 7" in problem
+    assert problem.startswith("data set maps_test has 1 problem") and "1.png" in problem and "7" in problem
     DatasetCatalog.remove("maps_test")
     MetadataCatalog.remove("maps_test")
 
