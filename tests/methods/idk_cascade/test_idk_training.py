@@ -103,5 +103,5 @@ def test_rules_survive_a_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="knows 4 classes, not 3"):
         again(np.full((2, 3), 1 / 3))
     for broken in ({"kind": "oracle"}, {"kind": "threshold"}, {}):
-        with pytest.raises(ValueError, match="calibrate the IDK cascade again"):
+        with pytest.raises(ValueError, match="calibrate it again"):
             rule_from_state(broken)

@@ -39,7 +39,7 @@ def test_wrong_mask(tmp_path, monkeypatch, wrong, message) -> None:
 
 def test_even_window(tmp_path, monkeypatch) -> None:
     keys = {**KEYS, "MODEL.SHAPE_PROP.WINDOW": 4}
-    with pytest.raises(SystemExit, match="MODEL.SHAPE_PROP.WINDOW is 4: it has to be odd"):
+    with pytest.raises(SystemExit, match="MODEL.SHAPE_PROP.WINDOW is 4: use 1, 3, 5"):
         train_net_here(monkeypatch, *tiny_opts(write_boxes(tmp_path / "data"), tmp_path / "out", **keys))
 
 
