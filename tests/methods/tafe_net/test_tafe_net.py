@@ -119,7 +119,7 @@ def test_init_and_groups_of_parameters(init) -> None:
 def test_what_is_refused() -> None:
     for key, value, message in (
         ("LOSS", "hinge", "LOSS is 'hinge': use 'softmax' or 'bce'"),
-        ("TRAIN_TASKS", "all", "TRAIN_TASKS is 'all': use batch or seen"),
+        ("TRAIN_TASKS", "all", "TRAIN_TASKS is 'all': use 'batch' or 'seen'"),
         ("INIT", "zero", "INIT is 'zero'"),
         ("EMBEDDING_WEIGHT", "-1.0", "EMBEDDING_WEIGHT is -1.0"),
     ):
