@@ -99,6 +99,6 @@ def test_a_method_can_be_taken_out(tmp_path, method):
     assert imported.returncode == 0, imported.stderr[-2000:]
     found = run(tmp_path, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider")
     assert found.returncode == 0, found.stdout[-2000:]
-    tests = ("tests/test_house.py", "tests/engine/test_setup.py", "tests/cli", "tests/data/test_resumable.py")
+    tests = ("tests/test_house.py", "tests/engine/test_setup.py", "tests/data/test_resumable.py")
     passed = run(tmp_path, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", *tests)
     assert passed.returncode == 0, passed.stdout[-2000:]

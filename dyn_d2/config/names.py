@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from .yaml_files import check_config_file
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_PRIVATE = "_BASE_"  # the folder of what configs build on
+_PRIVATE = "_BASE_"  # the folder, or the file of a method, of what configs build on
 
 
 def configs_folder() -> Path:
@@ -23,7 +23,7 @@ def config_names() -> list[str]:
     """``METHOD/DATASET.yaml`` of each config that comes with dyn_d2, those left out that others build on."""
     folder = configs_folder()
     names = (path.relative_to(folder) for path in folder.rglob("*.yaml"))
-    return sorted(name.as_posix() for name in names if name.parts[0] != _PRIVATE)
+    return sorted(name.as_posix() for name in names if not name.parts[0].startswith(_PRIVATE) and name.stem != _PRIVATE)
 
 
 def find_config(name: str) -> str:
