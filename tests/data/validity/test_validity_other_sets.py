@@ -140,6 +140,7 @@ def voc_set(name: str, folder: Path) -> str:
     return name
 
 
+@pytest.mark.embedded  # an installed Detectron2 reads VOC in its own way
 @pytest.mark.parametrize(
     ("spoil", "lines"),
     [
@@ -166,6 +167,7 @@ def test_voc_read_alike(tmp_path, new_name, spoil, lines) -> None:
     assert perfect_score(name, config()).scores == {"bbox": pytest.approx(100)}
 
 
+@pytest.mark.embedded  # an installed Detectron2 reads VOC in its own way
 @pytest.mark.parametrize(
     ("spoil", "lines", "message"),
     [
