@@ -24,7 +24,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from . import torchvision_names
-from .validate import CheckpointError, require_sound_file, require_weights
+from .validate import CheckpointError, require_sound_file, require_trainer_state, require_weights
 
 _TORCHVISION = PublishedNames("torchvision", torchvision_names.from_torchvision, torchvision_names.settings)
 
@@ -281,6 +281,7 @@ class DynCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **others)
         self.metadata = metadata
         self.report = LoadReport(source="nothing")
+        self._resumes = False
 
     def save(self, name: str, **extra: Any) -> None:
         """Write ``save_dir/name.pth`` and tag it as the last one; each file is replaced in one step.
@@ -318,6 +319,7 @@ class DynCheckpointer(DetectionCheckpointer):
             FileNotFoundError: no such file.
         """
         self.report = LoadReport(source=path or "nothing")
+        self._resumes = checkpointables is None and "trainer" in self.checkpointables
         if not path:
             self.report.missing = sorted(self.model.state_dict())
             if strict:
@@ -336,6 +338,8 @@ class DynCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         data = read_checkpoint(filename)
+        if self._resumes and "trainer" in data:
+            require_trainer_state(data["trainer"], self.checkpointables["trainer"]._trainer.optimizer, filename)
         if "matching_heuristics=True" in self.report.source.partition("?")[2]:
             data["matching_heuristics"] = True
         foreign = [_TORCHVISION, *(names for method in methods() for names in method.published_names)]

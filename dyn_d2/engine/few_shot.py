@@ -16,7 +16,7 @@ from dyn_d2.method import FewShotMethod, few_shot_methods, methods
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from .stages import Stage, run_stages
+from .stages import Stage
 
 # Keys of later stages, which a stage on all data does not depend on.
 _LATER = (
@@ -136,13 +136,3 @@ def plan(config_file: str, opts: Iterable[str]) -> list[Stage]:
     base = stage(BASE, [])
     novel = [stage(NOVEL, [base])] if base.cfg.FEW_SHOT.INIT == "novel" else []
     return [base, *novel, stage(FINETUNE, [base, *novel])]
-
-
-def train_few_shot(config_file: str, opts: Iterable[str], launcher: Iterable[str] = ()) -> Stage:
-    """Run all stages of ``plan`` and return the last one.
-
-    Raises:
-        StageError: from ``run_stage``.
-    """
-    opts = list(opts)
-    return run_stages(plan(config_file, opts), config_file, opts, launcher)

@@ -5,7 +5,6 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 from itertools import islice
 from typing import Any
 
@@ -20,6 +19,7 @@ from dyn_d2.data.classification.check import check_images
 from dyn_d2.data.few_shot.stages import BASE, is_fine_tuning
 from dyn_d2.data.semantic import check_label_maps, has_label_maps
 from dyn_d2.evaluation import prepare_evaluation, with_evaluators_of_model
+from dyn_d2.evaluation.quiet import quiet_tables
 from dyn_d2.method import methods
 from dyn_d2.modeling.answers import any_score, head_classes, label_set_problems
 from dyn_d2.modeling.freeze import has_frozen_parts
@@ -312,7 +312,7 @@ def _dry_run(trainer: DynTrainer, name: str) -> None:
     model = trainer.checkpointer.model
     prepare_evaluation(trainer.cfg, model, limit=1)
     loader = trainer.build_test_loader(trainer.cfg, name)
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), any_score(model), _quiet():
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), any_score(model), quiet_tables():
         evaluator = trainer.build_evaluator(trainer.cfg, name, folder)
         evaluator = with_evaluators_of_model(evaluator, trainer.cfg, model, name, folder)
         evaluator.reset()
@@ -327,15 +327,3 @@ def _dry_run(trainer: DynTrainer, name: str) -> None:
         results = evaluator.evaluate()
     if comm.is_main_process() and not isinstance(results, dict):
         raise TypeError(f"the evaluator returned {type(results).__name__}, not a dict of results")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Evaluation tables of two images would look like results."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with open(os.devnull, "w") as nothing, redirect_stdout(nothing):
-            yield
-    finally:
-        logging.disable(disabled)

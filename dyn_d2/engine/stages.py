@@ -186,12 +186,25 @@ def run_stages(stages: list[Stage], config_file: str, opts: list[str], launcher:
     return stages[-1]
 
 
-def train_all(plan: Callable[[str, list[str]], list[Stage]], description: str | None) -> int:
+Plan = Callable[[str, list[str]], list[Stage]]  # (yaml file, KEY VALUE pairs) -> the stages, in order
+
+
+def train_stages(plan: Plan, config_file: str, opts: Iterable[str], launcher: Iterable[str] = ()) -> Stage:
+    """Train what ``plan`` makes of a config, and return the last stage.
+
+    Raises:
+        StageError: one of them failed, or its folder holds another config's result.
+    """
+    opts = list(opts)
+    return run_stages(plan(config_file, opts), config_file, opts, launcher)
+
+
+def train_all(plan: Plan, description: str | None) -> int:
     """A command that trains in stages: reads ``--config-file FILE --num-gpus N KEY VALUE ...``, trains all of them, and
     says where the result is.
 
     Args:
-        plan: (yaml file, ``KEY VALUE`` pairs) -> the stages, in order.
+        plan: of the stages.
         description: the beginning of ``--help``.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -200,7 +213,6 @@ def train_all(plan: Callable[[str, list[str]], list[Stage]], description: str | 
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, as for dyn-d2 train")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format=f"[{Path(sys.argv[0]).stem}] %(message)s", stream=sys.stdout)
-    stages = plan(args.config_file, args.opts)
-    last = run_stages(stages, args.config_file, args.opts, ["--num-gpus", str(args.num_gpus)])
+    last = train_stages(plan, args.config_file, args.opts, ["--num-gpus", str(args.num_gpus)])
     logger.info(f"model: {last.weights}\nresults: {last.folder / 'results.json'}")
     return 0

@@ -1,5 +1,5 @@
 """How fast a training adapts: an evaluated metric against iterations, and the time that it took (as in the
-comparison of learning speeds by Kang et al., Few-shot Object Detection via Feature Reweighting, ICCV 2019)."""
+comparison of learning speeds by Kang et al., ICCV 2019)."""
 
 import json
 import math

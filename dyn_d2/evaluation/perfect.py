@@ -8,11 +8,10 @@ Shape shorthand: N - objects of an image; H, W - its height and width; K - class
 
 import logging
 import math
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +31,7 @@ from detectron2.structures import Boxes, BoxMode, Instances, polygons_to_bitmask
 
 from .build import evaluator_types
 from .few_shot import few_shot_groups
+from .quiet import quiet_tables
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def perfect_score(dataset_name: str, cfg: CfgNode) -> PerfectScore:
         return result
     records = list(DatasetCatalog.get(dataset_name))
     predict = _predictor(kind, metadata, cfg)
-    with unchanged_metadata([dataset_name]), tempfile.TemporaryDirectory(prefix="dyn_d2_") as folder, _quiet():
+    with unchanged_metadata([dataset_name]), tempfile.TemporaryDirectory(prefix="dyn_d2_") as folder, quiet_tables():
         evaluator = evaluator_types()[kind](cfg, dataset_name, folder, few_shot_groups(metadata))
         evaluator.reset()
         for record in records:
@@ -132,18 +132,6 @@ def unchanged_metadata(names: Sequence[str]) -> Iterator[None]:
             attributes = MetadataCatalog.get(name).__dict__
             attributes.clear()
             attributes.update(values)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Tables of scores would look like results."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with open(os.devnull, "w") as nothing, redirect_stdout(nothing):
-            yield
-    finally:
-        logging.disable(disabled)
 
 
 def _predictor(kind: str, metadata: Any, cfg: CfgNode) -> Any:

@@ -11,7 +11,7 @@ from torch import nn
 from dyn_d2.checkpoint import CheckpointError, LoadReport
 from dyn_d2.config.derive import build_cfg
 from dyn_d2.config.read import read_cfg
-from dyn_d2.engine.stages import Stage, StageError, run_stages
+from dyn_d2.engine.stages import Stage, StageError
 from dyn_d2.gating.meta_arch.dynamic import find_policy
 from dyn_d2.gating.policies.base import policy_class
 
@@ -50,16 +50,6 @@ def plan(config_file: str, opts: Iterable[str]) -> list[Stage]:
         cfg = build_cfg(config_file, [*opts, PolicyStage.KEY, name])
         stages.append(PolicyStage(name, Path(cfg.OUTPUT_DIR) / name, cfg, stages[-1:]))
     return stages
-
-
-def train_in_stages(config_file: str, opts: Iterable[str], launcher: Iterable[str] = ()) -> Stage:
-    """Run all stages of ``plan`` and return the last one.
-
-    Raises:
-        StageError: one of them failed, or its folder holds another config's result.
-    """
-    opts = list(opts)
-    return run_stages(plan(config_file, opts), config_file, opts, launcher)
 
 
 def describe_policy(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import yaml
 from tiny_detection import tiny_opts, write_boxes
 from tool_runs import run_tool, train_net_here
 
-from dyn_d2.engine.few_shot import train_few_shot
+from dyn_d2.engine.few_shot import plan
+from dyn_d2.engine.stages import train_stages
 
 FINETUNED = "tfa_cos_split1_2shot_seed0"
 
@@ -58,7 +59,7 @@ def test_one_command_from_annotations_to_results(tmp_path, monkeypatch, caplog) 
     # The same command again, here: no process is started.
     monkeypatch.setattr("dyn_d2.engine.stages.run_process", lambda command: pytest.fail(" ".join(command)))
     with caplog.at_level("INFO", "dyn_d2"):
-        train_few_shot(command[2], command[3:])
+        train_stages(plan, command[2], command[3:])
     assert caplog.text.count("done already") == 2
     assert json.loads((tmp_path / "out" / FINETUNED / "results.json").read_text()) == tuned
 

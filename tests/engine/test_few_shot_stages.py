@@ -8,8 +8,8 @@ from tiny_detection import tiny_opts, write_boxes
 
 from dyn_d2.config.derive import build_cfg
 from dyn_d2.engine import stages
-from dyn_d2.engine.few_shot import plan, train_few_shot
-from dyn_d2.engine.stages import StageError
+from dyn_d2.engine.few_shot import plan
+from dyn_d2.engine.stages import StageError, train_stages
 from dyn_d2.engine.trainer import DynTrainer
 
 
@@ -61,7 +61,7 @@ def test_chain_is_run_once_and_stages_keep_what_is_frozen(opts, monkeypatch) -> 
 
     monkeypatch.setattr(stages, "run_process", train_here)
     opts = [*opts, "SOLVER.MAX_ITER", "2", "FEW_SHOT.INIT", "novel"]
-    last = train_few_shot("", opts)
+    last = train_stages(plan, "", opts)
     assert len(commands) == 3 and all("--resume" not in command for command in commands)
     models = [torch.load(stage.weights, weights_only=True) for stage in plan("", opts)]
     features = [name for name in models[0]["model"] if not name.startswith("roi_heads.box_predictor")]
@@ -72,19 +72,19 @@ def test_chain_is_run_once_and_stages_keep_what_is_frozen(opts, monkeypatch) -> 
     rows = "roi_heads.box_predictor.cls_score.weight"
     assert torch.equal(start["model"][rows][3], models[1]["model"][rows][0])
 
-    train_few_shot("", opts)
+    train_stages(plan, "", opts)
     assert len(commands) == 3
-    train_few_shot("", [*opts, "FEW_SHOT.INIT", "random"])
+    train_stages(plan, "", [*opts, "FEW_SHOT.INIT", "random"])
     assert len(commands) == 4 and "finetune" in commands[-1]
     with pytest.raises(StageError, match="another config"):
-        train_few_shot("", [*opts, "MODEL.RPN.NMS_THRESH", "0.6"])
+        train_stages(plan, "", [*opts, "MODEL.RPN.NMS_THRESH", "0.6"])
     (last.folder / stages.DONE).unlink()  # killed after the last checkpoint
-    train_few_shot("", opts)
+    train_stages(plan, "", opts)
     assert len(commands) == 5 and "--resume" in commands[-1]
 
 
 def test_failed_stage_is_named(opts, monkeypatch) -> None:
     monkeypatch.setattr(stages, "run_process", lambda command: 3)
     with pytest.raises(StageError, match="stage base ended with status 3"):
-        train_few_shot("", opts)
+        train_stages(plan, "", opts)
     assert not list(Path(opts[1]).rglob(stages.DONE))

@@ -10,9 +10,9 @@ from tiny_detection import tiny_opts, write_boxes
 from dyn_d2.checkpoint import CheckpointError
 from dyn_d2.config.derive import build_cfg
 from dyn_d2.engine import stages
-from dyn_d2.engine.stages import StageError
+from dyn_d2.engine.stages import StageError, train_stages
 from dyn_d2.engine.trainer import DynTrainer
-from dyn_d2.gating.stages import plan, train_in_stages, warn_of_other_stage
+from dyn_d2.gating.stages import plan, warn_of_other_stage
 from dyn_d2.modeling.freeze import VerifyFrozen, frozen_fingerprint
 
 from detectron2.engine import HookBase
@@ -73,7 +73,7 @@ def runs(monkeypatch) -> Runs:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_kill_in_each_stage_changes_nothing(policy, runs, tmp_path) -> None:
     more = {"MODEL__POLICY__SKIPNET__HRL_TEMPERATURE": 0.5}
-    unbroken = train_in_stages("", opts_of(tmp_path, policy, **more))
+    unbroken = train_stages(plan, "", opts_of(tmp_path, policy, **more))
     assert len(runs.commands) == 2 and all("--resume" not in command for command in runs.commands)
 
     opts = [*opts_of(tmp_path, policy, **more), "OUTPUT_DIR", str(tmp_path / "killed")]
@@ -81,8 +81,8 @@ def test_a_kill_in_each_stage_changes_nothing(policy, runs, tmp_path) -> None:
     runs.kill = {first: 2, second: 1}
     for name in (first, second):
         with pytest.raises(StageError, match=f"stage {name} ended with status 137"):
-            train_in_stages("", opts)
-    last = train_in_stages("", opts)
+            train_stages(plan, "", opts)
+    last = train_stages(plan, "", opts)
     resumed = [("--resume" in command, command[command.index("MODEL.POLICY.STAGE") + 1]) for command in runs.commands]
     assert resumed[2:] == [(False, first), (True, first), (False, second), (True, second)]
 
@@ -90,7 +90,7 @@ def test_a_kill_in_each_stage_changes_nothing(policy, runs, tmp_path) -> None:
         a, b = torch.load(one.weights, weights_only=True), torch.load(other / stages.FINAL, weights_only=True)
         assert all(torch.equal(a["model"][key], b["model"][key]) for key in a["model"])
         assert a["dyn_d2"]["policy"] == {"name": policy, "stage": one.name}
-    train_in_stages("", opts)
+    train_stages(plan, "", opts)
     assert len(runs.commands) == 6  # nothing is left to do
 
     models = [torch.load(stage.weights, weights_only=True)["model"] for stage in plan("", opts)]
@@ -98,7 +98,7 @@ def test_a_kill_in_each_stage_changes_nothing(policy, runs, tmp_path) -> None:
     same = [torch.equal(models[0][name], models[1][name]) for name in gates]
     assert gates and (all(same) if policy == "deepmoe" else not any(same))
     with pytest.raises(StageError, match="another config"):
-        train_in_stages("", [*opts, "SOLVER.SECOND_STAGE.BASE_LR", "0.001"])
+        train_stages(plan, "", [*opts, "SOLVER.SECOND_STAGE.BASE_LR", "0.001"])
     assert last.folder.name == second
 
 

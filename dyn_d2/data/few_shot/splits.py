@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-# The three random splits of Kang et al., Few-shot Object Detection via Feature Reweighting, ICCV 2019.
+# The three random splits of Kang et al., ICCV 2019.
 VOC_NOVEL = {
     1: ("bird", "bus", "cow", "motorbike", "sofa"),
     2: ("aeroplane", "bottle", "cow", "horse", "sofa"),

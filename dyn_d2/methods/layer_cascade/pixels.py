@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from dyn_d2.gating.execution import running_statistics
 from dyn_d2.gating.folding import fold, folds, kept, may_fold
 from dyn_d2.ops.packed_conv import PackedConv
-from dyn_d2.ops.region_conv import Region, RegionMatrix, Taps, map_rows, region_conv, region_max_pool, to_map
+from dyn_d2.ops.region_conv import Region, RegionMatrix, Taps, map_rows, region_conv, region_max_pool
 
 from detectron2.layers import Conv2d
 
@@ -79,11 +79,6 @@ def surround(x: Features, around: Features) -> Features:
 def rows_of(x: Features) -> Tensor:
     """(n, C); all pixels of a map."""
     return map_rows(x) if isinstance(x, Tensor) else x.rows
-
-
-def as_map(x: Features) -> Tensor:
-    """(N, C, H, W), 0 where nothing is known."""
-    return x if isinstance(x, Tensor) else to_map(x.rows, x.region)
 
 
 @overload

@@ -6,7 +6,7 @@ from dyn_d2.config.applied import NoticesKeys
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
-from detectron2.modeling.roi_heads import Res5ROIHeads
+from detectron2.modeling.roi_heads import Res5ROIHeads, ROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 
 BOX_CLASSIFIERS: dict[str, type[FastRCNNOutputLayers]] = {"linear": FastRCNNOutputLayers}
@@ -20,48 +20,32 @@ def _named_predictor(cfg) -> type[FastRCNNOutputLayers]:
     return BOX_CLASSIFIERS[name]
 
 
-def _with_named_predictor(cfg, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of ROI heads, whose box predictor becomes the one that the key names."""
-    predictor = _named_predictor(cfg)
-    if type(arguments["box_predictor"]) is predictor:
-        return arguments
-    # The parent knows the width of the box feature, whatever box head or res5 stage makes it.
-    width = arguments["box_predictor"].cls_score.in_features
-    return {**arguments, "box_predictor": predictor(cfg, ShapeSpec(channels=width))}
+class _ClassifierByName(NoticesKeys, ROIHeads):
+    """Goes before ROI heads of Detectron2 in the list of bases: their box predictor becomes the one that the key names,
+    and mask heads that learn from its weights (they have a method ``connect``) get it."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        connect = getattr(getattr(self, "mask_head", None), "connect", None)
+        if connect is not None:
+            connect(self.box_predictor)
 
-def _connect(heads: StandardROIHeads | Res5ROIHeads) -> None:
-    """Mask heads that learn from the weights of the box predictor (they have a method ``connect``) get it."""
-    connect = getattr(getattr(heads, "mask_head", None), "connect", None)
-    if connect is not None:
-        connect(heads.box_predictor)
+    @classmethod
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:  # type: ignore[override]
+        arguments = super().from_config(cfg, input_shape)  # type: ignore[call-arg]  # of the heads, not of ROIHeads
+        predictor = _named_predictor(cfg)
+        if type(arguments["box_predictor"]) is predictor:
+            return arguments
+        # The parent knows the width of the box feature, whatever box head or res5 stage makes it.
+        width = arguments["box_predictor"].cls_score.in_features
+        return {**arguments, "box_predictor": predictor(cfg, ShapeSpec(channels=width))}
 
 
 @ROI_HEADS_REGISTRY.register()
-class DynROIHeads(NoticesKeys, StandardROIHeads):
+class DynROIHeads(_ClassifierByName, StandardROIHeads):
     """StandardROIHeads (FPN or single level, with or without masks) whose classifier is chosen by key."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        _connect(self)
-
-    @classmethod
-    def from_config(  # type: ignore[override]  # as the parent's, which is not that of ROIHeads
-        cls, cfg, input_shape: dict[str, ShapeSpec]
-    ) -> dict[str, Any]:
-        return _with_named_predictor(cfg, super().from_config(cfg, input_shape))
-
 
 @ROI_HEADS_REGISTRY.register()
-class DynRes5ROIHeads(NoticesKeys, Res5ROIHeads):
+class DynRes5ROIHeads(_ClassifierByName, Res5ROIHeads):
     """Res5ROIHeads (C4 models, with or without masks) whose classifier is chosen by key."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        _connect(self)
-
-    @classmethod
-    def from_config(  # type: ignore[override]  # as the parent's, which is not that of ROIHeads
-        cls, cfg, input_shape: dict[str, ShapeSpec]
-    ) -> dict[str, Any]:
-        return _with_named_predictor(cfg, super().from_config(cfg, input_shape))

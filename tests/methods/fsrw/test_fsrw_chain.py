@@ -16,9 +16,10 @@ from dyn_d2.cli import surgery
 from dyn_d2.config.derive import build_cfg
 from dyn_d2.data.few_shot.sampling import ShotSet
 from dyn_d2.engine import stages
-from dyn_d2.engine.few_shot import plan, train_few_shot
+from dyn_d2.engine.few_shot import plan
 from dyn_d2.engine.predictor import Predictor
 from dyn_d2.engine.preflight import check_trainer
+from dyn_d2.engine.stages import train_stages
 from dyn_d2.engine.trainer import DynTrainer, evaluate
 from dyn_d2.methods.fsrw.class_vectors import FILE, compute_vectors, prepare_for_evaluation
 from dyn_d2.methods.fsrw.cli import export_vectors
@@ -45,7 +46,7 @@ def trained(data, tmp_path_factory) -> tuple[list[str], Path]:
     opts = fsrw_opts(data, tmp_path_factory.mktemp("out"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "run_process", train_here)
-        last = train_few_shot("", opts)
+        last = train_stages(plan, "", opts)
     return [*opts, "FEW_SHOT.STAGE", "finetune", "MODEL.WEIGHTS", str(last.weights)], last.folder
 
 
@@ -182,7 +183,7 @@ def test_predictor_takes_a_checkpoint_and_vectors(trained) -> None:
 def test_rivals_get_rows_by_class_name(data, tmp_path, monkeypatch, method) -> None:
     monkeypatch.setattr(stages, "run_process", train_here)
     opts = fsrw_opts(data, tmp_path, FEW_SHOT__METHOD=method)
-    last = train_few_shot("", opts)
+    last = train_stages(plan, "", opts)
     base, tuned = plan("", opts)
     assert base.folder.name == "base_yolov2_split1" and tuned.folder == last.folder
     start = torch.load(last.folder / "initial.pth", weights_only=True)
@@ -217,7 +218,7 @@ def test_meta_rcnn_goes_through_the_stages(data, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(stages, "run_process", train_here)
     keys = {"FEW_SHOT__METHOD": "meta_rcnn", "MODEL__BACKBONE__NAME": "build_resnet_fpn_backbone"}
     opts = fsrw_opts(data, tmp_path, **keys, INPUT__MIN_SIZE_TRAIN=[64], INPUT__MIN_SIZE_TEST=64)
-    last = train_few_shot("", opts)
+    last = train_stages(plan, "", opts)
     assert last.folder.name == "meta_rcnn_split1_2shot_seed0"
     assert ClassVectors.load(last.folder / FILE).classes == list(CLASSES)
 

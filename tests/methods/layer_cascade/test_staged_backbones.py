@@ -9,13 +9,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from dyn_d2.config import add_dyn_d2_config
 from dyn_d2.gating import recording
 from dyn_d2.methods.layer_cascade.backbone import STAGES
-from dyn_d2.methods.layer_cascade.pixels import as_map, restrict
+from dyn_d2.methods.layer_cascade.pixels import restrict
 from dyn_d2.ops import region_conv
-from dyn_d2.ops.region_conv import Region
+from dyn_d2.ops.region_conv import Region, to_map
 
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
+
+
+def as_map(x) -> torch.Tensor:
+    """(N, C, H, W), 0 where nothing is known."""
+    return x if isinstance(x, torch.Tensor) else to_map(x.rows, x.region)
+
 
 KINDS = {
     "resnet18": ("build_cascade_resnet_backbone", ["MODEL.RESNETS.DEPTH", 18]),

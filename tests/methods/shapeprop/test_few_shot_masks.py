@@ -8,7 +8,8 @@ from tool_runs import ROOT
 from dyn_d2.checkpoint.surgery import Source, operate
 from dyn_d2.config.derive import build_cfg, feature_parts
 from dyn_d2.engine import stages
-from dyn_d2.engine.few_shot import train_few_shot
+from dyn_d2.engine.few_shot import plan
+from dyn_d2.engine.stages import train_stages
 from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.methods.shapeprop import SALIENCY
 
@@ -54,7 +55,7 @@ def test_stages_train_masks_and_tune_the_last_layers_only(opts, monkeypatch) -> 
         return 0
 
     monkeypatch.setattr(stages, "run_process", train_here)
-    last = train_few_shot("", opts)
+    last = train_stages(plan, "", opts)
     for stage in ("base", "finetune"):
         terms = [losses[stage][name][0] for name in ("loss_saliency", "loss_shape", "loss_mask")]
         assert all(0 < value < 100 for value in terms)
