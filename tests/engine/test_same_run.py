@@ -78,7 +78,6 @@ def model_of(run: Path) -> dict:
     return torch.load(run / "out" / "model_final.pth", weights_only=True)
 
 
-@pytest.mark.embedded  # an installed Detectron2 writes the rows of metrics.json in another order
 @pytest.mark.parametrize("iteration, written", [(3, 1), (3, 2), (1, 0), (0, 0)])
 def test_a_kill_between_checkpoint_and_row_loses_nothing(unbroken, run, iteration, written) -> None:
     """After the last step model_final.pth is missing; after the second its evaluation."""
