@@ -126,6 +126,7 @@ class TimmBackbone(Backbone):
         self._timm, self.pixels = model, pixels
         frozen = self._reached_by(freeze_at)
         self.model = model.module = convert_norms(model.module, norm)
+        self.model.has_own_weights = model.pretrained  # frozen parts of it need no MODEL.WEIGHTS
         self._freeze(frozen)
 
     def _reached_by(self, freeze_at: int) -> set[str]:
