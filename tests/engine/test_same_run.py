@@ -69,9 +69,11 @@ def killed_after(run: Path, iteration: int, rows: int) -> None:
 
 
 def rows(run: Path) -> list[dict]:
-    """Of metrics.json, without what the clock says."""
+    """Of metrics.json by iteration, without what the clock says; Detectron2s differ in the order in which they write
+    those of an evaluation and of later losses."""
     found = map(json.loads, (run / "out" / "metrics.json").read_text().splitlines())
-    return [{key: row[key] for key in row if "time" not in key and key != "eta_seconds"} for row in found]
+    plain = [{key: row[key] for key in row if "time" not in key and key != "eta_seconds"} for row in found]
+    return sorted(plain, key=lambda row: row["iteration"])
 
 
 def model_of(run: Path) -> dict:
