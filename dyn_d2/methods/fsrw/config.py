@@ -1,5 +1,6 @@
 """Keys of YOLOv2, of re-weighting and of LSTD."""
 
+from dyn_d2.config.applied import LOADER_KEYS
 from dyn_d2.config.rules import Rule, Rules, choice, each, empty, names, number, positive, positive_share, share, whole
 
 from detectron2.config import CfgNode as CN
@@ -71,6 +72,7 @@ def _add_yolo_keys(cfg: CN) -> None:
     # by up to CROP of the image's; the hue by up to HUE of the circle; saturation and exposure (value) are multiplied
     # or divided by up to these factors. 0, 0, 1, 1 change nothing.
     cfg.INPUT.JITTER = CN({"CROP": 0.0, "HUE": 0.0, "SATURATION": 1.0, "EXPOSURE": 1.0})
+    LOADER_KEYS["INPUT.JITTER"] = cfg.INPUT.JITTER.clone()
 
     # LSTD on YOLOv2: weights of background depression and of transfer knowledge, the temperature of the latter, and the
     # number of classes of the base model where it comes from another data set (0: the benchmark's base classes).

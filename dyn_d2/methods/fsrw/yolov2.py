@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dyn_d2.config.applied import NoticesKeys
 from dyn_d2.data.few_shot.stages import is_fine_tuning
 
 from detectron2.config import configurable
@@ -23,7 +24,7 @@ from .yolo import DetectionLayers, Objects, Predictions, YoloLoss, detect, keep_
 STRIDE = 32
 
 
-class YoloDetector(nn.Module):
+class YoloDetector(NoticesKeys, nn.Module):
     """What YOLOv2 and its re-weighted form share: square input, features, ground truth in cells, detections.
 
     The network sees images squashed to a square, whatever their aspect; detections come back in the frame of the image.
