@@ -376,9 +376,10 @@ class EvaluationLoader:
             mapper: default the one that ``build_mapper`` chooses.
         """
         records = [{**record, "dataset": dataset_name} for record in sound_dicts([dataset_name], filter_empty=False)]
+        mapper = mapper or evaluation_mapper(build_mapper(cfg, dataset_name, is_train=False), len(records))
         self._batches = build_detection_test_loader(
             _kept(records),
-            mapper=partial(readable, mapper or evaluation_mapper(build_mapper(cfg, dataset_name, is_train=False))),
+            mapper=partial(readable, mapper),
             batch_size=cfg.TEST.IMS_PER_BATCH,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )

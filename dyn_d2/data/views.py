@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -77,6 +77,18 @@ def views_problem(mapper: Any, records: Sequence[dict[str, Any]]) -> str:
     if any("width" not in record or "height" not in record for record in records):
         return "the data set does not say how large its images are"
     return ""
+
+
+def count_views(mapper: DatasetMapper) -> int:
+    """How many views of an image there may be, where there is no ``views_problem``."""
+    count = 1
+    for augmentation in mapper.augmentations.augs:
+        if isinstance(augmentation, T.RandomFlip):
+            count *= 2 if 0 < augmentation.prob < 1 else 1
+        else:
+            lengths = augmentation.short_edge_length
+            count *= lengths[1] - lengths[0] + 1 if augmentation.is_range else len(set(lengths))
+    return count
 
 
 def _draw(augmentations: Sequence[T.Augmentation], record: dict[str, Any], image_format: str) -> View:
@@ -149,11 +161,23 @@ def _boxes(objects: Sequence[tuple[Any, Any]], view: View) -> Tensor:
     return torch.as_tensor(np.array(moved, dtype=np.float64).reshape(-1, 4)).float()
 
 
-_known_in_evaluation: ContextVar[Callable[[View], bool] | None] = ContextVar("known_in_evaluation", default=None)
+class Known(Protocol):
+    """Tells loaders of test sets which images they may leave out."""
+
+    def fits(self, images: int) -> bool:
+        """Whether a test set of so many images may come by views at all."""
+        ...
+
+    def has(self, view: View) -> bool:
+        """Whether the image of a view is not needed."""
+        ...
+
+
+_known_in_evaluation: ContextVar[Known | None] = ContextVar("known_in_evaluation", default=None)
 
 
 @contextmanager
-def known_in_evaluation(known: Callable[[View], bool]) -> Iterator[None]:
+def known_in_evaluation(known: Known) -> Iterator[None]:
     """Loaders of test sets that are made inside the block leave out the images of known views."""
     token = _known_in_evaluation.set(known)
     try:
@@ -162,9 +186,10 @@ def known_in_evaluation(known: Callable[[View], bool]) -> Iterator[None]:
         _known_in_evaluation.reset(token)
 
 
-def evaluation_mapper(mapper: Any) -> Any:
-    """``mapper``, or inside of ``known_in_evaluation`` one that leaves out the images of known views."""
+def evaluation_mapper(mapper: Any, images: int) -> Any:
+    """``mapper`` of a test set of so many images, or inside of ``known_in_evaluation`` one that leaves out those of
+    known views."""
     known = _known_in_evaluation.get()
-    if known is None or views_problem(mapper, ()):
+    if known is None or views_problem(mapper, ()) or not known.fits(images):
         return mapper
-    return ViewMapper(mapper, known)
+    return ViewMapper(mapper, known.has)

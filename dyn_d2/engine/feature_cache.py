@@ -15,12 +15,12 @@ from torch import nn
 
 from dyn_d2.config.output_dir import is_below
 from dyn_d2.config.read import flatten
-from dyn_d2.data.few_shot.stages import is_fine_tuning
+from dyn_d2.data.few_shot.stages import BASE, is_fine_tuning
 from dyn_d2.data.fingerprint import file_hash
 from dyn_d2.data.resumable import MappedByPosition, ResumableLoader
-from dyn_d2.data.views import View, ViewMapper, known_in_evaluation, views_problem
+from dyn_d2.data.views import View, ViewMapper, count_views, known_in_evaluation, views_problem
 from dyn_d2.modeling.freeze import tensor_hash
-from dyn_d2.modeling.predictor_alone import BEFORE_PREDICTOR, PredictorAlone, not_predictor_alone
+from dyn_d2.modeling.predictor_alone import BEFORE_PREDICTOR, PredictorAlone, not_predictor_alone, other_form
 from dyn_d2.utils.errors import UserError
 from dyn_d2.utils.tensor_store import Tensors, TensorStore
 
@@ -70,6 +70,15 @@ class FeatureCache:
         self._weights, self._place = now, features_fingerprint(self._cfg, self._model)
         self._keys.clear()
         logger.info(f"features of frozen parts: {self._store.folder / self._place}")
+
+    @property
+    def usable(self) -> bool:
+        """Whether more can be kept."""
+        return self._store.usable
+
+    def fits(self, images: int) -> bool:
+        """Whether test sets of so many images can be kept."""
+        return _gigabytes(self._model, images, training=False) <= self._cfg.FEW_SHOT.CACHE_GB
 
     def has(self, view: View, training: bool) -> bool:
         """Whether features of the view are kept."""
@@ -130,16 +139,29 @@ def predictor_alone(cfg: CfgNode, model: nn.Module, loader: Any) -> None:
     """
     if not is_fine_tuning(cfg):
         return
+    how = cfg.FEW_SHOT.CACHE
     problem = _problem(cfg, model) or _loader_problem(loader)
     if problem:
-        if cfg.FEW_SHOT.CACHE == "on":
+        if how == "on":
             raise CacheError(f"FEW_SHOT.CACHE is on, but features cannot be kept: {problem}. Use auto.")
-        logger.info(f"FEW_SHOT.CACHE {cfg.FEW_SHOT.CACHE}: features are computed at each step, as {problem}")
+        logger.info(f"FEW_SHOT.CACHE {how}: features are computed at each step, as {problem}")
         return
-    cache = _attach(cfg, model)
-    loader.dataset.mapper = ViewMapper(loader.dataset.mapper, partial(_kept, cache))
-    where = f"kept in {cache_folder(cfg)}" if cache else "computed at each step"
-    logger.info(f"FEW_SHOT.CACHE {cfg.FEW_SHOT.CACHE}: only the box predictor learns, features before it are {where}")
+    images = len({record["file_name"] for record in loader.dataset.records})
+    needed = _gigabytes(model, images * count_views(loader.dataset.mapper), training=True)
+    kept = how == "on" or how == "auto" and needed <= cfg.FEW_SHOT.CACHE_GB
+    where = f"kept in {cache_folder(cfg)}" if kept else "computed at each step"
+    logger.info(f"FEW_SHOT.CACHE {how}: only the box predictor learns; the features before it are {where}")
+    if how != "off" and needed > cfg.FEW_SHOT.CACHE_GB:
+        logger.warning(f"FEW_SHOT.CACHE_GB is {cfg.FEW_SHOT.CACHE_GB:g}, all features may take {needed:.2g} GB")
+    cache = _attach(cfg, model, kept)
+    loader.dataset.mapper = ViewMapper(loader.dataset.mapper, partial(_has, cache if kept else None))
+
+
+def _gigabytes(model: nn.Module, views: int, training: bool) -> float:
+    """What the features of so many views take at most, in 10^9 bytes."""
+    width = model.roi_heads.box_predictor.bbox_pred.in_features
+    region = 2 * width + 4 * 5  # 16 bits a feature; a box and its score
+    return views * model.proposal_generator.post_nms_topk[training] * region / 1e9
 
 
 def _problem(cfg: CfgNode, model: nn.Module) -> str:
@@ -154,13 +176,13 @@ def _loader_problem(loader: Any) -> str:
     return views_problem(loader.dataset.mapper, loader.dataset.records)
 
 
-def _kept(cache: FeatureCache | None, view: View) -> bool:
+def _has(cache: FeatureCache | None, view: View) -> bool:
     return cache is not None and cache.has(view, training=True)
 
 
-def _attach(cfg: CfgNode, model: nn.Module) -> FeatureCache | None:
+def _attach(cfg: CfgNode, model: nn.Module, training: bool = True) -> FeatureCache | None:
     cache = None if cfg.FEW_SHOT.CACHE == "off" else FeatureCache(cfg, model)
-    alone = PredictorAlone(model, cache)
+    alone = PredictorAlone(model, cache, training)
     model.forward = alone  # of the instance: names of parameters and checkpoints stay
     setattr(model, _ALONE, alone)  # mixed precision wraps the forward pass once more
     return cache
@@ -183,12 +205,38 @@ class FreshFeatures(HookBase):
             self._alone.cache.say()
 
 
+def _shares_features(cfg: CfgNode, model: nn.Module) -> bool:
+    """Whether other models have the same features: those of a base, and those that only differ in the predictor."""
+    if not cfg.FEW_SHOT.BENCHMARK:
+        return False
+    if cfg.FEW_SHOT.STAGE == BASE:
+        return not other_form(model)
+    return is_fine_tuning(cfg) and not _problem(cfg, model)
+
+
+class _KnownTests:
+    """The test views that are kept."""
+
+    def __init__(self, cache: FeatureCache) -> None:
+        self._cache = cache
+
+    def fits(self, images: int) -> bool:
+        return self._cache.fits(images)
+
+    def has(self, view: View) -> bool:
+        return self._cache.has(view, training=False)
+
+
 @contextmanager
-def evaluated_from_cache(cfg: CfgNode, model: nn.Module) -> Iterator[None]:
+def evaluated_from_cache(cfg: CfgNode, model: nn.Module, final: bool = True) -> Iterator[None]:
     """Inside the block ``model`` takes the features of test images from the cache, where they are the same for all
-    models of its base, and keeps those that are not there."""
+    models of its base, and keeps those that are not there.
+
+    Args:
+        final: whether these are the weights that a training leaves: features of a base model are kept then only.
+    """
     attached = hasattr(model, _ALONE)
-    if not attached and is_fine_tuning(cfg) and not _problem(cfg, model):
+    if not attached and final and cfg.FEW_SHOT.CACHE != "off" and _shares_features(cfg, model):
         _attach(cfg, model)
     alone = getattr(model, _ALONE, None)
     cache = alone and alone.cache
@@ -197,7 +245,7 @@ def evaluated_from_cache(cfg: CfgNode, model: nn.Module) -> Iterator[None]:
             yield
         else:
             cache.refresh()
-            with known_in_evaluation(partial(cache.has, training=False)):
+            with known_in_evaluation(_KnownTests(cache)):
                 yield
             cache.say()
     finally:

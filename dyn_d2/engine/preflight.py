@@ -31,6 +31,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from .feature_cache import evaluated_from_cache
 from .trainer import DynTrainer
 
 logger = logging.getLogger(__name__)
@@ -312,6 +313,11 @@ def _evaluation_problems(trainer: DynTrainer) -> list[str]:
 
 
 def _dry_run(trainer: DynTrainer, name: str) -> None:
+    with evaluated_from_cache(trainer.cfg, trainer.checkpointer.model, final=False):
+        _evaluate_a_few(trainer, name)
+
+
+def _evaluate_a_few(trainer: DynTrainer, name: str) -> None:
     model = trainer.checkpointer.model
     prepare_evaluation(trainer.cfg, model, limit=1)
     loader = trainer.build_test_loader(trainer.cfg, name)

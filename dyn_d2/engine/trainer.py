@@ -153,10 +153,11 @@ class DynTrainer(DefaultTrainer):
         if evaluators is None:
             names = cfg.DATASETS.TEST
             evaluators = [with_evaluators_of_model(cls.build_evaluator(cfg, name), cfg, bare, name) for name in names]
-        with evaluated_from_cache(cfg, bare):
+        done = _iterations_done(cfg)
+        with evaluated_from_cache(cfg, bare, final=done in (None, cfg.SOLVER.MAX_ITER)):
             results = super().test(cfg, model, evaluators)
         if comm.is_main_process() and cfg.DATASETS.TEST:
-            record = evaluation_record(cfg, bare, results, _iterations_done(cfg))
+            record = evaluation_record(cfg, bare, results, done)
             write_results(os.path.join(cfg.OUTPUT_DIR, RESULTS_FILE), record)
         return results
 

@@ -30,9 +30,8 @@ _REMEMBERED = 5_000  # inputs whose proposals are matched with their objects alr
 _BLOCK = 1024  # regions that the box head gets at once
 
 
-def not_predictor_alone(model: nn.Module) -> str:
-    """Why more of ``model`` than its box predictor changes in training, or it has another form than the one that can do
-    without the rest; "" where neither holds."""
+def other_form(model: nn.Module) -> str:
+    """Why detections of ``model`` are no function of proposals and box features alone; "" where they are."""
     if type(model) is not GeneralizedRCNN:
         return f"the model is a {type(model).__name__}, not Faster R-CNN"
     heads = model.roi_heads
@@ -40,13 +39,22 @@ def not_predictor_alone(model: nn.Module) -> str:
         return f"its heads are {type(heads).__name__} behind {type(model.proposal_generator).__name__}"
     if getattr(heads, "mask_on", False) or getattr(heads, "keypoint_on", False):
         return "the masks of sampled regions need feature maps"
+    for module in model.modules():
+        if getattr(module, "skips_parameters", False):
+            return f"{type(module).__name__} decides for each input what it computes"
+    return ""
+
+
+def not_predictor_alone(model: nn.Module) -> str:
+    """Why more of ``model`` than its box predictor changes in training, or it has another form; "" where neither
+    holds."""
+    if problem := other_form(model):
+        return problem
     learning = [name for name, p in model.named_parameters() if p.requires_grad and ".box_predictor." not in name]
     if learning:
         return f"{len(learning)} parameters before the predictor learn, such as {learning[0]}"
     for part in map(model.get_submodule, BEFORE_PREDICTOR):
         for module in part.modules():
-            if getattr(module, "skips_parameters", False):
-                return f"{type(module).__name__} decides for each input what it computes"
             if module.training and next(module.children(), None) is None:
                 return f"{type(module).__name__} is not frozen by MODEL.FREEZE"
     return ""
@@ -54,6 +62,11 @@ def not_predictor_alone(model: nn.Module) -> str:
 
 class Cache(Protocol):
     """Where tensors of a view are kept, those for training and those for evaluation apart."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether more can be kept."""
+        ...
 
     def read(self, view: View, training: bool) -> Tensors | None:
         """What is kept of the view, mapped; None for nothing."""
@@ -73,7 +86,8 @@ class Regions:
         boxes: (P, 4) proposals in pixels of the view, best first.
         logits: (P,) their objectness.
         truth: (G, 4) true boxes.
-        features: gives the (R, d) box features of regions by their numbers; the true boxes have P to P + G - 1.
+        features: gives the (R, d) box features of regions by their numbers, in 16 bits where their range allows it; the
+            true boxes have P to P + G - 1.
     """
 
     size: tuple[int, int]
@@ -126,20 +140,20 @@ class PredictorAlone:
     Its inputs are those of ``data/views.py``. In training the losses are those of the predictor: a frozen proposal
     network has nothing to learn from its own. Images are padded one by one, and the regions of each are drawn from a
     seed that comes with it, so that the numbers are the same whether features are kept or not. In evaluation inputs
-    without a view go through the whole model. In training the predictor sees features with the precision of 16 bits,
-    kept or not.
+    without a view go through the whole model.
 
     Attributes:
         cache: where features are kept; None where they are computed at each step.
     """
 
-    def __init__(self, model: nn.Module, cache: Cache | None = None) -> None:
+    def __init__(self, model: nn.Module, cache: Cache | None = None, training: bool = True) -> None:
         """
         Args:
             model: the detector.
             cache: see above.
+            training: whether it keeps training views too, or test views only.
         """
-        self._model, self.cache = model, cache
+        self._model, self.cache, self._training = model, cache, training
         self._matched: OrderedDict[tuple, _Candidates] = OrderedDict()
 
     def __call__(self, inputs: list[dict[str, Any]]) -> Any:
@@ -168,12 +182,12 @@ class PredictorAlone:
             if found.truth is not None:
                 region.gt_boxes = Boxes(found.truth[rows].to(device))
             background += int((found.labels[rows] == heads.num_classes).sum())
-            features.append(_rounded(found.regions.features(found.number[rows])).to(device))
+            features.append(found.regions.features(found.number[rows]).to(device))
             sampled.append(region)
         storage, total = get_event_storage(), sum(map(len, sampled))
         storage.put_scalar("roi_head/num_fg_samples", (total - background) / len(inputs))
         storage.put_scalar("roi_head/num_bg_samples", background / len(inputs))
-        return heads.box_predictor.losses(heads.box_predictor(torch.cat(features)), sampled)
+        return heads.box_predictor.losses(heads.box_predictor(torch.cat(features).float()), sampled)
 
     def _candidates(self, x: dict[str, Any]) -> _Candidates:
         """The labelled regions of an input, remembered where their features are kept."""
@@ -191,13 +205,13 @@ class PredictorAlone:
 
     def _training_regions(self, x: dict[str, Any], own: Tensor) -> tuple[Regions, bool]:
         """Regions with those of the (M, 4) boxes ``own`` among the true ones, and whether their features are kept."""
-        cache, view = self.cache, x["view"]
+        cache, view = self.cache if self._training else None, x["view"]
         stored = cache.read(view, True) if cache else None
         if stored is not None and _numbers(stored["truth"], own) is not None:
             return _stored_regions(stored), True
         boxes = [x["objects"], own] if stored is None else [stored["truth"], x["objects"], own]
         regions = self._compute(x, _unique(torch.cat(boxes)), training=True)
-        if cache is None:
+        if cache is None or not cache.usable:
             return regions, False
         tensors = _tensors(regions)
         kept = cache.write(view, True, tensors)
@@ -234,7 +248,7 @@ class PredictorAlone:
             found = Instances(regions.size, proposal_boxes=Boxes(regions.boxes.to(device)))
             found.objectness_logits = regions.logits.to(device)
             proposals.append(found)
-        detections, _ = predictor.inference(predictor(torch.cat(features)), proposals)
+        detections, _ = predictor.inference(predictor(torch.cat(features).float()), proposals)
         return type(model)._postprocess(detections, inputs, [x["view"].size for x in inputs])
 
     def _test_regions(self, x: dict[str, Any]) -> Regions:
@@ -269,7 +283,7 @@ class PredictorAlone:
                 heads.box_head(heads.box_pooler(maps, [Boxes(boxes[block.to(boxes.device)])])).flatten(1).float()
                 for block in rows.split(_BLOCK)
             ]
-        return torch.cat(found) if found else boxes.new_zeros(0, heads.box_predictor.cls_score.in_features)
+        return _rounded(torch.cat(found)) if found else boxes.new_zeros(0, heads.box_predictor.cls_score.in_features)
 
 
 @contextmanager
@@ -302,21 +316,20 @@ def proposals_as_in(training: bool, rpn: RPN) -> Iterator[None]:
 
 
 def _tensors(regions: Regions) -> Tensors:
-    """What is kept of regions: features in 16 bit, where their range allows it."""
-    every = regions.features(torch.arange(len(regions.boxes) + len(regions.truth))).cpu()
-    half = every.half()
+    """What is kept of regions."""
+    features = regions.features(torch.arange(len(regions.boxes) + len(regions.truth)))
     return {
         "size": torch.tensor(regions.size),
         "boxes": regions.boxes,
         "logits": regions.logits,
         "truth": regions.truth,
-        "features": half if bool(half.isfinite().all()) else every,
+        "features": features.cpu(),
     }
 
 
 def _rounded(features: Tensor) -> Tensor:
-    """To the precision of 16 bits, in which features are kept, where their range allows it."""
-    rounded = features.half().float()
+    """In 16 bits, as they are kept, where their range allows it."""
+    rounded = features.half()
     return rounded if bool(rounded.isfinite().all()) else features
 
 
@@ -325,7 +338,7 @@ def _stored_regions(stored: Tensors) -> Regions:
     height, width = stored["size"].tolist()
 
     def rows(numbers: Tensor) -> Tensor:
-        return features.index_select(0, numbers).float()
+        return features.index_select(0, numbers)
 
     return Regions((height, width), stored["boxes"], stored["logits"], stored["truth"], rows)
 

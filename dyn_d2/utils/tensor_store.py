@@ -47,6 +47,11 @@ class TensorStore:
         self._used: set[str] = set()
         self._said: set[str] = set()
 
+    @property
+    def usable(self) -> bool:
+        """Whether new entries can be kept, as far as is known."""
+        return not {"small", "disk"} & self._said
+
     def has(self, key: str) -> bool:
         """Whether there is an entry; it may still be damaged."""
         return self._path(key).is_file()
@@ -81,7 +86,7 @@ class TensorStore:
         if size > self._limit:
             self._say("small", f"FEW_SHOT.CACHE_GB {self._limit / 1e9:g} holds not even one entry of {size} bytes")
             return False
-        if "disk" in self._said:
+        if not self.usable:
             return False
         path = self._path(key)
         try:
