@@ -101,6 +101,8 @@ class FeatureCache:
         self._counts.clear()
 
     def _key(self, view: View, training: bool) -> str:
+        if not self._place:
+            self.refresh()
         known = view.file_name, view.name, training
         if known not in self._keys:
             kind = "test" if not training else "bfloat16" if self._cfg.SOLVER.AMP.ENABLED else "train"
