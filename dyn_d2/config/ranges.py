@@ -181,6 +181,8 @@ _DATA = {
     "FEW_SHOT.SPLIT": whole(1, 1000),
     "FEW_SHOT.SHOTS": whole(0),
     "FEW_SHOT.SEED": whole(0),
+    "FEW_SHOT.CACHE": choice("auto", "on", "off"),
+    "FEW_SHOT.CACHE_GB": positive(),
     "FEW_SHOT.TRAIN_SETS": names(),
     "FEW_SHOT.TEST_SETS": names(),
     "FEW_SHOT.CUSTOM.NAME": text(filled=True),

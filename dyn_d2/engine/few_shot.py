@@ -16,6 +16,7 @@ from dyn_d2.method import FewShotMethod, few_shot_methods, methods
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from .feature_cache import cache_folder
 from .stages import Stage
 
 # Keys of later stages, which a stage on all data does not depend on.
@@ -41,6 +42,11 @@ class FewShotStage(Stage):
     """A value of FEW_SHOT.STAGE."""
 
     KEY = "FEW_SHOT.STAGE"
+
+    def opts(self) -> list[str]:
+        """All stages below one OUTPUT_DIR share their cached features."""
+        few = self.cfg.FEW_SHOT
+        return [*super().opts(), "FEW_SHOT.CACHE_DIR", few.CACHE_DIR or cache_folder(self.cfg)]
 
     def later_keys(self) -> tuple[str, ...]:
         if self.name not in ON_ALL_DATA:

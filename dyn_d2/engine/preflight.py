@@ -16,6 +16,7 @@ from dyn_d2.data.check import ImageFile, check_image_files, check_records, conce
 from dyn_d2.data.check_report import Problem
 from dyn_d2.data.classification import check_labels, has_labels, require_files
 from dyn_d2.data.classification.check import check_images
+from dyn_d2.data.examined import Examined
 from dyn_d2.data.few_shot.stages import BASE, is_fine_tuning
 from dyn_d2.data.semantic import check_label_maps, has_label_maps
 from dyn_d2.evaluation import prepare_evaluation, with_evaluators_of_model
@@ -31,6 +32,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from .feature_cache import cache_folder, evaluated_from_cache
 from .trainer import DynTrainer
 
 logger = logging.getLogger(__name__)
@@ -249,6 +251,8 @@ def _data_problems(trainer: DynTrainer) -> list[str]:
     sets = {cfg.DATASETS.TRAIN[0]: list(trainer.data_loader.dataset.records)}
     sets |= {name: DatasetCatalog.get(name) for name in cfg.DATASETS.TEST}
     problems = []
+    # The cells of a table share their images.
+    examined = Examined(cache_folder(cfg)) if is_fine_tuning(cfg) and cfg.FEW_SHOT.CACHE != "off" else None
     for name, records in sets.items():
         metadata = MetadataCatalog.get(name)
         if has_labels(name):
@@ -261,7 +265,7 @@ def _data_problems(trainer: DynTrainer) -> list[str]:
             continue
         report = check_records([record for record in records if "annotations" in record], metadata)
         files = {r["file_name"]: (r["file_name"], r.get("image_id"), r.get("width"), r.get("height")) for r in records}
-        report.problems += _image_problems(list(files.values()))
+        report.problems += _image_problems(list(files.values()), examined)
         report.problems = concerning(report.problems, cfg)
         # Data sets that few-shot code did not make are Detectron2's business, which drops empty boxes.
         report.tolerate(metadata.get("tolerated_defects", ["empty_box"]))
@@ -270,11 +274,15 @@ def _data_problems(trainer: DynTrainer) -> list[str]:
     return problems
 
 
-def _image_problems(files: list[ImageFile]) -> list[Problem]:
-    if len(files) <= READ_IMAGES:
-        return check_image_files(files, read_images=True)
-    opened = check_image_files(_spread(files, READ_IMAGES), read_images=True)
-    return check_image_files(files, read_images=False) + [p for p in opened if p.kind != "missing_image"]
+def _image_problems(files: list[ImageFile], examined: Examined | None) -> list[Problem]:
+    missing = check_image_files(files, read_images=False)
+    to_open = _spread(files, READ_IMAGES)
+    if examined is not None:
+        to_open = examined.others(to_open)
+    opened = check_image_files(to_open, read_images=True)
+    if examined is not None and not opened:
+        examined.add(to_open)
+    return missing + [problem for problem in opened if problem.kind != "missing_image"]
 
 
 def _spread(values: list[Any], at_most: int) -> list[Any]:
@@ -312,6 +320,11 @@ def _evaluation_problems(trainer: DynTrainer) -> list[str]:
 
 
 def _dry_run(trainer: DynTrainer, name: str) -> None:
+    with evaluated_from_cache(trainer.cfg, trainer.checkpointer.model, final=False):
+        _evaluate_a_few(trainer, name)
+
+
+def _evaluate_a_few(trainer: DynTrainer, name: str) -> None:
     model = trainer.checkpointer.model
     prepare_evaluation(trainer.cfg, model, limit=1)
     loader = trainer.build_test_loader(trainer.cfg, name)

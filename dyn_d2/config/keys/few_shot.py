@@ -51,6 +51,13 @@ def add_few_shot_keys(cfg: CN) -> None:
     cfg.FEW_SHOT.GROUP_BY_IMAGE = False
     # Folder of K-shot lists, sampled by `dyn-d2 prepare few-shot` or published ones; "" draws them by the seed.
     cfg.FEW_SHOT.SHOTS_DIR = ""
+    # Where only the box predictor learns, the features of images are computed once and kept: "auto" where that gives
+    # the same numbers, "on" (an error where it does not), or "off".
+    cfg.FEW_SHOT.CACHE = "auto"
+    # What they may take on disk, in 10^9 bytes; beyond, those go that were not used for longest.
+    cfg.FEW_SHOT.CACHE_GB = 10.0
+    # Where they are kept; runs and machines may share it. "": feature_cache below OUTPUT_DIR, shared by all stages.
+    cfg.FEW_SHOT.CACHE_DIR = ""
     # Registered data sets to use in place of the benchmark's, e.g. ["coco_2017_train"]; [] keeps the benchmark's.
     cfg.FEW_SHOT.TRAIN_SETS = []
     cfg.FEW_SHOT.TEST_SETS = []

@@ -10,6 +10,7 @@ from typing import Any
 from dyn_d2.data.validity.annotation import annotation_area
 from dyn_d2.data.validity.coco import LVIS_LISTS, examine
 from dyn_d2.data.validity.consumers import EVALUATION, LOADER
+from dyn_d2.data.views import OBJECTS
 from dyn_d2.utils.atomic import write_json
 
 from detectron2.config import CfgNode
@@ -131,6 +132,9 @@ def load_training_records(task: FewShotTask) -> list[Record]:
                 for annotation in record["annotations"]
                 if wanted(source, record, annotation)
             ]
+            if limited and kept:  # features of any sample of shots serve all others of the image
+                objects = [(a["bbox"], a["bbox_mode"]) for a in record["annotations"] if is_single(a)]
+                record = {**record, OBJECTS: objects}
             # Objects of the base classes are not split up where their images are fully annotated.
             if limited == set(task.classes) and not task.group_by_image:
                 result += [{**record, "annotations": [annotation]} for annotation in kept]
