@@ -18,6 +18,7 @@ from dyn_d2.data.classification import check_labels, has_labels, require_files
 from dyn_d2.data.classification.check import check_images
 from dyn_d2.data.examined import Examined
 from dyn_d2.data.few_shot.stages import BASE, is_fine_tuning
+from dyn_d2.data.registered import registered_records
 from dyn_d2.data.semantic import check_label_maps, has_label_maps
 from dyn_d2.evaluation import prepare_evaluation, with_evaluators_of_model
 from dyn_d2.evaluation.quiet import quiet_tables
@@ -28,7 +29,7 @@ from dyn_d2.utils.errors import UserError, leave_traceback
 from dyn_d2.utils.extras import how_to_install, is_missing
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
@@ -141,7 +142,7 @@ def _say_what_was_sampled(trainer: DynTrainer) -> None:
     """What passed because only a part of it was looked at."""
     cfg = trainer.cfg
     sizes = {cfg.DATASETS.TRAIN[0]: len(trainer.data_loader.dataset.records)}
-    sizes |= {name: len(DatasetCatalog.get(name)) for name in cfg.DATASETS.TEST}
+    sizes |= {name: len(registered_records(name)) for name in cfg.DATASETS.TEST}
     for name, size in sizes.items():
         if size > READ_IMAGES:
             logger.info(
@@ -249,7 +250,7 @@ def _data_problems(trainer: DynTrainer) -> list[str]:
         return []
     cfg = trainer.cfg
     sets = {cfg.DATASETS.TRAIN[0]: list(trainer.data_loader.dataset.records)}
-    sets |= {name: DatasetCatalog.get(name) for name in cfg.DATASETS.TEST}
+    sets |= {name: registered_records(name) for name in cfg.DATASETS.TEST}
     problems = []
     # The cells of a table share their images.
     examined = Examined(cache_folder(cfg)) if is_fine_tuning(cfg) and cfg.FEW_SHOT.CACHE != "off" else None

@@ -13,10 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from dyn_d2.data.registered import registered_records
 from dyn_d2.utils.atomic import atomic_write
 from dyn_d2.utils.own_files import read_json_of
 
-from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data import detection_utils as utils
 from detectron2.structures import BoxMode
 
@@ -75,7 +76,7 @@ def draw_predictions(
     detections = defaultdict(list)
     for detection in _read_detections(results_file):
         detections[detection["image_id"]].append(detection)
-    dicts = DatasetCatalog.get(dataset)
+    dicts = registered_records(dataset)
     chosen = [dicts[i] for i in np.unique(np.linspace(0, len(dicts) - 1, images).astype(int))]
     cells = _pair_axes(figure := Figure(), len(chosen), float(np.mean([r["width"] / r["height"] for r in chosen])))
     for axes, record in zip(cells, chosen, strict=True):
