@@ -12,6 +12,7 @@ from detectron2.config import CfgNode, get_cfg
 from . import add_dyn_d2_config
 from .names import merge_config
 from .ranges import text_lists
+from .yaml_files import can_be_decoded
 
 
 def read_cfg(config_file: str = "", opts: Iterable[str] = ()) -> CfgNode:
@@ -62,6 +63,8 @@ def check_pairs(words: Sequence[Any], known: Mapping[str, Any]) -> None:
                 "with spaces, such as a list, has to stand in quotes."
             )
         following = words[position + 1]
+        if isinstance(following, str) and not can_be_decoded(following):
+            raise ValueError(f"{key}: its value is too deep or long to be read.")
         if key in keys and isinstance(following, str) and following in keys:
             raise ValueError(f"{key} has no value: {following}, another key, follows it.")
         if key not in keys and len(words) % 2:
