@@ -124,6 +124,21 @@ def flatten(cfg: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_yaml(path: str) -> dict[str, Any]:
-    """A yaml file of plain values."""
-    with open(path, encoding="utf-8") as file:
-        return yaml.safe_load(file)
+    """The yaml file of a config that a run has written.
+
+    Raises:
+        ValueError: it is none any more; names the file.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            value = yaml.safe_load(file)
+        if not isinstance(value, dict):
+            raise ValueError("it holds no keys")
+        flatten(value)
+    except (yaml.YAMLError, RecursionError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{path} is no config that a run has written ({reason}): bring it back, or remove it, since checkpoints "
+            "carry the config too."
+        ) from error
+    return value
