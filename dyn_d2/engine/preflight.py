@@ -59,9 +59,11 @@ def check_files(cfg) -> None:
     Raises:
         PreflightError: lists the data sets' missing json files and folders, and a missing MODEL.WEIGHTS.
     """
-    problems: list[str] = []
+    missing: dict[str, list[str]] = {}  # what is not there -> the data sets that need it
     for name in dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]):
-        problems += _missing_files(name)
+        for what, needed_by in _missing_files(name):
+            missing.setdefault(what, []).append(needed_by)
+    problems = [f"{_of_sets(names)}{what}" for what, names in missing.items()]
     problems += _missing_packages(cfg)
     weights = cfg.MODEL.WEIGHTS
     if weights and "://" not in weights and not PathManager.isfile(weights.partition("?")[0]):
@@ -69,12 +71,21 @@ def check_files(cfg) -> None:
     _raise(problems, "training")
 
 
-def _missing_files(name: str) -> Iterator[str]:
+def _of_sets(names: list[str]) -> str:
+    names = [name for name in dict.fromkeys(names) if name]
+    if not names:
+        return ""
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"data set{'s' if len(names) > 1 else ''} {shown}: "
+
+
+def _missing_files(name: str) -> Iterator[tuple[str, str]]:
+    """What is missing, and the data set that needs it ("" where the text says so)."""
     if has_labels(name):
         try:
             require_files(name)
         except FileNotFoundError as error:
-            yield str(error)
+            yield str(error), ""
         return
     metadata = MetadataCatalog.get(name)
     root = os.environ.get("DETECTRON2_DATASETS")
@@ -84,7 +95,7 @@ def _missing_files(name: str) -> Iterator[str]:
     for key in ("json_file", "image_root", "panoptic_root", "sem_seg_root", "dirname"):
         path = metadata.get(key)
         if path and "://" not in path and not os.path.exists(path):
-            yield f"data set {name}: {path} does not exist ({where}).{remedy}"
+            yield f"{path} does not exist ({where}).{remedy}", name
     for source in metadata.get("sources", []):  # a few-shot set is cut from these
         if source != name:
             yield from _missing_files(source)

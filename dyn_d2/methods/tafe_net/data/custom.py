@@ -28,6 +28,10 @@ def read_custom(files: Sequence[Path]) -> DescribedSet:
             features, labels = content["features"], [str(label) for label in content["labels"]]
             if features.dtype.kind not in "fiub":
                 raise ValueError(f"the features are of the type {features.dtype}")
+            if not len(features) or len(features) != len(labels):
+                raise ValueError(f"it has {len(features)} features, but {len(labels)} labels")
+            if not np.isfinite(features).all():
+                raise ValueError("a feature has NaN or infinity")
         absent = sorted(set(labels) - number.keys())
         if absent:
             raise ValueError(

@@ -114,8 +114,9 @@ def read_class_vectors(path: str | Path) -> dict[str, np.ndarray]:
     vectors: dict[str, np.ndarray] = {}
     for name, numbers in read_json_of(path, 'json {"name": [numbers], ...}').items():
         try:
-            vector = np.asarray(numbers, dtype=np.float32)
-        except (TypeError, ValueError) as error:
+            with np.errstate(over="ignore"):
+                vector = np.asarray(numbers, dtype=np.float32)
+        except (OverflowError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: the vector of class {name} is no list of numbers.") from error
         if vector.ndim != 1 or len(vector) == 0 or not np.isfinite(vector).all():
             raise ValueError(f"{path}: the vector of class {name} has to be a flat list of finite numbers.")
