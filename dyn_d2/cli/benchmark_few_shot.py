@@ -27,7 +27,7 @@ def positive(text: str) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     known = few_shot_methods()
-    usual = [name for name, method in known.items() if not method.detector and not method.stage]
+    usual = [name for name, method in known.items() if not (method.detector or method.stage or method.variant)]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--methods", default=",".join(usual), help=f"of {', '.join(known)} (default: %(default)s)")
