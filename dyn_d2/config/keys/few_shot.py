@@ -50,6 +50,9 @@ def add_few_shot_keys(cfg: CN) -> None:
     cfg.FEW_SHOT.INIT = "random"
     # False: one training record for each sampled object (the paper's data); True: one for each image.
     cfg.FEW_SHOT.GROUP_BY_IMAGE = False
+    # Base stage of data that state how frequent a class is (LVIS), as published: frequent and common classes as two
+    # data sets, so that an image with objects of both comes twice, each time with those of one kind.
+    cfg.FEW_SHOT.FREQUENCIES_APART = False
     # Folder of K-shot lists, sampled by `dyn-d2 prepare few-shot` or published ones; "" draws them by the seed.
     cfg.FEW_SHOT.SHOTS_DIR = ""
     # Registered data sets to use in place of the benchmark's, e.g. ["coco_2017_train"]; [] keeps the benchmark's.
