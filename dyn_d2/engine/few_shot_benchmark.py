@@ -39,7 +39,7 @@ def check_methods(names: Iterable[str]) -> None:
 
 
 def seeds_by_method(text: str, seeds: Sequence[int]) -> dict[str, list[int]]:
-    """ "ft_full:0-4,tfa_cos" -> seeds of each method: those that it names, else ``seeds``.
+    """ "ft_full:0-4,ft" -> seeds of each method: those that it names, else ``seeds``.
 
     Raises:
         ValueError: an unknown method, or no such seeds.

@@ -81,7 +81,7 @@ def read_metrics(text: str) -> tuple[str, ...]:
 
 
 def read_pairs(text: str, methods: Iterable[str]) -> list[tuple[str, str]]:
-    """ "tfa_cos:ft_full,tfa_cos:tfa_fc" -> pairs of methods.
+    """ "ft_full:ft,ft_full:joint" -> pairs of methods.
 
     Raises:
         ValueError: no pairs, or a method that is not one of ``methods``.
