@@ -245,8 +245,8 @@ def methods() -> Iterator[Method]:
 
 
 def few_shot_methods() -> dict[str, FewShotMethod]:
-    """Values of FEW_SHOT.METHOD in the order of published tables: the platform's own, and those of the methods, which may
-    replace them."""
+    """Values of FEW_SHOT.METHOD in the order of published tables: the platform's own, and those of the methods, which
+    may replace them."""
     found = dict(_PLAIN_FEW_SHOT)
     for method in methods():
         found |= method.few_shot_methods

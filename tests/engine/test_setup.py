@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tiny_detection import tiny_opts, write_boxes
 
-from dyn_d2.config.derive import build_cfg, feature_parts, scale_to_batch
+from dyn_d2.config.derive import apply_few_shot_method, build_cfg, feature_parts, scale_to_batch
 from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.schedules import stage_schedule
 
@@ -98,6 +98,25 @@ def test_methods(tmp_path, method: str, classifier: str, frozen: bool) -> None:
     assert base.MODEL.ROI_HEADS.NUM_CLASSES == 3
     own = build_cfg("", [*opts, "FEW_SHOT.STAGE", "finetune", "FEW_SHOT.SHOTS", "1", "MODEL.FREEZE", "['backbone']"])
     assert own.MODEL.FREEZE == ["backbone"]
+
+
+@pytest.mark.parametrize(
+    "name, method, classifiers",
+    [
+        ("coco", "tfa_cos", ("linear", "linear", "cosine")),
+        ("coco", "ft_full", ("linear", "linear", "cosine")),
+        ("coco", "tfa_fc", ("linear", "linear", "linear")),
+        ("lvis", "tfa_cos", ("cosine", "cosine", "cosine")),
+        ("lvis", "tfa_fc", ("linear", "linear", "linear")),
+    ],
+)
+def test_classifiers_of_base_novel_and_last_stage(name: str, method: str, classifiers: tuple[str, ...]) -> None:
+    found = []
+    for stage in ("base", "novel", "finetune"):
+        cfg = read_cfg(str(CONFIGS / f"{name}.yaml"), ["FEW_SHOT.METHOD", method, "FEW_SHOT.STAGE", stage])
+        apply_few_shot_method(cfg, set())
+        found.append(cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER)
+    assert tuple(found) == classifiers
 
 
 def test_features_of_c4_and_mask_models() -> None:
