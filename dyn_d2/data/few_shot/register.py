@@ -140,7 +140,30 @@ def load_training_records(task: FewShotTask) -> list[Record]:
                 result += [{**record, "annotations": [annotation]} for annotation in kept]
             elif any(map(is_single, kept)) or (task.keep_empty and not limited and not record["annotations"]):
                 result.append({**record, "annotations": kept})
-    return result
+    return _frequencies_apart(task, result) if task.frequencies_apart else result
+
+
+def _frequencies_apart(task: FewShotTask, records: list[Record]) -> list[Record]:
+    """The records of frequent classes, then those of common ones: an image with both comes twice.
+
+    Raises:
+        ValueError: no json of the benchmark states the frequency of a class.
+    """
+    frequency = task.benchmark.frequencies()
+    unknown = [name for name in task.classes if not frequency.get(name)]
+    if unknown:
+        raise ValueError(
+            f"FEW_SHOT.FREQUENCIES_APART: no json of {', '.join(task.benchmark.train_sets)} states the frequency of "
+            f"{', '.join(unknown[:10])}."
+        )
+    kinds = [frequency[name] or "" for name in task.classes]
+    result = []
+    for kind in sorted(set(kinds), key="fcr".find):
+        for record in records:
+            kept = [annotation for annotation in record["annotations"] if kinds[annotation["category_id"]] == kind]
+            if any(map(is_single, kept)):
+                result.append({**record, "annotations": kept})
+    return result + [record for record in records if not record["annotations"]]
 
 
 def load_sources(benchmark: FewShotBenchmark) -> dict[str, list[Record]]:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from dyn_d2.config.read import read_cfg
 from dyn_d2.data.digit_scenes import DigitScenesSpec, generate_digit_scenes, register_digit_scenes
-from dyn_d2.engine.few_shot_benchmark import Cell, caption, cells, plan_cells, run_cells, summarise
+from dyn_d2.engine.few_shot_benchmark import Cell, cells, plan_cells, run_cells
+from dyn_d2.engine.few_shot_table import TableStyle, caption, summarise
 from dyn_d2.engine.job_queue import numbers, pending
 from dyn_d2.engine.stages import Stage
 from dyn_d2.evaluation.figures import draw_precision_recall, draw_predictions
@@ -109,7 +110,7 @@ def run(args: argparse.Namespace) -> None:
 
     steps("table and pictures")
     base, *_, tuned = plans[Cell(SHOWN, args.split, max(args.shots), args.seeds[0])]
-    table = summarise(output, plans, args.seeds, ("AP", "bAP", "nAP"))
+    table = summarise(output, plans, args.seeds, TableStyle(("AP", "bAP", "nAP")))
     pictures = draw(tuned, output)
     novel = MetadataCatalog.get(tuned.cfg.DATASETS.TEST[0]).novel_classes
     print(f"\nDigitScenes, split {args.split} (novel classes: {', '.join(novel)}). {caption(args.seeds)}")
