@@ -17,7 +17,7 @@ from dyn_d2.utils.errors import UserError
 
 from detectron2.config import CfgNode
 
-from .timm_weights import check_fits, package_for, read_file, read_package
+from .timm_weights import WeightsPackage, check_fits, package_for, read_file, read_package
 
 logger = logging.getLogger(__name__)
 
@@ -225,28 +225,78 @@ def build_timm_model(cfg: CfgNode, channels: int, out_features: Sequence[str]) -
         ValueError: no such model, or it has no such features.
         FileNotFoundError: MODEL.TIMM.WEIGHTS is a file that is not there.
     """
-    timm, name, source = import_timm(), cfg.MODEL.TIMM.NAME, cfg.MODEL.TIMM.WEIGHTS
-    _check_name(timm, name)
-    package = package_for(name) if source == PRETRAINED else None
-    if package is not None and package.path() is None:
-        package = None
-    from_hub = source == PRETRAINED and package is None
-    module, any_size = _create_or_wait(timm, name, channels, from_hub, cfg.MODEL.WEIGHTS)
-    levels = _levels(name, module)
+    name = cfg.MODEL.TIMM.NAME
+    start = _start(name, cfg.MODEL.TIMM.WEIGHTS, channels, cfg.MODEL.WEIGHTS)
+    module, levels = start.module, _levels(name, start.module)
     check_features(name, list(levels), out_features, "MODEL.RESNETS.OUT_FEATURES")
     known = module.state_dict()
     deepest = max(levels[each].index for each in out_features)
     levels = {each: level for each, level in levels.items() if level.index <= deepest}
     if hasattr(module, "prune_intermediate_layers"):
         module.prune_intermediate_layers([level.index for level in levels.values()], prune_norm=True)
-    config = module.pretrained_cfg
-    mean, std = (tuple(255.0 * value for value in config[key]) for key in ("mean", "std"))
-    if package is not None:
-        _load(module, known, read_package(package), f"the package {package.distribution}", name)
-        mean, std = package.mean, package.std
-    elif source and not from_hub:
-        _load(module, known, read_file(source), f"MODEL.TIMM.WEIGHTS {source}", name)
-    return TimmModel(name, module, levels, mean, std, size=None if any_size else own_size(module), in_channels=channels)
+    mean, std = start.fill(known)
+    return TimmModel(
+        name, module, levels, mean, std, size=None if start.any_size else own_size(module), in_channels=channels
+    )
+
+
+def build_pooled_model(name: str, weights: str) -> TimmModel:
+    """A whole model of timm without its classifier, in evaluation mode: normalised images (N, 3, H, W) -> the vectors
+    (N, D) that its classifier would see. It has no levels, and its parameters are frozen.
+
+    Args:
+        name, weights: as MODEL.TIMM.NAME and MODEL.TIMM.WEIGHTS.
+
+    Raises:
+        UserError, ValueError, FileNotFoundError: as of ``build_timm_model``.
+    """
+    start = _start(name, weights, 3, "")
+    mean, std = start.fill(start.module.state_dict())
+    start.module.eval().requires_grad_(False)
+    size = None if start.any_size else own_size(start.module)
+    return TimmModel(name, start.module, {}, mean, std, size=size)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A whole model, and what it is filled with.
+
+    Attributes:
+        package: with the weights; None where they come from the hub, a file or nowhere.
+        source: MODEL.TIMM.WEIGHTS.
+        from_hub: the model has the hub's weights already.
+    """
+
+    name: str
+    module: "TimmNetwork"
+    any_size: bool
+    package: WeightsPackage | None
+    source: str
+    from_hub: bool
+
+    def fill(self, known: dict[str, Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Load the weights into what is left of the model, whose whole state dict was ``known``; returns mean and
+        standard deviation of its images."""
+        config = self.module.pretrained_cfg
+        mean, std = (tuple(255.0 * value for value in config[key]) for key in ("mean", "std"))
+        if self.package is not None:
+            source = f"the package {self.package.distribution}"
+            _load(self.module, known, read_package(self.package), source, self.name)
+            mean, std = self.package.mean, self.package.std
+        elif self.source and not self.from_hub:
+            _load(self.module, known, read_file(self.source), f"MODEL.TIMM.WEIGHTS {self.source}", self.name)
+        return mean, std
+
+
+def _start(name: str, source: str, channels: int, checkpoint: str) -> _Start:
+    timm = import_timm()
+    _check_name(timm, name)
+    package = package_for(name) if source == PRETRAINED else None
+    if package is not None and package.path() is None:
+        package = None
+    from_hub = source == PRETRAINED and package is None
+    module, any_size = _create_or_wait(timm, name, channels, from_hub, checkpoint)
+    return _Start(name, module, any_size, package, source, from_hub)
 
 
 def own_size(module: "TimmNetwork") -> tuple[int, int]:

@@ -119,7 +119,7 @@ def described_set(name: str) -> DescribedSet:
     return _read(benchmark, tuple((path, path.stat().st_mtime_ns) for path in files))
 
 
-@lru_cache(maxsize=2)  # the features of the largest take gigabytes
+@lru_cache(maxsize=4)  # the features of the largest take gigabytes
 def _read(benchmark: str, files: tuple[tuple[Path, int], ...]) -> DescribedSet:
     return BENCHMARKS[benchmark].read([path for path, _ in files])
 
