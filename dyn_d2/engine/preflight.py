@@ -196,6 +196,9 @@ def _label_set_problems(cfg: CfgNode, model: nn.Module) -> list[str]:
 
 def _frozen_problems(cfg, model: nn.Module, report: LoadReport) -> list[str]:
     loaded = set(report.loaded)
+    for prefix, module in model.named_modules():
+        if getattr(module, "has_own_weights", False):
+            loaded.update(f"{prefix}.{name}" for name, _ in module.named_parameters())
     random = [name for name, p in model.named_parameters() if not p.requires_grad and name not in loaded]
     if not random:
         return []

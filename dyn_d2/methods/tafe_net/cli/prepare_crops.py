@@ -24,10 +24,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default="tf_efficientnet_lite0", help="of timm (default: %(default)s)")
     parser.add_argument("--weights", default="pretrained", help="as MODEL.TIMM.WEIGHTS (default: %(default)s)")
     parser.add_argument("--size", type=int, default=default.size, help="pixels of a crop (default: %(default)s)")
-    parser.add_argument("--context", type=float, default=default.context,
-                        help="what a crop shows around its box, as a share of its sides (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--least", type=float, default=default.least,
-                        help="pixels of the shorter side of a box (default: %(default)s)")  # fmt: skip
+    context = "what a crop shows around its box, as a share of its sides (default: %(default)s)"
+    parser.add_argument("--context", type=float, default=default.context, help=context)
+    least = "pixels of the shorter side of a box (default: %(default)s)"
+    parser.add_argument("--least", type=float, default=default.least, help=least)
     args = parser.parse_args(argv)
     if args.size < 1 or args.context < 0 or args.least <= 0:
         parser.error("--size has to be at least 1, --context at least 0, --least above 0")
