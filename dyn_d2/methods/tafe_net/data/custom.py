@@ -3,7 +3,7 @@
 import csv
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,14 +43,17 @@ class CustomOptions:
 
 @dataclass
 class _Images:
-    """What a file holds: features, the names of their classes, and which image each is of."""
+    """What a file holds: features, the names of their classes, and, where it says so, which image each is of, and
+    where in it."""
 
     features: np.ndarray
     labels: np.ndarray
-    groups: np.ndarray
+    files: np.ndarray | None
+    boxes: np.ndarray | None
 
     def kept(self, which: np.ndarray) -> "_Images":
-        return _Images(self.features[which], self.labels[which], self.groups[which])
+        files, boxes = (None if values is None else values[which] for values in (self.files, self.boxes))
+        return _Images(self.features[which], self.labels[which], files, boxes)
 
 
 @dataclass
@@ -66,9 +69,9 @@ def read_custom(files: Sequence[Path], options: CustomOptions | None = None) -> 
     """
     Args:
         files: npz of the training images, npz of the test images (both with ``features``, (N, D) or (N, C, H, W),
-            ``labels``, (N,) names of classes, and, if several are of one photograph, ``images``, (N,) its names);
-            json {name: vector} of the classes, or csv with their names in the first column. The last is missing
-            where classes are described by examples.
+            ``labels``, (N,) names of classes, and, if they are known, ``images``, (N,) names of files, and ``boxes``,
+            (N, 4)); json {name: vector} of the classes, or csv with their names in the first column. The last is
+            missing where classes are described by examples.
 
     Raises:
         ValueError: a file is not what it should be, an image's class has no description, or an unseen one no image.
@@ -95,7 +98,12 @@ def read_custom(files: Sequence[Path], options: CustomOptions | None = None) -> 
         vectors = _example_vectors(scale(divided.train), scale(train), classes, options)
     number = {name: i for i, name in enumerate(classes)}
     parts = {
-        name: Part(images.features, np.array([number[label] for label in images.labels], dtype=np.int64))
+        name: Part(
+            images.features,
+            np.array([number[label] for label in images.labels], dtype=np.int64),
+            images.files,
+            images.boxes,
+        )
         for name, images in (("train", scale(divided.train)), ("test", scale(divided.test)))
     }
     candidates = np.array([number[name] for name in divided.candidates], dtype=np.int64)
@@ -117,13 +125,14 @@ def _fold(train: _Images, classes: list[str], options: CustomOptions) -> _Divisi
         )
     left_out = seen[options.fold - 1 :: options.folds]
     mine, other = np.isin(train.labels, left_out), np.isin(train.labels, [s for s in seen if s not in left_out])
-    held = np.array([zlib.crc32(str(group).encode()) % HELD_OUT == 0 for group in train.groups])
+    groups = range(len(train.labels)) if train.files is None else train.files
+    held = np.array([zlib.crc32(str(group).encode()) % HELD_OUT == 0 for group in groups])
     return _Division(train.kept(other & ~held), train.kept(mine | (other & held)), seen)
 
 
 def _standardised(train: _Images) -> Callable[[_Images], _Images]:
     mean, std = train.features.mean(0), train.features.std(0) + LEAST_STD
-    return lambda images: _Images((images.features - mean) / std, images.labels, images.groups)
+    return lambda images: replace(images, features=(images.features - mean) / std)
 
 
 def _example_vectors(
@@ -184,11 +193,15 @@ def read_vectors(path: Path) -> dict[str, np.ndarray]:
 def _read_images(path: Path) -> _Images:
     with arrays_of(path, "npz with features and labels") as content:
         features, labels = content["features"], content["labels"].astype(str)
-        groups = content["images"].astype(str) if "images" in content else np.arange(len(labels)).astype(str)
+        files = content["images"].astype(str) if "images" in content else None
+        boxes = content["boxes"].astype(np.float64) if "boxes" in content else None
         if features.dtype.kind not in "fiub":
             raise ValueError(f"the features are of the type {features.dtype}")
-        if not len(features) == len(labels) == len(groups):
-            raise ValueError(f"it has {len(features)} features, but {len(labels)} labels and {len(groups)} images")
+        for name, values in (("labels", labels), ("images", files), ("boxes", boxes)):
+            if values is not None and len(values) != len(features):
+                raise ValueError(f"it has {len(features)} features, but {len(values)} {name}")
+        if boxes is not None and boxes.shape[1:] != (4,):
+            raise ValueError(f"its boxes have the shape {boxes.shape}, not (N, 4)")
     if features.ndim not in (2, 4):
         raise ValueError(f"{path}: features have the shape {features.shape}; (N, D) or (N, C, H, W) are possible.")
-    return _Images(features.astype(np.float32), labels, groups)
+    return _Images(features.astype(np.float32), labels, files, boxes)
