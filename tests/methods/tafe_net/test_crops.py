@@ -41,11 +41,9 @@ def boxes(tmp_path) -> str:
 
 def test_each_box_is_seen_as_its_model_wants_it(boxes, tmp_path) -> None:
     model = TimmModel("toy", MeanColour(), {}, (10.0, 10.0, 10.0), (2.0, 4.0, 8.0))
-    found = crop_features(model, boxes, tmp_path, CropOptions(size=16, context=0.0, batch=3))
-    assert (
-        found["labels"].tolist() == ["red", "green"] * 2
+    found = crop_features(model, boxes, tmp_path, CropOptions(size=20, context=0.0, batch=3))
+    assert found["labels"].tolist() == ["red", "green"] * 2
     assert found["images"].tolist() == ["1.png", "1.png", "2.png", "2.png"]
-    )
     assert found["boxes"][1].tolist() == [30, 10, 20, 20] and found["features"].dtype == np.float16
     for label, feature in zip(found["labels"], found["features"], strict=True):
         assert np.allclose(feature, (np.array(COLOURS[label]) - 10) / np.array([2, 4, 8]), atol=0.1)

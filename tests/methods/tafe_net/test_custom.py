@@ -101,7 +101,7 @@ def test_unseen_classes_described_by_examples(files) -> None:
     with pytest.raises(ValueError, match="class bee has 20 training images, but ZERO_SHOT.CUSTOM.SHOTS 21"):
         read_custom(files[:2], CustomOptions(unseen=("bee",), shots=21))
     with pytest.raises(ValueError, match="FOLD 0"):
-        read_custom(files[:2], CustomOptions(unseen=("bee",), shots=1, fold=1))
+        read_custom(files[:2], CustomOptions(unseen=("bee",), shots=1, fold=1, folds=2))
 
 
 def test_other_options_are_another_data_set(files) -> None:
@@ -120,7 +120,7 @@ def test_other_options_are_another_data_set(files) -> None:
 
 def test_what_does_not_fit(files) -> None:
     for arrays, message in (
-        ({"labels": np.array(["ant"] * 2)}, "has 3 features, but 2 labels"),
+        ({"labels": np.array(["ant"] * 2)}, "has 3 features but 2 labels"),
         ({"labels": np.array(["ant"] * 3), "images": np.array(["a"])}, "but 1 images"),
         ({"labels": np.array(["ant"] * 3), "boxes": np.ones((3, 2))}, r"boxes have the shape \(3, 2\)"),
     ):

@@ -148,7 +148,7 @@ def _example_vectors(
     for name in classes:
         own = (train if name in trained else every).features
         own = own[(train if name in trained else every).labels == name]
-        if len(own) < options.shots:
+        if name not in trained and len(own) < options.shots:
             raise ValueError(
                 f"class {name} has {len(own)} training images, but ZERO_SHOT.CUSTOM.SHOTS {options.shots} are to "
                 "describe it: lower it, or give ZERO_SHOT.CUSTOM.CLASSES."
@@ -199,7 +199,7 @@ def _read_images(path: Path) -> _Images:
             raise ValueError(f"the features are of the type {features.dtype}")
         for name, values in (("labels", labels), ("images", files), ("boxes", boxes)):
             if values is not None and len(values) != len(features):
-                raise ValueError(f"it has {len(features)} features, but {len(values)} {name}")
+                raise ValueError(f"it has {len(features)} features but {len(values)} {name}")
         if boxes is not None and boxes.shape[1:] != (4,):
             raise ValueError(f"its boxes have the shape {boxes.shape}, not (N, 4)")
     if features.ndim not in (2, 4):
