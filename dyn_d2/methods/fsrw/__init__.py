@@ -23,7 +23,7 @@ from . import config, darknet, lstd, meta_arch, meta_rcnn, yolov2  # noqa: F401 
 from .class_vectors import prepare_for_evaluation
 from .darknet_weights import is_darknet, read_darknet
 from .episodes import Episodes, SupportMapper, SupportPool, is_episodic
-from .jitter import jitters
+from .jitter import jitters, squashing
 from .reweighting import is_reweighted
 
 
@@ -47,9 +47,9 @@ class FSRW(Method):
         config.add_keys(cfg)
 
     def mapper(self, cfg: CfgNode, dataset_name: str, is_train: bool) -> Mapper | None:
-        if not is_train or not jitters(cfg):
+        if not is_train or not (changes := [*jitters(cfg), *squashing(cfg)]):
             return None
-        return DatasetMapper(cfg, is_train=True, augmentations=[*jitters(cfg), *build_augmentation(cfg, is_train=True)])
+        return DatasetMapper(cfg, is_train=True, augmentations=[*changes, *build_augmentation(cfg, is_train=True)])
 
     def batch_extension(self, cfg: CfgNode, records: list[dict], kept: Any) -> BatchExtension | None:
         """The support sets of a detector that is trained in episodes."""

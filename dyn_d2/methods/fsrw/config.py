@@ -1,6 +1,19 @@
 """Keys of YOLOv2, of re-weighting and of LSTD."""
 
-from dyn_d2.config.rules import Rule, Rules, choice, each, empty, names, number, positive, positive_share, share, whole
+from dyn_d2.config.rules import (
+    Rule,
+    Rules,
+    choice,
+    each,
+    empty,
+    names,
+    number,
+    positive,
+    positive_share,
+    share,
+    text,
+    whole,
+)
 
 from detectron2.config import CfgNode as CN
 
@@ -12,6 +25,9 @@ RANGES: Rules = {
     "MODEL.DARKNET.WIDTH": number(0, 16, above=True),
     "MODEL.YOLO.SIZE": _SIDE,
     "MODEL.YOLO.TRAIN_SIZES": empty() | each(_SIDE),
+    "MODEL.YOLO.IN_FEATURES": each(text(filled=True), 2, 2),
+    "MODEL.YOLO.CACHE": text(),
+    "MODEL.YOLO.CACHE_GB": number(0),
     "MODEL.YOLO.ANCHORS": each(each(number(0, 1000, above=True), 2, 2)),
     "MODEL.YOLO.OBJECT_SCALE": number(0),
     "MODEL.YOLO.IGNORE_IOU": share(),
@@ -25,6 +41,7 @@ RANGES: Rules = {
     "MODEL.LSTD.TEMPERATURE": positive(),
     "MODEL.LSTD.SOURCE_CLASSES": whole(0, 100_000),
     "MODEL.REWEIGHTING.LAYER": choice("conv13", "conv20", "conv22"),
+    "MODEL.REWEIGHTING.NET": choice("pixels", "features"),
     "MODEL.REWEIGHTING.SHARE": positive_share(),
     "MODEL.REWEIGHTING.CLASS_LOSS": choice("softmax", "multi_binary", "single_binary"),
     "MODEL.REWEIGHTING.SUPPORT_FORM": choice("image", "image+mask", "image+object", "image+mask+object"),
@@ -45,12 +62,18 @@ def add_keys(cfg: CN) -> None:
 def _add_yolo_keys(cfg: CN) -> None:
     # Read by build_darknet19_backbone and the detection layers on it.
     cfg.MODEL.DARKNET = CN()
-    # Factor of all numbers of channels.
+    # Factor of all numbers of channels, also of the detection layers on any other backbone.
     cfg.MODEL.DARKNET.WIDTH = 1.0
-    # "BN", "FrozenBN", "GN", ... or "".
+    # "BN", "FrozenBN", "GN", ... or ""; likewise.
     cfg.MODEL.DARKNET.NORM = "BN"
     # Read by the meta-architectures "YOLOv2", "LSTDYOLOv2" and "FSRW"; the number of classes is RETINANET.NUM_CLASSES.
     cfg.MODEL.YOLO = CN()
+    # The backbone's features of stride 16 and 32.
+    cfg.MODEL.YOLO.IN_FEATURES = ["conv13", "conv18"]
+    # A folder that keeps the features of a frozen backbone, for this training and others with the same one, ...
+    cfg.MODEL.YOLO.CACHE = ""
+    # ... and how many gigabytes it may take.
+    cfg.MODEL.YOLO.CACHE_GB = 4.0
     # Side of the square that images are squashed to, a multiple of 32.
     cfg.MODEL.YOLO.SIZE = 416
     # Training: sides to draw from for each batch; [] for SIZE.
@@ -86,6 +109,8 @@ def _add_reweighting_keys(cfg: CN) -> None:
     cfg.MODEL.REWEIGHTING.SHARE = 1.0
     # FSRW: "softmax" (Eq. 6.3), "multi_binary" or "single_binary" (Table 6.5).
     cfg.MODEL.REWEIGHTING.CLASS_LOSS = "softmax"
+    # FSRW: whether the re-weighting module looks at the "pixels" of a support image or at the backbone's "features".
+    cfg.MODEL.REWEIGHTING.NET = "pixels"
     # What the re-weighting module sees: "image", "image+mask", "image+object" or "image+mask+object" (Table 6.6).
     cfg.MODEL.REWEIGHTING.SUPPORT_FORM = "image+mask"
     # Side of the square that support images are squashed to, 64 or more.

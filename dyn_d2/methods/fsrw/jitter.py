@@ -99,3 +99,10 @@ def jitters(cfg: CfgNode) -> list[T.Augmentation]:
     if keys.HUE or keys.SATURATION != 1 or keys.EXPOSURE != 1:
         steps.append(JitterColour(keys.HUE, keys.SATURATION, keys.EXPOSURE, bgr=cfg.INPUT.FORMAT == "BGR"))
     return steps
+
+
+def squashing(cfg: CfgNode) -> list[T.Augmentation]:
+    """What makes queries and supports the same picture where MODEL.YOLO.CACHE keeps features by picture: both become
+    the square that the detector sees here already, before they are mirrored; [] elsewhere."""
+    keys = cfg.MODEL.YOLO
+    return [T.Resize((keys.SIZE, keys.SIZE))] if keys.CACHE and not keys.TRAIN_SIZES else []

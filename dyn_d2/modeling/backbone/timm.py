@@ -96,6 +96,7 @@ class TimmBackbone(Backbone):
     Attributes:
         model: the module of timm.
         pixels: adapts the normalisation of images.
+        starts_trained: whether its weights are pretrained ones, see ``modeling/answers.py``.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class TimmBackbone(Backbone):
         pixels: OwnPixels,
         norm: str = "FrozenBN",
         freeze_at: int = 0,
+        starts_trained: bool = False,
     ) -> None:
         """
         Args:
@@ -114,6 +116,7 @@ class TimmBackbone(Backbone):
             pixels: see ``own_pixels``.
             norm: of the batch norms, one of ``timm_norms.NORMS``.
             freeze_at: 1 freezes the stem, k > 1 all that "res<k>" depends on: no gradients, batch norms as constants.
+            starts_trained: see above.
 
         Raises:
             ValueError: unknown features or norm.
@@ -123,7 +126,7 @@ class TimmBackbone(Backbone):
         self._out_features = [name for name in model.levels if name in out_features]
         self._out_feature_channels = {name: level.channels for name, level in model.levels.items()}
         self._out_feature_strides = {name: level.stride for name, level in model.levels.items()}
-        self._timm, self.pixels = model, pixels
+        self._timm, self.pixels, self.starts_trained = model, pixels, starts_trained
         frozen = self._reached_by(freeze_at)
         self.model = model.module = convert_norms(model.module, norm)
         self._freeze(frozen)
@@ -205,6 +208,7 @@ def timm_arguments(cfg: CfgNode, model: TimmModel) -> dict:
         "pixels": own_pixels(cfg, model),
         "norm": cfg.MODEL.TIMM.NORM,
         "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
+        "starts_trained": bool(cfg.MODEL.TIMM.WEIGHTS),
     }
 
 
