@@ -34,6 +34,7 @@ class FewShotTask:
     shots_dir: str
     run_dir: Path
     keep_empty: bool = False
+    max_objects: int = 0
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "FewShotTask":
@@ -61,6 +62,7 @@ class FewShotTask:
             group_by_image=keys.GROUP_BY_IMAGE,
             shots_dir=keys.SHOTS_DIR,
             run_dir=Path(cfg.OUTPUT_DIR) / "few_shot",
+            max_objects=keys.MAX_OBJECTS,
             keep_empty=not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         )
 

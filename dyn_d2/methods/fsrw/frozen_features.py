@@ -54,7 +54,7 @@ class FrozenFeatures:
         images: Sequence[Tensor],
         view: str,
         shapes: Mapping[str, tuple[int, int, int]],
-        compute: Callable[[list[Tensor]], Maps],
+        compute: Callable[[Tensor], Maps],
     ) -> Maps:
         """
         Args:
@@ -62,7 +62,7 @@ class FrozenFeatures:
             images: as they come from the data set.
             view: what else decides the features, such as the size and normalisation of images.
             shapes: name -> (C, H, W) of the features.
-            compute: images -> the features of all of them.
+            compute: an image -> its features, with a batch dimension of 1.
 
         Returns:
             Name -> (B, C, H, W), float32.
@@ -74,12 +74,13 @@ class FrozenFeatures:
         missing = [number for number, row in enumerate(rows) if row is None]
         if missing:
             # Without mixed precision, whatever the training has: the entries are for all of them.
+            # And one by one, which on a CPU takes half of the time, as its caches hold the maps of one image.
             with torch.no_grad(), torch.autocast(images[0].device.type, enabled=False):
-                maps = compute([images[number] for number in missing])
-            flat = torch.cat([maps[name].flatten(1) for name in self._names], dim=1).to("cpu", torch.float16)
-            for number, row in zip(missing, flat, strict=True):
-                rows[number] = row
-                self._write(paths[number], row)
+                for number in missing:
+                    maps = compute(images[number])
+                    row = torch.cat([maps[name].flatten() for name in self._names]).to("cpu", torch.float16)
+                    rows[number] = row
+                    self._write(paths[number], row)
         self.computed += len(missing)
         self.found += len(rows) - len(missing)
         device = next(backbone.parameters()).device

@@ -24,6 +24,17 @@ from .yolo import DetectionLayers, Objects, Predictions, YoloLoss, detect, keep_
 STRIDE = 32
 
 
+def sides_at(iteration: int, size: int, sides: Sequence[int], ramp: Sequence[int] = ()) -> list[int]:
+    """The sides that training draws from: ``size`` alone up to the iteration ``ramp[0]``, all ``sides`` from
+    ``ramp[1]`` on, and in between those within a range around ``size`` that grows evenly; all of them without a ramp.
+    """
+    if not ramp or iteration >= ramp[1]:
+        return list(sides)
+    part = max(0.0, (iteration - ramp[0]) / (ramp[1] - ramp[0]))
+    low, high = (size + part * (end(sides) - size) for end in (min, max))
+    return [side for side in sides if low <= side <= high] or [size]
+
+
 def _images(batched_inputs: list[dict[str, Any]]) -> list[Tensor]:
     return [inputs["image"] for inputs in batched_inputs]
 
@@ -47,6 +58,7 @@ class YoloDetector(nn.Module):
         anchors: Sequence[Sequence[float]],
         size: int = 416,
         train_sizes: Sequence[int] = (),
+        ramp: Sequence[int] = (),
         loss: YoloLoss,
         prior_iters: int = 0,
         pixel_mean: Sequence[float],
@@ -63,6 +75,7 @@ class YoloDetector(nn.Module):
             anchors: (A, 2) widths and heights in cells of 32 pixels.
             size: side of the square in evaluation, a multiple of 32.
             train_sizes: sides to draw from in training, a new one for each batch; () for ``size``.
+            ramp: see ``sides_at``.
             loss: on predictions.
             prior_iters: in so many first iterations, anchors without an object learn to predict themselves.
             pixel_mean, pixel_std: one number a channel; the input becomes ``(image - pixel_mean) / pixel_std``.
@@ -79,7 +92,7 @@ class YoloDetector(nn.Module):
         if len(anchors) == 0 or not all(len(anchor) == 2 and min(anchor) > 0 for anchor in anchors):
             raise ValueError(f"MODEL.YOLO.ANCHORS is {anchors}: use pairs of width and height above 0, in cells.")
         self.backbone, self.layers, self.loss, self.prior_iters = backbone, layers, loss, prior_iters
-        self.size, self.train_sizes = size, list(train_sizes) or [size]
+        self.size, self.train_sizes, self.ramp = size, list(train_sizes) or [size], tuple(ramp)
         self.test_score_thresh, self.test_nms_thresh = test_score_thresh, test_nms_thresh
         self.test_topk_per_image = test_topk_per_image
         self.kept_features = kept_features
@@ -108,6 +121,7 @@ class YoloDetector(nn.Module):
             "anchors": keys.ANCHORS,
             "size": keys.SIZE,
             "train_sizes": keys.TRAIN_SIZES,
+            "ramp": keys.RAMP,
             "loss": YoloLoss("softmax", keys.OBJECT_SCALE, keys.IGNORE_IOU),
             "prior_iters": 0 if fine_tuning else keys.PRIOR_ITERS,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
@@ -146,7 +160,7 @@ class YoloDetector(nn.Module):
             images,
             f"{side} {self.pixel_mean.tolist()} {self.pixel_std.tolist()}",
             {name: (shapes[name].channels or 0, sides[name], sides[name]) for name in self.layers.inputs},
-            lambda missing: self.backbone(self.squash(missing, side)),
+            lambda image: self.backbone(self.squash([image], side)),
         )
 
     def objects(self, batched_inputs: list[dict[str, Any]], cells: int) -> Objects:
@@ -177,7 +191,9 @@ class YoloDetector(nn.Module):
             pred_boxes, scores and pred_classes.
         """
         if self.training:
-            return self.training_losses(batched_inputs, random.choice(self.train_sizes))
+            iteration = get_event_storage().iter if self.ramp else 0
+            sides = sides_at(iteration, self.size, self.train_sizes, self.ramp)
+            return self.training_losses(batched_inputs, random.choice(sides))
         predictions = self.predict_from_maps(self.feature_maps(_images(batched_inputs), self.size))
         limits = {"score_thresh": self.test_score_thresh, "nms_thresh": self.test_nms_thresh}
         found = detect(
