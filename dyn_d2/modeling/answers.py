@@ -6,7 +6,6 @@ Detectron2's own models are understood as they are. Others may answer by attribu
     ``open_for_images(cfg) -> list[str]``: called once on a trained detector that is to see single images, no data set;
         gets what it needs beside its weights and returns the class names of its rows. Raises ValueError where that is
         not to be had.
-    ``starts_trained``: True of a part, such as a backbone, that has its weights from elsewhere than MODEL.WEIGHTS.
     ``label_maps(inputs, output, classes) -> list[LabelMap]``: of a semantic segmentor, all maps to show of one image,
         of which ``classes`` is the one that every segmentor has; see ``evaluation.label_figures``.
     ``label_set_problem(datasets, one_per_batch) -> str | None``: of a semantic segmentor or its head, which knows the
@@ -35,12 +34,6 @@ def head_classes(model: Any) -> int | None:
     if predictor is not None:
         return predictor.cls_score.out_features - 1
     return getattr(model, "num_classes", None)
-
-
-def parameters_trained_before(model: nn.Module) -> set[str]:
-    """Names of the parameters that were filled with trained weights when the model was built."""
-    parts = [name for name, module in model.named_modules() if getattr(module, "starts_trained", False)]
-    return {name for name, _ in model.named_parameters() if any(not p or name.startswith(f"{p}.") for p in parts)}
 
 
 @contextmanager

@@ -41,7 +41,6 @@ class GatedTimmBackbone(TimmBackbone):
         pixels: OwnPixels,
         norm: str = "FrozenBN",
         freeze_at: int = 0,
-        starts_trained: bool = False,
     ) -> None:
         """
         Args:
@@ -52,9 +51,7 @@ class GatedTimmBackbone(TimmBackbone):
             ValueError: no block can be switched off, the policy stops images for good, or unknown features or norm.
         """
         blocks = self._find(model)
-        super().__init__(
-            model, out_features, pixels=pixels, norm=norm, freeze_at=freeze_at, starts_trained=starts_trained
-        )
+        super().__init__(model, out_features, pixels=pixels, norm=norm, freeze_at=freeze_at)
         self._multiply_adds = [MultiplyAdds.of(self.model, [block.name for block in blocks])]  # in a list: no submodule
         check_norms(self)
         self.policy = make_policy(gate(self.model, blocks))

@@ -59,6 +59,7 @@ class TimmModel:
         mean, std: what it normalises images with, red, green and blue, of 255.
         size: (height, width) of the only images that it takes; None where it takes any.
         in_channels: of images.
+        pretrained: whether its weights are those of MODEL.TIMM.WEIGHTS, not random numbers.
     """
 
     name: str
@@ -68,6 +69,7 @@ class TimmModel:
     std: tuple[float, ...]
     size: tuple[int, int] | None = None
     in_channels: int = 3
+    pretrained: bool = False
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """Normalised images (N, C, H, W) -> the feature maps (N, C', H / stride, W / stride) of all levels."""
@@ -170,18 +172,19 @@ def _create(timm: ModuleType, name: str, channels: int, from_hub: bool) -> tuple
 
 def _create_or_wait(
     timm: ModuleType, name: str, channels: int, from_hub: bool, checkpoint: str
-) -> tuple["TimmNetwork", bool]:
-    """``_create``; where the hub cannot be reached but a ``checkpoint`` of everything is loaded later, random."""
+) -> tuple["TimmNetwork", bool, bool]:
+    """``_create``, and whether its weights are the hub's: where that cannot be reached, but a ``checkpoint`` of
+    everything is loaded later, they are random."""
     try:
         created = _create(timm, name, channels, from_hub)
     except UserError as error:
         if not checkpoint:
             raise
         logger.warning(f"{error} Going on, as MODEL.WEIGHTS {checkpoint} is to give all weights.")
-        return _create(timm, name, channels, False)
+        return *_create(timm, name, channels, False), False
     if from_hub:
         logger.info(f"timm's {name} starts from the weights of timm's hub")
-    return created
+    return *created, from_hub
 
 
 def _levels(name: str, module: nn.Module) -> dict[str, Level]:
@@ -231,7 +234,7 @@ def build_timm_model(cfg: CfgNode, channels: int, out_features: Sequence[str]) -
     if package is not None and package.path() is None:
         package = None
     from_hub = source == PRETRAINED and package is None
-    module, any_size = _create_or_wait(timm, name, channels, from_hub, cfg.MODEL.WEIGHTS)
+    module, any_size, pretrained = _create_or_wait(timm, name, channels, from_hub, cfg.MODEL.WEIGHTS)
     levels = _levels(name, module)
     check_features(name, list(levels), out_features, "MODEL.RESNETS.OUT_FEATURES")
     known = module.state_dict()
@@ -243,10 +246,12 @@ def build_timm_model(cfg: CfgNode, channels: int, out_features: Sequence[str]) -
     mean, std = (tuple(255.0 * value for value in config[key]) for key in ("mean", "std"))
     if package is not None:
         _load(module, known, read_package(package), f"the package {package.distribution}", name)
-        mean, std = package.mean, package.std
+        mean, std, pretrained = package.mean, package.std, True
     elif source and not from_hub:
         _load(module, known, read_file(source), f"MODEL.TIMM.WEIGHTS {source}", name)
-    return TimmModel(name, module, levels, mean, std, size=None if any_size else own_size(module), in_channels=channels)
+        pretrained = True
+    size = None if any_size else own_size(module)
+    return TimmModel(name, module, levels, mean, std, size=size, in_channels=channels, pretrained=pretrained)
 
 
 def own_size(module: "TimmNetwork") -> tuple[int, int]:
