@@ -242,7 +242,7 @@ def sample_whole_images(
     of the lists of Kang et al., ICCV 2019).
 
     Images come in the order of the seed; one that would bring a class above K is passed over. Where this leaves a class
-    below K, another order is tried.
+    below K, another order is tried, in which the images that show such a class come first.
 
     Args:
         candidates: class name -> its objects, of *all* classes of the data set.
@@ -261,10 +261,15 @@ def sample_whole_images(
             images[candidate.id.source, candidate.id.image].append((name, candidate))
     proper = [image for image, found in images.items() if len(found) <= max_objects and all(c.usable for _, c in found)]
     lacking: Counter[str] = Counter()
+    scarce: set[str] = set()
     for order in range(ORDERS):
         objects: dict[str, list[ObjectId]] = {name: [] for name in candidates}
         lacking = Counter(dict.fromkeys(candidates, shots))
-        for image in sorted(proper, key=lambda image: _key(seed, "whole images", order, *image)):
+        places = {
+            image: (scarce.isdisjoint(name for name, _ in images[image]), _key(seed, "whole images", order, *image))
+            for image in proper
+        }
+        for image in sorted(proper, key=places.__getitem__):
             shown = Counter(name for name, _ in images[image])
             if any(count > lacking[name] for name, count in shown.items()):
                 continue
@@ -274,6 +279,7 @@ def sample_whole_images(
             if not lacking:
                 found = {name: tuple(draw_order(ids, seed, name)) for name, ids in objects.items()}
                 return ShotSet(benchmark, seed, shots, "instance", found, max_objects=max_objects)
+        scarce |= set(lacking)
     short = ", ".join(f"{name} ({shots - count})" for name, count in lacking.items())
     raise NotEnoughShots(
         f"Images with at most {max_objects} objects, all of them usable, do not give {shots} shots of each class: "
