@@ -115,4 +115,16 @@ def _heads(cfg: CfgNode) -> Iterator[str]:
         yield _say(cfg, "MODEL.ROI_BOX_HEAD.NUM_FC", "a head needs a layer: set it or NUM_CONV above 0")
 
 
-_CHECKS = (_unsupported, _pixels, _matching, _images, _schedule, _networks, _heads)
+def _few_shot(cfg: CfgNode) -> Iterator[str]:
+    few = cfg.FEW_SHOT
+    if not few.BENCHMARK or not few.MAX_OBJECTS:
+        return
+    if few.SHOTS_UNIT == "image":
+        yield _say(cfg, "FEW_SHOT.MAX_OBJECTS", "it counts objects; set FEW_SHOT.SHOTS_UNIT instance, or this to 0")
+    if not few.GROUP_BY_IMAGE:
+        yield _say(
+            cfg, "FEW_SHOT.MAX_OBJECTS", "all objects of an image are labelled only with FEW_SHOT.GROUP_BY_IMAGE True"
+        )
+
+
+_CHECKS = (_unsupported, _pixels, _matching, _images, _schedule, _networks, _heads, _few_shot)

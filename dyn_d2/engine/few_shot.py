@@ -23,6 +23,7 @@ from .stages import Stage
 _LATER = (
     "FEW_SHOT.SHOTS",
     "FEW_SHOT.SHOTS_UNIT",
+    "FEW_SHOT.MAX_OBJECTS",
     "FEW_SHOT.SEED",
     "FEW_SHOT.INIT",
     "FEW_SHOT.METHOD",

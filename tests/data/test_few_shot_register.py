@@ -455,6 +455,43 @@ def test_lvis_base_set_with_frequent_and_common_classes_apart(tiny_lvis, tmp_pat
         training_set(cfg)
 
 
+def test_published_coco_lists_of_images(few_shot_cfg, write_coco, tmp_path) -> None:
+    """Kang et al. list images of COCO, under VOC's names of classes."""
+    content = coco_content(_coco_names(), [[name] for name in _coco_names()] * 2)
+    json_file, images = write_coco(content, "coco", images=False)
+    forget("tiny_coco")
+    register_coco_instances("tiny_coco", {"thing_classes": list(_coco_names())}, json_file, images)
+    lists = tmp_path / "cocosplit"
+    lists.mkdir()
+    spelling = {"airplane": "aeroplane", "couch": "sofa", "dining table": "diningtable", "motorcycle": "motorbike"}
+    spelling |= {"potted plant": "pottedplant", "tv": "tvmonitor"}
+    image_of = {a["category_id"]: a["image_id"] for a in content["annotations"]}  # the last of each class
+    for category in content["categories"]:
+        name = spelling.get(category["name"], category["name"])
+        line = f"/somewhere/images/val2014/COCO_val2014_{image_of[category['id']]:012d}.jpg\n"
+        (lists / f"full_box_1shot_{name}_trainval.txt").write_text(line)
+    keys = {"BENCHMARK": "coco", "TRAIN_SETS": ["tiny_coco"], "TEST_SETS": ["tiny_coco"], "STAGE": "finetune"}
+    records, names = training_set(few_shot_cfg(**keys, SHOTS=1, SHOTS_DIR=str(lists)))
+    assert {r["image_id"] for r in records} == set(image_of.values())
+    assert set(class_counts(records, names).values()) == {1}
+
+
+def test_whole_images_leave_nothing_unlabelled(few_shot_cfg, write_coco) -> None:
+    names = _coco_names()
+    content = coco_content(names, [[name] for name in names] * 2 + [[names[0]] * 2, list(names[:4])])
+    json_file, images = write_coco(content, "coco", images=False)
+    forget("tiny_coco")
+    register_coco_instances("tiny_coco", {"thing_classes": list(names)}, json_file, images)
+    keys = {"BENCHMARK": "coco", "TRAIN_SETS": ["tiny_coco"], "TEST_SETS": ["tiny_coco"], "STAGE": "finetune"}
+    keys |= {"SHOTS": 2, "MAX_OBJECTS": 3, "GROUP_BY_IMAGE": True}
+    records, classes = training_set(few_shot_cfg(**keys))
+    assert set(class_counts(records, classes).values()) == {2}
+    shown = {i: sum(a["image_id"] == i for a in content["annotations"]) for i in {r["image_id"] for r in records}}
+    assert all(len(r["annotations"]) == shown[r["image_id"]] <= 3 for r in records)
+    novel, _ = training_set(few_shot_cfg(**keys, PROTOCOL="fsod"))
+    assert {r["image_id"] for r in novel} <= {r["image_id"] for r in records}  # the same draw, of fewer classes
+
+
 def test_published_lvis_list(tiny_lvis, tmp_path) -> None:
     cfg, _, _ = tiny_lvis
     listed = json.loads((tmp_path / "lvis.json").read_text())

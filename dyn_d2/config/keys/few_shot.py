@@ -44,6 +44,9 @@ def add_few_shot_keys(cfg: CN) -> None:
     cfg.FEW_SHOT.SHOTS = 10
     # "instance": K counts objects; "image": K images with all objects of the class that they show.
     cfg.FEW_SHOT.SHOTS_UNIT = "instance"
+    # 0: K objects of each class are drawn, and what else their images show is background. n: images with at most n
+    # objects are drawn and all of these used, until each class has exactly K (Kang et al., ICCV 2019, whose n is 3).
+    cfg.FEW_SHOT.MAX_OBJECTS = 0
     # Which sample of K shots.
     cfg.FEW_SHOT.SEED = 0
     # "random" or "novel": how the novel rows of the predictor start (surgery between the stages).

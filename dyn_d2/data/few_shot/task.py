@@ -36,6 +36,7 @@ class FewShotTask:
     run_dir: Path
     keep_empty: bool = False
     frequencies_apart: bool = False
+    max_objects: int = 0
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "FewShotTask":
@@ -68,6 +69,7 @@ class FewShotTask:
             group_by_image=keys.GROUP_BY_IMAGE,
             shots_dir=keys.SHOTS_DIR,
             run_dir=Path(cfg.OUTPUT_DIR) / "few_shot",
+            max_objects=keys.MAX_OBJECTS,
             keep_empty=not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
             frequencies_apart=keys.FREQUENCIES_APART and keys.STAGE == BASE,
         )
