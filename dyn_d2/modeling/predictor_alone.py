@@ -187,7 +187,7 @@ class PredictorAlone:
         storage, total = get_event_storage(), sum(map(len, sampled))
         storage.put_scalar("roi_head/num_fg_samples", (total - background) / len(inputs))
         storage.put_scalar("roi_head/num_bg_samples", background / len(inputs))
-        return heads.box_predictor.losses(heads.box_predictor(torch.cat(features).float()), sampled)
+        return heads.box_predictor.losses(heads.box_predictor(torch.cat([feature.float() for feature in features])), sampled)
 
     def _candidates(self, x: dict[str, Any]) -> _Candidates:
         """The labelled regions of an input, remembered where their features are kept."""
