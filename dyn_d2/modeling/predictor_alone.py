@@ -187,7 +187,8 @@ class PredictorAlone:
         storage, total = get_event_storage(), sum(map(len, sampled))
         storage.put_scalar("roi_head/num_fg_samples", (total - background) / len(inputs))
         storage.put_scalar("roi_head/num_bg_samples", background / len(inputs))
-        return heads.box_predictor.losses(heads.box_predictor(torch.cat([feature.float() for feature in features])), sampled)
+        scores = heads.box_predictor(torch.cat([feature.float() for feature in features]))  # autocast knows no float16
+        return heads.box_predictor.losses(scores, sampled)
 
     def _candidates(self, x: dict[str, Any]) -> _Candidates:
         """The labelled regions of an input, remembered where their features are kept."""
