@@ -82,6 +82,7 @@ def views_problem(mapper: Any, records: Sequence[dict[str, Any]]) -> str:
 def count_views(mapper: DatasetMapper) -> int:
     """How many views of an image there may be, where there is no ``views_problem``."""
     count = 1
+    augmentation: Any
     for augmentation in mapper.augmentations.augs:
         if isinstance(augmentation, T.RandomFlip):
             count *= 2 if 0 < augmentation.prob < 1 else 1

@@ -159,7 +159,7 @@ def predictor_alone(cfg: CfgNode, model: nn.Module, loader: Any) -> None:
     loader.dataset.mapper = ViewMapper(loader.dataset.mapper, partial(_has, cache if kept else None))
 
 
-def _gigabytes(model: nn.Module, views: int, training: bool) -> float:
+def _gigabytes(model: Any, views: int, training: bool) -> float:
     """What the features of so many views take at most, in 10^9 bytes."""
     width = model.roi_heads.box_predictor.bbox_pred.in_features
     region = 2 * width + 4 * 5  # 16 bits a feature; a box and its score
@@ -198,9 +198,7 @@ class FreshFeatures(HookBase):
 
     def before_train(self) -> None:
         if self._alone:
-            self._alone.forget()
-        if self._alone and self._alone.cache:
-            self._alone.cache.refresh()
+            self._alone.refresh()
 
     def after_train(self) -> None:
         if self._alone and self._alone.cache:

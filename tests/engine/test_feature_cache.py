@@ -64,8 +64,12 @@ def furthest(a: dict, b: dict) -> float:
 
 @pytest.mark.parametrize(
     "more",
-    [{}, {"FEW_SHOT__METHOD": "tfa_fc", "FEW_SHOT__GROUP_BY_IMAGE": True, "DATALOADER__NUM_WORKERS": 1}],
-    ids=["cos", "fc, grouped, worker"],
+    [
+        {},
+        {"FEW_SHOT__METHOD": "tfa_fc", "FEW_SHOT__GROUP_BY_IMAGE": True, "DATALOADER__NUM_WORKERS": 1},
+        {"SOLVER__AMP__ENABLED": True},
+    ],
+    ids=["cos", "fc, grouped, worker", "bfloat16"],
 )
 def test_kept_features_give_the_numbers_of_computed_ones(base, tmp_path, more, caplog) -> None:
     caplog.set_level(logging.INFO)
