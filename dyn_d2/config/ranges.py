@@ -180,6 +180,7 @@ _DATA = {
     "DATALOADER.REPEAT_THRESHOLD": share(),
     "FEW_SHOT.SPLIT": whole(1, 1000),
     "FEW_SHOT.SHOTS": whole(0),
+    "FEW_SHOT.MAX_OBJECTS": whole(0, 10_000),
     "FEW_SHOT.SEED": whole(0),
     "FEW_SHOT.CACHE": choice("auto", "on", "off"),
     "FEW_SHOT.CACHE_GB": positive(),

@@ -18,6 +18,7 @@ from dyn_d2.data.classification import check_labels, has_labels, require_files
 from dyn_d2.data.classification.check import check_images
 from dyn_d2.data.examined import Examined
 from dyn_d2.data.few_shot.stages import BASE, is_fine_tuning
+from dyn_d2.data.registered import registered_records
 from dyn_d2.data.semantic import check_label_maps, has_label_maps
 from dyn_d2.evaluation import prepare_evaluation, with_evaluators_of_model
 from dyn_d2.evaluation.quiet import quiet_tables
@@ -28,7 +29,7 @@ from dyn_d2.utils.errors import UserError, leave_traceback
 from dyn_d2.utils.extras import how_to_install, is_missing
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
@@ -58,9 +59,11 @@ def check_files(cfg) -> None:
     Raises:
         PreflightError: lists the data sets' missing json files and folders, and a missing MODEL.WEIGHTS.
     """
-    problems: list[str] = []
+    missing: dict[str, list[str]] = {}  # what is not there -> the data sets that need it
     for name in dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]):
-        problems += _missing_files(name)
+        for what, needed_by in _missing_files(name):
+            missing.setdefault(what, []).append(needed_by)
+    problems = [f"{_of_sets(names)}{what}" for what, names in missing.items()]
     problems += _missing_packages(cfg)
     weights = cfg.MODEL.WEIGHTS
     if weights and "://" not in weights and not PathManager.isfile(weights.partition("?")[0]):
@@ -68,12 +71,21 @@ def check_files(cfg) -> None:
     _raise(problems, "training")
 
 
-def _missing_files(name: str) -> Iterator[str]:
+def _of_sets(names: list[str]) -> str:
+    names = [name for name in dict.fromkeys(names) if name]
+    if not names:
+        return ""
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"data set{'s' if len(names) > 1 else ''} {shown}: "
+
+
+def _missing_files(name: str) -> Iterator[tuple[str, str]]:
+    """What is missing, and the data set that needs it ("" where the text says so)."""
     if has_labels(name):
         try:
             require_files(name)
         except FileNotFoundError as error:
-            yield str(error)
+            yield str(error), ""
         return
     metadata = MetadataCatalog.get(name)
     root = os.environ.get("DETECTRON2_DATASETS")
@@ -83,7 +95,7 @@ def _missing_files(name: str) -> Iterator[str]:
     for key in ("json_file", "image_root", "panoptic_root", "sem_seg_root", "dirname"):
         path = metadata.get(key)
         if path and "://" not in path and not os.path.exists(path):
-            yield f"data set {name}: {path} does not exist ({where}).{remedy}"
+            yield f"{path} does not exist ({where}).{remedy}", name
     for source in metadata.get("sources", []):  # a few-shot set is cut from these
         if source != name:
             yield from _missing_files(source)
@@ -141,7 +153,7 @@ def _say_what_was_sampled(trainer: DynTrainer) -> None:
     """What passed because only a part of it was looked at."""
     cfg = trainer.cfg
     sizes = {cfg.DATASETS.TRAIN[0]: len(trainer.data_loader.dataset.records)}
-    sizes |= {name: len(DatasetCatalog.get(name)) for name in cfg.DATASETS.TEST}
+    sizes |= {name: len(registered_records(name)) for name in cfg.DATASETS.TEST}
     for name, size in sizes.items():
         if size > READ_IMAGES:
             logger.info(
@@ -249,7 +261,7 @@ def _data_problems(trainer: DynTrainer) -> list[str]:
         return []
     cfg = trainer.cfg
     sets = {cfg.DATASETS.TRAIN[0]: list(trainer.data_loader.dataset.records)}
-    sets |= {name: DatasetCatalog.get(name) for name in cfg.DATASETS.TEST}
+    sets |= {name: registered_records(name) for name in cfg.DATASETS.TEST}
     problems = []
     # The cells of a table share their images.
     examined = Examined(cache_folder(cfg)) if is_fine_tuning(cfg) and cfg.FEW_SHOT.CACHE != "off" else None

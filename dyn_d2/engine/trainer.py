@@ -177,6 +177,10 @@ class DynTrainer(DefaultTrainer):
         self._writers += super().build_writers()
         return self._writers
 
+    def after_train(self) -> None:
+        self.iter = min(self.iter, self.max_iter)  # where no step is left, an installed Detectron2 counts one more
+        super().after_train()
+
     def run_step(self) -> None:
         try:
             super().run_step()
@@ -217,7 +221,8 @@ class DynTrainer(DefaultTrainer):
         self.data_loader.start_iter = self.start_iter
         written = -1
         if comm.is_main_process():
-            written = drop_metrics_from(os.path.join(folder, "metrics.json"), self.start_iter)
+            metrics = os.path.join(folder, "metrics.json")
+            written = drop_metrics_from(metrics, self.start_iter, self._scalars.last_steps())
         self._scalars.resume_after(comm.all_gather(written)[0])  # an evaluation needs all processes
         logger.info(f"RESUME iter {self.start_iter} from {path} (MODEL.WEIGHTS {weights or '(none)'} ignored)")
         if self.start_iter >= self.max_iter and os.path.basename(path) != FINAL:

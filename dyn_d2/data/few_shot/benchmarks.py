@@ -74,6 +74,10 @@ class FewShotBenchmark:
         novel = self.novel[number] if self.novel else _rare_classes(classes, self.test_sets + self.train_sets)
         return split_classes(classes, novel, self.base)
 
+    def frequencies(self) -> dict[str, str | None]:
+        """Class name -> "f", "c" or "r" (frequent, common, rare), as LVIS states it; {} where no json is there."""
+        return _frequencies(self.classes(), self.test_sets + self.train_sets)[0]
+
 
 BENCHMARKS: dict[str, FewShotBenchmark] = {}
 
@@ -181,21 +185,25 @@ def _register_json(name: str, json_file: str, image_root: str) -> None:
     register_coco_instances(name, {"thing_classes": classes}, json_file, image_root)
 
 
+def _frequencies(classes: tuple[str, ...], sources: tuple[str, ...]) -> tuple[dict[str, str | None], Path | None]:
+    """Class name -> the ``frequency`` in the first json that is there, and which one that is."""
+    for path in (path for name in sources for path in source_files(name)):
+        if path.suffix == ".json" and path.exists():
+            # LVIS numbers its categories from 1 without gaps, in the order of the detector's classes.
+            stated = ((c["id"] - 1, c.get("frequency")) for c in json_categories(path))
+            return {classes[place]: value for place, value in stated if place < len(classes)}, path
+    return {}, None
+
+
 def _rare_classes(classes: tuple[str, ...], sources: tuple[str, ...]) -> tuple[str, ...]:
     """Rare classes by the ``frequency`` of the first json that is there, or else by the list of LVIS v0.5."""
     listed = {classes[position] for position in lvis_v0_5_rare()} if len(classes) == LVIS_V0_5_CLASSES else None
-    for path in (path for name in sources for path in source_files(name)):
-        if path.suffix == ".json" and path.exists():
-            frequency = {category["id"]: category.get("frequency") for category in json_categories(path)}
-            break
-    else:
-        frequency = {}
+    frequency, path = _frequencies(classes, sources)
     if not frequency or None in frequency.values():
         if listed is None:
             raise ValueError(f"No json of {', '.join(sources)} states the frequency of its classes, as LVIS does.")
         return tuple(name for name in classes if name in listed)
-    # LVIS numbers its categories from 1 without gaps, in the order of the detector's classes.
-    rare = {classes[number - 1] for number, value in frequency.items() if value == "r"}
+    rare = {name for name, value in frequency.items() if value == "r"}
     if listed is not None and rare != listed:
         logger.warning(
             "%s: %d rare classes, but LVIS v0.5 has %d; the file's own division is used.", path, len(rare), len(listed)
