@@ -345,7 +345,7 @@ def _rounded(features: Tensor) -> Tensor:
 
 
 def _joined(features: list[Tensor]) -> Tensor:
-    """All features one below the other, in 32 bits; mixed precision on a CPU knows no others than these and bfloat16."""
+    """All features one below the other, in 32 bits: mixed precision on a CPU knows no float16."""
     joined = features[0].new_empty(sum(map(len, features)), features[0].shape[1], dtype=torch.float32)
     for part, block in zip(features, joined.split([len(part) for part in features]), strict=True):
         block.copy_(part)
