@@ -108,7 +108,8 @@ def test_other_frozen_weights_or_proposals_are_another_cache(base, tmp_path) -> 
     with torch.no_grad():
         model.roi_heads.box_predictor.cls_score.weight.add_(1)
     assert features_fingerprint(cfg, model) == first
-    for more in ({"FEW_SHOT__METHOD": "tfa_fc"}, {"MODEL__ROI_HEADS__BATCH_SIZE_PER_IMAGE": 7}):
+    same = ({"FEW_SHOT__METHOD": "tfa_fc"}, {"MODEL__ROI_HEADS__BATCH_SIZE_PER_IMAGE": 7}, {"FEW_SHOT__STAGE": "base"})
+    for more in same:
         assert features_fingerprint(config(base, tmp_path / "out", **more), model) == first
     for more in ({"MODEL__RPN__NMS_THRESH": 0.6}, {"INPUT__FORMAT": "RGB"}, {"MODEL__PIXEL_MEAN": [1.0, 2.0, 3.0]}):
         assert features_fingerprint(config(base, tmp_path / "out", **more), model) != first
