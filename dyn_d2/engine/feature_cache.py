@@ -252,7 +252,7 @@ def evaluated_from_cache(cfg: CfgNode, model: nn.Module, final: bool = True) -> 
     Args:
         final: whether these are the weights that a training leaves: features of a base model are kept then only.
     """
-    attached = hasattr(model, _ALONE)
+    attached, forward = hasattr(model, _ALONE), vars(model).get("forward")  # mixed precision has one of its own
     if not attached and final and cfg.FEW_SHOT.CACHE != "off" and _shares_features(cfg, model):
         _attach(cfg, model)
     alone = getattr(model, _ALONE, None)
@@ -269,3 +269,5 @@ def evaluated_from_cache(cfg: CfgNode, model: nn.Module, final: bool = True) -> 
         if not attached and alone is not None:
             delattr(model, _ALONE)
             del model.forward
+            if forward is not None:
+                model.forward = forward

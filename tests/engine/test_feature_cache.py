@@ -9,7 +9,7 @@ import torch
 from tiny_detection import save_detector, tiny_opts
 
 from dyn_d2.config.derive import build_cfg
-from dyn_d2.engine.feature_cache import CacheError, features_fingerprint
+from dyn_d2.engine.feature_cache import CacheError, evaluated_from_cache, features_fingerprint
 from dyn_d2.engine.few_shot import plan
 from dyn_d2.engine.trainer import DynTrainer, evaluate
 from dyn_d2.modeling.build import build_model
@@ -180,6 +180,22 @@ def test_a_checkpoint_is_evaluated_from_the_cache(base, tmp_path, caplog) -> Non
     first, second, plain = ([item["score"] for item in detections] for detections in found)
     assert first == second and len(first) > 10
     assert sorted(first) == pytest.approx(sorted(plain), abs=2e-3)
+
+
+def test_a_base_model_leaves_the_features_of_test_images(base, tmp_path, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    cfg = config(base, tmp_path / "base", FEW_SHOT__STAGE="base", MODEL__WEIGHTS="", SOLVER__MAX_ITER=2)
+    model = build_model(cfg)
+    model.forward = forward = lambda inputs: type(model).forward(model, inputs)
+    with evaluated_from_cache(cfg, model, final=False):
+        assert model.forward is forward  # in the middle of a training
+    DynTrainer.test(cfg, model)
+    assert model.forward is forward and "2 computed, 0 read" in caplog.text
+    cell = build_model(config(base, tmp_path / "cell"))
+    frozen = {name: value for name, value in model.state_dict().items() if ".box_predictor." not in name}
+    cell.load_state_dict(frozen, strict=False)
+    DynTrainer.test(config(base, tmp_path / "cell"), cell)
+    assert "0 computed, 2 read" in caplog.text
 
 
 @pytest.mark.parametrize(
