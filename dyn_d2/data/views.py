@@ -83,11 +83,12 @@ def count_views(mapper: DatasetMapper) -> int:
     """How many views of an image there may be, where there is no ``views_problem``."""
     count = 1
     for augmentation in mapper.augmentations.augs:
-        if isinstance(augmentation, T.RandomFlip):
-            count *= 2 if 0 < augmentation.prob < 1 else 1
+        values = vars(augmentation)
+        if "prob" in values:  # a flip
+            count *= 2 if 0 < values["prob"] < 1 else 1
         else:
-            lengths = augmentation.short_edge_length
-            count *= lengths[1] - lengths[0] + 1 if augmentation.is_range else len(set(lengths))
+            lengths = values["short_edge_length"]
+            count *= lengths[1] - lengths[0] + 1 if values["is_range"] else len(set(lengths))
     return count
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from torch import nn
 
-from dyn_d2.config.output_dir import is_below
+from dyn_d2.config.output_dir import defaults, is_below
 from dyn_d2.config.read import flatten
 from dyn_d2.data.few_shot.stages import BASE, is_fine_tuning
 from dyn_d2.data.fingerprint import file_hash
@@ -32,9 +32,28 @@ logger = logging.getLogger(__name__)
 
 _ALONE = "dyn_d2_predictor_alone"  # attribute of a model: the PredictorAlone that is its forward pass
 _FORMAT = 1  # of what is kept; another one is another cache
-# Keys of MODEL that features do not depend on; of the heads only what makes box features counts.
-_APART = ("WEIGHTS", "DEVICE", "FREEZE", "ROI_HEADS", "ROI_BOX_HEAD", "RETINANET", "ROI_MASK_HEAD", "SEM_SEG_HEAD")
-_OF_HEADS = ("ROI_HEADS.IN_FEATURES", "ROI_BOX_HEAD.NAME", "ROI_BOX_HEAD.POOLER", "ROI_BOX_HEAD.NORM")
+# Keys, or nodes of keys, of MODEL that proposals and box features do not depend on, and others that they depend on.
+_APART = tuple(
+    f"MODEL.{name}"
+    for name in (
+        "WEIGHTS",
+        "DEVICE",
+        "FREEZE",
+        "MASK_ON",
+        "ROI_HEADS",
+        "ROI_BOX_HEAD",
+        "ROI_MASK_HEAD",
+        "RETINANET",
+        "SEM_SEG_HEAD",
+        "TIMM.WEIGHTS",
+    )
+)
+_MAKES_FEATURES = (
+    "INPUT.FORMAT",
+    "MODEL.ROI_HEADS.IN_FEATURES",
+    *(f"MODEL.ROI_BOX_HEAD.{name}" for name in ("NAME", "NORM", "NUM_CONV", "CONV_DIM", "NUM_FC", "FC_DIM")),
+    *(f"MODEL.ROI_BOX_HEAD.POOLER_{name}" for name in ("TYPE", "RESOLUTION", "SAMPLING_RATIO")),
+)
 
 
 class CacheError(UserError):
@@ -114,21 +133,19 @@ class FeatureCache:
 
 def features_fingerprint(cfg: CfgNode, model: nn.Module) -> str:
     """Hash of all that the proposals and box features of an image depend on beside the image."""
-    keys = flatten(yaml.safe_load(cfg.MODEL.dump()))
+    usual = defaults()  # only what differs from it counts, so that a key of a later version changes nothing
     kept = {
         key: value
-        for key, value in keys.items()
-        if not is_below(key, _APART)
-        or key.startswith(_OF_HEADS)
-        or key.rpartition(".")[0] == "ROI_BOX_HEAD"
-        and key.rpartition(".")[2] in ("NUM_CONV", "CONV_DIM", "NUM_FC", "FC_DIM")
+        for key, value in flatten(yaml.safe_load(cfg.dump())).items()
+        if (is_below(key, ("MODEL",)) and not is_below(key, _APART) or is_below(key, _MAKES_FEATURES))
+        and usual.get(key) != value
     }
     weights = {
         f"{part}.{name}": tensor_hash(tensor)
         for part in BEFORE_PREDICTOR
         for name, tensor in model.get_submodule(part).state_dict().items()
     }
-    parts = [_FORMAT, detectron2_version, model.device.type, cfg.INPUT.FORMAT, kept, weights]
+    parts = [_FORMAT, detectron2_version, model.device.type, kept, weights]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
 
@@ -159,7 +176,7 @@ def predictor_alone(cfg: CfgNode, model: nn.Module, loader: Any) -> None:
     loader.dataset.mapper = ViewMapper(loader.dataset.mapper, partial(_has, cache if kept else None))
 
 
-def _gigabytes(model: nn.Module, views: int, training: bool) -> float:
+def _gigabytes(model: Any, views: int, training: bool) -> float:
     """What the features of so many views take at most, in 10^9 bytes."""
     width = model.roi_heads.box_predictor.bbox_pred.in_features
     region = 2 * width + 4 * 5  # 16 bits a feature; a box and its score
@@ -198,9 +215,7 @@ class FreshFeatures(HookBase):
 
     def before_train(self) -> None:
         if self._alone:
-            self._alone.forget()
-        if self._alone and self._alone.cache:
-            self._alone.cache.refresh()
+            self._alone.refresh()
 
     def after_train(self) -> None:
         if self._alone and self._alone.cache:
@@ -237,7 +252,7 @@ def evaluated_from_cache(cfg: CfgNode, model: nn.Module, final: bool = True) -> 
     Args:
         final: whether these are the weights that a training leaves: features of a base model are kept then only.
     """
-    attached = hasattr(model, _ALONE)
+    attached, forward = hasattr(model, _ALONE), vars(model).get("forward")  # mixed precision has one of its own
     if not attached and final and cfg.FEW_SHOT.CACHE != "off" and _shares_features(cfg, model):
         _attach(cfg, model)
     alone = getattr(model, _ALONE, None)
@@ -254,3 +269,5 @@ def evaluated_from_cache(cfg: CfgNode, model: nn.Module, final: bool = True) -> 
         if not attached and alone is not None:
             delattr(model, _ALONE)
             del model.forward
+            if forward is not None:
+                model.forward = forward

@@ -30,7 +30,7 @@ _REMEMBERED = 5_000  # inputs whose proposals are matched with their objects alr
 _BLOCK = 1024  # regions that the box head gets at once
 
 
-def other_form(model: nn.Module) -> str:
+def other_form(model: Any) -> str:
     """Why detections of ``model`` are no function of proposals and box features alone; "" where they are."""
     if type(model) is not GeneralizedRCNN:
         return f"the model is a {type(model).__name__}, not Faster R-CNN"
@@ -66,6 +66,14 @@ class Cache(Protocol):
     @property
     def usable(self) -> bool:
         """Whether more can be kept."""
+        ...
+
+    def refresh(self) -> None:
+        """The weights may be others now."""
+        ...
+
+    def say(self) -> None:
+        """What was read and what was not there, in the log."""
         ...
 
     def read(self, view: View, training: bool) -> Tensors | None:
@@ -153,7 +161,8 @@ class PredictorAlone:
             cache: see above.
             training: whether it keeps training views too, or test views only.
         """
-        self._model, self.cache, self._training = model, cache, training
+        self._model: Any = model
+        self.cache, self._training = cache, training
         self._matched: OrderedDict[tuple, _Candidates] = OrderedDict()
 
     def __call__(self, inputs: list[dict[str, Any]]) -> Any:
@@ -164,9 +173,11 @@ class PredictorAlone:
             return type(model).forward(model, inputs)
         return self._detections(inputs)
 
-    def forget(self) -> None:
+    def refresh(self) -> None:
         """The weights may be others now."""
         self._matched.clear()
+        if self.cache:
+            self.cache.refresh()
 
     # ---------------------------------------------------------------------------------------------------- training
 
@@ -187,8 +198,7 @@ class PredictorAlone:
         storage, total = get_event_storage(), sum(map(len, sampled))
         storage.put_scalar("roi_head/num_fg_samples", (total - background) / len(inputs))
         storage.put_scalar("roi_head/num_bg_samples", background / len(inputs))
-        scores = heads.box_predictor(torch.cat([feature.float() for feature in features]))  # autocast knows no float16
-        return heads.box_predictor.losses(scores, sampled)
+        return heads.box_predictor.losses(heads.box_predictor(_joined(features)), sampled)
 
     def _candidates(self, x: dict[str, Any]) -> _Candidates:
         """The labelled regions of an input, remembered where their features are kept."""
@@ -249,7 +259,7 @@ class PredictorAlone:
             found = Instances(regions.size, proposal_boxes=Boxes(regions.boxes.to(device)))
             found.objectness_logits = regions.logits.to(device)
             proposals.append(found)
-        detections, _ = predictor.inference(predictor(torch.cat(features).float()), proposals)
+        detections, _ = predictor.inference(predictor(_joined(features)), proposals)
         return type(model)._postprocess(detections, inputs, [x["view"].size for x in inputs])
 
     def _test_regions(self, x: dict[str, Any]) -> Regions:
@@ -273,8 +283,8 @@ class PredictorAlone:
         boxes = proposals.proposal_boxes.tensor
         every = torch.cat([boxes, truth.to(boxes)])
         features = partial(self._features, [maps[name] for name in model.roi_heads.box_in_features], every)
-        size = tuple(images.image_sizes[0])
-        return Regions(size, boxes.float().cpu(), proposals.objectness_logits.float().cpu(), truth, features)
+        height, width = images.image_sizes[0]
+        return Regions((height, width), boxes.float().cpu(), proposals.objectness_logits.float().cpu(), truth, features)
 
     @torch.no_grad()
     def _features(self, maps: list[Tensor], boxes: Tensor, rows: Tensor) -> Tensor:
@@ -288,7 +298,7 @@ class PredictorAlone:
 
 
 @contextmanager
-def in_evaluation(model: nn.Module) -> Iterator[None]:
+def in_evaluation(model: Any) -> Iterator[None]:
     """All before the predictor is in evaluation mode inside the block."""
     parts = [*map(model.get_submodule, BEFORE_PREDICTOR), model.roi_heads.box_pooler]
     training = [module for part in parts for module in part.modules() if module.training]
@@ -332,6 +342,14 @@ def _rounded(features: Tensor) -> Tensor:
     """In 16 bits, as they are kept, where their range allows it."""
     rounded = features.half()
     return rounded if bool(rounded.isfinite().all()) else features
+
+
+def _joined(features: list[Tensor]) -> Tensor:
+    """All features one below the other, in 32 bits: mixed precision on a CPU knows no float16."""
+    joined = features[0].new_empty(sum(map(len, features)), features[0].shape[1], dtype=torch.float32)
+    for part, block in zip(features, joined.split([len(part) for part in features]), strict=True):
+        block.copy_(part)
+    return joined
 
 
 def _stored_regions(stored: Tensors) -> Regions:

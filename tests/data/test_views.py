@@ -15,7 +15,9 @@ from detectron2.data import DatasetMapper
 
 @pytest.fixture
 def cfg(tmp_path):
-    return build_cfg("", tiny_opts(write_boxes(tmp_path / "data"), tmp_path, FEW_SHOT__STAGE="finetune"))
+    return build_cfg(
+        "", tiny_opts(write_boxes(tmp_path / "data"), tmp_path, FEW_SHOT__STAGE="finetune", FEW_SHOT__SHOTS=2)
+    )
 
 
 def test_views_are_those_of_the_mapper_at_every_position(cfg) -> None:
