@@ -12,6 +12,7 @@ from dyn_d2.evaluation.aggregate import Estimate, student_estimate, table, write
 from detectron2.data import MetadataCatalog
 
 from .choice import Choice
+from .data import described_set
 from .eszsl import ESZSL
 from .evaluator import METRICS, calibrated
 from .trainings import ESZSL as ESZSL_NAME
@@ -67,8 +68,6 @@ def kind_of(planner: Planner, splits: Sequence[Split]) -> str:
 
 def eszsl_scores(planner: Planner, split: Split, regularisers: tuple[float, float]) -> Scores:
     """ESZSL on the training part of a split."""
-    from .data import described_set
-
     data = described_set(planner.cfg(split).DATASETS.TRAIN[0])
     return Scores(ESZSL(data).scores(data.parts["test"].features, *regularisers), data)
 
@@ -88,7 +87,7 @@ def measure_all(
     choices: Mapping[tuple[str, str], Choice],
 ) -> dict[Cell, dict[str, float]]:
     """Metrics of each cell, whose models have to be trained."""
-    found = {}
+    found: dict[Cell, dict[str, float]] = {}
     for split in splits:
         for method in methods:
             choice = choices[method, split.name]

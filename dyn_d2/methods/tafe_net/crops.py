@@ -111,4 +111,4 @@ def crop_features(
 def write_crops(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
     """Write an .npz as a whole or not at all."""
     with atomic_write(path, "wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]

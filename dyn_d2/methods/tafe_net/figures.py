@@ -75,9 +75,10 @@ def draw_embeddings(pairs: Sequence[dict]) -> Figure:
     for i, task in enumerate(tasks):
         for j, name in enumerate(classes):
             own = np.array([(p["x"], p["y"]) for p in pairs if p["task"] == task and p["class"] == name])
-            style = {"edgecolors": "black", "linewidths": 1.0} if task == name else {"linewidths": 0.0}
-            marker = MARKERS[j % len(MARKERS)]
-            axis.scatter(*own.T, s=34, marker=marker, color=f"C{i % 10}", alpha=0.75, **style)
+            x, y = own.T
+            fits, marker = task == name, MARKERS[j % len(MARKERS)]
+            edge, width = ("black", 1.0) if fits else (f"C{i % 10}", 0.0)
+            axis.scatter(x, y, s=34, marker=marker, color=f"C{i % 10}", alpha=0.75, edgecolors=edge, linewidths=width)
     for i, task in enumerate(tasks):
         axis.scatter([], [], color=f"C{i % 10}", label=f"described: {task}")
     for j, name in enumerate(classes):

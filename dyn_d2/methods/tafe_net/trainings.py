@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -102,19 +103,25 @@ class Planner:
 
     def cfg(self, split: Split, more: Iterable[str] = ()) -> CfgNode:
         """The config of a split."""
-        with quiet():
-            return build_cfg(self.config_file, [*self.opts, *split.opts, *more])
+        return _frozen_cfg(self.config_file, (*self.opts, *split.opts, *more))
 
     def stage(self, method: str, split: Split, seed: int, more: Sequence[str] = (), fold: int = 0) -> DescribedStage:
         """The training of a method, with ``more`` keys that were chosen, on a fold where ``fold`` > 0."""
         given = [*split.opts, *METHODS[method], *more, "SEED", str(seed)]
         given += ["ZERO_SHOT.CUSTOM.FOLD", str(fold)] if fold else []
-        with quiet():
-            cfg = build_cfg(self.config_file, [*self.opts, *given])
+        cfg = _frozen_cfg(self.config_file, (*self.opts, *given))
         name = f"{method}_{split.name}_seed{seed}"
         if fold:
             name = f"folds/{method}_{split.name}{_short(more)}_fold{fold}_seed{seed}"
         return DescribedStage(name, Path(cfg.OUTPUT_DIR) / name, cfg, [], given)
+
+
+@lru_cache(maxsize=256)  # a table asks for each of them several times
+def _frozen_cfg(config_file: str, opts: tuple[str, ...]) -> CfgNode:
+    with quiet():
+        cfg = build_cfg(config_file, opts)
+    cfg.freeze()
+    return cfg
 
 
 def _short(more: Sequence[str]) -> str:

@@ -50,8 +50,8 @@ def _benchmarks() -> dict[str, Benchmark]:
         found[f"digit_attributes_{split}"] = Benchmark([], "", _without_files(read_digit_attributes, split))
     for split in UNSEEN_NUMBERS:
         found[f"number_attributes_{split}"] = Benchmark([], "", _without_files(read_number_attributes, split))
-        one_hot = partial(read_number_attributes, one_hot=True)
-        found[f"number_one_hot_{split}"] = Benchmark([], "", _without_files(one_hot, split))
+        by_place = partial(read_number_attributes, one_hot=True)
+        found[f"number_one_hot_{split}"] = Benchmark([], "", _without_files(by_place, split))
     for name, folder in proposed_splits.FOLDERS.items():
         files = [f"xlsa17/data/{folder}/{file}" for file in ("res101.mat", "att_splits.mat")]
         for suffix, tune in (("", False), ("_tune", True)):
