@@ -24,6 +24,7 @@ from dyn_d2.evaluation import prepare_evaluation, with_evaluators_of_model
 from dyn_d2.evaluation.quiet import quiet_tables
 from dyn_d2.method import methods
 from dyn_d2.modeling.answers import any_score, head_classes, label_set_problems
+from dyn_d2.modeling.backbone.timm import OWN_WEIGHTS
 from dyn_d2.modeling.freeze import has_frozen_parts
 from dyn_d2.utils.errors import UserError, leave_traceback
 from dyn_d2.utils.extras import how_to_install, is_missing
@@ -211,7 +212,7 @@ def _label_set_problems(cfg: CfgNode, model: nn.Module) -> list[str]:
 def _frozen_problems(cfg, model: nn.Module, report: LoadReport) -> list[str]:
     loaded = set(report.loaded)
     for prefix, module in model.named_modules():
-        if getattr(module, "has_own_weights", False):
+        if getattr(module, OWN_WEIGHTS, False):
             loaded.update(f"{prefix}.{name}" for name, _ in module.named_parameters())
     random = [name for name, p in model.named_parameters() if not p.requires_grad and name not in loaded]
     if not random:
