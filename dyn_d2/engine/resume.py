@@ -107,7 +107,7 @@ def check_same_run(cfg: CfgNode, report: LoadReport, done: int) -> None:
             f"--resume: the model of {path} has seen {done} iterations, SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}: give "
             f"{done} or more{_earlier(path, cfg.SOLVER.MAX_ITER)}."
         )
-    old = _own_config(described)
+    old = _own_config(described, path)
     if old:
         _check_config(cfg, old, path)
     _check_inputs(cfg, described.get("inputs") or {}, path)
@@ -118,13 +118,27 @@ def _earlier(path: str, iterations: int) -> str:
     return f", or write {fitting[0].name} into {fitting[0].parent / TAG} to go on from there" if fitting else ""
 
 
-def _own_config(described: dict[str, Any]) -> dict[str, Any]:
-    """The config that the checkpoint carries, {} where it has none that can be read."""
-    try:
-        old = yaml.safe_load(described.get("config") or "")
-    except yaml.YAMLError:
+def _own_config(described: dict[str, Any], path: str) -> dict[str, Any]:
+    """The config that the checkpoint carries, {} where it has none.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    text = described.get("config")
+    if not text:
         return {}
-    return old if isinstance(old, dict) else {}
+    try:
+        old = yaml.safe_load(text)
+        if not isinstance(old, dict):
+            raise ValueError("it is no tree of keys")
+        flatten(old)
+    except (yaml.YAMLError, RecursionError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"--resume: the config that {path} carries cannot be read ({reason}), so nobody knows whether this run is "
+            "the same: leave --resume out and give it as MODEL.WEIGHTS to start anew from its weights."
+        ) from error
+    return old
 
 
 def _check_config(cfg: CfgNode, old: dict[str, Any], path: str) -> None:
@@ -229,6 +243,15 @@ def _whole_rows(content: bytes) -> Iterator[tuple[int, bytes]]:
         yield step, line
 
 
+def _is_kept(name: Any, history: Any) -> bool:
+    if not isinstance(name, str) or not isinstance(history, dict) or not isinstance(history.get("smooth"), bool):
+        return False
+    values = history.get("values")
+    if not isinstance(values, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in values):
+        return False
+    return all(isinstance(value, float | int) and isinstance(step, int) for value, step in values)
+
+
 class KeepScalars(HookBase):
     """Keeps what was logged last with the checkpoint, so that medians go on after a resume, and writes what a kill
     between the checkpoint and its evaluation, or its row of metrics.json, has left out."""
@@ -255,7 +278,14 @@ class KeepScalars(HookBase):
         return {"scalars": kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._kept = state["scalars"]
+        """
+        Raises:
+            ValueError: ``state`` is of another form than ``state_dict`` has.
+        """
+        kept = state["scalars"]
+        if not isinstance(kept, dict) or not all(_is_kept(name, history) for name, history in kept.items()):
+            raise ValueError("the values that were logged last are of another form")
+        self._kept = kept
 
     def last_steps(self) -> set[int]:
         """The iterations of the values that would be written next, from the checkpoint."""
