@@ -45,6 +45,9 @@ __all__ = [
     "summary",
 ]
 
+# Large sets have a few objects in the first pixel of an image; in one whose boxes are fractions, many lie there.
+_FEW_FRACTIONS = ("fraction_box", 0.01, "the box lies within the first pixel of the image")
+
 ImageFile = tuple[str, Any, int | None, int | None]  # path, image id, width, height
 
 
@@ -81,6 +84,7 @@ def check_coco_json(
     for objects in annotations_by_image(found.annotations).values():
         report.count((found.names[a["category_id"]], bool(a["iscrowd"])) for a in objects)
     _check_roles(report, str(json_file), base, novel, list(found.names.values()))
+    report.allow_few(*_FEW_FRACTIONS)
     if image_root is not None:
         named = {i: image_file(image, lvis) for i, image in found.images.items() if image_file(image, lvis)}
         sizes = {i: (found.images[i]["width"], found.images[i]["height"]) for i in named}
@@ -133,6 +137,7 @@ def check_voc(dirname: str, split: str, classes: Sequence[str], *, read_images: 
                 # xmin = xmax is one pixel in VOC's way of counting: it can be trained on, but nobody meant it.
                 report.notes.append(f"{where}, object {position}: the box {annotation['bbox']} is one pixel thin")
         report.count((classes[a["category_id"]], False) for a in record["annotations"])
+    report.allow_few(*_FEW_FRACTIONS)
     report.problems += check_image_files(files, read_images)
     return report.finish(classes)
 
@@ -159,6 +164,7 @@ def check_records(dicts: Sequence[dict[str, Any]], metadata: Metadata, read_imag
     dicts = [record for record in dicts if isinstance(record, dict)]
     for record in dicts:
         report.count(_objects(record, classes))
+    report.allow_few(*_FEW_FRACTIONS)
     # A K-shot set has several records of one image.
     ids = Counter(identity(record.get("image_id")) for record in dicts)
     if metadata.get("few_shot") is None:

@@ -119,6 +119,14 @@ class Report:
             self.notes.append(f"{what} no object: {', '.join(absent)}")
         return self
 
+    def allow_few(self, kind: str, share: float, why: str) -> None:
+        """Turn the problems of a kind into a note where they are less than ``share`` of all objects."""
+        found = [problem for problem in self.problems if problem.kind == kind]
+        objects = sum(counter["objects"] + counter["crowd"] for counter in self.counts.values())
+        if found and len(found) < share * objects:
+            self.problems = [problem for problem in self.problems if problem.kind != kind]
+            self.notes.append(f"{len(found)} of {objects} objects: {why}, the first: {found[0].where}: {found[0].what}")
+
     def tolerate(self, kinds: Collection[str]) -> None:
         """Turn problems of these kinds, which the data loader deals with, into a note."""
         tolerated = [problem for problem in self.problems if problem.kind in kinds]

@@ -2,9 +2,13 @@
 can be taken in two ways."""
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any, cast
 
-from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
+from torch.utils.data import Dataset
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.build import check_metadata_consistency, print_instances_class_histogram
 
 from .validity.coco import DataError
 from .validity.records import sound_records
@@ -12,7 +16,7 @@ from .validity.values import flag
 
 
 def sound_dicts(names: Sequence[str], filter_empty: bool) -> list[dict[str, Any]]:
-    """``get_detection_dataset_dicts``, with records that ``sound_records`` has looked at.
+    """Records as of Detectron2's ``get_detection_dataset_dicts``, which ``sound_records`` has looked at first.
 
     Args:
         names: of data sets with the same classes.
@@ -20,17 +24,37 @@ def sound_dicts(names: Sequence[str], filter_empty: bool) -> list[dict[str, Any]
 
     Raises:
         DataError: a record is unusable, or nothing is left to train on.
+        ValueError: the sets have different classes.
     """
-    found = get_detection_dataset_dicts(list(names), filter_empty=False)
-    records = found if isinstance(found, list) else list(cast(Iterable[dict], found))  # a torch Dataset
-    if not any("annotations" in record for record in records):
+    found = [DatasetCatalog.get(name) for name in names]
+    records = list(chain.from_iterable(_as_list(name, given) for name, given in zip(names, found, strict=True)))
+    classes, title = MetadataCatalog.get(names[0]).get("thing_classes") or (), ", ".join(names)
+    annotated = any(isinstance(record, dict) and "annotations" in record for record in records)
+    if not annotated and all(isinstance(record, dict) for record in records):
         return records
-    classes = MetadataCatalog.get(names[0]).get("thing_classes") or ()
-    records = sound_records(records, len(classes), ", ".join(names), one_set=len(names) == 1)
+    records = sound_records(records, len(classes), title, one_set=len(names) == 1)
+    records = [{"annotations": [], **record} for record in records]  # an image without is one without objects
+    if classes:
+        check_metadata_consistency("thing_classes", list(names))
+        print_instances_class_histogram(records, list(classes))
     kept = [record for record in records if has_objects(record)] if filter_empty else records
     if not kept:
-        raise DataError(f"no image of {', '.join(names)} has an object: all annotations are missing or crowds.")
+        raise DataError(f"no image of {title} has an object: all annotations are missing or crowds.")
     return kept
+
+
+def _as_list(name: str, given: Any) -> list[Any]:
+    """What a data set's function returned: a list, or a torch Dataset of records.
+
+    Raises:
+        DataError: something else, or nothing.
+    """
+    if not isinstance(given, list | tuple | Dataset):
+        raise DataError(f"the function that {name} is registered with returns {type(given).__name__}, not a list.")
+    records = list(cast(Iterable[Any], given))
+    if not records:
+        raise DataError(f"data set {name} has no image.")
+    return records
 
 
 def has_objects(record: dict[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from dyn_d2.data.check_report import Problem, Report
 from dyn_d2.data.validity.values import is_integer
 
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .mapper import decode
 from .readers import Record
@@ -29,6 +29,8 @@ def check_classification(name: str, read_images: bool = True) -> Report:
         report.add("cannot_load", name, f"{type(error).__name__}: {error}")
         return report
     report = check_labels(records, name, read_images)
+    if list_others := MetadataCatalog.get(name).get("list_others"):
+        report.notes += list_others()
     times = Counter(record.get("image_id") for record in records)
     for image_id in [i for i, count in times.items() if count > 1 and i is not None]:
         report.add("duplicate_image", f"{name}, image {image_id!r}", "its id occurs twice", image_id)

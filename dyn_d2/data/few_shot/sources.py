@@ -5,18 +5,17 @@ Every annotation gets an ``id`` that names it within its data set (the annotatio
 """
 
 import os
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from dyn_d2.data.validity.coco import (
-    CocoContent,
     DataError,
     annotations_by_image,
     examine,
     image_file,
     is_masked,
+    lvis_names,
     read_json,
     uniform_segmentation,
 )
@@ -135,7 +134,7 @@ def _load_json(meta: Metadata, name: str) -> list[dict[str, Any]]:
     found = examine(read_json(meta.json_file), str(meta.json_file), lvis=lvis, masks=False).require()
     position = {number: i for i, number in enumerate(found.names)}
     if not meta.get("thing_classes"):
-        meta.thing_classes = list(_names(found, lvis))
+        meta.thing_classes = lvis_names(found) if lvis else list(found.names.values())
     elif not lvis:
         meta.thing_classes = list(found.names.values())  # refused where they are set to others
     if not lvis:
@@ -159,12 +158,6 @@ def _load_json(meta: Metadata, name: str) -> list[dict[str, Any]]:
         record["annotations"] = [_annotation(a, position[a["category_id"]], lvis) for a in annotations.get(number, ())]
         records.append(record)
     return records
-
-
-def _names(found: CocoContent, lvis: bool) -> Iterator[str]:
-    for number, name in found.names.items():
-        synonyms = found.categories[number].get("synonyms") if lvis else None
-        yield synonyms[0] if isinstance(synonyms, list) and synonyms else name
 
 
 def _annotation(source: dict[str, Any], category: int, lvis: bool) -> dict[str, Any]:

@@ -84,9 +84,7 @@ def _values(record: Record, classes: int, ignore: Any) -> list[int] | Problem:
         labels = read_label_map(path)
     except ValueError as error:
         return Problem("bad_label_map", path, str(error).removeprefix(f"{path} "), image_id)
-    size = _image_size(record.get("file_name"))
-    if size is not None and size != labels.shape[::-1]:
-        what = f"is {labels.shape[1]} x {labels.shape[0]}, its image {record['file_name']} is {size[0]} x {size[1]}"
+    if what := other_size(record, labels.shape):
         return Problem("bad_label_map", path, what, image_id)
     values = np.flatnonzero(np.bincount(labels.ravel(), minlength=1)).tolist()
     wrong = [value for value in values if value >= classes and value != ignore]
@@ -95,6 +93,14 @@ def _values(record: Record, classes: int, ignore: Any) -> list[int] | Problem:
         what = f"holds {shown}: neither one of {classes} classes (from 0) nor the ignore label {ignore}"
         return Problem("bad_label_map", path, what, image_id)
     return values
+
+
+def other_size(record: Record, shape: Sequence[int]) -> str:
+    """What is wrong where a label map of ``shape`` (H, W) has not the size of its image, else ""."""
+    size = _image_size(record.get("file_name"))
+    if size is None or size == (shape[1], shape[0]):
+        return ""
+    return f"is {shape[1]} x {shape[0]}, its image {record['file_name']} is {size[0]} x {size[1]}"
 
 
 def _image_size(path: Any) -> tuple[int, int] | None:

@@ -73,7 +73,7 @@ def load_coco_json(
         FileNotFoundError: no such json.
         ValueError: malformed content; the message names file and entries.
     """
-    from dyn_d2.data.validity.coco import uniform_segmentation
+    from dyn_d2.data.validity.coco import is_masked, uniform_segmentation
 
     json_file = os.fspath(json_file)
     found = read_annotation_json(json_file, "COCO", named=dataset_name is not None)
@@ -82,7 +82,7 @@ def load_coco_json(
 
     def convert(source: dict) -> dict:
         annotation = {key: source[key] for key in keys if key in source}
-        if source.get("segmentation"):
+        if is_masked(source):
             annotation["segmentation"] = uniform_segmentation(source["segmentation"])
         return annotation
 

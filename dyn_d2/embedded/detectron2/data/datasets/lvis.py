@@ -41,9 +41,10 @@ def _classes(found: Any) -> list[str]:
     """The names (first synonym) in the order of the ids."""
     if list(found.names) != list(range(1, len(found.names) + 1)):
         raise ValueError(f"Category ids of {found.title} are not 1 to {len(found.names)}, as LVIS counts them.")
-    categories = [found.categories[number] for number in found.names]
-    synonyms = [c.get("synonyms") if isinstance(c.get("synonyms"), list) else None for c in categories]
-    return [s[0] if s else c["name"] for s, c in zip(synonyms, categories, strict=True)]
+    # Only here, because dyn_d2 is imported together with this package.
+    from dyn_d2.data.validity.coco import lvis_names
+
+    return lvis_names(found)
 
 
 def get_lvis_instances_meta(dataset_name: str) -> dict[str, Any]:
@@ -80,7 +81,7 @@ def load_lvis_json(
         FileNotFoundError: no such json.
         ValueError: malformed content; the message names file and entries.
     """
-    from dyn_d2.data.validity.coco import image_file
+    from dyn_d2.data.validity.coco import image_file, is_masked, uniform_segmentation
 
     json_file = os.fspath(json_file)
     found = read_annotation_json(json_file, "LVIS")
@@ -94,12 +95,12 @@ def load_lvis_json(
                 f"Category ids of {json_file} are {min(found.names)} to {max(found.names)}, but {dataset_name} has "
                 f"{len(metadata.thing_classes)} thing_classes, which LVIS counts from 1."
             )
-    keys = ["bbox", "category_id", "segmentation", *(extra_annotation_keys or [])]
+    keys = ["bbox", "category_id", *(extra_annotation_keys or [])]
 
     def convert(source: dict) -> dict:
         annotation = {key: source[key] for key in keys if key in source}
-        if not annotation.get("segmentation"):
-            annotation.pop("segmentation", None)
+        if is_masked(source):
+            annotation["segmentation"] = uniform_segmentation(source["segmentation"])
         return annotation
 
     files = {number: os.path.join(image_root, image_file(image, True)) for number, image in found.images.items()}
