@@ -23,7 +23,7 @@ from .classification import check_classification, has_labels
 from .clean import clean_json
 from .semantic import check_label_maps, has_label_maps
 from .validity.annotation import box_defect
-from .validity.coco import CocoContent, annotations_by_image, examine, image_file, looks_like_lvis, read_json
+from .validity.coco import CocoContent, DataError, annotations_by_image, examine, image_file, looks_like_lvis, read_json
 from .validity.consumers import BOXES, EVALUATION, IMAGES, LABELS, LOADER, MASK_EVALUATION, MASKS, spoils
 from .validity.ground_truth import missing_lvis_fields
 from .validity.images import DeepImageError, opening_error, require_readable
@@ -117,7 +117,14 @@ def check_voc(dirname: str, split: str, classes: Sequence[str], *, read_images: 
     def thin(box: Sequence[float]) -> bool:
         return box[2] - box[0] <= 1 or box[3] - box[1] <= 1
 
-    ids = image_ids(image_list(dirname, split), repeated=True)
+    listed = image_list(dirname, split)
+    try:
+        ids = image_ids(listed, repeated=True)
+    except DataError as error:
+        report.add("cannot_load", str(listed), str(error).removeprefix(f"{listed} "))
+        return report
+    if not ids:
+        report.add("no_images", str(listed), "lists no image")
     report.images = len(ids)
     for image_id, times in Counter(ids).items():
         where = str(Path(dirname) / "Annotations" / f"{image_id}.xml")

@@ -8,6 +8,7 @@ from typing import Any
 # Kind of problem -> what to do about it.
 REMEDIES = {
     "bad_json": "write the file again; it has to be a COCO-style json object",
+    "no_images": "name the file that has them",
     "bad_entry": "add or correct the field",
     "bad_category": 'give every category an integer as "id" and a "name"',
     "bad_flag": "write 0 or 1, without quotes",

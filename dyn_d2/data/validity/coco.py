@@ -319,6 +319,8 @@ def _empty(annotation: dict) -> tuple[str, str] | None:
 
 def _whole(found: CocoContent, count: int) -> None:
     """What only all annotations together show."""
+    if not found.images and not found.problems:
+        found.add("no_images", found.title, 'its list "images" is empty')
     crowds = sum(annotation["iscrowd"] for annotation in found.annotations)
     if crowds and crowds == len(found.annotations):
         found.add("all_crowd", found.title, f'all of its {crowds} usable annotations have "iscrowd" 1')

@@ -188,7 +188,7 @@ def _object(annotation: dict, sides: list, faults: dict[str, list]) -> tuple:
         faults["file"].append(f"category {category}")
         category = -1
     mode, box, crowd = annotation.get("bbox_mode"), annotation.get("bbox"), annotation.get("iscrowd")
-    if isinstance(mode, bool) or mode not in (0, 1) or not isinstance(mode, int):
+    if isinstance(mode, bool) or not isinstance(mode, int) or mode not in (0, 1):
         faults["file"].append(f"mode {mode}")
     ordered = isinstance(box, list | tuple) or (isinstance(box, np.ndarray) and box.ndim == 1)
     box = [float(s) if isinstance(s, fractions.Fraction) else plain(s) for s in box] if ordered else None
@@ -199,7 +199,7 @@ def _object(annotation: dict, sides: list, faults: dict[str, list]) -> tuple:
     crowd = int(crowd) if isinstance(crowd, bool) else integer(crowd)
     if crowd not in (0, 1):
         faults["file"].append(f"iscrowd {annotation.get('iscrowd')}")
-    if box and mode in (0, 1) and not isinstance(mode, bool):
+    if box and isinstance(mode, int) and mode in (0, 1) and not isinstance(mode, bool):
         x0, y0, a, b = box
         x1, y1 = (x0 + a, y0 + b) if mode == 1 else (a, b)
         outside = None not in sides and (min(x0, y0) < -1 or x1 > sides[0] + 1 or y1 > sides[1] + 1)
