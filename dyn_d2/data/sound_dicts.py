@@ -10,8 +10,8 @@ from torch.utils.data import Dataset
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.build import check_metadata_consistency, print_instances_class_histogram
 
-from .validity.coco import DataError
-from .validity.records import sound_records
+from .validity.coco import DataError, refuse
+from .validity.records import examine_labels, examine_maps, sound_records
 from .validity.values import flag
 
 
@@ -29,6 +29,7 @@ def sound_dicts(names: Sequence[str], filter_empty: bool) -> list[dict[str, Any]
     found = [DatasetCatalog.get(name) for name in names]
     records = list(chain.from_iterable(_as_list(name, given) for name, given in zip(names, found, strict=True)))
     classes, title = MetadataCatalog.get(names[0]).get("thing_classes") or (), ", ".join(names)
+    _check_labels(records, names, len(classes))
     annotated = any(isinstance(record, dict) and "annotations" in record for record in records)
     if not annotated and all(isinstance(record, dict) for record in records):
         return records
@@ -41,6 +42,17 @@ def sound_dicts(names: Sequence[str], filter_empty: bool) -> list[dict[str, Any]
     if not kept:
         raise DataError(f"no image of {title} has an object: all annotations are missing or crowds.")
     return kept
+
+
+def _check_labels(records: list[Any], names: Sequence[str], classes: int) -> None:
+    """
+    Raises:
+        DataError: the sets have labels of images, or label maps, and a record has none.
+    """
+    title = ", ".join(names)
+    if MetadataCatalog.get(names[0]).get("evaluator_type") == "classification":
+        refuse(examine_labels(records, classes, title), title)
+    refuse(examine_maps(records, title), title)
 
 
 def _as_list(name: str, given: Any) -> list[Any]:

@@ -242,13 +242,19 @@ def _reasons(records: Sequence[dict], kind: str, masks: bool) -> Iterator[str]:
     cut, empty = _lost_boxes(records)
     for boxes, what in ((empty, "boxes without area"), (cut, "boxes that leave their images, and cannot be predicted")):
         if boxes:
-            yield f"{len(boxes)} objects have {what}, the first is {boxes[0]}"
+            yield f"{_count(boxes)} {what}, the first is {boxes[0]}"
+    if kind == "pascal_voc" and (same := _same_objects(records)):
+        yield f"{_count(same)} the box and class of another in the image, the first is {same[0]}"
     if masks and (lost := _lost_masks(records)):
-        yield f"{len(lost)} objects have masks without a pixel, the first is {lost[0]}"
+        yield f"{_count(lost)} masks without a pixel, the first is {lost[0]}"
     times = Counter(record.get("image_id") for record in records)
     twice = [image for image, count in times.items() if count > 1]
     if twice:
         yield f"{len(twice)} images are listed more than once, the first has the id {twice[0]!r}"
+
+
+def _count(found: Sequence[str]) -> str:
+    return "1 object has" if len(found) == 1 else f"{len(found)} objects have"
 
 
 def _where(record: dict, position: int, annotation: dict) -> str:
@@ -267,6 +273,18 @@ def _lost_boxes(records: Sequence[dict]) -> tuple[list[str], list[str]]:
             elif inside < CLOSEST * whole:
                 cut.append(_where(record, position, annotation))
     return cut, empty
+
+
+def _same_objects(records: Sequence[dict]) -> list[str]:
+    """Objects with class and box of an earlier one, of which VOC's metric gives a detection to the first alone."""
+    found = []
+    for record in records:
+        seen: set[tuple] = set()
+        for position, annotation in enumerate(_objects(record)):
+            key = (annotation["category_id"], *(round(side, 1) for side in _box(annotation)))
+            found += [_where(record, position, annotation)] if key in seen else []
+            seen.add(key)
+    return found
 
 
 def _lost_masks(records: Sequence[dict]) -> list[str]:

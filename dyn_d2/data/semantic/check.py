@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from dyn_d2.data.check_report import Problem, Report
+from dyn_d2.data.validity.records import examine_maps
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
@@ -34,11 +35,15 @@ def check_label_maps(name: str, cfg: CfgNode | None = None, limit: int = 0) -> R
     metadata = MetadataCatalog.get(name)
     report = Report(name)
     try:
-        records = [record for record in DatasetCatalog.get(name) if "sem_seg_file_name" in record]
+        found = list(DatasetCatalog.get(name))
     except Exception as error:  # the loader may be anyone's; what it says is the problem
         report.add("cannot_load", name, f"{type(error).__name__}: {error}")
         return report
-    report.images = len(records)
+    report.problems += examine_maps(found, name)
+    records = [r for r in found if isinstance(r, dict) and isinstance(r.get("sem_seg_file_name"), str)]
+    report.images = len(found)
+    if not found:
+        report.add("no_images", name, "has no image")
     if cfg is not None:
         report.problems += ignore_problems(name, cfg)
     step = max(1, -(-len(records) // limit)) if limit else 1

@@ -33,8 +33,8 @@ def require_eight_bits(image: Any, path: str | os.PathLike) -> None:
 
 
 def require_readable(path: str | os.PathLike) -> None:
-    """Open an image's header, where another reader would go on in silence; of a PNG look at the checksums too, because
-    Detectron2 reads what is left of a damaged one.
+    """Open an image's header, where another reader would go on in silence; decode a PNG too, because Detectron2 looks for
+    EXIF first, which hides that one is damaged, and then goes on with what is left of it.
 
     Raises:
         DeepImageError: see :func:`require_eight_bits`.
@@ -45,7 +45,7 @@ def require_readable(path: str | os.PathLike) -> None:
     with Image.open(path) as image:
         require_eight_bits(image, path)
         if image.format == "PNG":
-            image.verify()
+            image.load()
 
 
 def opening_error(path: str | os.PathLike, error: Exception) -> str:

@@ -78,6 +78,38 @@ def _of_annotations(
                 yield Problem(defect[0], place, defect[1], image_id, given)
 
 
+def examine_labels(records: Iterable[Any], classes: int, title: str) -> Iterator[Problem]:
+    """The problems of records with one label each, of image classification; see :func:`examine_records`."""
+    for position, record in enumerate(records):
+        if not isinstance(record, dict):
+            yield Problem("bad_entry", f"{title}, record {position}", f"is {brief(record)}, not a dict")
+            continue
+        name, image_id, label = record.get("file_name"), identity(record.get("image_id")), record.get("label")
+        where = f"{title}, {name if isinstance(name, str) else f'image {position}'}"
+        if image_id is None or not {"image", "file_name", "feature"} & record.keys():
+            what = "the record has no image_id, or no image, file_name or feature"
+            yield Problem("bad_entry", where, what, image_id)
+        if name is not None and not isinstance(name, str):
+            yield Problem("bad_entry", where, f"file_name is {brief(name)}, not a text", image_id)
+        if not is_integer(label) or not 0 <= label < classes:
+            yield Problem("label_range", where, f"label {brief(label)} is not in 0 .. {classes - 1}", image_id)
+
+
+def examine_maps(records: Iterable[Any], title: str) -> Iterator[Problem]:
+    """The problems of records with a label map each, but for what is in the files; none where no record has one."""
+    records = list(records)
+    mapped = any(isinstance(record, dict) and "sem_seg_file_name" in record for record in records)
+    for position, record in enumerate(records if mapped else ()):
+        if not isinstance(record, dict):
+            yield Problem("bad_entry", f"{title}, record {position}", f"is {brief(record)}, not a dict")
+            continue
+        for key in ("file_name", "sem_seg_file_name"):
+            if not isinstance(record.get(key), str) or not record[key]:
+                yield Problem(
+                    "bad_entry", f"{title}, record {position}", f'"{key}" is {brief(record.get(key))}, no path'
+                )
+
+
 def sound_records(records: Iterable[Any], classes: int, title: str, one_set: bool = True) -> list[Record]:
     """Copies of records that all readers take alike: boxes are lists of floats, sizes integers, flags 0 or 1.
 

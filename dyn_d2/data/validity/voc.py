@@ -138,8 +138,8 @@ def _only(element: ET.Element, tag: str) -> ET.Element | None:
 
 
 def _number(text: str) -> float | None:
-    """Python's own notation has more than numbers: "1_0", "nan"."""
+    """Python's own notation has more than numbers: "1_0", "nan", digits of other scripts."""
     try:
-        return None if "_" in text else float(text)
+        return float(text) if text.isascii() and "_" not in text else None
     except ValueError:
         return None

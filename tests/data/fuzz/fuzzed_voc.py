@@ -337,9 +337,10 @@ def _judge(name: str, folder: Path, images: dict, wrong: str, said: str) -> None
     if wrong or not images:
         return
     expect("the evaluation", message, True)
-    if not found.ok and (not said or "no object explains" in found.reasons[0]):
+    twice = any(len({(n, *box) for n, box, _ in objects}) < len(objects) for _, _, objects in images.values())
+    if not found.ok and (not (said or twice) or "no object explains" in found.reasons[0]):
         raise Finding(SILENT, f"perfect predictions score {found.scores}: {found.reasons}")
-    if not said and any(not d for _, _, objects in images.values() for *_, d in objects):
+    if not said and not twice and any(not d for _, _, objects in images.values() for *_, d in objects):
         same("the score", {k: round(v, 3) for k, v in found.scores.items()}, {"bbox": 100.0})
     if not said:
         mapper = DatasetMapper(True, augmentations=[], image_format="BGR")

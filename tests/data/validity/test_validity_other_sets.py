@@ -209,6 +209,7 @@ def test_voc_read_alike(tmp_path, new_name, spoil, lines) -> None:
         (text("object/difficult", "2"), "a\nb\n", "a.xml.*object 0.*difficult.*2"),
         (text("object/bndbox/xmax", "nan"), "a\nb\n", "a.xml.*object 0.*four numbers"),
         (text("object/bndbox/xmax", "1_0"), "a\nb\n", "a.xml.*object 0.*four numbers"),
+        (text("object/bndbox/xmax", "٣"), "a\nb\n", "a.xml.*object 0.*four numbers"),
         (text("object/bndbox/xmax", ""), "a\nb\n", "a.xml.*object 0.*four numbers"),
         (text("size/width", "0"), "a\nb\n", "a.xml.*width.*0"),
         (text("size/width", "x"), "a\nb\n", "a.xml.*width.*x"),
@@ -455,6 +456,34 @@ def test_a_map_that_exif_turns(tmp_path, new_name) -> None:
     assert [problem.kind for problem in report.problems] == ["bad_label_map"] and "EXIF" in report.text()
 
 
+@pytest.mark.parametrize(
+    "wrong", [None, "a.jpg", {"file_name": "0.jpg"}, {"file_name": "0.jpg", "sem_seg_file_name": 5}]
+)
+def test_records_of_label_maps_that_are_none(tmp_path, new_name, wrong) -> None:
+    name = label_set(new_name, tmp_path, [labels(0, 1, 2)], CLASSES)
+    records = [*DatasetCatalog.get(name), wrong]
+    DatasetCatalog.remove(name)
+    DatasetCatalog.register(name, lambda: records)
+    assert "bad_entry" in [problem.kind for problem in check_dataset(name)[0].problems]
+    with pytest.raises(DataError, match=f"{name} .*record 1"):
+        sound_dicts([name], False)
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, [1], {"label": "1"}, {"label": 2}, {"label": None}, {"image_id": [3]}, {"file_name": 7}]
+)
+def test_records_with_labels_that_are_none(tmp_path, new_name, wrong) -> None:
+    write(tmp_path, content())
+    sound = {"file_name": str(tmp_path / "1.png"), "label": 1, "image_id": 0}
+    records = [sound, {**sound, "image_id": 1, **wrong} if isinstance(wrong, dict) else wrong]
+    DatasetCatalog.register(new_name, lambda: records)
+    MetadataCatalog.get(new_name).set(thing_classes=list(NAMES), evaluator_type="classification")
+    (report,) = check_dataset(new_name)
+    assert not report.ok and all(new_name in str(p) or "file_name" in str(p) for p in report.problems)
+    with pytest.raises(DataError, match=new_name):
+        sound_dicts([new_name], False)
+
+
 def test_maps_of_0_and_255_are_no_two_classes(tmp_path, new_name) -> None:
     name = label_set(new_name, tmp_path, [labels(0, 255)] * 2, ["background", "object"])
     (report,) = check_dataset(name)
@@ -530,6 +559,12 @@ def test_what_keeps_a_perfect_model_from_100(tmp_path) -> None:
     assert "leave their images" in found.reasons[0] and "annotation 1" in found.reasons[0] and "ant" in found.reasons[0]
     found = score(write(tmp_path / "empty", changed(put(1, bbox=[3.0, 3.0, 0.0, 5.0]))))
     assert found.scores["bbox"] < 99 and "without area" in found.reasons[0] and "annotation 2" in found.reasons[0]
+
+
+def test_an_object_twice_keeps_voc_from_100(tmp_path, new_name) -> None:
+    """VOC's metric gives a detection to the object that it covers best, the first of equal ones."""
+    found = perfect_score(voc_set(new_name, voc(tmp_path, twice("object"))), config())
+    assert found.scores["bbox"] < 99 and "1 object has the box and class of another" in found.reasons[0]
 
 
 def test_nothing_that_counts_is_no_perfect_score() -> None:
