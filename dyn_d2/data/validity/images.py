@@ -33,8 +33,8 @@ def require_eight_bits(image: Any, path: str | os.PathLike) -> None:
 
 
 def require_readable(path: str | os.PathLike) -> None:
-    """Open an image's header, where another reader would go on in silence; decode a PNG too, because Detectron2 looks for
-    EXIF first, which hides that one is damaged, and then goes on with what is left of it.
+    """Open an image's header, where another reader would go on in silence; decode a PNG too: Detectron2 looks for EXIF
+    first, which hides that the file is damaged, and then goes on with what is left of it.
 
     Raises:
         DeepImageError: see :func:`require_eight_bits`.
