@@ -141,7 +141,7 @@ def _clean(options: argparse.Namespace, report: Report) -> bool:
         print(f"check_data: --clean: {error}", file=sys.stderr)
         return False
     write_json(options.clean, cleaned, indent=None)
-    before, after = len(content["annotations"]), len(cleaned["annotations"])
+    before, after = (len(value.get("annotations", ())) for value in (content, cleaned))
     print(f"wrote {Path(options.clean)} with {after} of {before} annotations")
     left = examine(cleaned, options.clean).problems
     if left:

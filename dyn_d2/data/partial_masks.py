@@ -28,7 +28,8 @@ from detectron2.data.detection_utils import annotations_to_instances, transform_
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 
 from .pseudo_masks import add_pseudo_masks
-from .validity.annotation import mask_defect
+from .validity.annotation import flagged_mask_defect
+from .validity.coco import is_masked
 
 logger = logging.getLogger(__name__)
 
@@ -104,17 +105,15 @@ def has_mask(annotation: Record, record: Record, number: int) -> bool:
         MaskError: it is flagged as masked without a mask, the mask is malformed or of another size than the image, or a
             polygon lies outside the image.
     """
-    mask = annotation.get("segmentation")
-    present = mask is not None and len(mask) > 0
-    flag = annotation.get("has_mask", present)
-    if not flag:
+    if not is_masked(annotation) and not annotation.get("has_mask"):
         return False
-    where = f"{record.get('file_name', f'image {_image(record)}')}, annotation {annotation.get('id', number)}"
-    if not present:
-        raise MaskError(f"{where}: it says has_mask but has no segmentation. Add the mask, or remove the flag.")
-    width, height = record.get("width"), record.get("height")
-    if defect := mask_defect(mask, width, height):
-        raise MaskError(f"{where}: {defect[1]}. Correct the mask, or remove it to train on the box alone.")
+    if defect := flagged_mask_defect(annotation, record.get("width"), record.get("height")):
+        where = f"{record.get('file_name', f'image {_image(record)}')}, annotation {annotation.get('id', number)}"
+        remedy = {
+            "no_mask": "Add the mask, or remove the flag.",
+            "bad_flag": "Write true or false, without quotes.",
+        }.get(defect[0], "Correct the mask, or remove it to train on the box alone.")
+        raise MaskError(f"{where}: {defect[1]}. {remedy}")
     return True
 
 
