@@ -2,6 +2,7 @@
 
     dyn-d2 benchmark few-shot --config-file TFA/digit_scenes.yaml \\
         --methods ft_full,tfa_fc,tfa_cos --splits 1 --shots 1,5,10 --seeds 0-4 --jobs 2 OUTPUT_DIR output/digits
+    dyn-d2 benchmark few-shot ... --cluster auto --cores 4        the same on all machines of a cluster of Ray
 
 Finished cells are not run again: the same command goes on where it was stopped, and more seeds add to it. Writes
 benchmark.json, benchmark.md and one figure a split (novel AP against shots) into OUTPUT_DIR.
@@ -12,17 +13,10 @@ from pathlib import Path
 
 from dyn_d2.engine.few_shot_benchmark import caption, cells, plan_cells, run_cells, summarise
 from dyn_d2.engine.job_queue import numbers
-from dyn_d2.engine.launch import processes
+from dyn_d2.engine.workers import add_options, workers_of
 from dyn_d2.method import few_shot_methods
 
 from detectron2.utils.logger import setup_logger
-
-
-def positive(text: str) -> int:
-    """An integer above 0."""
-    if int(text) < 1:
-        raise ValueError("it has to be at least 1.")
-    return int(text)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,15 +28,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--splits", type=numbers, default=[1], help="such as 1-3")
     parser.add_argument("--shots", type=numbers, default=[1, 5, 10], help="such as 1,5,10")
     parser.add_argument("--seeds", type=numbers, default=[0], help="such as 0-9")
-    parser.add_argument("--jobs", type=positive, default=1, help="trainings at a time")
-    parser.add_argument("--num-gpus", type=processes, default=1, help="GPUs of each training")
+    add_options(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
     args = parser.parse_args(argv)
     setup_logger(name="dyn_d2")
     wanted = cells(args.methods.split(","), args.splits, args.shots, args.seeds)
     plans = plan_cells(args.config_file, args.opts, wanted)
-    run_cells(args.config_file, args.opts, plans, args.jobs, ["--num-gpus", str(args.num_gpus)])
-    output = Path(plans[wanted[0]][0].cfg.OUTPUT_DIR)
+    cfg = plans[wanted[0]][0].cfg
+    run_cells(args.config_file, args.opts, plans, workers_of(args, cfg), ["--num-gpus", str(args.num_gpus)])
+    output = Path(cfg.OUTPUT_DIR)
     text = summarise(output, plans, args.seeds)
     print(f"{text}\n\n{caption(args.seeds)}\n{output}/benchmark.json, benchmark.md, nAP_split*.png")
     return 0

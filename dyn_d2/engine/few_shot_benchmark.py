@@ -16,7 +16,8 @@ from dyn_d2.method import few_shot_methods
 
 from .few_shot import plan
 from .job_queue import quiet, run_pending
-from .stages import Stage, run_stage
+from .stages import Stage
+from .workers import LocalWorkers, Training, Workers
 
 SECONDS = "tuning_seconds"  # of the last stage's steps, without evaluations
 METRICS = ("AP", "bAP", "nAP", "AP50", "bAP50", "nAP50", SECONDS)
@@ -67,7 +68,7 @@ def run_cells(
     config_file: str,
     opts: Iterable[str],
     plans: Mapping[Cell, Sequence[Stage]],
-    jobs: int = 1,
+    workers: Callable[[], Workers] = LocalWorkers,
     launcher: Iterable[str] = (),
     on_start: Callable[[Stage], None] | None = None,
 ) -> None:
@@ -76,17 +77,17 @@ def run_cells(
     Args:
         config_file, opts: those that the plans were made from.
         launcher: options of ``dyn-d2 train`` such as ``--num-gpus 2``.
-        jobs, on_start: see ``run_pending``.
+        workers, on_start: see ``run_pending``.
 
     Raises:
         StageError: a training failed; what is finished stays finished.
     """
-    opts, launcher = list(opts), list(launcher)
+    opts, launcher = tuple(opts), tuple(launcher)
 
-    def run(stage: Stage, cell: Cell) -> None:
-        run_stage(stage, config_file, [*opts, *cell.opts()], launcher)
+    def training(stage: Stage, cell: Cell) -> Training:
+        return Training(plan, config_file, (*opts, *cell.opts()), stage.folder, launcher)
 
-    run_pending(plans, run, jobs, on_start)
+    run_pending(plans, training, workers, on_start)
 
 
 # ------------------------------------------------------------------------------------------------------------- results
