@@ -19,8 +19,8 @@ from typing import Any, ClassVar
 import yaml
 
 from dyn_d2.checkpoint.files import FINAL, is_whole, tagged
-from dyn_d2.config.output_dir import NEUTRAL_KEYS, is_below
-from dyn_d2.config.read import flatten
+from dyn_d2.config.output_dir import NEUTRAL_KEYS, differing_keys, is_below
+from dyn_d2.config.read import flatten, read_yaml
 from dyn_d2.data.fingerprint import forget_fingerprints
 from dyn_d2.utils.atomic import write_json
 from dyn_d2.utils.errors import UserError
@@ -106,10 +106,7 @@ class Stage:
             return False
         done = _read_done(path)
         if done["fingerprint"] != self.fingerprint():
-            raise StageError(
-                f"{self.folder} holds stage {self.name} of another config (compare its config.yaml): choose another "
-                "OUTPUT_DIR, or remove that folder."
-            )
+            self._require_same_keys()
         if not is_whole(self.weights):
             return False
         lines = changed(done.get("inputs", {}), self.inputs())
@@ -119,6 +116,18 @@ class Stage:
                 f"OUTPUT_DIR or remove that folder to train anew, or give {ALLOW} True to keep the old result."
             )
         return True
+
+    def _require_same_keys(self) -> None:
+        """Compare key by key: the hash is another one, too, where this version has keys that the older one lacked. The
+        stages before are compared by themselves, and their weights are among the inputs."""
+        saved, keys = self.folder / "config.yaml", ["compare its config.yaml"]
+        if saved.is_file():
+            keys = differing_keys(read_yaml(str(saved)), self.cfg, NEUTRAL_KEYS + self.later_keys())
+        if keys:
+            raise StageError(
+                f"{self.folder} holds stage {self.name} of another config:{listed(keys)}\nChoose another "
+                "OUTPUT_DIR, or remove that folder."
+            )
 
 
 def _read_done(path: Path) -> dict[str, Any]:

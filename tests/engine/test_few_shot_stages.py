@@ -1,9 +1,11 @@
 """The chain base -> surgery -> novel -> surgery -> fine-tuning, and what is skipped when."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from tiny_detection import tiny_opts, write_boxes
 
 from dyn_d2.config.derive import build_cfg
@@ -76,11 +78,24 @@ def test_chain_is_run_once_and_stages_keep_what_is_frozen(opts, monkeypatch) -> 
     assert len(commands) == 3
     train_stages(plan, "", [*opts, "FEW_SHOT.INIT", "random"])
     assert len(commands) == 4 and "finetune" in commands[-1]
-    with pytest.raises(StageError, match="another config"):
+    with pytest.raises(StageError, match="another config:\n  MODEL.RPN.NMS_THRESH: 0.7 -> 0.6\n"):
         train_stages(plan, "", [*opts, "MODEL.RPN.NMS_THRESH", "0.6"])
+    pretend_that_keys_are_new(last, "MODEL.TIMM")
+    train_stages(plan, "", opts)
+    assert len(commands) == 4
     (last.folder / stages.DONE).unlink()  # killed after the last checkpoint
     train_stages(plan, "", opts)
     assert len(commands) == 5 and "--resume" in commands[-1]
+
+
+def pretend_that_keys_are_new(stage: stages.Stage, node: str) -> None:
+    """Make the folder of a finished stage that of an older version, which lacked the keys below ``node``."""
+    config, done = stage.folder / "config.yaml", stage.folder / stages.DONE
+    keys = yaml.safe_load(config.read_text())
+    section, name = node.split(".")
+    del keys[section][name]
+    config.write_text(yaml.safe_dump(keys))
+    done.write_text(json.dumps({**json.loads(done.read_text()), "fingerprint": "0123456789abcdef"}))
 
 
 def test_failed_stage_is_named(opts, monkeypatch) -> None:
