@@ -14,6 +14,7 @@ from dyn_d2.config.names import find_config
 from dyn_d2.utils.errors import TRACEBACK, UserError, message_of, note_in_log_files, wrong_input
 from dyn_d2.utils.lock import released_after
 
+from detectron2.utils import logger as log_files
 from detectron2.utils.logger import setup_logger
 
 from .launch import make_parser, parse_args, run_here
@@ -76,8 +77,12 @@ def _logs_closed_after() -> Iterator[None]:
         for logger in _loggers():
             for handler in [handler for handler in logger.handlers if id(handler) not in before]:
                 logger.removeHandler(handler)
+                stream = getattr(handler, "stream", None)
                 handler.close()
-        getattr(setup_logger, "cache_clear", lambda: None)()  # Detectron2 sets up a folder's log only once
+                if os.path.isfile(str(getattr(stream, "name", ""))):  # of a handler that did not open it itself
+                    stream.close()
+        for cached in (setup_logger, getattr(log_files, "_cached_log_stream", None)):
+            getattr(cached, "cache_clear", lambda: None)()  # Detectron2 sets up a folder's log only once
 
 
 def _loggers() -> list[logging.Logger]:

@@ -62,7 +62,7 @@ def test_several_at_a_time_share_the_machine(table) -> None:
     table.run(jobs=3)
     assert sorted(table.log) == ["a", "b", "base1", "base2", "c", "novel1"]
     (workers,) = table.opened
-    assert workers.beside[0] == 2 and workers.beside[-1] == 1 and max(workers.beside) <= 3
+    assert workers.beside[:2] == [2, 2] and max(workers.beside) <= 3
 
 
 def test_nothing_waits_for_another_branch(table, tmp_path) -> None:
