@@ -61,8 +61,8 @@ class RayWorkers(Workers):
             self._disconnect()
             raise
         logger.info(
-            f"Ray: {len(_machines())} machines, {self.at_a_time} trainings at a time of {cores} cores and {gpus} GPUs "
-            "each; the log of a training is log.txt in its folder"
+            f"Ray: machines: {len(_machines())}, trainings at a time: {self.at_a_time}, cores of each: {cores}, GPUs of "
+            f"each: {gpus}; the log of a training is log.txt in its folder"
         )
 
     def _require_room(self) -> None:
@@ -145,8 +145,9 @@ def _connect(address: str) -> None:
         ray.init(address=address, **quietly)
     except (OSError, RuntimeError, ValueError) as error:
         first = (str(error).splitlines() or [""])[0]
+        what = "there is no cluster of Ray." if isinstance(error, ConnectionError) else first
         raise UserError(
-            f"--cluster {address}: {first} A cluster is started by 'ray start --head' on its first machine and 'ray "
+            f"--cluster {address}: {what} A cluster is started by 'ray start --head' on its first machine and 'ray "
             "start --address HOST:6379' on the others; --cluster local needs none."
         ) from error
 
