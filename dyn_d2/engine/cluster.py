@@ -61,8 +61,8 @@ class RayWorkers(Workers):
             self._disconnect()
             raise
         logger.info(
-            f"Ray: machines: {len(_machines())}, trainings at a time: {self.at_a_time}, cores of each: {cores}, GPUs of "
-            f"each: {gpus}; the log of a training is log.txt in its folder"
+            f"Ray: machines: {len(_machines())}, trainings at a time: {self.at_a_time}, each with cores: {cores}, "
+            f"GPUs: {gpus}; the log of a training is log.txt in its folder"
         )
 
     def _require_room(self) -> None:

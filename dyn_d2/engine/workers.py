@@ -165,6 +165,37 @@ class Workers(ABC):
         """Wait for what runs, and end the workers."""
 
 
+class ThisProcess(Workers):
+    """No worker at all, for trainings that take less time than the start of a process.
+
+    Args:
+        run: does a training.
+    """
+
+    def __init__(self, run: Callable[[Training], object]) -> None:
+        self._run = run
+
+    @property
+    def at_a_time(self) -> int:
+        return 1
+
+    def submit(self, training: Training, beside: int) -> "Future[float]":
+        future: Future[float] = Future()
+        begin = time.monotonic()
+        self._run(training)
+        future.set_result(time.monotonic() - begin)
+        return future
+
+    def result(self, future: "Future[float]") -> float:
+        return future.result()
+
+    def stop(self) -> None:
+        """Whatever ends the training has ended it."""
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing runs."""
+
+
 class LocalWorkers(Workers):
     """Processes of this machine, which share its cores evenly unless the user has set OMP_NUM_THREADS."""
 
@@ -218,9 +249,13 @@ def _cores() -> int:
 
 
 def positive(text: str) -> int:
-    """An integer above 0."""
-    if int(text) < 1:
-        raise ValueError("it has to be at least 1.")
+    """An integer above 0, of a command line.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} has to be a number of at least 1")
     return int(text)
 
 

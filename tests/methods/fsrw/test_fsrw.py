@@ -150,7 +150,7 @@ def test_what_does_not_fit_is_named():
         ("MODEL__REWEIGHTING__SUPPORT_SIZE", 32, "SUPPORT_SIZE is 32"),
         ("MODEL__YOLO__SIZE", 100, "multiples of 32"),
         ("MODEL__YOLO__ANCHORS", [[1.0, 0.0]], "ANCHORS"),
-        ("MODEL__BACKBONE__NAME", "build_resnet_backbone", "needs conv13"),
+        ("MODEL__BACKBONE__NAME", "build_resnet_backbone", "IN_FEATURES has to name these two, not conv13, conv18"),
     ):
         with pytest.raises(ValueError, match=text):
             build_model(config(**{key: value}))
