@@ -169,11 +169,11 @@ KINDS = (
 )  # fmt: skip
 
 
-def of_methods() -> list[ModuleType]:
-    """The ``yaml_kinds.py`` of the methods that are there."""
+def of_methods(name: str = "yaml_kinds") -> list[ModuleType]:
+    """The ``NAME.py`` beside the tests of the methods that are there."""
     found = []
-    for path in sorted(Path(__file__).parent.glob("methods/*/yaml_kinds.py")):
-        spec = importlib.util.spec_from_file_location(f"yaml_kinds_of_{path.parent.name}", path)
+    for path in sorted(Path(__file__).parent.glob(f"methods/*/{name}.py")):
+        spec = importlib.util.spec_from_file_location(f"{name}_of_{path.parent.name}", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         found.append(module)

@@ -24,7 +24,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from . import torchvision_names
-from .validate import CheckpointError, require_sound_file, require_trainer_state, require_weights
+from .validate import CheckpointError, require_description, require_sound_file, require_trainer_state, require_weights
 
 _TORCHVISION = PublishedNames("torchvision", torchvision_names.from_torchvision, torchvision_names.settings)
 
@@ -100,6 +100,8 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     if local.endswith(".pkl"):
         data = _arrange_pickle(_read_pickle(local), path)
         require_weights(data["model"], path)
+        if METADATA in data:
+            data[METADATA] = require_description(data[METADATA], path)
         return data
     require_sound_file(local)
     data = _read_torch(local)
@@ -108,6 +110,8 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         return {"model": model, "__author__": "pycls", "matching_heuristics": True}
     data = _unwrapped(data)
     require_weights(data["model"], path)
+    if METADATA in data:
+        data[METADATA] = require_description(data[METADATA], path)
     return data
 
 

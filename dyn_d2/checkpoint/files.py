@@ -38,7 +38,7 @@ def tagged(folder: str | os.PathLike) -> Path | None:
     if not tag.is_file():
         return None
     noted = Path(folder, tag.read_text(encoding="utf-8", errors="replace").strip("\0 \n"))
-    if noted.is_file():
+    if os.path.isfile(noted):  # that of Path raises where the name is none
         return noted
     return next(iter(periodic(folder)), None)
 

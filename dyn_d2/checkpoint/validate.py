@@ -212,6 +212,55 @@ def _what_is_wrong(name: Any, value: Any) -> str:
     return ""
 
 
+_LISTS_OF_NAMES = ("classes", "stuff_classes", "base_classes", "novel_classes")
+_TEXTS = ("config", "stage", "classifier")
+_TABLES = ("few_shot", "versions", "inputs", "policy")
+
+
+def require_description(described: Any, path: str | os.PathLike) -> dict[str, Any]:
+    """The "dyn_d2" entry of a checkpoint, if it is one that we could have written; {} where there is none.
+
+    Raises:
+        InvalidCheckpoint: it is no table, or a part of it is of another type.
+    """
+    if described is None:
+        return {}
+    wrong = _wrong_part(described) if isinstance(described, Mapping) else f"is a {type(described).__name__}"
+    if wrong:
+        raise InvalidCheckpoint(
+            f'checkpoint {path}: its entry "dyn_d2", which says what it was trained for, {wrong}. The file was damaged '
+            'or edited; without that entry (torch.load, del data["dyn_d2"], torch.save) it counts as one of others.'
+        )
+    return dict(described)
+
+
+def _wrong_part(described: Mapping) -> str:
+    for key in _LISTS_OF_NAMES:
+        value = described.get(key)
+        names = isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+        if value is not None and not names:
+            return f"has no list of names as {key!r}"
+    for key, kind, said in [(key, str, "text") for key in _TEXTS] + [(key, Mapping, "table") for key in _TABLES]:
+        value = described.get(key)
+        if value is not None and not isinstance(value, kind):
+            return f"has no {said} as {key!r}"
+    if described.get("inputs") and not are_inputs(described["inputs"]):
+        return "has no tables of fingerprints as 'inputs'"
+    return ""
+
+
+def are_inputs(value: Any) -> bool:
+    """Whether ``value`` has the form of what ``engine/inputs.py`` says of data, files, weights; parts may be absent."""
+    if not isinstance(value, Mapping):
+        return False
+    data = value.get("data", {})
+    tables = [data, *(data.values() if isinstance(data, Mapping) else ())]
+    texts = [*tables[1:], value.get("files", {}), value.get("weights", {})]
+    return all(isinstance(table, Mapping) for table in (*tables, *texts)) and all(
+        isinstance(key, str) and isinstance(text, str) for table in texts for key, text in table.items()
+    )
+
+
 def require_trainer_state(state: Any, optimizer: torch.optim.Optimizer | None, path: str | os.PathLike) -> None:
     """Whether the "trainer" entry of a checkpoint is what a trainer with ``optimizer`` can go on from.
 
@@ -251,11 +300,27 @@ def _other_optimizer(saved: Mapping, optimizer: torch.optim.Optimizer) -> str:
         absent = [key for key in new if key != "params" and key not in old]
         if absent:
             return f"lacks {', '.join(absent)} of group {i}"
+        odd = [key for key in new if isinstance(new[key], int | float) and not _like(old[key], new[key])]
+        if odd:
+            return f"has {odd[0]} {old[odd[0]]!r:.40} in group {i}"
         for number, parameter in zip(old["params"], new["params"], strict=True):
             own = states.get(number) if isinstance(number, int) else None
             if own is not None and not isinstance(own, Mapping):
                 return f"has a {type(own).__name__} for parameter {number}"
             for name, value in (own or {}).items():
-                if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape:
+                if value is not None and not isinstance(value, torch.Tensor | int | float):
+                    return f"has a {type(value).__name__} as {name} of parameter {number}"
+                if not isinstance(value, torch.Tensor):
+                    continue
+                if value.dim() and value.shape != parameter.shape:
                     return f"has {name} of shape {tuple(value.shape)} for a parameter of {tuple(parameter.shape)}"
+                if value.dtype.is_complex or value.dtype is torch.bool:
+                    return f"has {name} of type {value.dtype} for parameter {number}"
     return ""
+
+
+def _like(old: Any, new: float) -> bool:
+    """Whether a saved number of an optimizer may stand for the one that it has."""
+    if isinstance(new, bool):
+        return isinstance(old, bool)
+    return isinstance(old, int | float) and not isinstance(old, bool) and math.isfinite(old)

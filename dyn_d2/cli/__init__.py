@@ -18,7 +18,11 @@ __all__ = ["main", "tool"]
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command that ``argv`` names (default: this process's arguments), and exit with its status."""
-    argv = sys.argv[1:] if argv is None else argv
+    with one_message():
+        _main(sys.argv[1:] if argv is None else argv)
+
+
+def _main(argv: list[str]) -> None:
     table = Table.read()
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(table.help())

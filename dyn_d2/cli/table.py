@@ -98,6 +98,9 @@ class Table:
         near = difflib.get_close_matches(name, words, n=3, cutoff=0.5)
         kinds = self.kinds(name.partition(" ")[0])
         if kinds:
-            return f"there is no kind {name.partition(' ')[2]!r} of {name.split()[0]}: use {', '.join(kinds)}."
+            word, _, kind = name.partition(" ")
+            meant = difflib.get_close_matches(kind, kinds, n=1, cutoff=0.5)
+            advice = f"did you mean {meant[0]}? There are {', '.join(kinds)}." if meant else f"use {', '.join(kinds)}."
+            return f"there is no kind {kind!r} of {word}: {advice}"
         advice = f"did you mean {' or '.join(near)}? " if near else ""
         return f"there is no command {name!r}: {advice}dyn-d2 --help lists all."

@@ -30,8 +30,7 @@ def train(args: argparse.Namespace) -> dict[str, Any] | None:
     with wrong_input():
         if args.config_file:
             args.config_file = find_config(args.config_file)  # Detectron2 opens it once more for the log
-        cfg = setup(args)
-        check_files(cfg)
+        cfg = setup(args, check_files)
         if args.eval_only:
             return evaluate(cfg)
         trainer = DynTrainer(cfg)

@@ -78,7 +78,7 @@ def _base(path: str) -> str:
         return path
     parts = Path(os.path.normpath(path)).parts
     for begin in range(max(0, len(parts) - 3), len(parts)):
-        found = configs_folder().joinpath(*parts[begin:])
-        if found.is_file():
-            return str(found)
-    raise FileNotFoundError(f"_BASE_ {path} does not exist, and no config of dyn_d2 has that name.")
+        found = str(configs_folder().joinpath(*parts[begin:]))
+        if os.path.isfile(found):  # that of Path raises where a name is too long
+            return found
+    raise FileNotFoundError(f"_BASE_ {path[:500]} does not exist, and no config of dyn_d2 has that name.")

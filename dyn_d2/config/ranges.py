@@ -182,6 +182,8 @@ _DATA = {
     "FEW_SHOT.SHOTS": whole(0),
     "FEW_SHOT.MAX_OBJECTS": whole(0, 10_000),
     "FEW_SHOT.SEED": whole(0),
+    "FEW_SHOT.CACHE": choice("auto", "on", "off"),
+    "FEW_SHOT.CACHE_GB": positive(),
     "FEW_SHOT.TRAIN_SETS": names(),
     "FEW_SHOT.TEST_SETS": names(),
     "FEW_SHOT.CUSTOM.NAME": text(filled=True),

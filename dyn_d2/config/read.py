@@ -12,6 +12,7 @@ from detectron2.config import CfgNode, get_cfg
 from . import add_dyn_d2_config
 from .names import merge_config
 from .ranges import text_lists
+from .yaml_files import can_be_decoded
 
 
 def read_cfg(config_file: str = "", opts: Iterable[str] = ()) -> CfgNode:
@@ -62,6 +63,8 @@ def check_pairs(words: Sequence[Any], known: Mapping[str, Any]) -> None:
                 "with spaces, such as a list, has to stand in quotes."
             )
         following = words[position + 1]
+        if isinstance(following, str) and not can_be_decoded(following):
+            raise ValueError(f"{key}: its value is too deep or long to be read.")
         if key in keys and isinstance(following, str) and following in keys:
             raise ValueError(f"{key} has no value: {following}, another key, follows it.")
         if key not in keys and len(words) % 2:
@@ -121,6 +124,21 @@ def flatten(cfg: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_yaml(path: str) -> dict[str, Any]:
-    """A yaml file of plain values."""
-    with open(path, encoding="utf-8") as file:
-        return yaml.safe_load(file)
+    """The yaml file of a config that a run has written.
+
+    Raises:
+        ValueError: it is none any more; names the file.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            value = yaml.safe_load(file)
+        if not isinstance(value, dict):
+            raise ValueError("it holds no keys")
+        flatten(value)
+    except (yaml.YAMLError, RecursionError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{path} is no config that a run has written ({reason}): bring it back, or remove it, since checkpoints "
+            "carry the config too."
+        ) from error
+    return value

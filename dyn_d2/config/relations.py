@@ -48,6 +48,13 @@ def _matching(cfg: CfgNode) -> Iterator[str]:
         yield _say(cfg, "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", "use 4 values, for dx, dy, dw and dh")
 
 
+def _unsupported(cfg: CfgNode) -> Iterator[str]:
+    if cfg.MODEL.KEYPOINT_ON:
+        yield _say(cfg, "MODEL.KEYPOINT_ON", "dyn_d2 does not train on keypoints, use False")
+    if cfg.MODEL.LOAD_PROPOSALS:
+        yield _say(cfg, "MODEL.LOAD_PROPOSALS", "dyn_d2 does not train on precomputed proposals, use False")
+
+
 def _images(cfg: CfgNode) -> Iterator[str]:
     sizes, sampling = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
     if sampling == "range" and (len(sizes) != 2 or sizes[0] > sizes[1]):
@@ -120,4 +127,4 @@ def _few_shot(cfg: CfgNode) -> Iterator[str]:
         )
 
 
-_CHECKS = (_pixels, _matching, _images, _schedule, _networks, _heads, _few_shot)
+_CHECKS = (_unsupported, _pixels, _matching, _images, _schedule, _networks, _heads, _few_shot)

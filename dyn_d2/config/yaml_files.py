@@ -3,6 +3,7 @@ meant, or takes without a word, is refused with file and line."""
 
 import ast
 import os
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ _TEXT, _MERGE, _BASE = _CORE + "str", _CORE + "merge", "_BASE_"
 _KINDS = {"int": "a number", "float": "a number", "bool": "true or false", "null": "nothing", "timestamp": "a date"}
 MAX_DEPTH = 50  # of lists and mappings in each other; the keys of a config have 6 levels at most
 MAX_NODES = 100_000  # of a file whose anchors are written out
+LONGEST_NUMBER = 1000  # digits; Python reads 4300 at most
+_ODD_NUMBER = re.compile(r"[-+]?(0[0-7_]+|\d[\d_]*(:[0-5]?\d)+(\.[\d_]*)?)")  # to base 8, or to base 60 as a time
 
 FindBase = Callable[[str], str]
 """The path of a ``_BASE_``, which raises FileNotFoundError where it is nowhere."""
@@ -56,14 +59,17 @@ def _check_file(path: str, known: _Known, find_base: FindBase, chain: list[str])
         circle = " is based on ".join([*chain[chain.index(here) :], here])
         raise ValueError(f"{circle}: a config cannot be its own _BASE_.")
     root = _compose(path)
-    for base in _check(root, path, known):
-        if base.startswith("~"):
-            base = os.path.expanduser(base)
-        if "://" in base:
+    for node in _check(root, path, known):
+        base = os.path.expanduser(node.value) if node.value.startswith("~") else node.value
+        if base.startswith(("http://", "https://")):
             continue
         if not os.path.isabs(base):
-            base = os.path.join(os.path.dirname(path), base)
-        _check_file(find_base(base), known, find_base, [*chain, here])
+            base = os.path.normpath(os.path.join(os.path.dirname(path), base))
+        try:
+            found = find_base(base)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{path}, line {_line(node)}: {error}") from error
+        _check_file(found, known, find_base, [*chain, here])
 
 
 def _compose(path: str) -> yaml.MappingNode:
@@ -80,13 +86,16 @@ def _compose(path: str) -> yaml.MappingNode:
                 raise ValueError(f"{path}, line {_line(event)}: more than {MAX_DEPTH} lists or sections in each other.")
         root = yaml.compose(text, yaml.SafeLoader)
     except yaml.YAMLError as error:
-        raise ValueError(f"--config-file {path} is no valid yaml: {_reason(error)}") from error
+        raise ValueError(f"--config-file {path} is no valid yaml: {_reason(error, text)}") from error
     if not isinstance(root, yaml.MappingNode) or not root.value:
         raise ValueError(f"Config file '{path}' holds no keys.")
     return root
 
 
-def _reason(error: yaml.YAMLError) -> str:
+def _reason(error: yaml.YAMLError, text: str = "") -> str:
+    if isinstance(error, yaml.reader.ReaderError):
+        line = text.count("\n", 0, error.position) + 1
+        return f"line {line}: the character {_shown_character(error.character)} is not allowed in a text."
     if not isinstance(error, yaml.MarkedYAMLError):
         return " ".join(str(error).split())
     place = error.problem_mark or error.context_mark
@@ -94,20 +103,24 @@ def _reason(error: yaml.YAMLError) -> str:
     return f"line {place.line + 1}: {said}." if place else f"{said}."
 
 
+def _shown_character(character: str | int) -> str:
+    return f"U+{character if isinstance(character, int) else ord(character):04X}"
+
+
 def _line(part: yaml.Node | yaml.Event) -> int:
     return part.start_mark.line + 1
 
 
-def _check(root: yaml.MappingNode, path: str, known: _Known) -> list[str]:
+def _check(root: yaml.MappingNode, path: str, known: _Known) -> list[yaml.ScalarNode]:
     """What is wrong with one file is raised; returns its ``_BASE_``."""
     _require_finite(root, path)
-    bases: list[str] = []
+    bases: list[yaml.ScalarNode] = []
     for key, node in root.value:
         if key.value == _BASE:
             parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
             if not parts or not all(isinstance(part, yaml.ScalarNode) and part.tag == _TEXT for part in parts):
                 raise ValueError(f"{path}, line {_line(node)}: _BASE_ has to be the path of a yaml, or a list of them.")
-            bases = [part.value for part in parts]
+            bases = parts
     _check_section(root, path, known, ())
     try:
         yaml.SafeLoader("").construct_document(root)
@@ -148,8 +161,11 @@ def _parts(node: yaml.Node) -> Iterator[yaml.Node]:
             yield value
 
 
-def _check_section(node: yaml.MappingNode, path: str, known: _Known, above: tuple[str, ...]) -> None:
+def _check_section(node: yaml.MappingNode, path: str, known: _Known, above: tuple[str, ...]) -> set[str]:
+    """Returns the names of the sections in it."""
     seen: dict[str, int] = {}
+    sections: set[str] = set()
+    merged: set[str] = set()
     for key, value in node.value:
         line = _line(key)
         if key.tag == _MERGE:
@@ -168,8 +184,41 @@ def _check_section(node: yaml.MappingNode, path: str, known: _Known, above: tupl
                 "without a word. Put all of it in one place."
             )
         seen[name] = line
-        if name != "<<":
+        if name == "<<":
+            merged = _check_merged(value, path, known, above)
+        else:
             _check_value(value, path, known, (*above, name))
+            sections |= {name} if isinstance(value, yaml.MappingNode) else set()
+    for name in sorted(sections & merged):
+        raise ValueError(
+            f"{path}, line {seen[name]}: {'.'.join((*above, name))} stands here and in what << brings: that one would "
+            "be dropped as a whole without a word. Write <<: into the section itself."
+        )
+    return sections | merged
+
+
+def _check_merged(node: yaml.Node, path: str, known: _Known, above: tuple[str, ...]) -> set[str]:
+    """What ``<<`` brings is a section, or a list of them, without ``_BASE_``; returns the sections in it."""
+    found: set[str] = set()
+    names: set[str] = set()
+    for part in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+        if not isinstance(part, yaml.MappingNode):
+            raise ValueError(
+                f"{path}, line {_line(part)}: << takes a section, such as *NAME of an &NAME, or a list of them."
+            )
+        if any(key.value == _BASE for key, _ in part.value):
+            raise ValueError(
+                f"{path}, line {_line(part)}: _BASE_ is looked for at the top of a file, not in what << brings."
+            )
+        found |= _check_section(part, path, known, above)
+        own = {key.value for key, _ in part.value}
+        if own & names:
+            raise ValueError(
+                f"{path}, line {_line(part)}: << brings {sorted(own & names)[0]} twice, and readers of yaml differ in "
+                "which one they take."
+            )
+        names |= own
+    return found
 
 
 def _check_value(node: yaml.Node, path: str, known: _Known, key: tuple[str, ...]) -> None:
@@ -180,12 +229,20 @@ def _check_value(node: yaml.Node, path: str, known: _Known, key: tuple[str, ...]
         shown = "a list" if isinstance(node, yaml.SequenceNode) else node.value or "nothing"
         raise ValueError(f"{path}, line {_line(node)}: {dotted} is a section of keys, not {shown}.")
     if isinstance(node, yaml.MappingNode):
+        if default is not None and not isinstance(default, Mapping):
+            raise ValueError(
+                f"{path}, line {_line(node)}: {dotted} is no section, but has a value, such as {default!r}."
+            )
         _check_section(node, path, known, key)
     elif isinstance(node, yaml.SequenceNode):
         texts = dotted in known.text_lists or bool(default) and _all_texts(default)
         _check_list(node, path, dotted, texts)
     elif isinstance(default, str) or node.tag == _CORE + "timestamp":
         _require_text(node, path, dotted, decoded=True)
+    else:
+        _require_plain(node, path, dotted)
+    if isinstance(node, yaml.ScalarNode) and not _can_be_read(node):
+        raise ValueError(f"{path}, line {_line(node)}: {dotted} is too deep or long to be read as a value.")
 
 
 def _check_list(node: yaml.SequenceNode, path: str, dotted: str, texts: bool) -> None:
@@ -196,6 +253,23 @@ def _check_list(node: yaml.SequenceNode, path: str, dotted: str, texts: bool) ->
             _check_list(part, path, dotted, texts)
         elif isinstance(part, yaml.ScalarNode) and (texts or part.tag == _CORE + "timestamp"):
             _require_text(part, path, dotted, decoded=False)
+        elif isinstance(part, yaml.ScalarNode):
+            _require_plain(part, path, dotted)
+            if not _can_be_read(part):
+                raise ValueError(f"{path}, line {_line(part)}: {dotted} holds a value that is too long to be read.")
+
+
+def _require_plain(node: yaml.ScalarNode, path: str, dotted: str) -> None:
+    """A number is to the base that it seems to be; no comment stands in a value, where Python would drop it."""
+    if node.style is None and node.tag != _TEXT and _ODD_NUMBER.fullmatch(node.value):
+        what = "a time, in its smallest unit" if ":" in node.value else "a number to base 8"
+        raise ValueError(
+            f"{path}, line {_line(node)}: {dotted}: {node.value} is read as {what}; write the plain number."
+        )
+    if "#" in node.value and _is_literal(node.value):
+        raise ValueError(
+            f"{path}, line {_line(node)}: {dotted}: {node.value} has a # in it; a comment needs a space before."
+        )
 
 
 def _all_texts(values: Any) -> bool:
@@ -219,6 +293,21 @@ def _require_text(node: yaml.ScalarNode, path: str, dotted: str, decoded: bool) 
 def _is_literal(text: str) -> bool:
     try:
         ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         return False
+    return True
+
+
+def _can_be_read(node: yaml.ScalarNode) -> bool:
+    return len(node.value) <= LONGEST_NUMBER if node.tag == _CORE + "int" else can_be_decoded(node.value)
+
+
+def can_be_decoded(text: str) -> bool:
+    """Whether Python, which the config asks for the value of a text, comes to an end with it."""
+    try:
+        ast.literal_eval(text)
+    except (MemoryError, RecursionError):
+        return False
+    except (ValueError, SyntaxError):
+        pass
     return True

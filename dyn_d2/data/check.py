@@ -11,7 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dyn_d2.data.few_shot.sources import read_voc_record, require_source
+from dyn_d2.data.annotation_files import voc_record
+from dyn_d2.data.few_shot.sources import require_source
+from dyn_d2.data.registered import registered_records
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -120,7 +122,7 @@ def check_voc(dirname: str, split: str, classes: Sequence[str], *, read_images: 
         if times > 1:
             report.add("duplicate_image", where, f"the image set lists it {times} times", image_id)
         try:
-            record = read_voc_record(dirname, image_id, tuple(classes))
+            record = voc_record(dirname, image_id, tuple(classes))
         except (OSError, ValueError) as error:
             report.add("bad_xml", where, str(error).removeprefix(f"{where}: "), image_id)
             continue
@@ -238,7 +240,7 @@ def check_dataset(name: str, read_images: bool = True, cfg: CfgNode | None = Non
     for report in reports:
         report.tolerate(meta.get("tolerated_defects") or ())
     try:
-        records = list(DatasetCatalog.get(name))
+        records = registered_records(name)
     except Exception as error:  # the loader may be anyone's; what it says is the problem
         report = Report(name)
         report.add("cannot_load", name, f"{type(error).__name__}: {error}")

@@ -160,7 +160,7 @@ def read_masks(path: str) -> dict[ObjectKey, Rle]:
             run_lengths(annotation["segmentation"])
             found[str(annotation["image_id"]), (x, y, width, height)] = annotation["segmentation"]
         return found
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(
             f"INPUT.PARTIAL_MASKS.PSEUDO {path} is no json of masks ({type(error).__name__}: {error}): write it anew "
             "with dyn-d2 pseudo-masks."

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -26,7 +27,11 @@ def _choose_seed(cfg: CfgNode, resume: bool) -> None:
     """Give SEED a value: on resume that of the first run, else, where it is negative, a random one."""
     saved = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
     if resume and os.path.isfile(saved):
-        old = read_yaml(saved)["SEED"]
+        old = read_yaml(saved).get("SEED")
+        if not isinstance(old, int) or isinstance(old, bool):
+            raise OutputDirError(
+                f"{saved} has no SEED any more: bring the file back, or remove it to resume without it."
+            )
         if cfg.SEED not in (-1, old):
             raise OutputDirError(f"SEED is {cfg.SEED}, the run in {cfg.OUTPUT_DIR} has {old}: give that one to resume.")
         cfg.SEED = old
@@ -45,9 +50,12 @@ def _check_device(cfg: CfgNode) -> None:
         )
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
+def setup(args: argparse.Namespace, check: Callable[[CfgNode], None] = lambda cfg: None) -> CfgNode:
     """The frozen config of a command line (Detectron2's ``default_argument_parser``), with logging and seeds set up
     and the config written to OUTPUT_DIR.
+
+    Args:
+        check: looks at the config before it is logged as a whole; what it raises is the last that is said.
 
     Raises:
         KeyError, ValueError: from ``build_cfg``, or MODEL.DEVICE is not there.
@@ -66,6 +74,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
             hold_folder(cfg.OUTPUT_DIR)
         check_output_dir(cfg, resume)
     cfg.freeze()
+    check(cfg)
     saved = Path(cfg.OUTPUT_DIR, "config.yaml")
     before = saved.read_text(encoding="utf-8") if evaluate and saved.is_file() else None
     comm.synchronize()  # default_setup writes the file that all processes have just read

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import yaml
 
 from dyn_d2.checkpoint.files import FINAL, is_whole, tagged
+from dyn_d2.checkpoint.validate import are_inputs
 from dyn_d2.config.output_dir import NEUTRAL_KEYS, differing_keys, is_below
 from dyn_d2.config.read import flatten, read_yaml
 from dyn_d2.data.fingerprint import forget_fingerprints
@@ -133,9 +134,9 @@ class Stage:
 def _read_done(path: Path) -> dict[str, Any]:
     try:
         done = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(done["fingerprint"], str) and isinstance(done.get("inputs", {}), dict):
+        if isinstance(done["fingerprint"], str) and are_inputs(done.get("inputs", {})):
             return done
-    except (ValueError, KeyError, TypeError):
+    except (AttributeError, ValueError, KeyError, RecursionError, TypeError):
         pass
     raise StageError(f"{path} is damaged: remove it, and the same command goes on from the stage's last checkpoint.")
 

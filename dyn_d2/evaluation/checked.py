@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from dyn_d2.data.registered import registered_records
 from dyn_d2.data.semantic.label_maps import IGNORE, read_classes
 from dyn_d2.data.validity.ground_truth import (
     coco_api,
@@ -29,7 +30,7 @@ from dyn_d2.data.validity.ground_truth import (
 )
 from dyn_d2.data.validity.records import as_coco
 
-from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data import Metadata, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, LVISEvaluator, SemSegEvaluator
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def coco_ground_truth(dataset_name: str) -> Any:
         return coco_api(path)
     ids = {v: k for k, v in metadata.get("thing_dataset_id_to_contiguous_id", {}).items()}
     classes = list(metadata.thing_classes)
-    content = as_coco(DatasetCatalog.get(dataset_name), classes, dataset_name, [ids[i] for i in range(len(ids))])
+    content = as_coco(registered_records(dataset_name), classes, dataset_name, [ids[i] for i in range(len(ids))])
     return coco_api(content, dataset_name)
 
 

@@ -67,8 +67,9 @@ def _read_rows(folder: str | Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-            whole = isinstance(row, dict) and isinstance(row["iteration"], int)
-        except (ValueError, KeyError, RecursionError):
+            numbers = all(isinstance(value, int | float | None) for value in row.values())
+            whole = numbers and type(row["iteration"]) is int and type(row.get("time", 0.0)) in (int, float)
+        except (AttributeError, ValueError, KeyError, RecursionError):
             whole = False
         if not whole:
             raise ValueError(

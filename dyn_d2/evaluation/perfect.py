@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from dyn_d2.data.check_report import Report
+from dyn_d2.data.registered import registered_records
 from dyn_d2.data.semantic.label_maps import IGNORE, read_classes
 from dyn_d2.data.validity import rle
 from dyn_d2.data.validity.annotation import mask_defect
@@ -26,7 +27,7 @@ from dyn_d2.data.validity.coco import is_masked
 from dyn_d2.data.validity.values import flag
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances, polygons_to_bitmask
 
 from .build import evaluator_types
@@ -98,7 +99,7 @@ def perfect_score(dataset_name: str, cfg: CfgNode) -> PerfectScore:
     if kind not in KINDS:
         result.skipped = f"the evaluator of {kind} takes no ground truth as predictions"
         return result
-    records = list(DatasetCatalog.get(dataset_name))
+    records = registered_records(dataset_name)
     predict = _predictor(kind, metadata, cfg)
     with unchanged_metadata([dataset_name]), tempfile.TemporaryDirectory(prefix="dyn_d2_") as folder, quiet_tables():
         evaluator = evaluator_types()[kind](cfg, dataset_name, folder, few_shot_groups(metadata))
@@ -280,7 +281,7 @@ def check_perfect(name: str, cfg: CfgNode, most: int) -> Report:
     """
     report = Report(f"{name}, perfect predictions")
     try:
-        report.images = len(DatasetCatalog.get(name))
+        report.images = len(registered_records(name))
         if report.images > most:
             report.notes.append(f"perfect predictions were not scored: more than {most} images")
         else:

@@ -139,6 +139,9 @@ def read_results(path: str | Path) -> dict[str, Any]:
     for tasks in metrics.values():
         if not isinstance(tasks, dict) or not all(isinstance(values, dict) for values in tasks.values()):
             raise ValueError(f"{file} is no record of an evaluation: its 'metrics' are not data set -> task -> values.")
+        for name, value in (pair for values in tasks.values() for pair in values.items()):
+            if isinstance(value, bool) or not isinstance(value, int | float | None):
+                raise ValueError(f"{file} is no record of an evaluation: {name} is {value!r:.60}, not a number.")
     return record
 
 

@@ -107,6 +107,8 @@ def _read(path: Path, name: str) -> dict[str, Any]:
             content = yaml.load(file, _Loader)  # a SafeLoader
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise HierarchyError(f"{name} is no yaml: {error}") from error
+        except RecursionError:
+            raise HierarchyError(f"{name} is no tree: its lists are nested without end.") from None
     if not isinstance(content, dict):
         raise HierarchyError(f"{name} is no mapping with 'concepts' and 'datasets'.")
     return content

@@ -9,6 +9,7 @@ import errno
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
 import traceback
@@ -53,7 +54,7 @@ def wrong_input() -> Iterator[None]:
         yield
     except _OF_INPUT as error:
         text = describe(error)
-        if isinstance(error, UserError) or " " not in text or of_machine(error):
+        if isinstance(error, UserError | BrokenPipeError) or " " not in text or of_machine(error):
             raise
         raise UserError(text) from error
     except ImportError as error:
@@ -137,6 +138,8 @@ def one_message(prefix: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and not _is_read(sys.stdout):
+            sys.exit(128 + signal.SIGPIPE)  # as a program that the signal ends: nobody waits for a message
         if shows:
             raise
         message = message_of(error)
@@ -147,6 +150,20 @@ def one_message(prefix: str = "") -> Iterator[None]:
         sys.exit(130)
     finally:
         logging.raiseExceptions = before
+        _is_read(sys.stdout)
+
+
+def _is_read(stream: Any) -> bool:
+    """Writes out what ``stream`` holds. Where nobody reads it any more, as behind ``| head``, the rest goes nowhere, so
+    that the interpreter, which writes out once more at its end, has nothing to complain of."""
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return False
+    except (OSError, ValueError, AttributeError):  # a full disk, a closed or missing stream: another's concern
+        pass
+    return True
 
 
 def run_tool(main: Callable[[], Any]) -> NoReturn:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -19,8 +20,12 @@ ARRAY_ERRORS = (
     MemoryError,
     NotImplementedError,
     OSError,
+    OverflowError,
+    RecursionError,
+    SyntaxError,
     TypeError,
     ValueError,
+    tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
 )

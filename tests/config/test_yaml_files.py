@@ -6,6 +6,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from yaml_mutations import draw, outcome
 
 from dyn_d2.config.read import read_cfg
 
@@ -62,6 +63,17 @@ def test_text_that_is_read_as_something_else(tmp_path, written, quoted) -> None:
         ("_BASE_: 5\n", ("_BASE_ has to be the path",)),
         ("_BASE_: mine.yaml\n", ("is based on", "its own _BASE_")),
         ("SEED: 2024-99-99\n", ("read as a date",)),
+        ("SEED: 3\nSOLVER: {MAX_ITER: 1:30}\n", ("line 2", "SOLVER.MAX_ITER: 1:30 is read as a time")),
+        ("SOLVER: {STEPS: [010]}\n", ("line 1", "SOLVER.STEPS: 010 is read as a number to base 8")),
+        ("SOLVER: {BASE_LR: 0.1#why}\n", ("SOLVER.BASE_LR: 0.1#why has a # in it",)),
+        ("SEED: '" + "-" * 9999 + "1'\n", ("line 1", "SEED is too deep or long")),
+        ("SEED: " + "1" * 5000, ("line 1", "SEED is too deep or long")),
+        ("<<: {_BASE_: mine.yaml}\n", ("line 1", "not in what << brings")),
+        ("SEED: 1\n<<: {5: 6}\n", ("line 2", "the key '5' is read as a number")),
+        ("<<: [{SEED: 1}, {SEED: 2}]\n", ("line 1", "<< brings SEED twice")),
+        ("MODEL: {MASK_ON: True}\n<<: {MODEL: {DEVICE: cpu}}\n", ("line 1", "MODEL stands here and in what <<")),
+        ("SEED: 1\n<<: 5\n", ("line 2", "<< takes a section")),
+        ("SEED: 1\nOUTPUT_DIR: a\x00b\n", ("line 2: the character U+0000",)),
         ("", ("holds no keys",)),
         ("- 1\n", ("holds no keys",)),
         ("SEED: 3\nMODEL: [1, 2\nSOLVER: {", ("is no valid yaml: line ",)),
@@ -83,6 +95,14 @@ def test_a_base_is_looked_at_too(tmp_path) -> None:
     (tmp_path / "base.yaml").write_text("_BASE_: ./mine.yaml\n")
     with pytest.raises(ValueError, match="mine.yaml is based on .*base.yaml is based on .*mine.yaml: a config"):
         read_cfg(str(tmp_path / "mine.yaml"))
+
+
+@pytest.mark.parametrize("written", ["nowhere.yaml", "'a\\0b'", "x" * 5000, "ftp://x/y.yaml", "."])
+def test_a_base_that_is_not_there(tmp_path, written) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"SEED: 1\n_BASE_: {written}\n")
+    with pytest.raises(FileNotFoundError, match="mine.yaml, line 2: _BASE_ .* does not exist"):
+        read_cfg(str(path))
 
 
 def test_no_text_at_all(tmp_path) -> None:
@@ -125,7 +145,7 @@ _PIECES = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(_PIECES, max_size=14).map("".join))
 def test_any_text_is_read_or_refused_by_name(tmp_path_factory, content) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzz.yaml"
@@ -137,3 +157,10 @@ def test_any_text_is_read_or_refused_by_name(tmp_path_factory, content) -> None:
         assert (
             "fuzz.yaml" in str(error) or "Non-existent config key" in str(error) or "unknown config key" in str(error)
         )
+
+
+@pytest.mark.timeout(120)
+@settings(max_examples=70, deadline=None, derandomize=True)
+@given(st.integers(0, 2**31))
+def test_damaged_files_are_read_as_meant_or_refused_by_name(tmp_path_factory, seed) -> None:
+    assert outcome(draw(seed), tmp_path_factory.mktemp("damaged")) == "right"

@@ -413,6 +413,48 @@ def test_lvis_divides_by_the_frequency_in_the_file_and_takes_up_to_k(tiny_lvis, 
     assert test.evaluator_type == "lvis"
 
 
+def test_lvis_base_set_with_frequent_and_common_classes_apart(tiny_lvis, tmp_path, few_shot_cfg) -> None:
+    cfg, rare, names = tiny_lvis
+    path = tmp_path / "lvis.json"
+    content = json.loads(path.read_text())
+    for position, category in enumerate(content["categories"]):
+        if position % 4 < 2:
+            category["frequency"] = category["frequency"].replace("f", "c")
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] == 1 or a["category_id"] % 4 == 0]
+    path.write_text(json.dumps(content))
+    cfg.FEW_SHOT.STAGE = "base"
+    together, classes = training_set(cfg)
+    cfg.FEW_SHOT.FREQUENCIES_APART = True
+    apart, same = training_set(cfg)
+    frequency = {c["name"]: c["frequency"] for c in content["categories"]}
+    kinds = [{frequency[classes[a["category_id"]]] for a in record["annotations"]} for record in apart]
+    # Image 2 keeps positions 3, 7 ... only, of which all base classes are frequent; image 1 has 0, 2, 4 ...
+    assert classes == same and len(together) == 2
+    assert [(r["image_id"], kind) for r, kind in zip(apart, kinds, strict=True)] == [
+        (1, {"f"}), (2, {"f"}), (1, {"c"})
+    ]  # fmt: skip
+
+    def ids(records: list) -> list[int]:
+        return sorted(a["id"] for r in records for a in r["annotations"])
+
+    assert ids(apart) == ids(together)
+    cfg.FEW_SHOT.STAGE = "joint"
+    assert len(training_set(cfg)[0]) == 2
+    with pytest.raises(ValueError, match="FREQUENCIES_APART is for LVIS.*'voc'"):
+        training_set(few_shot_cfg(BENCHMARK="voc", FREQUENCIES_APART=True))
+    for category in content["categories"]:
+        category.pop("frequency")
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "lvis.json").write_text(json.dumps(content))
+    forget("lvis_v0.5_bare")
+    register_lvis_instances(
+        "lvis_v0.5_bare", {"thing_classes": names}, str(tmp_path / "bare" / "lvis.json"), str(tmp_path) + "/"
+    )
+    cfg.FEW_SHOT.merge_from_list(["STAGE", "base", "TRAIN_SETS", ["lvis_v0.5_bare"], "TEST_SETS", ["lvis_v0.5_bare"]])
+    with pytest.raises(ValueError, match="no json of lvis_v0.5_bare states the frequency of"):
+        training_set(cfg)
+
+
 def test_published_coco_lists_of_images(few_shot_cfg, write_coco, tmp_path) -> None:
     """Kang et al. list images of COCO, under VOC's names of classes."""
     content = coco_content(_coco_names(), [[name] for name in _coco_names()] * 2)

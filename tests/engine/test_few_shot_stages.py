@@ -34,7 +34,23 @@ def test_the_base_model_is_shared_by_shots_seeds_and_methods(opts) -> None:
     assert plan("", [*opts, "FEW_SHOT.SHOTS", "1"])[-1].folder != first[-1].folder
     changed = plan("", [*opts, "MODEL.RPN.NMS_THRESH", "0.6"])
     assert all(a.fingerprint() != b.fingerprint() for a, b in zip(first, changed, strict=True))
-    assert [stage.name for stage in plan("", [*opts, "FEW_SHOT.INIT", "novel"])] == ["base", "novel", "finetune"]
+
+
+def test_the_novel_stage_is_shared_by_methods_on_one_base_model(opts) -> None:
+    plans = {
+        method: plan("", [*opts, "FEW_SHOT.INIT", "novel", "FEW_SHOT.METHOD", method])
+        for method in ("tfa_cos", "tfa_fc", "ft_full", "ft_full_fc")
+    }
+    assert all([stage.name for stage in stages] == ["base", "novel", "finetune"] for stages in plans.values())
+    novel = [stages[1] for stages in plans.values()]
+    assert {stage.folder.name for stage in novel} == {"novel_split1_2shot_seed0"}
+    assert len({stage.fingerprint() for stage in novel}) == 1
+    assert all(stage.cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER == "linear" for stage in novel)
+    longer = plan("", [*opts, "FEW_SHOT.INIT", "novel", "FEW_SHOT.NOVEL.MAX_ITER", "9"])
+    assert longer[1].fingerprint() != novel[0].fingerprint()
+    assert plan("", [*opts, "FEW_SHOT.INIT", "novel", "FEW_SHOT.SEED", "3"])[1].folder != novel[0].folder
+    cosine = plan("", [*opts, "FEW_SHOT.INIT", "novel", "MODEL.ROI_BOX_HEAD.CLASSIFIER", "cosine"])
+    assert [stage.folder.name for stage in cosine][:2] == ["base_cosine_split1", "novel_cosine_split1_2shot_seed0"]
 
 
 def test_methods_of_one_stage(opts) -> None:

@@ -1,12 +1,12 @@
 """Registers DigitScenes with Detectron2's catalogs. Nothing is read until a data set is used."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from dyn_d2.data.parts import register_parts
 from dyn_d2.hierarchy import load_hierarchy
+from dyn_d2.utils.own_files import read_json_of
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
@@ -93,9 +93,17 @@ def _existing(json_file: Path) -> Path:
     return json_file
 
 
+def _is_image(image: Any) -> bool:
+    if not isinstance(image, dict) or not isinstance(image.get("file_name"), str) or "id" not in image:
+        return False
+    return all(isinstance(image.get(side), int) and image[side] > 0 for side in ("height", "width"))
+
+
 def load_label_maps(json_file: Path, image_root: str, sem_seg_root: str) -> list[dict[str, Any]]:
     """Records for semantic segmentation: file_name, sem_seg_file_name, image_id, height, width."""
-    images = json.loads(_existing(json_file).read_text(encoding="utf-8"))["images"]
+    images = read_json_of(_existing(json_file), "annotations of DigitScenes").get("images")
+    if not isinstance(images, list) or not all(_is_image(image) for image in images):
+        raise ValueError(f"{json_file} has no list of images: make it anew with `{PREPARE_COMMAND} --overwrite`.")
     if not Path(sem_seg_root).is_dir():
         raise FileNotFoundError(
             f"{sem_seg_root} does not exist: `{PREPARE_COMMAND} --root {json_file.parents[1]}` adds it and "

@@ -81,7 +81,8 @@ def read_published(
         if path in annotations:
             listed = [found for found in candidates[name] if found.id.annotation in annotations[path]]
         else:
-            images = {_image_id(line.strip()) for line in path.read_text().splitlines() if line.strip()}
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            images = {_image_id(line.strip()) for line in lines if line.strip()}
             listed = [found for found in candidates[name] if str(found.id.image) in images]
         usable = draw_order((found.id for found in listed if found.usable), seed, name)
         difficult = draw_order((found.id for found in listed if found.difficult), seed, name)

@@ -120,10 +120,9 @@ class ShotSet:
         try:
             objects = {name: tuple(ObjectId(*i) for i in ids) for name, ids in value["objects"].items()}
             shots = cls(
-                *(value[key] for key in ("benchmark", "seed", "shots", "unit")),
-                objects,
-                value["origin"],
-                value.get("max_objects", 0),
+                **{key: value[key] for key in ("benchmark", "seed", "shots", "unit", "origin")},
+                objects=objects,
+                max_objects=value.get("max_objects", 0),
             )
             expected = value["hash"]
         except (KeyError, TypeError, AttributeError) as error:
@@ -277,8 +276,8 @@ def sample_whole_images(
                 objects[name].append(candidate.id)
             lacking -= shown  # a Counter drops what has come to 0
             if not lacking:
-                found = {name: tuple(draw_order(ids, seed, name)) for name, ids in objects.items()}
-                return ShotSet(benchmark, seed, shots, "instance", found, max_objects=max_objects)
+                drawn = {name: tuple(draw_order(ids, seed, name)) for name, ids in objects.items()}
+                return ShotSet(benchmark, seed, shots, "instance", drawn, max_objects=max_objects)
         scarce |= set(lacking)
     short = ", ".join(f"{name} ({shots - count})" for name, count in lacking.items())
     raise NotEnoughShots(

@@ -7,6 +7,7 @@ Texts are stripped of white space everywhere. Boxes keep their fractions. "diffi
 import os
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from .coco import DataError
@@ -64,7 +65,7 @@ def image_ids(path: str | os.PathLike, *, repeated: bool = False) -> list[str]:
 
 
 def read_xml(path: str | os.PathLike, sized: bool = True) -> VocImage:
-    """Read an annotation file.
+    """Read an annotation file; one that is unchanged since it was read is not read again.
 
     Args:
         sized: it has to give the size of the image, which evaluation does not read.
@@ -73,6 +74,12 @@ def read_xml(path: str | os.PathLike, sized: bool = True) -> VocImage:
         FileNotFoundError: no such file.
         DataError: it is broken, or lacks a field or has a value that is none; names the file and the object.
     """
+    stat = os.stat(path)
+    return _read_xml(os.fspath(path), sized, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=20_000)
+def _read_xml(path: str, sized: bool, length: int, time: int) -> VocImage:
     try:
         root = ET.parse(path).getroot()
         width, height = (_side(root, side) if sized else None for side in ("width", "height"))

@@ -141,6 +141,11 @@ def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
     Raises:
         ValueError: types or lengths are not those of a table of routes.
     """
+    texts = ("class_names", "unit_names", "unit_kinds", "file_names", "image_ids", "level_names", "level_modules")
+    for name in (*texts, "dataset"):
+        given = arrays.get(name, np.array([], str))
+        if given.size and given.dtype.kind != "U" or given.ndim != (name in texts) and name in arrays:
+            raise ValueError(f"{name} is no {'list of ' if name in texts else ''}text")
     images, units = arrays["executed"].size, arrays["unit_names"].size
     for name in (*_COSTS, "heights", "widths", "labels", "predictions", "file_names", "image_ids"):
         if arrays[name].shape != (images,):
@@ -153,6 +158,12 @@ def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
             raise ValueError(f"{name} is not made of finite numbers")
     if any(arrays[name].dtype.kind not in "iu" for name in ("unit_sizes", "unit_stages", "labels", "predictions")):
         raise ValueError("sizes, stages, labels or predictions are no whole numbers")
+    if (arrays["unit_sizes"] < 1).any():
+        raise ValueError("a unit has no elements")
+    if "level_bits" in arrays:
+        wanted = (images, len(arrays["level_modules"]) * -(-len(arrays["level_names"]) // 8))
+        if arrays["level_bits"].dtype != np.uint8 or wanted[1] and arrays["level_bits"].shape != wanted:
+            raise ValueError(f"the levels have the shape {arrays['level_bits'].shape}, not {wanted}")
     width = int(sum(-(-arrays["unit_sizes"] // 8)))
     if arrays["bits"].dtype != np.uint8 or arrays["bits"].shape != (images, width):
         raise ValueError(f"the decisions have the shape {arrays['bits'].shape}, not {(images, width)}")

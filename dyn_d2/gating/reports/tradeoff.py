@@ -104,7 +104,7 @@ def measure(point: Point, opts: Sequence[str], folder: str | Path) -> dict[str, 
     done = own / "point.json"
     if done.is_file():
         logger.info(f"{point.weights}, {point.name}: evaluated before, see {done}")
-        return read_json_of(done, f"evaluated point (remove {own} to evaluate it again)")
+        return read_point(done)
     cfg, model = _load(point, opts, own)
     results = DynTrainer.test(cfg, model)
     results = results if len(cfg.DATASETS.TEST) == 1 else results[cfg.DATASETS.TEST[0]]
@@ -118,6 +118,50 @@ def measure(point: Point, opts: Sequence[str], folder: str | Path) -> dict[str, 
     }
     write_json(done, record)
     return record
+
+
+def read_point(path: Path) -> dict[str, Any]:
+    """What ``measure`` has written.
+
+    Raises:
+        ValueError: it was cut off or edited; names the file.
+    """
+    record = read_json_of(path, f"evaluated point (remove {path.parent} to evaluate it again)")
+    texts, tables = ("weights", "point"), ("metric", "routes", "settings")
+    metric = record.get("metric")
+    sound = (
+        all(isinstance(record.get(key), str) for key in texts)
+        and isinstance(record.get("dense"), bool)
+        and all(isinstance(record.get(key), dict) for key in tables)
+        and all(isinstance(metric.get(key), str) for key in ("task", "name"))
+        and all(_is_number(value) for value in (metric.get("value"), *record["routes"].values()))
+    )
+    if not sound:
+        raise ValueError(f"{path} is no evaluated point any more: remove {path.parent} to evaluate it again.")
+    return record
+
+
+def read_times(path: Path, points: int, batches: Sequence[str]) -> list[dict[str, Any]]:
+    """What ``time_points`` has written of so many points and batches.
+
+    Raises:
+        ValueError: it was cut off or edited; names the file.
+    """
+    times = read_json_of(path, "table of times (remove it to time again)", list)
+    if len(times) != points or not all(_is_timed(time, batches) for time in times):
+        raise ValueError(f"{path} is no table of times any more: remove it to time again.")
+    return times
+
+
+def _is_timed(time: Any, batches: Sequence[str]) -> bool:
+    if not isinstance(time, dict) or not isinstance(time.get("milliseconds"), dict):
+        return False
+    columns = [time["milliseconds"].get(batch) for batch in batches]
+    return all(isinstance(c, dict) and all(_is_number(c.get(key)) for key in ("median", "p90")) for c in columns)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def time_points(
@@ -141,7 +185,7 @@ def time_points(
     done = Path(folder) / f"times_{_digest(everything)}.json"
     if done.is_file():
         logger.info(f"timed before, see {done}")
-        return read_json_of(done, "table of times (remove it to time again)", list)
+        return read_times(done, len(points), [str(batch) for batch in batches])
     loaded = [_load(point, opts, Path(folder) / "times") for point in points]
     columns = {str(batch): time_models(loaded, batch, timed) for batch in batches}
     times = [

@@ -118,7 +118,7 @@ class FrozenFeatures:
 
 def _name(image: Tensor) -> str:
     digest = hashlib.blake2b(f"{image.dtype} {tuple(image.shape)}".encode(), digest_size=16)
-    digest.update(image.cpu().contiguous().numpy())
+    digest.update(image.cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 

@@ -18,6 +18,8 @@ from .timm_norms import convert_norms, freeze_norms
 
 logger = logging.getLogger(__name__)
 
+OWN_WEIGHTS = "has_own_weights"  # attribute of a module whose weights come from elsewhere than MODEL.WEIGHTS
+
 
 class OwnPixels(nn.Module):
     """Images as a meta-architecture of Detectron2 normalises them -> images as the model of timm wants them.
@@ -126,7 +128,7 @@ class TimmBackbone(Backbone):
         self._timm, self.pixels = model, pixels
         frozen = self._reached_by(freeze_at)
         self.model = model.module = convert_norms(model.module, norm)
-        self.model.has_own_weights = model.pretrained  # frozen parts of it need no MODEL.WEIGHTS
+        setattr(self.model, OWN_WEIGHTS, model.pretrained)  # frozen parts of it need no MODEL.WEIGHTS
         self._freeze(frozen)
 
     def _reached_by(self, freeze_at: int) -> set[str]:

@@ -143,6 +143,9 @@ def read_file(path: str) -> dict[str, Tensor]:
 
             data: Any = load_file(path)
         else:
+            from dyn_d2.checkpoint.validate import require_sound_file
+
+            require_sound_file(path)
             data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each way in which a file can be broken has a type of its own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

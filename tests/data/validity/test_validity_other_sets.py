@@ -13,12 +13,13 @@ from toy_coco import HEIGHT, NAMES, WIDTH, changed, config, content, put, regist
 
 from dyn_d2.data.check import check_coco_json, check_config, check_dataset
 from dyn_d2.data.few_shot.sources import forget, load_source
+from dyn_d2.data.sound_dicts import sound_dicts
 from dyn_d2.data.validity.coco import DataError
 from dyn_d2.data.validity.records import sound_records
 from dyn_d2.evaluation.perfect import perfect_score
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_voc_instances, register_pascal_voc
+from detectron2.data.datasets import register_pascal_voc
 from detectron2.structures import BoxMode
 
 
@@ -140,7 +141,6 @@ def voc_set(name: str, folder: Path) -> str:
     return name
 
 
-@pytest.mark.embedded  # an installed Detectron2 reads VOC in its own way
 @pytest.mark.parametrize(
     ("spoil", "lines"),
     [
@@ -160,14 +160,16 @@ def test_voc_read_alike(tmp_path, new_name, spoil, lines) -> None:
     name = voc_set(new_name, voc(tmp_path, spoil, lines))
     (report,) = check_dataset(name)
     assert report.ok, report.text()
-    ours, theirs = load_source(name), load_voc_instances(str(tmp_path), "all", NAMES)
-    assert [[a["bbox"] for a in r["annotations"]] for r in ours] == [
-        [a["bbox"] for a in r["annotations"]] for r in theirs
-    ]
+    records = sound_dicts([name], filter_empty=True)
+    assert records == load_source(name)
+    objects = list(ElementTree.parse(tmp_path / "Annotations/a.xml").iterfind("object"))
+    boxes = [[float(side.text) for side in item.find("bndbox")] for item in objects]
+    found = records[0]["annotations"]
+    assert [a["bbox"] for a in found] == [[x0 - 1, y0 - 1, x1, y1] for x0, y0, x1, y1 in boxes]
+    assert [NAMES[a["category_id"]] for a in found] == [item.findtext("name").strip() for item in objects]
     assert perfect_score(name, config()).scores == {"bbox": pytest.approx(100)}
 
 
-@pytest.mark.embedded  # an installed Detectron2 reads VOC in its own way
 @pytest.mark.parametrize(
     ("spoil", "lines", "message"),
     [
@@ -188,7 +190,7 @@ def test_voc_refused_by_all(tmp_path, new_name, spoil, lines, message) -> None:
     name = voc_set(new_name, voc(tmp_path, spoil, lines))
     (report,) = check_dataset(name)
     assert not report.ok
-    for read in (load_source, lambda n: perfect_score(n, config())):
+    for read in (load_source, lambda n: sound_dicts([n], True), lambda n: perfect_score(n, config())):
         with pytest.raises(ValueError, match=message):
             read(name)
 

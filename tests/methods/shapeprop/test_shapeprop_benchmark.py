@@ -175,14 +175,14 @@ def test_table_files_and_numbers_by_hand(opts, monkeypatch, tmp_path) -> None:
     unfinished = plans_of(opts, ["mask_x"], ["category"], [0])
     text = summarise(tmp_path / "table", {**plans, **unfinished}, SCHEDULE, known)
     lines = [[part.strip() for part in line.strip("|").split("|")] for line in text.splitlines()]
-    # Seeds 0 and 1: values a and a + d have s = d / sqrt(2), so that 1.96 s / sqrt(2) = 0.98 d.
+    # Seeds 0 and 1: values a and a + d have s = d / sqrt(2), so that t s / sqrt(2) = 6.35 d.
     assert lines[0] == ["setting", "method", "seeds", "AP_without_masks", "AP", "shape_IoU_without_masks", "box_AP",
                         "gain", "gap closed"]  # fmt: skip
     assert lines[2:] == [
-        ["category", "Mask R-CNN", "2", "10.5 ± 1.0", "40.0 ± 0.0", "-", "50.5 ± 1.0", "-", "-"],
-        ["category", "Mask R-CNN + ShapeProp", "2", "26.0 ± 2.0", "40.0 ± 0.0", "60.0 ± 0.0", "50.5 ± 1.0",
-         "15.5 ± 1.0", "78 %"],
-        ["category", "Mask R-CNN, all masks", "2", "30.5 ± 1.0", "40.0 ± 0.0", "-", "50.5 ± 1.0", "20.0 ± 0.0", "-"],
+        ["category", "Mask R-CNN", "2", "10.5 ± 6.4", "40.0 ± 0.0", "-", "50.5 ± 6.4", "-", "-"],
+        ["category", "Mask R-CNN + ShapeProp", "2", "26.0 ± 12.7", "40.0 ± 0.0", "60.0 ± 0.0",
+         "50.5 ± 6.4", "15.5 ± 6.4", "78 %"],
+        ["category", "Mask R-CNN, all masks", "2", "30.5 ± 6.4", "40.0 ± 0.0", "-", "50.5 ± 6.4", "20.0 ± 0.0", "-"],
     ]  # fmt: skip
     record = json.loads((tmp_path / "table" / "benchmark.json").read_text())
     row = record["rows"]["category/shapeprop"]

@@ -115,6 +115,9 @@ class ClassVectors:
         if not os.path.isfile(path):
             raise FileNotFoundError(f"class vectors {path} do not exist: dyn-d2 vectors export makes them.")
         with arrays_of(path, "file of class vectors") as file:
+            for name in ("classes", "supports", "detector"):
+                if file[name].dtype.kind != "U":
+                    raise ValueError(f"its {name} are no text")
             classes, vectors = [str(name) for name in file["classes"]], torch.from_numpy(file["vectors"])
             samples, counts = torch.from_numpy(file["samples"]), file["counts"].tolist()
             supports, detector = file["supports"].tolist(), str(file["detector"])

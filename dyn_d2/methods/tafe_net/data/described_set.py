@@ -17,10 +17,14 @@ class Part:
     Attributes:
         features: (N, D) vectors or (N, C, H, W) maps.
         labels: (N,) class numbers.
+        files: (N,) names of image files, where they are known.
+        boxes: (N, 4), left, top, width and height of what the feature is of, where it is not all of the image.
     """
 
     features: np.ndarray
     labels: np.ndarray
+    files: np.ndarray | None = None
+    boxes: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -114,8 +118,9 @@ def read_class_vectors(path: str | Path) -> dict[str, np.ndarray]:
     vectors: dict[str, np.ndarray] = {}
     for name, numbers in read_json_of(path, 'json {"name": [numbers], ...}').items():
         try:
-            vector = np.asarray(numbers, dtype=np.float32)
-        except (TypeError, ValueError) as error:
+            with np.errstate(over="ignore"):
+                vector = np.asarray(numbers, dtype=np.float32)
+        except (OverflowError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: the vector of class {name} is no list of numbers.") from error
         if vector.ndim != 1 or len(vector) == 0 or not np.isfinite(vector).all():
             raise ValueError(f"{path}: the vector of class {name} has to be a flat list of finite numbers.")
