@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from dyn_d2.config.applied import NoticesKeys
 from dyn_d2.data.few_shot.stages import is_fine_tuning
 
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, detector_postprocess
 from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
@@ -227,6 +227,11 @@ class YoloDetector(NoticesKeys, nn.Module):
     def training_losses(self, batched_inputs: list[dict[str, Any]], side: int) -> dict[str, Tensor]:
         """The losses of a batch, whose images the network sees as squares of ``side`` pixels."""
         raise NotImplementedError
+
+    def open_for_images(self, cfg: CfgNode) -> list[str] | None:
+        """Keep no features of single images, which may be frames of a camera. See ``modeling/answers.py``."""
+        self.kept_features = None
+        return None
 
     def pulls_to_prior(self) -> bool:
         """Whether this is one of the first iterations."""

@@ -10,6 +10,7 @@ from tiny_detection import write_boxes
 
 from dyn_d2.config.derive import build_cfg
 from dyn_d2.data.resumable import build_resumable_train_loader
+from dyn_d2.modeling.answers import open_for_images
 from dyn_d2.modeling.freeze import freeze_whole
 
 from detectron2.modeling import build_model
@@ -73,6 +74,14 @@ def test_damaged_files_are_written_anew_and_a_full_folder_is_left_as_it_is(tmp_p
     losses(small, given)
     assert len(list((tmp_path / "small").rglob("*.npy"))) == 1 and small.kept_features.computed == 3
     assert "MODEL.YOLO.CACHE_GB allows" in caplog.text
+
+
+def test_nothing_is_kept_of_single_images(tmp_path) -> None:
+    model = frozen(tmp_path / "kept").eval()
+    assert open_for_images(model, config("YOLOv2")) is None
+    with torch.no_grad():
+        model(batch())
+    assert not (tmp_path / "kept").exists()
 
 
 def test_queries_and_supports_share_what_is_kept(tmp_path) -> None:
