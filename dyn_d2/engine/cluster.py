@@ -10,19 +10,17 @@ import os
 import socket
 from collections.abc import Mapping
 from concurrent.futures import Future, wait
+from importlib import import_module
 from typing import Any
 
 from dyn_d2.utils.errors import UserError
-from dyn_d2.utils.extras import how_to_install
+from dyn_d2.utils.extras import how_to_install, is_missing
 
 from .launch import ProcessLost
 from .stages import StageError
 from .workers import GOES_ON, Training, Workers
 
-try:
-    import ray
-except ImportError:
-    ray = None
+ray: Any = None if is_missing("ray") else import_module("ray")  # of the extra "ray"
 
 logger = logging.getLogger(__name__)
 
