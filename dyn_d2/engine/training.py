@@ -78,7 +78,8 @@ def _logs_closed_after() -> Iterator[None]:
                 logger.removeHandler(handler)
                 stream = getattr(handler, "stream", None)
                 handler.close()
-                if stream is not None and os.path.isfile(str(getattr(stream, "name", ""))):  # of a handler that did not open it itself
+                # A file that the handler did not open itself.
+                if stream is not None and os.path.isfile(str(getattr(stream, "name", ""))):
                     stream.close()
         for cached in (setup_logger, getattr(log_files, "_cached_log_stream", None)):
             getattr(cached, "cache_clear", lambda: None)()  # Detectron2 sets up a folder's log only once
