@@ -37,13 +37,15 @@ class FewShotMethod(NamedTuple):
         title: how published tables call it.
         place: where it stands in the order of those tables.
         frozen: is the feature extractor frozen in the fine-tuning stages?
-        classifier: which of MODEL.ROI_BOX_HEAD.CLASSIFIER do they use?
-        base_classifier: benchmark -> classifier of its base model, where that is not the linear one.
+        classifier: which of MODEL.ROI_BOX_HEAD.CLASSIFIER does the last stage use?
+        base_classifier: benchmark -> classifier of its base model and of its novel stage, where that is not the linear
+            one.
         detector: meta-architecture; "" for the one of the config.
         tuned: that of the fine-tuning stage, where it is another one.
         stage: the FEW_SHOT.STAGE of a method that is a single training.
         folder: how the folder of such a training begins; "" for the name of its stage.
         full: whether FEW_SHOT.FULL holds.
+        variant: whether it is a variant of another one, which tables have where it is asked for.
     """
 
     title: str
@@ -56,6 +58,7 @@ class FewShotMethod(NamedTuple):
     stage: str = ""
     folder: str = ""
     full: bool = False
+    variant: bool = False
 
 
 class PublishedNames(NamedTuple):
@@ -242,7 +245,8 @@ def methods() -> Iterator[Method]:
 
 
 def few_shot_methods() -> dict[str, FewShotMethod]:
-    """Values of FEW_SHOT.METHOD in the order of published tables: the platform's own, then those of the methods."""
+    """Values of FEW_SHOT.METHOD in the order of published tables: the platform's own, and those of the methods, which
+    may replace them."""
     found = dict(_PLAIN_FEW_SHOT)
     for method in methods():
         found |= method.few_shot_methods

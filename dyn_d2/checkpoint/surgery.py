@@ -31,6 +31,7 @@ class Rows(NamedTuple):
         per_class: rows of a class; 0: as many as there are anchors.
         background: rows after those of the classes.
         std: of randomly started rows.
+        alone: that of a predictor that has no row of another model, where it differs.
         scores: whether it gives the class scores of a detector that has no box predictor.
     """
 
@@ -38,13 +39,15 @@ class Rows(NamedTuple):
     background: int
     std: float
     scores: bool = False
+    alone: float | None = None
 
 
-# The published surgery starts new box regression rows with the classifier's 0.01 too; 0.001 is Detectron2's for masks.
+# The published surgery starts new box regression rows with the classifier's 0.01 too, beside those of the base model;
+# alone they start as Detectron2's do, like those of masks.
 LAYOUT = {
     BOX + "cls_score.weight": Rows(1, 1, 0.01),
     BOX + "cls_score.bias": Rows(1, 1, 0.0),
-    BOX + "bbox_pred.weight": Rows(4, 0, 0.01),
+    BOX + "bbox_pred.weight": Rows(4, 0, 0.01, alone=0.001),
     BOX + "bbox_pred.bias": Rows(4, 0, 0.0),
     MASK + "weight": Rows(1, 0, 0.001),
     MASK + "bias": Rows(1, 0, 0.0),
@@ -152,9 +155,10 @@ def operate(
         base: the base model.
         classes: classes of the next stage, in the order of its predictor's rows: all, or the novel ones only.
         novel_classes: those of them that are new.
-        novel: a model of the novel classes, whose rows they start from; None for random rows, N(0, 0.01).
-        classifier: the head of the next stage, default the base model's. A linear base may become cosine (its rows
-            serve as prototypes, its bias is dropped), not the other way round.
+        novel: a model of the novel classes, whose rows they start from; None for random rows, N(0, 0.01), of unit norm
+            where they are prototypes of a cosine classifier.
+        classifier: the head of the next stage, default the base model's. Rows of a linear model may become cosine
+            (they serve as prototypes, the bias is dropped), not the other way round.
         seed: of the random rows; each class's rows depend on seed, tensor and class name only.
 
     Returns:
@@ -173,7 +177,8 @@ def operate(
     sources = [source for source in (None if only_novel else base, novel) if source is not None]
     for name in layout().keys() & model.keys():
         if base.class_specific(name):
-            model[name] = _rebuild(name, classes, sources, model[name], base.per_class(name), seed)
+            unit = classifier == "cosine" and name == BOX + "cls_score.weight"
+            model[name] = _rebuild(name, classes, sources, model[name], base.per_class(name), seed, unit)
     metadata = {
         **base.metadata,
         "classes": list(classes),
@@ -216,34 +221,36 @@ def _check_classes(
 
 
 def _check_heads(base: Source, novel: Source | None, classifier: str) -> None:
-    if base.classifier == "cosine" and classifier == "linear":
-        raise CheckpointError(
-            f"the head of {base.path} is cosine and has no bias, but MODEL.ROI_BOX_HEAD.CLASSIFIER asks for linear: "
-            "use cosine, or a base model with a linear head."
-        )
-    if novel is not None and novel.classifier != classifier:
-        raise CheckpointError(
-            f"the head of {novel.path} is {novel.classifier}, but MODEL.ROI_BOX_HEAD.CLASSIFIER asks for {classifier}: "
-            "train the novel stage with the same classifier."
-        )
+    if classifier != "linear":
+        return
+    for what, source in (("base", base), ("novel", novel)):
+        if source is not None and source.classifier == "cosine":
+            raise CheckpointError(
+                f"the head of {source.path} is cosine and has no bias, but MODEL.ROI_BOX_HEAD.CLASSIFIER asks for "
+                f"linear: use cosine, or a {what} model with a linear head."
+            )
 
 
 def _rebuild(
-    name: str, classes: Sequence[str], sources: list[Source], like: Tensor, per_class: int, seed: int
+    name: str, classes: Sequence[str], sources: list[Source], like: Tensor, per_class: int, seed: int, unit: bool
 ) -> Tensor:
-    """Tensor ``name`` for ``classes``: each class from the first source that has it, else random."""
+    """Tensor ``name`` for ``classes``: each class from the first source that has it, else random, of norm 1 if
+    ``unit``."""
     expected = layout()[name]
+    std = expected.std if sources or expected.alone is None else expected.alone
+
+    def random_rows(count: int, cls: str) -> Tensor:
+        rows = _random_rows(count, std, like, seed, name, cls)
+        return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True) if unit else rows
+
     parts = []
     for cls in classes:
         source = next((source for source in sources if cls in source.classes), None)
-        if source is None:
-            parts.append(_random_rows(per_class, expected.std, like, seed, name, cls))
-        else:
-            parts.append(_checked_rows(source, name, cls, like))
+        parts.append(random_rows(per_class, cls) if source is None else _checked_rows(source, name, cls, like))
     if expected.background and sources:
         parts.append(sources[0].model[name][-1:])
     elif expected.background:
-        parts.append(_random_rows(1, expected.std, like, seed, name, "(background)"))
+        parts.append(random_rows(1, "(background)"))
     return torch.cat(parts)
 
 

@@ -250,7 +250,7 @@ def _wrong_part(described: Mapping) -> str:
 
 
 def are_inputs(value: Any) -> bool:
-    """Whether ``value`` has the form of what ``engine/inputs.py`` says of data, files and weights; parts may lack."""
+    """Whether ``value`` has the form of what ``engine/inputs.py`` says of data, files, weights; parts may be absent."""
     if not isinstance(value, Mapping):
         return False
     data = value.get("data", {})

@@ -15,6 +15,7 @@ from pathlib import Path
 from dyn_d2.config.derive import build_cfg
 from dyn_d2.data.check import Report, check_coco_json, check_config, check_dataset, clean_json, summary
 from dyn_d2.data.few_shot.sources import forget, load_source
+from dyn_d2.data.registered import registered_records
 from dyn_d2.data.validity.annotation import mask_defect
 from dyn_d2.data.validity.coco import examine, is_masked, looks_like_lvis, read_json
 from dyn_d2.data.validity.consumers import EVALUATION, LOADER, spoils
@@ -86,7 +87,7 @@ def _score(reports: list[Report], names: list[str], cfg: CfgNode, options: argpa
 
 def _with_masks(cfg: CfgNode, name: str) -> CfgNode:
     """``cfg`` with MODEL.MASK_ON where every object of a data set has a sound mask."""
-    objects = [(a, r) for r in DatasetCatalog.get(name) for a in r.get("annotations", ()) if not a.get("iscrowd")]
+    objects = [(a, r) for r in registered_records(name) for a in r.get("annotations", ()) if not a.get("iscrowd")]
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.MASK_ON = bool(objects) and all(
@@ -140,7 +141,7 @@ def _clean(options: argparse.Namespace, report: Report) -> bool:
         print(f"check_data: --clean: {error}", file=sys.stderr)
         return False
     write_json(options.clean, cleaned, indent=None)
-    before, after = len(content["annotations"]), len(cleaned["annotations"])
+    before, after = (len(value.get("annotations", ())) for value in (content, cleaned))
     print(f"wrote {Path(options.clean)} with {after} of {before} annotations")
     left = examine(cleaned, options.clean).problems
     if left:

@@ -11,6 +11,7 @@ not valid or does not fit.
 
 import argparse
 
+from dyn_d2.data.registered import registered_records
 from dyn_d2.data.semantic.label_maps import IGNORE, count_pixels
 from dyn_d2.evaluation.figures import save_figure
 from dyn_d2.evaluation.tree_figures import draw_tree, pixel_shares
@@ -44,7 +45,7 @@ def check_dataset(tree: Hierarchy, dataset: str, label_set: str, images: int) ->
     if not classes:
         raise ValueError(f"{dataset} has no stuff_classes: only sets with label maps can be checked.")
     tree.check_labels(label_set, classes)
-    records = DatasetCatalog.get(dataset)
+    records = registered_records(dataset)
     if images:
         records = records[:: max(1, len(records) // images)][:images]
     counts = count_pixels(records, len(classes), metadata.get("ignore_label", IGNORE))

@@ -33,9 +33,9 @@ def derive(cfg: CfgNode, given: Iterable[str] = ()) -> None:
     """
     from dyn_d2.data.classification import apply_classification
     from dyn_d2.data.few_shot import apply_few_shot
-    from dyn_d2.engine.schedules import stage_schedule
+    from dyn_d2.engine.schedules import given_for_stage, stage_schedule
 
-    given = set(given)
+    given = set(given)  # set_key looks into it
     check_ranges(cfg, related=False)
 
     def set_key(key: str, value: Any, why: str) -> None:
@@ -43,8 +43,13 @@ def derive(cfg: CfgNode, given: Iterable[str] = ()) -> None:
 
     if cfg.FEW_SHOT.BENCHMARK:
         few_shot = apply_few_shot_method(cfg, given)
-        for key, value in stage_schedule(cfg, few_shot is not None and few_shot.full).items():
-            set_key(f"SOLVER.{key}", value, "stage " + cfg.FEW_SHOT.STAGE)
+        full = few_shot is not None and few_shot.full
+        # Beside a key of SOLVER, which is for all stages, that of the stage says more; neither is scaled to the batch.
+        of_stage = given_for_stage(cfg, full, given)
+        given -= {f"SOLVER.{key}" for key in of_stage}
+        for key, value in stage_schedule(cfg, full, given).items():
+            set_key(f"SOLVER.{key}", value, of_stage.get(key, "stage " + cfg.FEW_SHOT.STAGE))
+        given |= {f"SOLVER.{key}" for key in of_stage}
     apply_few_shot(cfg)
     apply_classification(cfg, set_key)
     for method in methods():
@@ -94,7 +99,10 @@ def apply_few_shot_method(cfg: CfgNode, given: set[str]) -> FewShotMethod | None
     if detector:
         set_unless_given(cfg, "MODEL.META_ARCHITECTURE", detector, given, why)
     if few.STAGE in FINETUNING_STAGES:
-        set_unless_given(cfg, "MODEL.ROI_BOX_HEAD.CLASSIFIER", method.classifier, given, why)
+        # The novel stage's predictor is shared by all methods on the same base model, whose classifier it has; surgery
+        # makes another of it.
+        classifier = method.classifier if few.STAGE == FINETUNE else method.base_classifier.get(few.BENCHMARK, "linear")
+        set_unless_given(cfg, "MODEL.ROI_BOX_HEAD.CLASSIFIER", classifier, given, why)
         # The novel stage trains a predictor for fixed features, also where the fine-tuning frees them again.
         parts = feature_parts(cfg) if method.frozen or few.STAGE == NOVEL else []
         set_unless_given(cfg, "MODEL.FREEZE", parts, given, why)

@@ -106,6 +106,12 @@ def _heads(cfg: CfgNode) -> Iterator[str]:
         yield _say(cfg, "MODEL.ROI_HEADS.NAME", f"{cfg.MODEL.META_ARCHITECTURE} needs ROI heads, e.g. DynROIHeads")
         return
     heads = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)
+    if cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER != "linear" and not getattr(heads, "classifier_by_name", False):
+        yield _say(
+            cfg,
+            "MODEL.ROI_BOX_HEAD.CLASSIFIER",
+            f"{cfg.MODEL.ROI_HEADS.NAME} does not read it; set MODEL.ROI_HEADS.NAME to DynROIHeads or DynRes5ROIHeads",
+        )
     if not (isinstance(heads, type) and issubclass(heads, StandardROIHeads)):
         return
     box = cfg.MODEL.ROI_BOX_HEAD
@@ -115,4 +121,16 @@ def _heads(cfg: CfgNode) -> Iterator[str]:
         yield _say(cfg, "MODEL.ROI_BOX_HEAD.NUM_FC", "a head needs a layer: set it or NUM_CONV above 0")
 
 
-_CHECKS = (_unsupported, _pixels, _matching, _images, _schedule, _networks, _heads)
+def _few_shot(cfg: CfgNode) -> Iterator[str]:
+    few = cfg.FEW_SHOT
+    if not few.BENCHMARK or not few.MAX_OBJECTS:
+        return
+    if few.SHOTS_UNIT == "image":
+        yield _say(cfg, "FEW_SHOT.MAX_OBJECTS", "it counts objects; set FEW_SHOT.SHOTS_UNIT instance, or this to 0")
+    if not few.GROUP_BY_IMAGE:
+        yield _say(
+            cfg, "FEW_SHOT.MAX_OBJECTS", "all objects of an image are labelled only with FEW_SHOT.GROUP_BY_IMAGE True"
+        )
+
+
+_CHECKS = (_unsupported, _pixels, _matching, _images, _schedule, _networks, _heads, _few_shot)

@@ -13,6 +13,8 @@ from dyn_d2.utils.seeds import derive_seed
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from .registered import registered_records
+
 FIT, HELD_OUT, TRAIN, TEST = "fit", "held_out", "train", "test"
 # What belongs to all images of a set; a part of a set in COCO's format is evaluated by its own records.
 _OF_THE_WHOLE = {"name", "json_file", "split"}
@@ -49,7 +51,7 @@ def register_parts(name: str, share: float = 0.1) -> tuple[str, str]:
 
 
 def _divide(name: str, share: float, held_out: bool) -> list[dict]:
-    records = DatasetCatalog.get(name)
+    records = registered_records(name)
     order = np.random.default_rng(derive_seed("parts", name)).permutation(len(records))
     count = round(share * len(records))
     return [records[i] for i in sorted(order[:count] if held_out else order[count:])]

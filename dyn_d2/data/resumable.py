@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dyn_d2.config.applied import LOADER_KEYS, note_loader
+from dyn_d2.config.applied import note_loader
 from dyn_d2.method import BatchExtension, methods
 from dyn_d2.utils.errors import UserError
 from dyn_d2.utils.seeds import derive_seed
@@ -31,9 +31,10 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 
 from .classification import ClassificationMapper, has_labels, is_classification
-from .partial_masks import PartialMaskMapper, apply_partial_masks
+from .partial_masks import PartialMaskMapper, partly_masked
 from .random_scale import scale_crop_flip
 from .sound_dicts import sound_dicts
+from .views import evaluation_mapper
 
 REPLACEMENTS = 10  # other samples to try where a mapper declines one
 
@@ -170,6 +171,8 @@ class MappedByPosition(Dataset):
 
     Attributes:
         records: the data set dicts.
+        mapper: what makes inputs of them; may be replaced before the first batch.
+        extensions: of each batch, in this order.
     """
 
     def __init__(
@@ -179,11 +182,7 @@ class MappedByPosition(Dataset):
         seed: int,
         extensions: Sequence[BatchExtension] = (),
     ) -> None:
-        """
-        Args:
-            extensions: of each batch, in this order.
-        """
-        self.records, self._mapper, self._seed, self._extensions = records, mapper, seed, extensions
+        self.records, self.mapper, self._seed, self.extensions = records, mapper, seed, extensions
 
     def __getitem__(self, key: tuple[int, int]) -> dict | Unreadable:
         return self.__getitems__([key])[0]
@@ -192,14 +191,14 @@ class MappedByPosition(Dataset):
         """A batch, as DataLoader asks for it: to keep the generators' states costs more than to map a small image."""
         with isolated_random():
             batch = [self._map(*key) for key in keys]
-            for extension in self._extensions:
+            for extension in self.extensions:
                 batch = extension.add(batch, keys[0][0], readable)
             return batch
 
     def _map(self, position: int, sample: int) -> dict | Unreadable:
         _seed_generators(self._seed, "sample", position)
         for _ in range(REPLACEMENTS):
-            mapped = readable(self._mapper, self.records[sample])
+            mapped = readable(self.mapper, self.records[sample])
             if mapped is not None:
                 return mapped
             sample = random.randrange(len(self.records))
@@ -293,8 +292,7 @@ def build_resumable_train_loader(cfg, mapper: Callable[[dict], dict | None] | No
         raise ValueError("DATASETS.TRAIN is empty: name a registered data set, or set FEW_SHOT.BENCHMARK.")
     if cfg.MODEL.LOAD_PROPOSALS or cfg.MODEL.KEYPOINT_ON:
         raise ValueError("dyn_d2 trains neither on precomputed proposals (MODEL.LOAD_PROPOSALS) nor on keypoints.")
-    records = list(apply_partial_masks(cfg, _records(cfg)))
-    note_loader(cfg, LOADER_KEYS)
+    records = list(partly_masked(cfg, _records(cfg)))
     labels = has_labels(cfg.DATASETS.TRAIN[0])
     batches = BatchesByPosition(
         _sample_order(cfg, records, cfg.SEED),
@@ -306,7 +304,9 @@ def build_resumable_train_loader(cfg, mapper: Callable[[dict], dict | None] | No
     mapper = mapper or build_mapper(cfg, cfg.DATASETS.TRAIN[0], is_train=True)
     kept = _kept(records)
     mapped = MappedByPosition(kept, mapper, cfg.SEED, _extensions(cfg, records, kept))
-    return ResumableLoader(mapped, batches, cfg.DATALOADER.NUM_WORKERS, _count_classes(records, labels))
+    loader = ResumableLoader(mapped, batches, cfg.DATALOADER.NUM_WORKERS, _count_classes(records, labels))
+    note_loader(loader, cfg)
+    return loader
 
 
 def _extensions(cfg, records: list[dict], kept: Dataset) -> list[BatchExtension]:
@@ -377,9 +377,10 @@ class EvaluationLoader:
             mapper: default the one that ``build_mapper`` chooses.
         """
         records = [{**record, "dataset": dataset_name} for record in sound_dicts([dataset_name], filter_empty=False)]
+        mapper = mapper or evaluation_mapper(build_mapper(cfg, dataset_name, is_train=False), len(records))
         self._batches = build_detection_test_loader(
             _kept(records),
-            mapper=partial(readable, mapper or build_mapper(cfg, dataset_name, is_train=False)),
+            mapper=partial(readable, mapper),
             batch_size=cfg.TEST.IMS_PER_BATCH,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )

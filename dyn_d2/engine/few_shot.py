@@ -16,12 +16,14 @@ from dyn_d2.method import FewShotMethod, few_shot_methods, methods
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from .feature_cache import cache_folder
 from .stages import Stage
 
 # Keys of later stages, which a stage on all data does not depend on.
 _LATER = (
     "FEW_SHOT.SHOTS",
     "FEW_SHOT.SHOTS_UNIT",
+    "FEW_SHOT.MAX_OBJECTS",
     "FEW_SHOT.SEED",
     "FEW_SHOT.INIT",
     "FEW_SHOT.METHOD",
@@ -32,6 +34,8 @@ _LATER = (
     "FEW_SHOT.NOVEL",
     "FEW_SHOT.FULL",
 )
+# The same of the novel stage, which methods on one base model share.
+_AFTER_NOVEL = ("FEW_SHOT.METHOD", "FEW_SHOT.PROTOCOL", "FEW_SHOT.FINETUNE", "FEW_SHOT.FULL")
 
 
 _NO_METHOD = FewShotMethod("", 0)
@@ -42,7 +46,14 @@ class FewShotStage(Stage):
 
     KEY = "FEW_SHOT.STAGE"
 
+    def opts(self) -> list[str]:
+        """All stages below one OUTPUT_DIR share their cached features."""
+        few = self.cfg.FEW_SHOT
+        return [*super().opts(), "FEW_SHOT.CACHE_DIR", few.CACHE_DIR or cache_folder(self.cfg)]
+
     def later_keys(self) -> tuple[str, ...]:
+        if self.name == NOVEL:
+            return _AFTER_NOVEL
         if self.name not in ON_ALL_DATA:
             return ()
         return (*_LATER, *(key for method in methods() for key in method.later_few_shot_keys))
@@ -92,15 +103,15 @@ def starting_checkpoint(
 
 
 def stage_folder(cfg: CfgNode, stage: str) -> str:
-    """Name of a stage's folder, e.g. ``base_split1`` or ``ft_full_split1_5shot_seed0``; base models of
-    other detectors than the config's carry the detector's name."""
+    """Name of a stage's folder, e.g. ``base_split1`` or ``ft_full_split1_5shot_seed0``; what methods share does not
+    carry the method's name, but the detector's where it is another one than the config's."""
     few = cfg.FEW_SHOT
     method = few_shot_methods().get(few.METHOD, _NO_METHOD)
     split = f"split{few.SPLIT}"
+    cosine = "_cosine" if cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER == "cosine" else ""
+    shared = f"{stage}{'_' * bool(method.detector)}{method.detector.lower()}{cosine}_{split}"
     if stage in ON_ALL_DATA:
-        cosine = "_cosine" if cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER == "cosine" else ""
-        detector = method.detector.lower()
-        return f"{stage}{'_' * bool(detector)}{detector}{cosine}_{split}"
+        return shared
     shots = f"{few.SHOTS}shot" + ("_images" if few.SHOTS_UNIT == "image" else "") + f"_seed{few.SEED}"
     if stage == JOINT_SHOTS:
         return f"{method.folder or stage}_{split}_{shots}"
@@ -108,7 +119,7 @@ def stage_folder(cfg: CfgNode, stage: str) -> str:
         kind = few.METHOD or FINETUNE
         suffix = ("_novelinit" if few.INIT == "novel" else "") + ("_fsod" if few.PROTOCOL == "fsod" else "")
         return f"{kind}_{split}_{shots}{suffix}"
-    return "_".join(part for part in (stage, few.METHOD, split, shots) if part)
+    return f"{shared}_{shots}"
 
 
 def plan(config_file: str, opts: Iterable[str]) -> list[Stage]:

@@ -16,21 +16,25 @@ from dyn_d2.data.check import ImageFile, check_image_files, check_records, conce
 from dyn_d2.data.check_report import Problem
 from dyn_d2.data.classification import check_labels, has_labels, require_files
 from dyn_d2.data.classification.check import check_images
+from dyn_d2.data.examined import Examined
 from dyn_d2.data.few_shot.stages import BASE, is_fine_tuning
+from dyn_d2.data.registered import registered_records
 from dyn_d2.data.semantic import check_label_maps, has_label_maps
 from dyn_d2.evaluation import prepare_evaluation, with_evaluators_of_model
 from dyn_d2.evaluation.quiet import quiet_tables
 from dyn_d2.method import methods
 from dyn_d2.modeling.answers import any_score, head_classes, label_set_problems
+from dyn_d2.modeling.backbone.timm import OWN_WEIGHTS
 from dyn_d2.modeling.freeze import has_frozen_parts
 from dyn_d2.utils.errors import UserError, leave_traceback
 from dyn_d2.utils.extras import how_to_install, is_missing
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from .feature_cache import cache_folder, evaluated_from_cache
 from .trainer import DynTrainer
 
 logger = logging.getLogger(__name__)
@@ -150,7 +154,7 @@ def _say_what_was_sampled(trainer: DynTrainer) -> None:
     """What passed because only a part of it was looked at."""
     cfg = trainer.cfg
     sizes = {cfg.DATASETS.TRAIN[0]: len(trainer.data_loader.dataset.records)}
-    sizes |= {name: len(DatasetCatalog.get(name)) for name in cfg.DATASETS.TEST}
+    sizes |= {name: len(registered_records(name)) for name in cfg.DATASETS.TEST}
     for name, size in sizes.items():
         if size > READ_IMAGES:
             logger.info(
@@ -207,6 +211,9 @@ def _label_set_problems(cfg: CfgNode, model: nn.Module) -> list[str]:
 
 def _frozen_problems(cfg, model: nn.Module, report: LoadReport) -> list[str]:
     loaded = set(report.loaded)
+    for prefix, module in model.named_modules():
+        if getattr(module, OWN_WEIGHTS, False):
+            loaded.update(f"{prefix}.{name}" for name, _ in module.named_parameters())
     random = [name for name, p in model.named_parameters() if not p.requires_grad and name not in loaded]
     if not random:
         return []
@@ -255,8 +262,10 @@ def _data_problems(trainer: DynTrainer) -> list[str]:
         return []
     cfg = trainer.cfg
     sets = {cfg.DATASETS.TRAIN[0]: list(trainer.data_loader.dataset.records)}
-    sets |= {name: DatasetCatalog.get(name) for name in cfg.DATASETS.TEST}
+    sets |= {name: registered_records(name) for name in cfg.DATASETS.TEST}
     problems = []
+    # The cells of a table share their images.
+    examined = Examined(cache_folder(cfg)) if is_fine_tuning(cfg) and cfg.FEW_SHOT.CACHE != "off" else None
     for name, records in sets.items():
         metadata = MetadataCatalog.get(name)
         if has_labels(name):
@@ -269,7 +278,7 @@ def _data_problems(trainer: DynTrainer) -> list[str]:
             continue
         report = check_records([record for record in records if "annotations" in record], metadata)
         files = {r["file_name"]: (r["file_name"], r.get("image_id"), r.get("width"), r.get("height")) for r in records}
-        report.problems += _image_problems(list(files.values()))
+        report.problems += _image_problems(list(files.values()), examined)
         report.problems = concerning(report.problems, cfg)
         # Data sets that few-shot code did not make are Detectron2's business, which drops empty boxes.
         report.tolerate(metadata.get("tolerated_defects", ["empty_box"]))
@@ -278,11 +287,15 @@ def _data_problems(trainer: DynTrainer) -> list[str]:
     return problems
 
 
-def _image_problems(files: list[ImageFile]) -> list[Problem]:
-    if len(files) <= READ_IMAGES:
-        return check_image_files(files, read_images=True)
-    opened = check_image_files(_spread(files, READ_IMAGES), read_images=True)
-    return check_image_files(files, read_images=False) + [p for p in opened if p.kind != "missing_image"]
+def _image_problems(files: list[ImageFile], examined: Examined | None) -> list[Problem]:
+    missing = check_image_files(files, read_images=False)
+    to_open = _spread(files, READ_IMAGES)
+    if examined is not None:
+        to_open = examined.others(to_open)
+    opened = check_image_files(to_open, read_images=True)
+    if examined is not None and not opened:
+        examined.add(to_open)
+    return missing + [problem for problem in opened if problem.kind != "missing_image"]
 
 
 def _spread(values: list[Any], at_most: int) -> list[Any]:
@@ -320,6 +333,11 @@ def _evaluation_problems(trainer: DynTrainer) -> list[str]:
 
 
 def _dry_run(trainer: DynTrainer, name: str) -> None:
+    with evaluated_from_cache(trainer.cfg, trainer.checkpointer.model, final=False):
+        _evaluate_a_few(trainer, name)
+
+
+def _evaluate_a_few(trainer: DynTrainer, name: str) -> None:
     model = trainer.checkpointer.model
     prepare_evaluation(trainer.cfg, model, limit=1)
     loader = trainer.build_test_loader(trainer.cfg, name)

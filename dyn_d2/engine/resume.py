@@ -4,6 +4,7 @@ without a gap in its log. What differs is refused, with the way to go on all the
 import json
 import logging
 import os
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,31 +201,46 @@ def write_final_model(trainer: "DynTrainer") -> None:
 # ----------------------------------------------------------------------------------------------------------- the log
 
 
-def drop_metrics_from(path: str, iteration: int) -> int:
-    """Cut a metrics.json at the first row of ``iteration`` or later, or at a line that a kill has cut off: the resumed
-    run logs those iterations again. The file is shortened in place, since its writer has it open.
+def drop_metrics_from(path: str, iteration: int, kept: Collection[int] = ()) -> int:
+    """Take the rows of ``iteration`` and later out of a metrics.json, and what comes after a line that a kill has cut
+    off: the resumed run logs those iterations again. The file is changed in place, since its writer has it open.
+
+    Rows may stand in any order: an installed Detectron2 writes those of an evaluation after those of later losses.
+
+    Args:
+        kept: iterations whose values the resumed run has at hand. Where a kill has left out the row of one of them, the
+            later rows of the same writing are taken out too.
 
     Returns:
-        The iteration of the last row that is left; -1 where there is none.
+        The last iteration that is left; -1 where there is none.
     """
-    last = -1
     if not os.path.isfile(path):
-        return last
-    keep = 0
+        return -1
     with open(path, "rb") as file:
-        for line in file:
-            try:
-                row: dict[str, Any] = json.loads(line)
-                whole = line.endswith(b"\n") and row.get("iteration", -1) < iteration
-            except (ValueError, AttributeError, TypeError):
-                break
-            if not whole:
-                break
-            keep += len(line)
-            last = row.get("iteration", last)
-    if keep < os.path.getsize(path):
-        os.truncate(path, keep)
-    return last
+        content = file.read()
+    rows = list(_whole_rows(content))
+    found = {step for step, _ in rows}
+    left_out = min(set(kept) - found, default=iteration)
+    if {step for step in found if left_out < step < iteration} <= set(kept):
+        iteration = min(iteration, left_out)
+    left = b"".join(line for step, line in rows if step < iteration)
+    if left != content:
+        with open(path, "r+b") as file:
+            file.write(left)
+            file.truncate()
+    return max((step for step, _ in rows if step < iteration), default=-1)
+
+
+def _whole_rows(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """Iteration and line of each row, up to the first that is none."""
+    for line in content.splitlines(keepends=True):
+        try:
+            step = json.loads(line).get("iteration", -1)
+        except (ValueError, AttributeError):
+            return
+        if not line.endswith(b"\n") or not isinstance(step, int):
+            return
+        yield step, line
 
 
 def _is_kept(name: Any, history: Any) -> bool:
@@ -270,6 +286,10 @@ class KeepScalars(HookBase):
         if not isinstance(kept, dict) or not all(_is_kept(name, history) for name, history in kept.items()):
             raise ValueError("the values that were logged last are of another form")
         self._kept = kept
+
+    def last_steps(self) -> set[int]:
+        """The iterations of the values that would be written next, from the checkpoint."""
+        return {history["values"][-1][1] for history in self._kept.values() if history["values"]}
 
     def resume_after(self, written: int) -> None:
         """

@@ -1,4 +1,4 @@
-"""Training in stages: each one is a process of its own with a folder of its own, and starts from the one before.
+"""Training in stages: each one has a process and a folder of its own, and starts from the one before.
 
 A finished stage leaves ``done.json`` in its folder, with a hash of its config and fingerprints of data and weights. A
 stage for which these are unchanged, and whose weights are there and can be opened, is skipped; one that was killed goes
@@ -20,8 +20,8 @@ import yaml
 
 from dyn_d2.checkpoint.files import FINAL, is_whole, tagged
 from dyn_d2.checkpoint.validate import are_inputs
-from dyn_d2.config.output_dir import NEUTRAL_KEYS, is_below
-from dyn_d2.config.read import flatten
+from dyn_d2.config.output_dir import NEUTRAL_KEYS, differing_keys, is_below
+from dyn_d2.config.read import flatten, read_yaml
 from dyn_d2.data.fingerprint import forget_fingerprints
 from dyn_d2.utils.atomic import write_json
 from dyn_d2.utils.errors import UserError
@@ -107,10 +107,7 @@ class Stage:
             return False
         done = _read_done(path)
         if done["fingerprint"] != self.fingerprint():
-            raise StageError(
-                f"{self.folder} holds stage {self.name} of another config (compare its config.yaml): choose another "
-                "OUTPUT_DIR, or remove that folder."
-            )
+            self._require_same_keys()
         if not is_whole(self.weights):
             return False
         lines = changed(done.get("inputs", {}), self.inputs())
@@ -120,6 +117,18 @@ class Stage:
                 f"OUTPUT_DIR or remove that folder to train anew, or give {ALLOW} True to keep the old result."
             )
         return True
+
+    def _require_same_keys(self) -> None:
+        """Compare key by key: the hash is another one, too, where this version has keys that the older one lacked. The
+        stages before are compared by themselves, and their weights are among the inputs."""
+        saved, keys = self.folder / "config.yaml", ["compare its config.yaml"]
+        if saved.is_file():
+            keys = differing_keys(read_yaml(str(saved)), self.cfg, NEUTRAL_KEYS + self.later_keys())
+        if keys:
+            raise StageError(
+                f"{self.folder} holds stage {self.name} of another config:{listed(keys)}\nChoose another "
+                "OUTPUT_DIR, or remove that folder."
+            )
 
 
 def _read_done(path: Path) -> dict[str, Any]:
@@ -137,12 +146,19 @@ def run_process(command: list[str]) -> int:
     return subprocess.run(command, check=False).returncode
 
 
-def run_stage(stage: Stage, config_file: str, opts: Iterable[str], launcher: Iterable[str] = ()) -> None:
+def run_stage(
+    stage: Stage,
+    config_file: str,
+    opts: Iterable[str],
+    launcher: Iterable[str] = (),
+    train: Callable[[list[str]], None] | None = None,
+) -> None:
     """Train ``stage`` in a process of its own, unless its result is there; go on where it was killed.
 
     Args:
         stage: its config was made from ``config_file`` and ``opts``.
         launcher: options of ``dyn-d2 train`` such as ``--num-gpus 2``.
+        train: called with the arguments of ``dyn-d2 train`` in place of that process.
 
     Raises:
         StageError: the process failed, or the folder holds another config's result.
@@ -159,20 +175,28 @@ def run_stage(stage: Stage, config_file: str, opts: Iterable[str], launcher: Ite
     start = stage.initial_weights(resume)
     derived: list[Any] = [*stage.opts(), "OUTPUT_DIR", stage.folder]
     derived += ["MODEL.WEIGHTS", start] if start else []
-    command = [sys.executable, *TRAIN, *launcher, *(["--resume"] if resume else [])]
-    command += ["--config-file", config_file] if config_file else []
-    command += [*opts, *map(str, derived)]
+    arguments = [*launcher, *(["--resume"] if resume else [])]
+    arguments += ["--config-file", config_file] if config_file else []
+    arguments += [*opts, *map(str, derived)]
+    command = [sys.executable, *TRAIN, *arguments]
     logger.info(f"stage {stage.name}: {'going on' if resume else 'starting'} in {stage.folder}\n  {' '.join(command)}")
+    if train:
+        train(arguments)
+    else:
+        _train_in_a_process(stage, command)
+    if not is_whole(stage.weights):
+        raise StageError(f"stage {stage.name} ended without {stage.weights}: see {stage.folder}/log.txt.")
+    done = {"stage": stage.name, "fingerprint": stage.fingerprint(), "weights": FINAL, "inputs": inputs}
+    write_json(stage.folder / DONE, done)
+
+
+def _train_in_a_process(stage: Stage, command: list[str]) -> None:
     status = run_process(command)
     if status != 0:
         raise StageError(
             f"stage {stage.name} ended with status {status}; its messages are above and in {stage.folder}/log.txt. "
             "The same command goes on from the last checkpoint."
         )
-    if not is_whole(stage.weights):
-        raise StageError(f"stage {stage.name} ended without {stage.weights}: see {stage.folder}/log.txt.")
-    done = {"stage": stage.name, "fingerprint": stage.fingerprint(), "weights": FINAL, "inputs": inputs}
-    write_json(stage.folder / DONE, done)
 
 
 def run_stages(stages: list[Stage], config_file: str, opts: list[str], launcher: Iterable[str] = ()) -> Stage:

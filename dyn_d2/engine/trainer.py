@@ -31,6 +31,7 @@ from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage, has_event_storage
 
+from .feature_cache import FreshFeatures, evaluated_from_cache, predictor_alone
 from .hooks import DivergenceError, LossAverages, LossGuard, StepSeeds
 from .inputs import inputs_of
 from .lr_schedules import HALVING, POLY, halving_schedule, poly_schedule
@@ -78,6 +79,7 @@ class DynTrainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
+        predictor_alone(cfg, model, data_loader)
         wrapped = distribute(model, cfg.SOLVER.FIND_UNUSED_PARAMETERS)
         on_gpu = next(model.parameters()).is_cuda
         if cfg.SOLVER.AMP.ENABLED and not on_gpu:
@@ -151,9 +153,11 @@ class DynTrainer(DefaultTrainer):
         if evaluators is None:
             names = cfg.DATASETS.TEST
             evaluators = [with_evaluators_of_model(cls.build_evaluator(cfg, name), cfg, bare, name) for name in names]
-        results = super().test(cfg, model, evaluators)
+        done = _iterations_done(cfg)
+        with evaluated_from_cache(cfg, bare, final=done in (None, cfg.SOLVER.MAX_ITER)):
+            results = super().test(cfg, model, evaluators)
         if comm.is_main_process() and cfg.DATASETS.TEST:
-            record = evaluation_record(cfg, bare, results, _iterations_done(cfg))
+            record = evaluation_record(cfg, bare, results, done)
             write_results(os.path.join(cfg.OUTPUT_DIR, RESULTS_FILE), record)
         return results
 
@@ -164,7 +168,7 @@ class DynTrainer(DefaultTrainer):
         self._scalars = KeepScalars(self._writers, cfg.TEST.EVAL_PERIOD)
         own = [StepSeeds(cfg.SEED), self._guard, LossAverages(self.checkpointer.model), self._scalars]
         if has_frozen_parts(self.checkpointer.model):
-            own.append(VerifyFrozen(self.checkpointer.model))
+            own += [VerifyFrozen(self.checkpointer.model), FreshFeatures(self.checkpointer.model)]
         for method in methods():
             own += method.hooks(cfg, self.checkpointer.model)
         return own + super().build_hooks()
@@ -172,6 +176,10 @@ class DynTrainer(DefaultTrainer):
     def build_writers(self) -> list[EventWriter]:
         self._writers += super().build_writers()
         return self._writers
+
+    def after_train(self) -> None:
+        self.iter = min(self.iter, self.max_iter)  # where no step is left, an installed Detectron2 counts one more
+        super().after_train()
 
     def run_step(self) -> None:
         try:
@@ -213,7 +221,8 @@ class DynTrainer(DefaultTrainer):
         self.data_loader.start_iter = self.start_iter
         written = -1
         if comm.is_main_process():
-            written = drop_metrics_from(os.path.join(folder, "metrics.json"), self.start_iter)
+            metrics = os.path.join(folder, "metrics.json")
+            written = drop_metrics_from(metrics, self.start_iter, self._scalars.last_steps())
         self._scalars.resume_after(comm.all_gather(written)[0])  # an evaluation needs all processes
         logger.info(f"RESUME iter {self.start_iter} from {path} (MODEL.WEIGHTS {weights or '(none)'} ignored)")
         if self.start_iter >= self.max_iter and os.path.basename(path) != FINAL:

@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 from tabulate import tabulate
 
 from dyn_d2.utils.atomic import atomic_write
 
 from .results import versions, write_results
+
+# Name of a 95 % confidence interval -> the formula of its half width. "normal" is that of the multi-seed tables of Wang
+# et al. (ICML 2020), whose n is 10 to 30; of few values it is too narrow: 1.96 where Student's t has 2.78 for five.
+INTERVALS = {"t": "t(0.975, n - 1) s / sqrt(n)", "normal": "1.96 s / sqrt(n)"}
 
 
 @dataclass(frozen=True)
@@ -32,15 +37,74 @@ class Estimate:
         return {"mean": self.mean, "half_width_95": self.half_width, "seeds": self.count}
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and 1.96 s / sqrt(n), with s the sample standard deviation (n - 1 in the denominator); NaN if a value is.
+@dataclass(frozen=True)
+class Difference(Estimate):
+    """Mean of differences, with its sign."""
 
-    The formula of the multi-seed tables of Wang et al. (ICML 2020), whose n is 10 to 30; for few it is optimistic.
+    def __str__(self) -> str:
+        return super().__str__() if math.isnan(self.mean) or self.mean < 0 else f"+{super().__str__()}"
+
+
+def half_width(values: Sequence[float], interval: str = "t") -> float:
+    """Half width of the 95 % confidence interval of the mean of n values: a factor times s / sqrt(n), with s the sample
+    standard deviation (n - 1 in the denominator). NaN for one value.
+
+    Args:
+        interval: "t": Student's t with n - 1 degrees of freedom; "normal": 1.96.
+
+    Raises:
+        ValueError: no such interval.
     """
+    if interval not in INTERVALS:
+        raise ValueError(f"unknown interval {interval!r}: use {' or '.join(INTERVALS)}.")
+    count = len(values)
+    if count < 2:
+        return math.nan
+    factor = float(stdtrit(count - 1, 0.975)) if interval == "t" else 1.96
+    return factor * float(np.std(values, ddof=1)) / math.sqrt(count)
+
+
+def estimate(values: Sequence[float], interval: str = "t") -> Estimate:
+    """Mean and 95 % confidence interval (``half_width``); NaN if a value is."""
     if not values:
         raise ValueError("There is nothing to average.")
-    half = 1.96 * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return Estimate(float(np.mean(values)), half, len(values))
+    return Estimate(float(np.mean(values)), half_width(values, interval), len(values))
+
+
+def cumulative(values: Sequence[float], interval: str = "t") -> list[Estimate]:
+    """Estimates of the first 1, 2 ... n values (Figure 7.3 of Wang, X., PhD thesis, UC Berkeley, 2020)."""
+    return [estimate(values[:count], interval) for count in range(1, len(values) + 1)]
+
+
+def paired_difference(
+    first: Mapping[int, float], second: Mapping[int, float], interval: str = "t"
+) -> tuple[Difference, dict[int, float]]:
+    """Mean and interval of ``first`` minus ``second`` over the seeds that both have, and the difference of each seed.
+
+    What both owe to the same sample of shots is not in it, so that the interval is narrower than those of the two.
+
+    Args:
+        first, second: seed -> value.
+
+    Raises:
+        ValueError: they have no seed in common.
+    """
+    single = {seed: value - second[seed] for seed, value in first.items() if seed in second}
+    if not single:
+        raise ValueError(f"no seed in common: {sorted(first)} and {sorted(second)}.")
+    values = list(single.values())
+    return Difference(float(np.mean(values)), half_width(values, interval), len(values)), single
+
+
+def student_estimate(values: Sequence[float]) -> Estimate:
+    """Mean and the 95 % interval of Student's t with n - 1 degrees of freedom, right for few values as well."""
+    plain = estimate(values)
+    if len(values) < 2:
+        return plain
+    from scipy.stats import t  # half a second to import
+
+    half = float(t.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return Estimate(plain.mean, half, len(values))
 
 
 def headline(record: Mapping[str, Any], task: str = "bbox") -> dict[str, float]:
@@ -56,12 +120,13 @@ def headline(record: Mapping[str, Any], task: str = "bbox") -> dict[str, float]:
 
 
 def aggregate(
-    results: Mapping[tuple, Mapping[int, Mapping[str, float]]], seeds: Sequence[int]
+    results: Mapping[tuple, Mapping[int, Mapping[str, float]]], seeds: Sequence[int], interval: str = "t"
 ) -> dict[tuple, dict[str, Estimate]]:
     """Estimates of each metric of each cell over ``seeds``.
 
     Args:
         results: cell -> seed -> metric -> value.
+        interval: see ``half_width``.
 
     Raises:
         ValueError: a cell lacks one of the seeds; it names them, for a mean over other seeds is another number.
@@ -76,7 +141,7 @@ def aggregate(
         raise ValueError(f"Seeds are missing, nothing is averaged: {words}.")
     return {
         cell: {
-            metric: estimate([by_seed[s][metric] for s in seeds])
+            metric: estimate([by_seed[s][metric] for s in seeds], interval)
             for metric in by_seed[seeds[0]]
             if all(metric in by_seed[s] for s in seeds)
         }
@@ -93,8 +158,8 @@ def table(
 
 
 def write_benchmark(folder: Path, record: Mapping[str, Any], caption: str, text: str) -> None:
-    """Write benchmark.json, ``record`` with the formula of intervals and all versions, and benchmark.md, the table
-    ``text`` under its caption."""
-    write_results(folder / "benchmark.json", {"interval": "1.96 s / sqrt(n)", **record, "versions": versions()})
+    """Write benchmark.json, ``record`` with the formula of intervals (Student's t where it has none) and all versions,
+    and benchmark.md, the table ``text`` under its caption."""
+    write_results(folder / "benchmark.json", {"interval": INTERVALS["t"], **record, "versions": versions()})
     with atomic_write(folder / "benchmark.md") as file:
         file.write(f"{caption}\n\n{text}\n")

@@ -37,7 +37,7 @@ _BUILDERS: dict[str, BuildEvaluator] = {
     "lvis": lambda cfg, name, folder, groups: (FewShotLVISEvaluator if groups else CheckedLVISEvaluator)(
         name, output_dir=folder
     ),
-    "pascal_voc": lambda cfg, name, folder, groups: FewShotVOCEvaluator(name),
+    "pascal_voc": lambda cfg, name, folder, groups: FewShotVOCEvaluator(name, folder),
     "sem_seg": lambda cfg, name, folder, groups: CheckedSemSegEvaluator(name, distributed=True, output_dir=folder),
     "cityscapes_instance": lambda cfg, name, folder, groups: CityscapesInstanceEvaluator(name),
     "classification": lambda cfg, name, folder, groups: ClassificationEvaluator(name, folder),
@@ -46,7 +46,7 @@ _BUILDERS: dict[str, BuildEvaluator] = {
 # Detectron2 tags some sets with a type that needs two evaluators.
 _COMBINED = {"coco_panoptic_seg": ("sem_seg", "coco")}
 # Their files are not named after the set: coco_instances_results.json, sem_seg_predictions.json and others.
-_UNNAMED_FILES = {"coco", "lvis", "sem_seg"}
+_UNNAMED_FILES = {"coco", "lvis", "sem_seg", "pascal_voc"}
 
 
 def evaluator_types() -> dict[str, BuildEvaluator]:

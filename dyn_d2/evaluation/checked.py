@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from dyn_d2.data.registered import registered_records
 from dyn_d2.data.semantic.label_maps import IGNORE, read_classes
+from dyn_d2.data.validity.coco import DataError
 from dyn_d2.data.validity.ground_truth import (
     coco_api,
     lvis_api,
@@ -29,7 +31,7 @@ from dyn_d2.data.validity.ground_truth import (
 )
 from dyn_d2.data.validity.records import as_coco
 
-from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data import Metadata, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, LVISEvaluator, SemSegEvaluator
 
 logger = logging.getLogger(__name__)
@@ -66,7 +68,7 @@ def coco_ground_truth(dataset_name: str) -> Any:
         return coco_api(path)
     ids = {v: k for k, v in metadata.get("thing_dataset_id_to_contiguous_id", {}).items()}
     classes = list(metadata.thing_classes)
-    content = as_coco(DatasetCatalog.get(dataset_name), classes, dataset_name, [ids[i] for i in range(len(ids))])
+    content = as_coco(registered_records(dataset_name), classes, dataset_name, [ids[i] for i in range(len(ids))])
     return coco_api(content, dataset_name)
 
 
@@ -203,8 +205,24 @@ class CheckedSemSegEvaluator(SemSegEvaluator):
         """
         metadata = MetadataCatalog.get(dataset_name)
         classes, ignore = len(metadata.stuff_classes), metadata.get("ignore_label", IGNORE)
+        self._predicted: tuple[int, ...] = ()
 
         def read(path: str, dtype: Any = int) -> np.ndarray:
-            return read_classes(path, classes, ignore).astype(dtype)
+            labels = read_classes(path, classes, ignore).astype(dtype)
+            if self._predicted and labels.shape != self._predicted:
+                size = " x ".join(map(str, self._predicted[::-1]))
+                raise DataError(
+                    f"{path} is {labels.shape[1]} x {labels.shape[0]}, but the prediction for its image {size}."
+                )
+            return labels
 
         super().__init__(dataset_name, *args, **{"sem_seg_loading_fn": read, **options})
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """
+        Raises:
+            DataError: a label map is none, or has another size than the prediction.
+        """
+        for given, output in zip(inputs, outputs, strict=True):
+            self._predicted = tuple(output["sem_seg"].shape[-2:])
+            super().process([given], [output])

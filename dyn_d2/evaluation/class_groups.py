@@ -34,6 +34,10 @@ TITLES = {
 COCO_METRICS = {"AP": (None, 0), "AP50": (0, 0), "AP75": (5, 0), "APs": (None, 1), "APm": (None, 2), "APl": (None, 3)}
 
 
+# name -> (index of the limit of detections an image, 1, 10 or 100; index of the area range)
+RECALLS = {"AR1": (0, 0), "AR10": (1, 0), "AR100": (2, 0), "ARs": (2, 1), "ARm": (2, 2), "ARl": (2, 3)}
+
+
 def group_means(per_class: Mapping[str, np.ndarray], classes: Sequence[str], groups: ClassGroups) -> dict[str, float]:
     """Means over all classes and over groups of per-class values.
 
@@ -99,7 +103,7 @@ def group_results(
 
 
 def _mean_precision(precision: np.ndarray) -> np.ndarray:
-    """(T, R, K) precision, -1 where undefined -> (K,) mean in percent, NaN for a class without ground truth."""
+    """(T, R, K) precision or recall, -1 where undefined -> (K,) mean in percent, NaN for a class without truth."""
     valid = precision > -1
     count = valid.sum(axis=(0, 1))
     total = np.where(valid, precision, 0.0).sum(axis=(0, 1))
@@ -114,8 +118,18 @@ def per_class_metrics(precision: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
+def per_class_recalls(recall: np.ndarray) -> dict[str, np.ndarray]:
+    """(T, K, A, M) recall of COCO, M limits of detections an image and class -> metric -> (K,) percent, NaN for a class
+    without ground truth of that size."""
+    return {
+        name: _mean_precision(recall[:, None, :, area, limit])
+        for name, (limit, area) in RECALLS.items()
+        if limit < recall.shape[-1]
+    }
+
+
 class GroupedCOCOEvaluator(CheckedCOCOEvaluator):
-    """COCOEvaluator that adds each group's AP to boxes and masks.
+    """COCOEvaluator that adds each group's AP and average recall (AR) to boxes and masks.
 
     The detector emits up to 100 objects an image over all its classes; a group's AP is COCO's AP restricted to the
     group's categories.
@@ -136,4 +150,5 @@ class GroupedCOCOEvaluator(CheckedCOCOEvaluator):
         if iou_type not in ("bbox", "segm"):
             return results
         per_class = per_class_metrics(coco_eval.eval["precision"][..., -1])
+        per_class |= per_class_recalls(coco_eval.eval["recall"])
         return group_results(per_class, self._metadata, self._groups, ("AP",), iou_type)

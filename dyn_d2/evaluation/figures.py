@@ -12,11 +12,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
+from dyn_d2.data.registered import registered_records
 from dyn_d2.utils.atomic import atomic_write
 from dyn_d2.utils.own_files import read_json_of
 
-from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data import detection_utils as utils
 from detectron2.structures import BoxMode
 
@@ -75,7 +77,7 @@ def draw_predictions(
     detections = defaultdict(list)
     for detection in _read_detections(results_file):
         detections[detection["image_id"]].append(detection)
-    dicts = DatasetCatalog.get(dataset)
+    dicts = registered_records(dataset)
     chosen = [dicts[i] for i in np.unique(np.linspace(0, len(dicts) - 1, images).astype(int))]
     cells = _pair_axes(figure := Figure(), len(chosen), float(np.mean([r["width"] / r["height"] for r in chosen])))
     for axes, record in zip(cells, chosen, strict=True):
@@ -272,6 +274,38 @@ def _draw_lines(axis: Axes, curves: Mapping[str, Mapping[int, tuple[float, float
         places = places + 0.04 * (number - (len(curves) - 1) / 2)
         axis.errorbar(places, mean, yerr=np.nan_to_num(half), marker="o", capsize=3, label=method)
     axis.set_xticks(range(len(all_shots)), [str(k) for k in all_shots])
+
+
+def draw_over_seeds(
+    panels: Mapping[int, Mapping[str, Sequence[tuple[float, float]]]], path: str | Path, metric: str = "nAP"
+) -> Path:
+    """Cumulative mean of ``metric`` over the first 1, 2 ... seeds with its 95 % confidence interval: a panel a K, a
+    line a method.
+
+    Args:
+        panels: K -> method -> (mean, half width of the interval, NaN for one seed) of the first 1, 2 ... seeds.
+
+    Raises:
+        ValueError: there is not a single value.
+    """
+    if not any(panels.values()):
+        raise ValueError(f"There is no {metric} to draw.")
+    figure = Figure(figsize=(1 + 3.4 * len(panels), 3.6))
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    colours = {method: f"C{n}" for n, method in enumerate(dict.fromkeys(m for lines in panels.values() for m in lines))}
+    for axis, (shots, lines) in zip(axes, sorted(panels.items()), strict=True):
+        for method, points in lines.items():
+            mean, half = np.array(points).T
+            count = np.arange(1, len(points) + 1)
+            axis.plot(count, mean, marker=".", color=colours[method], label=method)
+            # Two seeds have an interval that would leave room for nothing else.
+            axis.fill_between(count[2:], (mean - half)[2:], (mean + half)[2:], alpha=0.2, color=colours[method])
+        axis.set(xlabel="seeds", title=f"K = {shots}")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.3)
+    axes[0].set(ylabel=f"{metric} (%), cumulative mean")
+    axes[0].legend(fontsize=8)
+    return save_figure(figure, path)
 
 
 # ------------------------------------------------------------------------------------------------- methods by settings

@@ -5,9 +5,10 @@ experiments on COCO)."""
 from collections.abc import Sequence
 
 from dyn_d2.data.partial_masks import masked_classes
+from dyn_d2.data.registered import registered_records
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, Metadata
+from detectron2.data import Metadata
 
 
 def mask_groups(cfg: CfgNode, metadata: Metadata) -> dict[str, Sequence[str]]:
@@ -28,7 +29,7 @@ def mask_groups(cfg: CfgNode, metadata: Metadata) -> dict[str, Sequence[str]]:
     if not names:
         return {}
     if not metadata.get("thing_classes"):
-        DatasetCatalog.get(metadata.name)  # registered from a json, whose first reading brings the names
+        registered_records(metadata.name)  # registered from a json, whose first reading brings the names
     classes = metadata.thing_classes
     masked = masked_classes(names, classes, key=key) or ()
     groups: dict[str, Sequence[str]] = {

@@ -92,10 +92,11 @@ def frozen_fingerprint(model: nn.Module) -> dict[str, str]:
     for prefix, module in model.named_modules():
         if getattr(module, _MARK, False):
             tensors.update(module.named_buffers(prefix=prefix))
-    return {name: _digest(tensor) for name, tensor in sorted(tensors.items())}
+    return {name: tensor_hash(tensor) for name, tensor in sorted(tensors.items())}
 
 
-def _digest(tensor: Tensor) -> str:
+def tensor_hash(tensor: Tensor) -> str:
+    """A hash of type, shape and values."""
     values = tensor.detach().cpu().contiguous()
     described = f"{values.dtype}{tuple(values.shape)}".encode()
     return hashlib.sha256(described + values.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()

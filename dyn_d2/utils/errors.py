@@ -144,7 +144,7 @@ def one_message(prefix: str = "") -> Iterator[None]:
         if shows:
             raise
         message = message_of(error)
-        _note_in_log_files(message)
+        note_in_log_files(message)
         sys.exit(f"{prefix}{Path(sys.argv[0]).name}: {message}")
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
@@ -191,8 +191,8 @@ def _log_files() -> list[Path]:
     return [Path(name) for name in names if isinstance(name, str) and os.path.isfile(name)]
 
 
-def _note_in_log_files(message: str) -> None:
-    """The console gets the message at the end anyway."""
+def note_in_log_files(message: str) -> None:
+    """Write the message of an error to the log's file; the console gets it at the end anyway."""
     logger = logging.getLogger("dyn_d2")
     record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, message, (), None)
     for handler in logger.handlers:

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from functools import cache
 
 import numpy as np
 import torch
@@ -18,5 +19,15 @@ def seed_all(*parts: int | str) -> int:
     seed = derive_seed(*parts)
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    if _has_accelerator():
+        torch.manual_seed(seed)
+    else:  # torch.manual_seed would note for each device that may come up later who called it, which takes milliseconds
+        torch.default_generator.manual_seed(seed)
     return seed
+
+
+@cache
+def _has_accelerator() -> bool:
+    if hasattr(torch, "accelerator"):  # since torch 2.6
+        return torch.accelerator.is_available()
+    return torch.cuda.is_available() or torch.backends.mps.is_available()

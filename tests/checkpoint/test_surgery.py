@@ -110,8 +110,37 @@ def test_linear_base_becomes_cosine_without_bias() -> None:
 def test_heads_that_do_not_fit_are_both_named() -> None:
     with pytest.raises(CheckpointError, match="is cosine.*asks for linear"):
         operate(source(BASE, "cosine"), [*BASE, *NOVEL], NOVEL, classifier="linear")
-    with pytest.raises(CheckpointError, match="is linear.*asks for cosine"):
-        operate(source(BASE), [*BASE, *NOVEL], NOVEL, novel=source(NOVEL, "linear"), classifier="cosine")
+    with pytest.raises(CheckpointError, match="is cosine.*asks for linear.*a novel model with a linear head"):
+        operate(source(BASE), [*BASE, *NOVEL], NOVEL, novel=source(NOVEL, "cosine"), classifier="linear")
+
+
+def test_one_linear_novel_model_serves_linear_and_cosine_heads() -> None:
+    base, novel = source(BASE), source(NOVEL, offset=100)
+    linear, cosine = (
+        operate(base, [*BASE, *NOVEL], NOVEL, novel=novel, classifier=c)["model"] for c in ("linear", "cosine")
+    )
+    bias, weight = BOX + "cls_score.bias", BOX + "cls_score.weight"
+    assert linear[bias].tolist() == [0, 1, 2, 100, 101, 3] and bias not in cosine
+    assert torch.equal(linear[weight], cosine[weight]) and cosine[weight][3:5, 0].tolist() == [100, 101]
+    mixed = operate(source(BASE, "cosine"), [*BASE, *NOVEL], NOVEL, novel=novel)["model"]
+    assert torch.equal(mixed[weight], cosine[weight]) and bias not in mixed
+
+
+def test_random_prototypes_have_norm_one() -> None:
+    weight = BOX + "cls_score.weight"
+    base, classes = source(BASE), [*BASE, *NOVEL]
+    linear, cosine = (operate(base, classes, NOVEL, classifier=c)["model"] for c in ("linear", "cosine"))
+    torch.testing.assert_close(cosine[weight][3:5].norm(dim=1), torch.ones(2))
+    torch.testing.assert_close(torch.nn.functional.normalize(linear[weight][3:5]), cosine[weight][3:5])
+    assert torch.equal(linear[weight][:3], cosine[weight][:3])
+
+
+def test_box_regression_starts_as_detectron2_does_where_it_is_alone() -> None:
+    base = source(BASE)
+    base.model[BOX + "bbox_pred.weight"] = torch.zeros(12, 20000)
+    alone = operate(base, NOVEL, NOVEL)["model"][BOX + "bbox_pred.weight"]
+    beside = operate(base, [*BASE, *NOVEL], NOVEL)["model"][BOX + "bbox_pred.weight"][12:]
+    assert alone.std().item() == pytest.approx(0.001, rel=0.05) and beside.std().item() == pytest.approx(0.01, rel=0.05)
 
 
 @pytest.mark.parametrize(

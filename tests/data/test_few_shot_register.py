@@ -413,6 +413,85 @@ def test_lvis_divides_by_the_frequency_in_the_file_and_takes_up_to_k(tiny_lvis, 
     assert test.evaluator_type == "lvis"
 
 
+def test_lvis_base_set_with_frequent_and_common_classes_apart(tiny_lvis, tmp_path, few_shot_cfg) -> None:
+    cfg, rare, names = tiny_lvis
+    path = tmp_path / "lvis.json"
+    content = json.loads(path.read_text())
+    for position, category in enumerate(content["categories"]):
+        if position % 4 < 2:
+            category["frequency"] = category["frequency"].replace("f", "c")
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] == 1 or a["category_id"] % 4 == 0]
+    path.write_text(json.dumps(content))
+    cfg.FEW_SHOT.STAGE = "base"
+    together, classes = training_set(cfg)
+    cfg.FEW_SHOT.FREQUENCIES_APART = True
+    apart, same = training_set(cfg)
+    frequency = {c["name"]: c["frequency"] for c in content["categories"]}
+    kinds = [{frequency[classes[a["category_id"]]] for a in record["annotations"]} for record in apart]
+    # Image 2 keeps positions 3, 7 ... only, of which all base classes are frequent; image 1 has 0, 2, 4 ...
+    assert classes == same and len(together) == 2
+    assert [(r["image_id"], kind) for r, kind in zip(apart, kinds, strict=True)] == [
+        (1, {"f"}), (2, {"f"}), (1, {"c"})
+    ]  # fmt: skip
+
+    def ids(records: list) -> list[int]:
+        return sorted(a["id"] for r in records for a in r["annotations"])
+
+    assert ids(apart) == ids(together)
+    cfg.FEW_SHOT.STAGE = "joint"
+    assert len(training_set(cfg)[0]) == 2
+    with pytest.raises(ValueError, match="FREQUENCIES_APART is for LVIS.*'voc'"):
+        training_set(few_shot_cfg(BENCHMARK="voc", FREQUENCIES_APART=True))
+    for category in content["categories"]:
+        category.pop("frequency")
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "lvis.json").write_text(json.dumps(content))
+    forget("lvis_v0.5_bare")
+    register_lvis_instances(
+        "lvis_v0.5_bare", {"thing_classes": names}, str(tmp_path / "bare" / "lvis.json"), str(tmp_path) + "/"
+    )
+    cfg.FEW_SHOT.merge_from_list(["STAGE", "base", "TRAIN_SETS", ["lvis_v0.5_bare"], "TEST_SETS", ["lvis_v0.5_bare"]])
+    with pytest.raises(ValueError, match="no json of lvis_v0.5_bare states the frequency of"):
+        training_set(cfg)
+
+
+def test_published_coco_lists_of_images(few_shot_cfg, write_coco, tmp_path) -> None:
+    """Kang et al. list images of COCO, under VOC's names of classes."""
+    content = coco_content(_coco_names(), [[name] for name in _coco_names()] * 2)
+    json_file, images = write_coco(content, "coco", images=False)
+    forget("tiny_coco")
+    register_coco_instances("tiny_coco", {"thing_classes": list(_coco_names())}, json_file, images)
+    lists = tmp_path / "cocosplit"
+    lists.mkdir()
+    spelling = {"airplane": "aeroplane", "couch": "sofa", "dining table": "diningtable", "motorcycle": "motorbike"}
+    spelling |= {"potted plant": "pottedplant", "tv": "tvmonitor"}
+    image_of = {a["category_id"]: a["image_id"] for a in content["annotations"]}  # the last of each class
+    for category in content["categories"]:
+        name = spelling.get(category["name"], category["name"])
+        line = f"/somewhere/images/val2014/COCO_val2014_{image_of[category['id']]:012d}.jpg\n"
+        (lists / f"full_box_1shot_{name}_trainval.txt").write_text(line)
+    keys = {"BENCHMARK": "coco", "TRAIN_SETS": ["tiny_coco"], "TEST_SETS": ["tiny_coco"], "STAGE": "finetune"}
+    records, names = training_set(few_shot_cfg(**keys, SHOTS=1, SHOTS_DIR=str(lists)))
+    assert {r["image_id"] for r in records} == set(image_of.values())
+    assert set(class_counts(records, names).values()) == {1}
+
+
+def test_whole_images_leave_nothing_unlabelled(few_shot_cfg, write_coco) -> None:
+    names = _coco_names()
+    content = coco_content(names, [[name] for name in names] * 2 + [[names[0]] * 2, list(names[:4])])
+    json_file, images = write_coco(content, "coco", images=False)
+    forget("tiny_coco")
+    register_coco_instances("tiny_coco", {"thing_classes": list(names)}, json_file, images)
+    keys = {"BENCHMARK": "coco", "TRAIN_SETS": ["tiny_coco"], "TEST_SETS": ["tiny_coco"], "STAGE": "finetune"}
+    keys |= {"SHOTS": 2, "MAX_OBJECTS": 3, "GROUP_BY_IMAGE": True}
+    records, classes = training_set(few_shot_cfg(**keys))
+    assert set(class_counts(records, classes).values()) == {2}
+    shown = {i: sum(a["image_id"] == i for a in content["annotations"]) for i in {r["image_id"] for r in records}}
+    assert all(len(r["annotations"]) == shown[r["image_id"]] <= 3 for r in records)
+    novel, _ = training_set(few_shot_cfg(**keys, PROTOCOL="fsod"))
+    assert {r["image_id"] for r in novel} <= {r["image_id"] for r in records}  # the same draw, of fewer classes
+
+
 def test_published_lvis_list(tiny_lvis, tmp_path) -> None:
     cfg, _, _ = tiny_lvis
     listed = json.loads((tmp_path / "lvis.json").read_text())

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dyn_d2.data.few_shot import NotEnoughShots, ShotSet, collect_candidates, sample_shots
-from dyn_d2.data.few_shot.sampling import Candidate, ObjectId
+from dyn_d2.data.few_shot.sampling import Candidate, ObjectId, sample_whole_images, shots_path
 
 from detectron2.structures import BoxMode
 
@@ -177,3 +177,45 @@ def test_saved_sets_come_back_and_edited_ones_are_refused(tmp_path) -> None:
     path.write_text("{")
     with pytest.raises(ValueError, match="not valid json"):
         ShotSet.load(path)
+
+
+def whole(candidates: dict, shots: int, seed: int = 0, max_objects: int = 3) -> ShotSet:
+    return sample_whole_images(candidates, benchmark="test", seed=seed, shots=shots, max_objects=max_objects)
+
+
+@fast
+@given(WORLDS, st.integers(1, 4), st.integers(0, 5), st.integers(1, 4))
+def test_whole_images_give_exactly_k_and_leave_nothing_unlabelled(world, shots, seed, max_objects) -> None:
+    candidates = candidates_of(world)
+    try:
+        drawn = whole(candidates, shots, seed, max_objects)
+    except NotEnoughShots as error:
+        assert f"at most {max_objects} objects" in str(error) and "FEW_SHOT.MAX_OBJECTS" in str(error)
+        return
+    assert {name: len(set(ids)) for name, ids in drawn.objects.items()} == dict.fromkeys(candidates, shots)
+    used = {i for ids in drawn.objects.values() for i in ids}
+    images = {i.image for i in used}
+    shown = [c for found in candidates.values() for c in found if c.id.image in images]
+    assert {c.id for c in shown} == used and all(c.usable for c in shown)
+    assert all(sum(c.id.image == image for c in shown) <= max_objects for image in images)
+    assert whole(candidates, shots, seed, max_objects) == drawn
+
+
+def test_whole_images_are_found_in_another_order_where_the_first_fails() -> None:
+    """One shot of each class: cat and dog are in one image, and a bird alone. Orders that begin with the image of a cat
+    and a bird find no dog."""
+    world = {"cat": [(0, True), (1, True)], "dog": [(0, True)], "bird": [(1, True), (2, True)]}
+    for seed in range(12):
+        drawn = whole(candidates_of(world), 1, seed)
+        assert {i.image for ids in drawn.objects.values() for i in ids} == {0, 2}
+    with pytest.raises(NotEnoughShots, match=r"2 shots of each class: .*dog \(1\)"):
+        whole(candidates_of(world), 2)
+
+
+def test_a_set_of_whole_images_says_so_in_its_file(tmp_path) -> None:
+    drawn = whole(candidates_of({"cat": [(0, True), (1, True)]}), 2)
+    path = shots_path(tmp_path, "test", 0, 2, max_objects=3)
+    assert path.name == "2shot_whole3.json"
+    drawn.save(path)
+    assert ShotSet.load(path) == drawn and ShotSet.load(path).max_objects == 3
+    assert "max_objects" not in sample_shots({}, benchmark="test", seed=0, shots=1).to_dict()

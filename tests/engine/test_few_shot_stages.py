@@ -1,9 +1,11 @@
 """The chain base -> surgery -> novel -> surgery -> fine-tuning, and what is skipped when."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from tiny_detection import tiny_opts, write_boxes
 
 from dyn_d2.config.derive import build_cfg
@@ -32,7 +34,23 @@ def test_the_base_model_is_shared_by_shots_seeds_and_methods(opts) -> None:
     assert plan("", [*opts, "FEW_SHOT.SHOTS", "1"])[-1].folder != first[-1].folder
     changed = plan("", [*opts, "MODEL.RPN.NMS_THRESH", "0.6"])
     assert all(a.fingerprint() != b.fingerprint() for a, b in zip(first, changed, strict=True))
-    assert [stage.name for stage in plan("", [*opts, "FEW_SHOT.INIT", "novel"])] == ["base", "novel", "finetune"]
+
+
+def test_the_novel_stage_is_shared_by_methods_on_one_base_model(opts) -> None:
+    plans = {
+        method: plan("", [*opts, "FEW_SHOT.INIT", "novel", "FEW_SHOT.METHOD", method])
+        for method in ("tfa_cos", "tfa_fc", "ft_full", "ft_full_fc")
+    }
+    assert all([stage.name for stage in stages] == ["base", "novel", "finetune"] for stages in plans.values())
+    novel = [stages[1] for stages in plans.values()]
+    assert {stage.folder.name for stage in novel} == {"novel_split1_2shot_seed0"}
+    assert len({stage.fingerprint() for stage in novel}) == 1
+    assert all(stage.cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER == "linear" for stage in novel)
+    longer = plan("", [*opts, "FEW_SHOT.INIT", "novel", "FEW_SHOT.NOVEL.MAX_ITER", "9"])
+    assert longer[1].fingerprint() != novel[0].fingerprint()
+    assert plan("", [*opts, "FEW_SHOT.INIT", "novel", "FEW_SHOT.SEED", "3"])[1].folder != novel[0].folder
+    cosine = plan("", [*opts, "FEW_SHOT.INIT", "novel", "MODEL.ROI_BOX_HEAD.CLASSIFIER", "cosine"])
+    assert [stage.folder.name for stage in cosine][:2] == ["base_cosine_split1", "novel_cosine_split1_2shot_seed0"]
 
 
 def test_methods_of_one_stage(opts) -> None:
@@ -76,11 +94,24 @@ def test_chain_is_run_once_and_stages_keep_what_is_frozen(opts, monkeypatch) -> 
     assert len(commands) == 3
     train_stages(plan, "", [*opts, "FEW_SHOT.INIT", "random"])
     assert len(commands) == 4 and "finetune" in commands[-1]
-    with pytest.raises(StageError, match="another config"):
+    with pytest.raises(StageError, match="another config:\n  MODEL.RPN.NMS_THRESH: 0.7 -> 0.6\n"):
         train_stages(plan, "", [*opts, "MODEL.RPN.NMS_THRESH", "0.6"])
+    pretend_that_keys_are_new(last, "MODEL.TIMM")
+    train_stages(plan, "", opts)
+    assert len(commands) == 4
     (last.folder / stages.DONE).unlink()  # killed after the last checkpoint
     train_stages(plan, "", opts)
     assert len(commands) == 5 and "--resume" in commands[-1]
+
+
+def pretend_that_keys_are_new(stage: stages.Stage, node: str) -> None:
+    """Make the folder of a finished stage that of an older version, which lacked the keys below ``node``."""
+    config, done = stage.folder / "config.yaml", stage.folder / stages.DONE
+    keys = yaml.safe_load(config.read_text())
+    section, name = node.split(".")
+    del keys[section][name]
+    config.write_text(yaml.safe_dump(keys))
+    done.write_text(json.dumps({**json.loads(done.read_text()), "fingerprint": "0123456789abcdef"}))
 
 
 def test_failed_stage_is_named(opts, monkeypatch) -> None:

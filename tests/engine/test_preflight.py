@@ -296,3 +296,9 @@ def test_preflight_leaves_metadata_and_no_traceback(base, monkeypatch, capsys) -
     finally:
         DatasetCatalog.remove("without_json")
         MetadataCatalog.remove("without_json")
+
+
+def test_frozen_parts_with_weights_of_their_own_need_none_of_the_checkpoint(base) -> None:
+    trainer = loaded([*base[0], "MODEL.BACKBONE.FREEZE_AT", "2"], "")
+    trainer.model.backbone.bottom_up.has_own_weights = True
+    check_trainer(trainer)

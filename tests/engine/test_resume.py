@@ -130,3 +130,21 @@ def test_metrics_are_cut_where_the_run_goes_on(tmp_path) -> None:
     drop_metrics_from(str(path), 0)
     assert path.read_text() == ""
     drop_metrics_from(str(tmp_path / "none.json"), 0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "iteration", "kept", "left"),
+    [
+        ([7, 3, 11, 9], 11, (), [7, 3, 9]),
+        ([7, 3, 19, 9], 8, (7, 3), [7, 3]),
+        ([7, 19], 20, (19, 9), [7]),  # cut off between the rows of one writing: it is written anew
+        ([7, 19], 20, (19, 5), [7, 19]),  # 5 was left out long ago, and 7 could not be written again
+        ([7], 20, (19,), [7]),
+    ],
+)
+def test_metrics_in_any_order(tmp_path, rows, iteration, kept, left) -> None:
+    path = tmp_path / "metrics.json"
+    lines = {row: json.dumps({"iteration": row, "loss": row / 7}) + "\n" for row in rows}
+    path.write_text("".join(lines.values()))
+    assert drop_metrics_from(str(path), iteration, kept) == max(left)
+    assert path.read_text() == "".join(lines[row] for row in left)

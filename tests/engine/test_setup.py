@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tiny_detection import tiny_opts, write_boxes
 
-from dyn_d2.config.derive import build_cfg, feature_parts, scale_to_batch
+from dyn_d2.config.derive import apply_few_shot_method, build_cfg, feature_parts, scale_to_batch
 from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.schedules import stage_schedule
 
@@ -77,7 +77,13 @@ def test_unknown_values_are_named(tmp_path, bad: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize(
     "method, classifier, frozen",
-    [("ft_full", "linear", False), ("ft", "linear", False), ("tfa_fc", "linear", True), ("tfa_cos", "cosine", True)],
+    [
+        ("ft_full", "cosine", False),
+        ("ft_full_fc", "linear", False),
+        ("ft", "linear", False),
+        ("tfa_fc", "linear", True),
+        ("tfa_cos", "cosine", True),
+    ],
 )
 def test_methods(tmp_path, method: str, classifier: str, frozen: bool) -> None:
     opts = tiny_opts(write_boxes(tmp_path / "data"), tmp_path / "out", FEW_SHOT__METHOD=method)
@@ -87,9 +93,30 @@ def test_methods(tmp_path, method: str, classifier: str, frozen: bool) -> None:
     assert tuned.MODEL.ROI_HEADS.NUM_CLASSES == 4
     base = build_cfg("", opts)
     assert base.MODEL.ROI_BOX_HEAD.CLASSIFIER == "linear" and base.MODEL.FREEZE == []
+    novel = build_cfg("", [*opts, "FEW_SHOT.STAGE", "novel", "FEW_SHOT.SHOTS", "1"])
+    assert novel.MODEL.ROI_BOX_HEAD.CLASSIFIER == "linear" and novel.MODEL.FREEZE
     assert base.MODEL.ROI_HEADS.NUM_CLASSES == 3
     own = build_cfg("", [*opts, "FEW_SHOT.STAGE", "finetune", "FEW_SHOT.SHOTS", "1", "MODEL.FREEZE", "['backbone']"])
     assert own.MODEL.FREEZE == ["backbone"]
+
+
+@pytest.mark.parametrize(
+    "name, method, classifiers",
+    [
+        ("coco", "tfa_cos", ("linear", "linear", "cosine")),
+        ("coco", "ft_full", ("linear", "linear", "cosine")),
+        ("coco", "tfa_fc", ("linear", "linear", "linear")),
+        ("lvis", "tfa_cos", ("cosine", "cosine", "cosine")),
+        ("lvis", "tfa_fc", ("linear", "linear", "linear")),
+    ],
+)
+def test_classifiers_of_base_novel_and_last_stage(name: str, method: str, classifiers: tuple[str, ...]) -> None:
+    found = []
+    for stage in ("base", "novel", "finetune"):
+        cfg = read_cfg(str(CONFIGS / f"{name}.yaml"), ["FEW_SHOT.METHOD", method, "FEW_SHOT.STAGE", stage])
+        apply_few_shot_method(cfg, set())
+        found.append(cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER)
+    assert tuple(found) == classifiers
 
 
 def test_features_of_c4_and_mask_models() -> None:
@@ -104,13 +131,13 @@ def test_features_of_c4_and_mask_models() -> None:
     ]
 
 
-def thesis(name: str, **keys) -> dict:
-    cfg = read_cfg(str(CONFIGS / f"{name}.yaml"))
+def thesis(name: str, opts: tuple[str, ...] = (), **keys) -> dict:
+    cfg = read_cfg(str(CONFIGS / f"{name}.yaml"), opts)
     for key, value in keys.items():
         cfg.FEW_SHOT[key] = value
-    cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER = "linear" if cfg.FEW_SHOT.METHOD == "tfa_fc" else "cosine"
-    cfg.MODEL.FREEZE = ["backbone"]
-    return stage_schedule(cfg)
+    cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER = "cosine" if cfg.FEW_SHOT.METHOD in ("tfa_cos", "ft_full") else "linear"
+    cfg.MODEL.FREEZE = ["backbone"] if cfg.FEW_SHOT.METHOD.startswith("tfa") else []
+    return stage_schedule(cfg, given=opts[::2])
 
 
 @pytest.mark.parametrize(
@@ -120,10 +147,15 @@ def thesis(name: str, **keys) -> dict:
         ("coco", {"STAGE": "base"}, (0.02, (85000, 100000), 110000, 1000)),
         ("voc", {"STAGE": "finetune", "SHOTS": 1}, (0.001, (3000,), 4000, 0)),
         ("voc", {"STAGE": "finetune", "SHOTS": 10, "METHOD": "tfa_fc"}, (0.001, (35000,), 40000, 0)),
+        ("voc", {"STAGE": "finetune", "SHOTS": 10}, (0.001, (36000,), 40000, 10)),
+        ("voc", {"STAGE": "finetune", "SHOTS": 10, "METHOD": "ft_full"}, (0.001, (36000,), 40000, 0)),
+        ("voc", {"STAGE": "finetune", "SHOTS": 10, "METHOD": "ft_full_fc"}, (0.001, (35000,), 40000, 0)),
+        ("voc", {"STAGE": "finetune", "SHOTS": 2, "METHOD": "ft_full", "SPLIT": 3}, (0.001, (7000,), 8000, 0)),
         ("voc", {"STAGE": "finetune", "SHOTS": 5, "SPLIT": 2}, (0.005, (17500,), 20000, 0)),
         ("voc", {"STAGE": "finetune", "SHOTS": 5, "SPLIT": 2, "SEED": 4}, (0.001, (17500,), 20000, 0)),
         ("coco", {"STAGE": "novel", "SHOTS": 30}, (0.01, (10000,), 6000, 0)),
         ("coco", {"STAGE": "finetune", "SHOTS": 30}, (0.001, (216000,), 240000, 10)),
+        ("coco", {"STAGE": "finetune", "SHOTS": 30, "METHOD": "ft_full"}, (0.001, (216000,), 240000, 0)),
         ("lvis", {"STAGE": "finetune"}, (0.001, (15000,), 20000, 0)),
         ("lvis", {"STAGE": "finetune", "METHOD": "tfa_fc"}, (0.001, (1000,), 2000, 0)),
     ],
@@ -134,10 +166,40 @@ def test_schedules_of_the_thesis(name: str, keys: dict, expected: tuple) -> None
 
 
 def test_unpublished_schedule_says_what_there_is() -> None:
-    with pytest.raises(ValueError, match=r"voc, stage finetune, 4 shots \(there: \[1, 2, 3, 5, 10\]"):
+    with pytest.raises(ValueError, match=r"voc, stage finetune, 4 shots \(there: \[1, 2, 3, 5, 10\].*MAX_ITER"):
         thesis("voc", STAGE="finetune", SHOTS=4)
     with pytest.raises(ValueError, match="nothing is published for benchmark 'digit_scenes'"):
         thesis("voc", BENCHMARK="digit_scenes")
+
+
+def test_keys_of_a_stage_fill_in_what_was_not_published() -> None:
+    novel = ("FEW_SHOT.NOVEL.BASE_LR", "0.01", "FEW_SHOT.NOVEL.MAX_ITER", "500")
+    assert thesis("voc", novel, STAGE="novel") == {"BASE_LR": 0.01, "MAX_ITER": 500, "STEPS": (), "WARMUP_ITERS": 0}
+    with pytest.raises(ValueError, match=r"voc, stage novel, 10 shots \(there: none\): set FEW_SHOT.NOVEL.MAX_ITER\."):
+        thesis("voc", novel[:2], STAGE="novel")
+    # The other stages of the same chain keep theirs, whatever the yaml has for this one.
+    cfg = read_cfg(str(CONFIGS / "voc.yaml"), novel)
+    cfg.FEW_SHOT.FINETUNE.MAX_ITER, cfg.FEW_SHOT.FINETUNE.LR_SCHEDULER_NAME = 9, "WarmupCosineLR"
+    assert stage_schedule(cfg)["MAX_ITER"] == 18000
+    cfg.FEW_SHOT.STAGE, cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER = "finetune", "cosine"
+    tuned = stage_schedule(cfg)
+    assert (tuned["MAX_ITER"], tuned["STEPS"], tuned["LR_SCHEDULER_NAME"]) == (40000, (36000,), "WarmupCosineLR")
+    assert stage_schedule(cfg, given=["FEW_SHOT.FINETUNE.MAX_ITER"])["MAX_ITER"] == 9
+
+
+def test_a_key_of_a_stage_wins_over_one_for_all_stages_beside_it(tmp_path, caplog) -> None:
+    opts = tiny_opts(write_boxes(tmp_path / "data", 2), tmp_path / "out", SOLVER__REFERENCE_BATCH=4)
+    opts += ["FEW_SHOT.METHOD", "tfa_cos", "FEW_SHOT.SHOTS", "1", "SOLVER.MAX_ITER", "50"]
+    stages = [["FEW_SHOT.STAGE", name] for name in ("base", "finetune")]
+
+    def lengths(*more: str) -> list[int]:
+        return [build_cfg("", [*opts, *stage, *more]).SOLVER.MAX_ITER for stage in stages]
+
+    assert lengths() == [50, 50]
+    with caplog.at_level("INFO", logger="dyn_d2"):
+        assert lengths("FEW_SHOT.FINETUNE.MAX_ITER", "20") == [50, 20]
+    assert "SOLVER.MAX_ITER: 50 -> 20 (FEW_SHOT.FINETUNE.MAX_ITER)" in caplog.text
+    assert lengths("FEW_SHOT.BASE.MAX_ITER", "7") == [7, 50]
 
 
 def test_stage_keys_of_the_yaml() -> None:

@@ -128,6 +128,11 @@ def test_coco_groups_equal_cocoeval_restricted_to_the_group(tmp_path, cfg):
         for metric, value in zip(["AP", "AP50", "AP75", "APs", "APm", "APl"], run.stats[:6], strict=True):
             expected = 100 * value if value >= 0 else float("nan")
             assert result[prefix + metric] == pytest.approx(expected, abs=1e-6, nan_ok=True), prefix + metric
+        recalls = zip(["AR1", "AR10", "AR100", "ARs", "ARm", "ARl"], run.stats[6:], strict=True)
+        for metric, value in recalls:
+            expected = 100 * value if value >= 0 else float("nan")
+            assert result[prefix + metric] == pytest.approx(expected, abs=1e-6, nan_ok=True), prefix + metric
+    assert result["nAR1"] < result["nAR100"]
     assert 0 < result["nAP"] < 100 and "AP-elk" in result
 
 
@@ -197,6 +202,22 @@ def test_voc_groups_by_hand(tmp_path, cfg):
     result = evaluator.evaluate()["bbox"]
     assert result["bAP50"] == pytest.approx(100 * 6 / 11) and result["nAP50"] == pytest.approx(100)
     assert result["AP50"] == pytest.approx((100 + 100 * 6 / 11) / 2) and np.isnan(result["AP-cat"])
+
+
+def test_voc_detections_are_written_and_scores_have_six_decimals(tmp_path, cfg):
+    """Two detections whose scores differ in the fifth decimal: the better one, which is right, counts first."""
+    name = _voc(tmp_path, {"a": [("ant", 0, 1, 1, 50, 50)]})
+    evaluator = build_evaluator(cfg, name)
+    evaluator.reset()
+    boxes = torch.tensor([[60.0, 60, 90, 90], [0.0, 0, 50, 50.04]])
+    found = Instances((100, 100), pred_boxes=Boxes(boxes), scores=torch.tensor([0.98761, 0.98764]))
+    found.pred_classes = torch.tensor([0, 0])
+    evaluator.process([{"image_id": "a"}], [{"instances": found}])
+    assert evaluator.evaluate()["bbox"]["AP50-ant"] == pytest.approx(100)
+    folder = tmp_path / "out" / "inference" / "voc_detections"
+    lines = (folder / "comp4_det_test_ant.txt").read_text().splitlines()
+    assert lines == ["a 0.987610 61.0 61.0 90.0 90.0", "a 0.987640 1.0 1.0 50.0 50.0"]
+    assert (folder / "comp4_det_test_bee.txt").read_text() == ""
 
 
 def test_lvis_groups_agree_with_its_own_rare_ap(tmp_path, cfg):

@@ -26,10 +26,11 @@ def add_few_shot_keys(cfg: CN) -> None:
     # "" (MODEL.FREEZE and CLASSIFIER as given), "ft", "ft_full" or one that a method brings (dyn_d2/methods): what the
     # fine-tuning stages freeze, which classifier they use, and, for some, which MODEL.META_ARCHITECTURE.
     cfg.FEW_SHOT.METHOD = ""
-    # "" (the keys of SOLVER, FEW_SHOT.FINETUNE and FEW_SHOT.NOVEL) or "thesis": rate and iterations published for this
-    # benchmark, stage and K (engine/schedules.py).
+    # "" (the keys of SOLVER, FEW_SHOT.BASE, NOVEL and FINETUNE) or "thesis": rate and iterations published for this
+    # benchmark, stage and K (engine/schedules.py); the keys of the stage fill in what was not published.
     cfg.FEW_SHOT.SCHEDULE = ""
-    # SOLVER keys of the fine-tuning stage, so that one yaml serves all stages.
+    # SOLVER keys of the fine-tuning stage, so that one yaml serves all stages. On the command line keys of a stage win
+    # over those of SOLVER, keys of SOLVER over the yaml's, and none of them is scaled to the batch.
     cfg.FEW_SHOT.FINETUNE = stage_solver()
     # What methods that fine-tune until nothing changes any more have other than FINETUNE.
     cfg.FEW_SHOT.FULL = stage_solver()
@@ -43,23 +44,40 @@ def add_few_shot_keys(cfg: CN) -> None:
     cfg.FEW_SHOT.SHOTS = 10
     # "instance": K counts objects; "image": K images with all objects of the class that they show.
     cfg.FEW_SHOT.SHOTS_UNIT = "instance"
+    # 0: K objects of each class are drawn, and what else their images show is background. n: images with at most n
+    # objects are drawn and all of these used, until each class has exactly K (Kang et al., ICCV 2019, whose n is 3).
+    cfg.FEW_SHOT.MAX_OBJECTS = 0
     # Which sample of K shots.
     cfg.FEW_SHOT.SEED = 0
     # "random" or "novel": how the novel rows of the predictor start (surgery between the stages).
     cfg.FEW_SHOT.INIT = "random"
     # False: one training record for each sampled object (the paper's data); True: one for each image.
     cfg.FEW_SHOT.GROUP_BY_IMAGE = False
+    # Base stage of data that state how frequent a class is (LVIS), as published: frequent and common classes as two
+    # data sets, so that an image with objects of both comes twice, each time with those of one kind.
+    cfg.FEW_SHOT.FREQUENCIES_APART = False
     # Folder of K-shot lists, sampled by `dyn-d2 prepare few-shot` or published ones; "" draws them by the seed.
     cfg.FEW_SHOT.SHOTS_DIR = ""
+    # Where only the box predictor learns, the features of images are computed once and kept: "auto" where that gives
+    # the same numbers, "on" (an error where it does not), or "off".
+    cfg.FEW_SHOT.CACHE = "auto"
+    # What they may take on disk, in 10^9 bytes; beyond, those go that were not used for longest.
+    cfg.FEW_SHOT.CACHE_GB = 10.0
+    # Where they are kept; runs and machines may share it. "": feature_cache below OUTPUT_DIR, shared by all stages.
+    cfg.FEW_SHOT.CACHE_DIR = ""
     # Registered data sets to use in place of the benchmark's, e.g. ["coco_2017_train"]; [] keeps the benchmark's.
     cfg.FEW_SHOT.TRAIN_SETS = []
     cfg.FEW_SHOT.TEST_SETS = []
-    # Your own data in COCO format, for BENCHMARK "custom".
+    # Your own data, COCO jsons or a VOC folder, for BENCHMARK "custom".
     cfg.FEW_SHOT.CUSTOM = CN()
     cfg.FEW_SHOT.CUSTOM.NAME = "custom"
     cfg.FEW_SHOT.CUSTOM.TRAIN_JSON = ""
     cfg.FEW_SHOT.CUSTOM.TRAIN_IMAGES = ""
     cfg.FEW_SHOT.CUSTOM.TEST_JSON = ""
     cfg.FEW_SHOT.CUSTOM.TEST_IMAGES = ""
+    # In place of jsons: a folder with JPEGImages, Annotations and ImageSets/Main, and the names of two of its lists.
+    cfg.FEW_SHOT.CUSTOM.VOC_FOLDER = ""
+    cfg.FEW_SHOT.CUSTOM.VOC_TRAIN = "trainval"
+    cfg.FEW_SHOT.CUSTOM.VOC_TEST = "test"
     cfg.FEW_SHOT.CUSTOM.BASE_CLASSES = []
     cfg.FEW_SHOT.CUSTOM.NOVEL_CLASSES = []

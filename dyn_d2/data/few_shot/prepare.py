@@ -12,7 +12,7 @@ from pathlib import Path
 from .benchmarks import BENCHMARKS
 from .published import find_published, read_published
 from .register import load_sources
-from .sampling import ShotSet, collect_candidates, sample_shots, shots_path
+from .sampling import ShotSet, collect_candidates, sample_shots, sample_whole_images, shots_path
 from .sources import ROOT_VARIABLE
 
 
@@ -25,6 +25,7 @@ def prepare_shots(
     unit: str = "instance",
     published: Path | None = None,
     train_sets: Sequence[str] = (),
+    max_objects: int = 0,
 ) -> list[Path]:
     """Write one file for each seed and K, for all classes; splits and protocols use parts of it.
 
@@ -33,6 +34,7 @@ def prepare_shots(
         shots: the Ks; empty means those of the benchmark.
         published: folder with published lists to import in place of sampling.
         train_sets: as FEW_SHOT.TRAIN_SETS.
+        max_objects: as FEW_SHOT.MAX_OBJECTS.
 
     Returns:
         The files that were written.
@@ -48,13 +50,17 @@ def prepare_shots(
     written = []
     for seed in seeds:
         for number in shots or benchmark.shots:
-            if published is None:
+            if published is None and max_objects:
+                result = sample_whole_images(
+                    candidates, benchmark=benchmark.name, seed=seed, shots=number, max_objects=max_objects
+                )
+            elif published is None:
                 result = sample_shots(
                     candidates, benchmark=benchmark.name, seed=seed, shots=number, unit=unit, at_most=benchmark.at_most
                 )
             else:
                 result = _import(benchmark_name, candidates, published, seed, number)
-            written.append(shots_path(folder, benchmark.name, seed, number, unit))
+            written.append(shots_path(folder, benchmark.name, seed, number, unit, max_objects))
             result.save(written[-1])
     return written
 
@@ -80,11 +86,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="(default: 0)")
     parser.add_argument("--out", type=Path, default=root / "few_shot", help="folder (default: %(default)s)")
     parser.add_argument("--unit", choices=("instance", "image"), default="instance", help="what K counts")
+    parser.add_argument(
+        "--max-objects",
+        type=int,
+        default=0,
+        help="draw whole images with at most so many objects, all labelled; 0 draws objects (default: %(default)s)",
+    )
     parser.add_argument("--published", type=Path, help="import the published lists of this folder instead of sampling")
     parser.add_argument("--train-sets", nargs="+", default=[], help="other registered data sets to sample from")
     options = parser.parse_args(argv)
     if options.published and options.unit == "image":
         parser.error("published lists count instances: leave out --unit")
+    if options.max_objects < 0:
+        parser.error("--max-objects must not be negative")
+    if options.max_objects and (options.published or options.unit == "image"):
+        parser.error("--max-objects draws objects by images itself: leave out --published and --unit")
     files = prepare_shots(
         options.benchmark,
         options.out,
@@ -93,6 +109,7 @@ def main(argv: list[str] | None = None) -> int:
         unit=options.unit,
         published=options.published,
         train_sets=options.train_sets,
+        max_objects=options.max_objects,
     )
     for file in files:
         print(file)

@@ -2,12 +2,14 @@
 
     VOC   box_{K}shot_{class}_train.txt            paths of images; may hold more than K objects of the class
     COCO  full_box_{K}shot_{class}_trainval.json   COCO json of K annotations
+          full_box_{K}shot_{class}_trainval.txt    paths of images, classes in VOC's spelling (Kang et al.)
     LVIS  lvis_shots.json                          LVIS json, up to 10 annotations of each class
 
 Seed 0 lies in the folder itself, seed n in its sub-folder seed{n}.
 """
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +18,15 @@ from .sampling import Candidate, ObjectId, ShotSet, draw_order
 from .sources import read_json
 
 logger = logging.getLogger(__name__)
+
+VOC_SPELLING = {  # of COCO's classes
+    "airplane": "aeroplane",
+    "couch": "sofa",
+    "dining table": "diningtable",
+    "motorcycle": "motorbike",
+    "potted plant": "pottedplant",
+    "tv": "tvmonitor",
+}
 
 
 def find_published(
@@ -30,14 +41,23 @@ def find_published(
     if benchmark.evaluator_type == "lvis":
         path = folder / "lvis_shots.json"
         return {name: path for name in classes} if path.exists() and shots == 10 else {}
-    pattern = (
-        "box_{}shot_{}_train.txt" if benchmark.evaluator_type == "pascal_voc" else "full_box_{}shot_{}_trainval.json"
-    )
-    paths = {name: folder / pattern.format(shots, name) for name in classes}
-    missing = [str(path) for path in paths.values() if not path.exists()]
-    if missing and len(missing) < len(paths):
-        raise FileNotFoundError(f"The published K-shot list in {folder} is incomplete, it lacks {', '.join(missing)}.")
-    return {} if missing else paths
+    if benchmark.evaluator_type == "pascal_voc":
+        kinds = [{name: folder / f"box_{shots}shot_{name}_train.txt" for name in classes}]
+    else:
+        begin = f"full_box_{shots}shot_"
+        kinds = [
+            {name: folder / f"{begin}{name}_trainval.json" for name in classes},
+            {name: folder / f"{begin}{VOC_SPELLING.get(name, name)}_trainval.txt" for name in classes},
+        ]
+    for paths in kinds:
+        missing = [str(path) for path in paths.values() if not path.exists()]
+        if missing and len(missing) < len(paths):
+            raise FileNotFoundError(
+                f"The published K-shot list in {folder} is incomplete, it lacks {', '.join(missing)}."
+            )
+        if not missing:
+            return paths
+    return {}
 
 
 def read_published(
@@ -61,11 +81,8 @@ def read_published(
         if path in annotations:
             listed = [found for found in candidates[name] if found.id.annotation in annotations[path]]
         else:
-            images = {
-                Path(line.strip()).stem
-                for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
-                if line.strip()
-            }
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            images = {_image_id(line.strip()) for line in lines if line.strip()}
             listed = [found for found in candidates[name] if str(found.id.image) in images]
         usable = draw_order((found.id for found in listed if found.usable), seed, name)
         difficult = draw_order((found.id for found in listed if found.difficult), seed, name)
@@ -80,6 +97,13 @@ def read_published(
         objects[name] = tuple(drawn)
     folder = next(iter(paths.values())).parent
     return ShotSet(benchmark.name, seed, shots, "instance", objects, origin=str(folder))
+
+
+def _image_id(path: str) -> str:
+    """The id of an image, from its path: the name of the file, or its number in COCO."""
+    stem = Path(path).stem
+    number = re.fullmatch(r"COCO_\w+_(\d{12})", stem)
+    return str(int(number[1])) if number else stem
 
 
 def _annotation_ids(path: Path) -> set[int]:

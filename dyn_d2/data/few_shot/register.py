@@ -10,6 +10,7 @@ from typing import Any
 from dyn_d2.data.validity.annotation import annotation_area
 from dyn_d2.data.validity.coco import LVIS_LISTS, examine
 from dyn_d2.data.validity.consumers import EVALUATION, LOADER
+from dyn_d2.data.views import OBJECTS
 from dyn_d2.utils.atomic import write_json
 
 from detectron2.config import CfgNode
@@ -18,7 +19,16 @@ from detectron2.utils import comm
 
 from .benchmarks import FewShotBenchmark
 from .published import find_published, read_published
-from .sampling import ObjectId, ShotSet, collect_candidates, has_area, is_single, sample_shots, shots_path
+from .sampling import (
+    ObjectId,
+    ShotSet,
+    collect_candidates,
+    has_area,
+    is_single,
+    sample_shots,
+    sample_whole_images,
+    shots_path,
+)
 from .sources import (
     forget,
     json_categories,
@@ -131,12 +141,38 @@ def load_training_records(task: FewShotTask) -> list[Record]:
                 for annotation in record["annotations"]
                 if wanted(source, record, annotation)
             ]
+            if limited and kept:  # features of any sample of shots serve all others of the image
+                objects = [(a["bbox"], a["bbox_mode"]) for a in record["annotations"] if is_single(a)]
+                record = {**record, OBJECTS: objects}
             # Objects of the base classes are not split up where their images are fully annotated.
             if limited == set(task.classes) and not task.group_by_image:
                 result += [{**record, "annotations": [annotation]} for annotation in kept]
             elif any(map(is_single, kept)) or (task.keep_empty and not limited and not record["annotations"]):
                 result.append({**record, "annotations": kept})
-    return result
+    return _frequencies_apart(task, result) if task.frequencies_apart else result
+
+
+def _frequencies_apart(task: FewShotTask, records: list[Record]) -> list[Record]:
+    """The records of frequent classes, then those of common ones: an image with both comes twice.
+
+    Raises:
+        ValueError: no json of the benchmark states the frequency of a class.
+    """
+    frequency = task.benchmark.frequencies()
+    unknown = [name for name in task.classes if not frequency.get(name)]
+    if unknown:
+        raise ValueError(
+            f"FEW_SHOT.FREQUENCIES_APART: no json of {', '.join(task.benchmark.train_sets)} states the frequency of "
+            f"{', '.join(unknown[:10])}."
+        )
+    kinds = [frequency[name] or "" for name in task.classes]
+    result = []
+    for kind in sorted(set(kinds), key="fcr".find):
+        for record in records:
+            kept = [annotation for annotation in record["annotations"] if kinds[annotation["category_id"]] == kind]
+            if any(map(is_single, kept)):
+                result.append({**record, "annotations": kept})
+    return result + [record for record in records if not record["annotations"]]
 
 
 def load_sources(benchmark: FewShotBenchmark) -> dict[str, list[Record]]:
@@ -181,6 +217,15 @@ def find_shots(task: FewShotTask, sources: dict[str, list[Record]]) -> ShotSet:
     """
     candidates = collect_candidates(sources, task.benchmark.classes())
     wanted = {name: candidates[name] for name in task.shot_classes}
+    if not task.shots_dir and task.max_objects:
+        drawn = sample_whole_images(
+            candidates,
+            benchmark=task.benchmark.name,
+            seed=task.seed,
+            shots=task.shots,
+            max_objects=task.max_objects,
+        )
+        return drawn.restrict(task.shot_classes)
     if not task.shots_dir:
         return sample_shots(
             wanted,
@@ -191,7 +236,7 @@ def find_shots(task: FewShotTask, sources: dict[str, list[Record]]) -> ShotSet:
             at_most=task.benchmark.at_most,
         )
     folder = Path(task.shots_dir)
-    path = shots_path(folder, task.benchmark.name, task.seed, task.shots, task.unit)
+    path = shots_path(folder, task.benchmark.name, task.seed, task.shots, task.unit, task.max_objects)
     if path.exists():
         shots = ShotSet.load(path)
         _check_list(task, shots, path)
@@ -218,7 +263,7 @@ def list_files(task: FewShotTask) -> list[Path]:
     if not task.shots_dir:
         return []
     folder = Path(task.shots_dir)
-    path = shots_path(folder, task.benchmark.name, task.seed, task.shots, task.unit)
+    path = shots_path(folder, task.benchmark.name, task.seed, task.shots, task.unit, task.max_objects)
     if path.exists():
         return [path]
     return sorted(set(find_published(task.benchmark, folder, task.seed, task.shots, task.shot_classes).values()))
@@ -229,7 +274,13 @@ def _check_list(task: FewShotTask, shots: ShotSet, path: Path) -> None:
     Raises:
         ValueError: the list in the file is not the one that its place says.
     """
-    wanted = {"benchmark": task.benchmark.name, "seed": task.seed, "shots": task.shots, "unit": task.unit}
+    wanted = {
+        "benchmark": task.benchmark.name,
+        "seed": task.seed,
+        "shots": task.shots,
+        "unit": task.unit,
+        "max_objects": task.max_objects,
+    }
     other = [f"{key} {getattr(shots, key)!r}, not {value!r}" for key, value in wanted.items()
              if getattr(shots, key) != value]  # fmt: skip
     if other:

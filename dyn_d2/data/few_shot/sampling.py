@@ -3,6 +3,8 @@
 For every class the usable objects are put into an order that depends on the seed, the class name and the objects'
 own ids; the K-shot set is its first K. Hence K shots are part of K' > K shots, classes do not influence each other,
 and the set does not change with the order of the file, the version of numpy, or the split.
+
+``sample_whole_images`` draws images and uses all of their objects. It depends on the classes of the data set and on K.
 """
 
 import hashlib
@@ -10,7 +12,7 @@ import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +57,7 @@ class ShotSet:
         unit: "instance": K objects of each class; "image": all usable objects of the class in K images.
         objects: class name -> objects, in the order in which they were drawn.
         origin: "sampled", or the folder that a published list was read from.
+        max_objects: how many objects an image has at most, all of which are used; 0: objects were drawn, not images.
     """
 
     benchmark: str
@@ -63,6 +66,7 @@ class ShotSet:
     unit: str
     objects: Mapping[str, tuple[ObjectId, ...]] = field(repr=False)
     origin: str = "sampled"
+    max_objects: int = 0
 
     @property
     def hash(self) -> str:
@@ -81,7 +85,7 @@ class ShotSet:
         if missing:
             raise KeyError(f"the K-shot set ({self.origin}) has no objects of {', '.join(missing)}")
         objects = {name: self.objects[name] for name in classes}
-        return ShotSet(self.benchmark, self.seed, self.shots, self.unit, objects, self.origin)
+        return replace(self, objects=objects)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of the json file."""
@@ -92,6 +96,7 @@ class ShotSet:
             "shots": self.shots,
             "unit": self.unit,
             "origin": self.origin,
+            **({"max_objects": self.max_objects} if self.max_objects else {}),
             "hash": self.hash,
             "image_ids": sorted({str(i.image) for ids in self.objects.values() for i in ids}),
             "objects": {name: [list(i) for i in ids] for name, ids in self.objects.items()},
@@ -114,7 +119,11 @@ class ShotSet:
             raise ValueError(f'{path} is not a K-shot set of dyn_d2 (its "format" is not {FORMAT!r}).')
         try:
             objects = {name: tuple(ObjectId(*i) for i in ids) for name, ids in value["objects"].items()}
-            shots = cls(value["benchmark"], value["seed"], value["shots"], value["unit"], objects, value["origin"])
+            shots = cls(
+                **{key: value[key] for key in ("benchmark", "seed", "shots", "unit", "origin")},
+                objects=objects,
+                max_objects=value.get("max_objects", 0),
+            )
             expected = value["hash"]
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is a damaged K-shot set: {error!r}.") from error
@@ -222,7 +231,64 @@ def sample_shots(
     return ShotSet(benchmark, seed, shots, unit, objects)
 
 
-def shots_path(folder: str | os.PathLike, benchmark: str, seed: int, shots: int, unit: str = "instance") -> Path:
+ORDERS = 20  # how many orders of the images are tried
+
+
+def sample_whole_images(
+    candidates: Mapping[str, Sequence[Candidate]], *, benchmark: str, seed: int, shots: int, max_objects: int
+) -> ShotSet:
+    """Draw images until their objects are exactly K of each class, so that nothing in them stays unlabelled (the rule
+    of the lists of Kang et al., ICCV 2019).
+
+    Images come in the order of the seed; one that would bring a class above K is passed over. Where this leaves a class
+    below K, another order is tried, in which the images that show such a class come first.
+
+    Args:
+        candidates: class name -> its objects, of *all* classes of the data set.
+        shots: K, at least 1.
+        max_objects: images with more are not drawn, nor are those with a crowd, a difficult or an empty object.
+
+    Raises:
+        NotEnoughShots: no order gave K objects of each class; names the classes that the last one left short.
+        ValueError: K < 1.
+    """
+    if shots < 1:
+        raise ValueError(f"FEW_SHOT.SHOTS={shots}: a K-shot set needs K >= 1.")
+    images: dict[tuple[str, int | str], list[tuple[str, Candidate]]] = defaultdict(list)
+    for name, found in candidates.items():
+        for candidate in found:
+            images[candidate.id.source, candidate.id.image].append((name, candidate))
+    proper = [image for image, found in images.items() if len(found) <= max_objects and all(c.usable for _, c in found)]
+    lacking: Counter[str] = Counter()
+    scarce: set[str] = set()
+    for order in range(ORDERS):
+        objects: dict[str, list[ObjectId]] = {name: [] for name in candidates}
+        lacking = Counter(dict.fromkeys(candidates, shots))
+        places = {
+            image: (scarce.isdisjoint(name for name, _ in images[image]), _key(seed, "whole images", order, *image))
+            for image in proper
+        }
+        for image in sorted(proper, key=places.__getitem__):
+            shown = Counter(name for name, _ in images[image])
+            if any(count > lacking[name] for name, count in shown.items()):
+                continue
+            for name, candidate in images[image]:
+                objects[name].append(candidate.id)
+            lacking -= shown  # a Counter drops what has come to 0
+            if not lacking:
+                drawn = {name: tuple(draw_order(ids, seed, name)) for name, ids in objects.items()}
+                return ShotSet(benchmark, seed, shots, "instance", drawn, max_objects=max_objects)
+        scarce |= set(lacking)
+    short = ", ".join(f"{name} ({shots - count})" for name, count in lacking.items())
+    raise NotEnoughShots(
+        f"Images with at most {max_objects} objects, all of them usable, do not give {shots} shots of each class: "
+        f"{short}. Lower FEW_SHOT.SHOTS, raise FEW_SHOT.MAX_OBJECTS, or set it to 0 to draw objects in place of images."
+    )
+
+
+def shots_path(
+    folder: str | os.PathLike, benchmark: str, seed: int, shots: int, unit: str = "instance", max_objects: int = 0
+) -> Path:
     """Where a K-shot set lies below FEW_SHOT.SHOTS_DIR."""
-    suffix = "" if unit == "instance" else "_images"
+    suffix = ("" if unit == "instance" else "_images") + (f"_whole{max_objects}" if max_objects else "")
     return Path(folder) / benchmark / f"seed{seed}" / f"{shots}shot{suffix}.json"

@@ -5,27 +5,18 @@ Every annotation gets an ``id`` that names it within its data set (the annotatio
 """
 
 import os
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from dyn_d2.data.validity.coco import (
-    CocoContent,
-    DataError,
-    annotations_by_image,
-    examine,
-    image_file,
-    is_masked,
-    read_json,
-    uniform_segmentation,
-)
+from dyn_d2.data.annotation_files import json_records, voc_record
+from dyn_d2.data.validity.coco import DataError, examine, lvis_names, read_json
 from dyn_d2.data.validity.records import sound_records
-from dyn_d2.data.validity.voc import image_ids, image_list, read_xml
+from dyn_d2.data.validity.values import shown
+from dyn_d2.data.validity.voc import image_ids, image_list
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
-from detectron2.structures import BoxMode
 
 ROOT_VARIABLE = "DETECTRON2_DATASETS"
 
@@ -116,7 +107,7 @@ def load_source(name: str) -> list[dict[str, Any]]:
         return _load_json(meta, name)
     if meta.get("dirname"):
         return [
-            read_voc_record(meta.dirname, image_id, tuple(meta.thing_classes))
+            voc_record(meta.dirname, image_id, tuple(meta.thing_classes))
             for image_id in voc_image_ids(meta.dirname, meta.split)
         ]
     records = sound_records(DatasetCatalog.get(name), len(meta.get("thing_classes") or ()), name)
@@ -129,15 +120,17 @@ def load_source(name: str) -> list[dict[str, Any]]:
 
 
 def _load_json(meta: Metadata, name: str) -> list[dict[str, Any]]:
-    """Records of a COCO or LVIS json as Detectron2 makes them, except that an object whose segmentation is no mask
-    keeps its box; sets the classes in the metadata."""
+    """Records of a COCO or LVIS json; sets the classes in the metadata."""
     lvis = meta.get("evaluator_type") == "lvis"
     found = examine(read_json(meta.json_file), str(meta.json_file), lvis=lvis, masks=False).require()
     position = {number: i for i, number in enumerate(found.names)}
     if not meta.get("thing_classes"):
-        meta.thing_classes = list(_names(found, lvis))
-    elif not lvis:
-        meta.thing_classes = list(found.names.values())  # refused where they are set to others
+        meta.thing_classes = lvis_names(found) if lvis else list(found.names.values())
+    elif not lvis and list(meta.thing_classes) != list(found.names.values()):
+        raise DataError(
+            f"{meta.json_file}: its categories are {shown(found.names.values())}, in the order of their ids, but the "
+            f"thing_classes of {name} are {shown(meta.thing_classes)}: do not set them, or as in the file."
+        )
     if not lvis:
         meta.thing_dataset_id_to_contiguous_id = position
     elif len(position) > len(meta.thing_classes) or list(position) != list(range(1, len(position) + 1)):
@@ -145,34 +138,7 @@ def _load_json(meta: Metadata, name: str) -> list[dict[str, Any]]:
             f"{meta.json_file}: the ids of its {len(position)} categories are not 1, 2, ... of the "
             f"{len(meta.thing_classes)} classes of {name}, as LVIS counts them."
         )
-    annotations = annotations_by_image(found.annotations)
-    records = []
-    for number in sorted(found.images):
-        image = found.images[number]
-        record: dict[str, Any] = {
-            "file_name": os.path.join(meta.image_root, image_file(image, lvis)),
-            "image_id": number,
-        }
-        record |= {side: image[side] for side in ("height", "width")}
-        if lvis:
-            record |= {key: image[key] for key in ("neg_category_ids", "not_exhaustive_category_ids")}
-        record["annotations"] = [_annotation(a, position[a["category_id"]], lvis) for a in annotations.get(number, ())]
-        records.append(record)
-    return records
-
-
-def _names(found: CocoContent, lvis: bool) -> Iterator[str]:
-    for number, name in found.names.items():
-        synonyms = found.categories[number].get("synonyms") if lvis else None
-        yield synonyms[0] if isinstance(synonyms, list) and synonyms else name
-
-
-def _annotation(source: dict[str, Any], category: int, lvis: bool) -> dict[str, Any]:
-    keys = ("bbox", "id") if lvis else ("iscrowd", "bbox", "id", "has_mask")
-    result = {key: source[key] for key in keys if key in source}
-    if is_masked(source):
-        result["segmentation"] = uniform_segmentation(source["segmentation"])
-    return result | {"category_id": category, "bbox_mode": BoxMode.XYWH_ABS}
+    return json_records(found, meta.image_root, position, lvis=lvis, keys=("id",) if lvis else ("id", "has_mask"))
 
 
 def voc_image_ids(dirname: str, split: str) -> list[str]:
@@ -183,35 +149,3 @@ def voc_image_ids(dirname: str, split: str) -> list[str]:
         DataError: it lists an image twice.
     """
     return image_ids(image_list(dirname, split))
-
-
-def read_voc_record(dirname: str, image_id: str, classes: tuple[str, ...]) -> dict[str, Any]:
-    """One image of a VOC folder. Boxes are absolute XYXY with the 1-based first pixel moved to 0, as in Detectron2.
-
-    Raises:
-        FileNotFoundError: the xml is missing.
-        DataError: it is broken, lacks a field, or names a class that is not in ``classes``.
-    """
-    path = Path(dirname) / "Annotations" / f"{image_id}.xml"
-    image = read_xml(path)
-    annotations = []
-    for position, found in enumerate(image.objects):
-        if found.name not in classes:
-            raise DataError(f"{path}: object {position} has the unknown class {found.name!r}")
-        x0, y0, x1, y1 = found.box
-        annotations.append(
-            {
-                "id": f"{image_id}:{position}",
-                "category_id": classes.index(found.name),
-                "bbox": [x0 - 1.0, y0 - 1.0, x1, y1],
-                "bbox_mode": BoxMode.XYXY_ABS,
-                "difficult": found.difficult,
-            }
-        )
-    return {
-        "file_name": str(Path(dirname) / "JPEGImages" / f"{image_id}.jpg"),
-        "image_id": image_id,
-        "height": image.height,
-        "width": image.width,
-        "annotations": annotations,
-    }

@@ -20,6 +20,7 @@ class FewShotTask:
     Attributes:
         keep_empty: train on images without any annotation too, where a stage has all data
             (DATALOADER.FILTER_EMPTY_ANNOTATIONS False).
+        frequencies_apart: the base stage has a record of an image for each frequency of classes.
     """
 
     benchmark: FewShotBenchmark
@@ -34,6 +35,8 @@ class FewShotTask:
     shots_dir: str
     run_dir: Path
     keep_empty: bool = False
+    frequencies_apart: bool = False
+    max_objects: int = 0
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "FewShotTask":
@@ -49,6 +52,11 @@ class FewShotTask:
         if keys.SHOTS < 0 or keys.SEED < 0:
             raise ValueError(f"FEW_SHOT.SHOTS={keys.SHOTS} and FEW_SHOT.SEED={keys.SEED} must not be negative.")
         benchmark = get_benchmark(cfg)
+        if keys.FREQUENCIES_APART and benchmark.evaluator_type != "lvis":
+            raise ValueError(
+                f"FEW_SHOT.FREQUENCIES_APART is for LVIS, whose json states how frequent a class is: benchmark "
+                f"{benchmark.name!r} has no such data; leave it False."
+            )
         return cls(
             benchmark=benchmark,
             split=benchmark.split(keys.SPLIT),
@@ -61,7 +69,9 @@ class FewShotTask:
             group_by_image=keys.GROUP_BY_IMAGE,
             shots_dir=keys.SHOTS_DIR,
             run_dir=Path(cfg.OUTPUT_DIR) / "few_shot",
+            max_objects=keys.MAX_OBJECTS,
             keep_empty=not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            frequencies_apart=keys.FREQUENCIES_APART and keys.STAGE == BASE,
         )
 
     @property

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from dyn_d2.data.classification.mapper import decode
+from dyn_d2.data.registered import registered_records
 
-from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import read_image
 
 from .routes import RouteTable
@@ -108,7 +108,7 @@ def load_images(table: RouteTable, indices: Sequence[int]) -> tuple[dict[int, np
     records: Mapping[str, dict[str, Any]] = {}
     if absent:
         try:
-            records = {str(r.get("image_id")): r for r in DatasetCatalog.get(table.dataset)}
+            records = {str(r.get("image_id")): r for r in registered_records(table.dataset)}
         except (KeyError, OSError, ValueError) as error:
             problem = f"some images are not shown: {error.args[0] if error.args else error}"
     for index in indices:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from dyn_d2.checkpoint.surgery import Rows, Source
+from dyn_d2.config.derive import SetKey
 from dyn_d2.data.resumable import ResumableLoader
 from dyn_d2.method import BatchExtension, FewShotMethod, FileFormat, Mapper, Method, register_method
 
@@ -19,11 +20,11 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data.detection_utils import build_augmentation
 
-from . import config, darknet, lstd, meta_arch, meta_rcnn, yolov2  # noqa: F401  the parts register themselves
+from . import config, darknet, lstd, meta_arch, meta_rcnn, rates, yolov2  # noqa: F401  the parts register themselves
 from .class_vectors import prepare_for_evaluation
 from .darknet_weights import is_darknet, read_darknet
 from .episodes import Episodes, SupportMapper, SupportPool, is_episodic
-from .jitter import jitters
+from .jitter import jitters, squashing
 from .reweighting import is_reweighted
 
 
@@ -39,17 +40,26 @@ class FSRW(Method):
         "fsrw": FewShotMethod("FSRW", 11, detector="FSRW"),
         "meta_rcnn": FewShotMethod("Meta R-CNN", 12, detector="MetaRCNN"),
     }
-    later_few_shot_keys = ("MODEL.REWEIGHTING.FINETUNE_NEGATIVES", "MODEL.REWEIGHTING.SUPPORTS", "MODEL.LSTD")
+    later_few_shot_keys = (
+        "FEW_SHOT.YOLO.FINETUNE_LR",
+        "MODEL.REWEIGHTING.FINETUNE_NEGATIVES",
+        "MODEL.REWEIGHTING.FINETUNE_DECAY",
+        "MODEL.REWEIGHTING.SUPPORTS",
+        "MODEL.LSTD",
+    )
     file_formats = (FileFormat(is_darknet, read_darknet),)
     ranges = config.RANGES
 
     def add_keys(self, cfg: CfgNode) -> None:
         config.add_keys(cfg)
 
+    def derive(self, cfg: CfgNode, given: set[str], set_key: SetKey) -> None:
+        rates.derive(cfg, set_key)
+
     def mapper(self, cfg: CfgNode, dataset_name: str, is_train: bool) -> Mapper | None:
-        if not is_train or not jitters(cfg):
+        if not is_train or not (changes := [*jitters(cfg), *squashing(cfg)]):
             return None
-        return DatasetMapper(cfg, is_train=True, augmentations=[*jitters(cfg), *build_augmentation(cfg, is_train=True)])
+        return DatasetMapper(cfg, is_train=True, augmentations=[*changes, *build_augmentation(cfg, is_train=True)])
 
     def batch_extension(self, cfg: CfgNode, records: list[dict], kept: Any) -> BatchExtension | None:
         """The support sets of a detector that is trained in episodes."""

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from dyn_d2.data.sound_dicts import sound_dicts
+
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
 from .episodes import SupportMapper, SupportPool, stack
@@ -39,7 +41,7 @@ def compute_vectors(
     unknown = [name for name in classes if name not in names]
     if unknown:
         raise ValueError(f"{cfg.DATASETS.TRAIN[0]} has no class {', '.join(unknown)}, only {', '.join(names)}.")
-    records: Any = get_detection_dataset_dicts(list(cfg.DATASETS.TRAIN), filter_empty=True)
+    records = sound_dicts(list(cfg.DATASETS.TRAIN), filter_empty=True)
     pool = SupportPool(records, names, classes or names)
     mapper = SupportMapper(cfg, names, is_train=False)
     training = model.training

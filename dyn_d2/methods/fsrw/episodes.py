@@ -22,7 +22,7 @@ from detectron2.data import transforms as T
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import BoxMode
 
-from .jitter import jitters
+from .jitter import jitters, squashing
 
 Record = dict[str, Any]
 
@@ -102,7 +102,7 @@ class SupportMapper:
             is_train: change colour, place and side as INPUT.JITTER and INPUT.RANDOM_FLIP say.
         """
         self.size, self.format, self.classes = cfg.MODEL.REWEIGHTING.SUPPORT_SIZE, cfg.INPUT.FORMAT, list(classes)
-        self.augmentations: list[T.Augmentation] = jitters(cfg) if is_train else []
+        self.augmentations: list[T.Augmentation] = [*(jitters(cfg) if is_train else ()), *squashing(cfg)]
         if is_train and cfg.INPUT.RANDOM_FLIP != "none":
             vertical = cfg.INPUT.RANDOM_FLIP == "vertical"
             self.augmentations.append(T.RandomFlip(horizontal=not vertical, vertical=vertical))

@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable
 
 import numpy as np
-from fvcore.transforms.transform import Transform
+from fvcore.transforms.transform import PadTransform, Transform
 from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
 
 from detectron2.config import CfgNode
@@ -12,9 +12,8 @@ from detectron2.data import transforms as T
 
 
 class JitterCrop(T.Augmentation):
-    """Move each side of the image inwards by a share of its length, drawn evenly from 0 to ``amount``.
-
-    DarkNet's may also move outwards, where it repeats the border.
+    """Move each side of the image inwards or outwards by a share of its length, drawn evenly from 0 to ``amount``: from
+    ``1 - 2 * amount`` to ``1 + 2 * amount`` of it are left. What comes in from outside is black.
     """
 
     def __init__(self, amount: float) -> None:
@@ -27,11 +26,14 @@ class JitterCrop(T.Augmentation):
             raise ValueError(f"INPUT.JITTER.CROP is {amount}: use 0 or more, and less than 0.5.")
         self.amount = amount
 
-    def get_transform(self, image: np.ndarray) -> T.Transform:
+    def get_transform(self, image: np.ndarray) -> T.TransformList:
         height, width = image.shape[:2]
-        left, right = (int(width * random.uniform(0, self.amount)) for _ in range(2))
-        top, bottom = (int(height * random.uniform(0, self.amount)) for _ in range(2))
-        return T.CropTransform(left, top, max(1, width - left - right), max(1, height - top - bottom))
+        left, right = (int(width * random.uniform(-self.amount, self.amount)) for _ in range(2))
+        top, bottom = (int(height * random.uniform(-self.amount, self.amount)) for _ in range(2))
+        around = [max(0, -side) for side in (left, top, right, bottom)]
+        pad = PadTransform(*around, width, height, 0)
+        window = max(1, width - left - right), max(1, height - top - bottom)
+        return T.TransformList([pad, T.CropTransform(max(0, left), max(0, top), *window)])
 
 
 class _OfPixels(Transform):
@@ -99,3 +101,10 @@ def jitters(cfg: CfgNode) -> list[T.Augmentation]:
     if keys.HUE or keys.SATURATION != 1 or keys.EXPOSURE != 1:
         steps.append(JitterColour(keys.HUE, keys.SATURATION, keys.EXPOSURE, bgr=cfg.INPUT.FORMAT == "BGR"))
     return steps
+
+
+def squashing(cfg: CfgNode) -> list[T.Augmentation]:
+    """What makes queries and supports the same picture where MODEL.YOLO.CACHE keeps features by picture: both become
+    the square that the detector sees here already, before they are mirrored; [] elsewhere."""
+    keys = cfg.MODEL.YOLO
+    return [T.Resize((keys.SIZE, keys.SIZE))] if keys.CACHE and not keys.TRAIN_SIZES else []

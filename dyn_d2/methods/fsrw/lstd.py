@@ -71,10 +71,10 @@ class LSTDYOLOv2(YOLOv2):
         }
 
     def training_losses(self, batched_inputs: list[dict[str, Any]], side: int) -> dict[str, Tensor]:
-        images = self.preprocess(batched_inputs, side)
+        images = [inputs["image"] for inputs in batched_inputs]
         objects = self.objects(batched_inputs, side // STRIDE)
-        features = self.layers(self.backbone(images))
-        source = self.teacher.predict(images).classes
+        features = self.layers(self.feature_maps(images, side))
+        source = self.teacher.predict_from_maps(self.teacher.feature_maps(images, side)).classes
         return {
             **self.losses(features, objects),
             "loss_background": self.background_weight * background_depression(features, objects),

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from dyn_d2.data.few_shot.stages import FINETUNE
 from dyn_d2.methods.fsrw.yolo.loss import CLASS_LOSSES
+from dyn_d2.modeling.shapes import channels_of
 
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from .darknet import DarkNet19
 from .reweighting import (
+    FeatureReweightingNet,
     ReweightedByClass,
     ReweightingNet,
     build_reweighting,
@@ -37,13 +39,13 @@ class FSRW(ReweightedByClass, YoloDetector):
     It has no parameters of a class: which classes it knows is a matter of their vectors.
     """
 
-    backbone: DarkNet19  # or one with the same feature maps and the same ``last_stage``
+    backbone: DarkNet19  # or any with its strides; then convolution 13 cannot be re-weighted
 
     @configurable
     def __init__(
         self,
         *,
-        reweighting: ReweightingNet | None,
+        reweighting: ReweightingNet | FeatureReweightingNet | None,
         layer: str = "conv22",
         share: float = 1.0,
         negatives: float = 1.0,
@@ -58,6 +60,8 @@ class FSRW(ReweightedByClass, YoloDetector):
             detector: arguments of YoloDetector.
         """
         super().__init__(**detector)
+        if layer == "conv13" and not hasattr(self.backbone, "last_stage"):
+            raise ValueError("MODEL.REWEIGHTING.LAYER conv13 is a layer of DarkNet-19: use conv20 or conv22.")
         self.init_reweighting(reweighting, reweighted_share(self.layers.channels[_known(layer)], share))
         self.layer, self.negatives = layer, negatives
         self.predictor = output_layer(self.layers.channels["conv22"], len(self.anchors), 6)
@@ -66,7 +70,9 @@ class FSRW(ReweightedByClass, YoloDetector):
     def from_config(cls, cfg) -> dict[str, Any]:
         keys = cfg.MODEL.REWEIGHTING
         arguments = super().from_config(cfg)
-        channels = arguments["layers"].channels[_known(keys.LAYER)]
+        layers = arguments["layers"]
+        channels = layers.channels[_known(keys.LAYER)]
+        deepest = channels_of(arguments["backbone"].output_shape()[layers.inputs[-1]])
         if keys.CLASS_LOSS not in CLASS_LOSSES:
             raise ValueError(
                 f"MODEL.REWEIGHTING.CLASS_LOSS is {keys.CLASS_LOSS!r}: use one of {', '.join(CLASS_LOSSES)}."
@@ -74,20 +80,27 @@ class FSRW(ReweightedByClass, YoloDetector):
         fine_tuning = cfg.FEW_SHOT.BENCHMARK and cfg.FEW_SHOT.STAGE == FINETUNE
         return {
             **arguments,
-            "reweighting": build_reweighting(cfg, reweighted_share(channels, keys.SHARE)),
+            "reweighting": build_reweighting(cfg, reweighted_share(channels, keys.SHARE), deepest),
             "layer": keys.LAYER,
             "share": keys.SHARE,
             "negatives": keys.FINETUNE_NEGATIVES if fine_tuning else keys.NEGATIVES,
             "loss": YoloLoss(keys.CLASS_LOSS, cfg.MODEL.YOLO.OBJECT_SCALE, cfg.MODEL.YOLO.IGNORE_IOU),
         }
 
-    def predict(self, images: Tensor) -> Predictions:
-        return self.predict_for(images, self.given_vectors())
+    def open_for_images(self, cfg: CfgNode) -> list[str]:
+        YoloDetector.open_for_images(self, cfg)
+        return ReweightedByClass.open_for_images(self, cfg)
+
+    def predict_from_maps(self, maps: dict[str, Tensor]) -> Predictions:
+        return self.predict_from_maps_for(maps, self.given_vectors())
 
     def predict_for(self, images: Tensor, vectors: Tensor) -> Predictions:
         """Predictions for (B, 3, S, S) normalised images and the classes of (N, m) vectors."""
-        maps = self.backbone(images)
-        conv13, conv18 = maps["conv13"], maps["conv18"]
+        return self.predict_from_maps_for(self.backbone(images), vectors)
+
+    def predict_from_maps_for(self, maps: dict[str, Tensor], vectors: Tensor) -> Predictions:
+        """Predictions from the backbone's features of B images, for the classes of (N, m) vectors."""
+        conv13, conv18 = (maps[name] for name in self.layers.inputs)
         if self.layer == "conv22":
             outputs = predict_reweighted(self.layers(maps), vectors, self.predictor)
             return Predictions.by_class(outputs, len(self.anchors))
@@ -98,17 +111,21 @@ class FSRW(ReweightedByClass, YoloDetector):
         else:
             conv20 = reweight(self.layers.deepen(conv18), vectors)
             conv13 = conv13.repeat_interleave(len(vectors), dim=0)
-        outputs = self.predictor(self.layers.join(conv13, conv20)).unflatten(0, (len(images), len(vectors)))
+        outputs = self.predictor(self.layers.join(conv13, conv20)).unflatten(0, (-1, len(vectors)))
         return Predictions.by_class(outputs, len(self.anchors))
+
+    def support_features(self, images: list[Tensor]) -> tuple[Tensor, int]:
+        maps = self.feature_maps(images, images[0].shape[-1])
+        return maps[self.layers.inputs[-1]], STRIDE
 
     def training_losses(self, batched_inputs: list[dict[str, Any]], side: int) -> dict[str, Tensor]:
         vectors = self.episode_vectors(batched_inputs)
-        images = self.preprocess(batched_inputs, side)
+        maps = self.feature_maps([inputs["image"] for inputs in batched_inputs], side)
         objects = self.objects(batched_inputs, side // STRIDE)
         if self.loss.class_loss == "single_binary":
             vectors, objects = self.one_class(vectors, objects)
-        predictions = self.predict_for(images, vectors)
-        kept = keep_slots(objects, len(images), len(vectors), self.negatives)
+        predictions = self.predict_from_maps_for(maps, vectors)
+        kept = keep_slots(objects, len(batched_inputs), len(vectors), self.negatives)
         return self.loss(predictions, objects, self.anchors, kept, self.pulls_to_prior())
 
     @staticmethod

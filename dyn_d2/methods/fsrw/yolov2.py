@@ -11,19 +11,36 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dyn_d2.config.applied import NoticesKeys
 from dyn_d2.data.few_shot.stages import is_fine_tuning
 
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, detector_postprocess
 from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 
+from .frozen_features import FrozenFeatures, is_frozen
 from .yolo import DetectionLayers, Objects, Predictions, YoloLoss, detect, keep_slots, output_layer, pointwise
 
 STRIDE = 32
 
 
-class YoloDetector(nn.Module):
+def sides_at(iteration: int, size: int, sides: Sequence[int], ramp: Sequence[int] = ()) -> list[int]:
+    """The sides that training draws from: ``size`` alone up to the iteration ``ramp[0]``, all ``sides`` from
+    ``ramp[1]`` on, and in between those within a range around ``size`` that grows evenly; all of them without a ramp.
+    """
+    if not ramp or iteration >= ramp[1]:
+        return list(sides)
+    part = max(0.0, (iteration - ramp[0]) / (ramp[1] - ramp[0]))
+    low, high = (size + part * (end(sides) - size) for end in (min, max))
+    return [side for side in sides if low <= side <= high] or [size]
+
+
+def _images(batched_inputs: list[dict[str, Any]]) -> list[Tensor]:
+    return [inputs["image"] for inputs in batched_inputs]
+
+
+class YoloDetector(NoticesKeys, nn.Module):
     """What YOLOv2 and its re-weighted form share: square input, features, ground truth in cells, detections.
 
     The network sees images squashed to a square, whatever their aspect; detections come back in the frame of the image.
@@ -42,6 +59,7 @@ class YoloDetector(nn.Module):
         anchors: Sequence[Sequence[float]],
         size: int = 416,
         train_sizes: Sequence[int] = (),
+        ramp: Sequence[int] = (),
         loss: YoloLoss,
         prior_iters: int = 0,
         pixel_mean: Sequence[float],
@@ -49,18 +67,21 @@ class YoloDetector(nn.Module):
         test_score_thresh: float = 0.005,
         test_nms_thresh: float = 0.45,
         test_topk_per_image: int = 100,
+        kept_features: FrozenFeatures | None = None,
     ) -> None:
         """
         Args:
-            backbone: DarkNet19, or one with the same feature maps.
+            backbone: DarkNet19, or any with feature maps of strides 16 and 32.
             layers: convolutions 19 to 22.
             anchors: (A, 2) widths and heights in cells of 32 pixels.
             size: side of the square in evaluation, a multiple of 32.
             train_sizes: sides to draw from in training, a new one for each batch; () for ``size``.
+            ramp: see ``sides_at``.
             loss: on predictions.
             prior_iters: in so many first iterations, anchors without an object learn to predict themselves.
             pixel_mean, pixel_std: one number a channel; the input becomes ``(image - pixel_mean) / pixel_std``.
             test_score_thresh, test_nms_thresh, test_topk_per_image: see ``detect``.
+            kept_features: where the features of a frozen backbone are kept; None computes them anew each time.
 
         Raises:
             ValueError: a size is no multiple of 32, or an anchor has no area.
@@ -72,9 +93,10 @@ class YoloDetector(nn.Module):
         if len(anchors) == 0 or not all(len(anchor) == 2 and min(anchor) > 0 for anchor in anchors):
             raise ValueError(f"MODEL.YOLO.ANCHORS is {anchors}: use pairs of width and height above 0, in cells.")
         self.backbone, self.layers, self.loss, self.prior_iters = backbone, layers, loss, prior_iters
-        self.size, self.train_sizes = size, list(train_sizes) or [size]
+        self.size, self.train_sizes, self.ramp = size, list(train_sizes) or [size], tuple(ramp)
         self.test_score_thresh, self.test_nms_thresh = test_score_thresh, test_nms_thresh
         self.test_topk_per_image = test_topk_per_image
+        self.kept_features = kept_features
         self.register_buffer("anchors", torch.tensor(anchors, dtype=torch.float32), persistent=False)
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1), persistent=False)
@@ -84,18 +106,23 @@ class YoloDetector(nn.Module):
         keys, dark = cfg.MODEL.YOLO, cfg.MODEL.DARKNET
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
-        if not {"conv13", "conv18"} <= shapes.keys():
+        inputs = keys.IN_FEATURES
+        if [shapes[name].stride if name in shapes else 0 for name in inputs] != [STRIDE // 2, STRIDE]:
+            given = ", ".join(f"{name} (stride {shape.stride})" for name, shape in shapes.items())
             raise ValueError(
-                f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} gives {', '.join(shapes)}, {cls.__name__} needs conv13 "
-                "and conv18: use build_darknet19_backbone."
+                f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} gives {given}: {cls.__name__} needs one feature of "
+                f"stride 16 and one of stride 32, and MODEL.YOLO.IN_FEATURES has to name these two, not "
+                f"{', '.join(inputs)}."
             )
         fine_tuning = is_fine_tuning(cfg)
         return {
             "backbone": backbone,
-            "layers": DetectionLayers(shapes, dark.WIDTH, dark.NORM),
+            "layers": DetectionLayers(shapes, dark.WIDTH, dark.NORM, inputs),
+            "kept_features": FrozenFeatures(keys.CACHE, keys.CACHE_GB, inputs) if keys.CACHE else None,
             "anchors": keys.ANCHORS,
             "size": keys.SIZE,
             "train_sizes": keys.TRAIN_SIZES,
+            "ramp": keys.RAMP,
             "loss": YoloLoss("softmax", keys.OBJECT_SCALE, keys.IGNORE_IOU),
             "prior_iters": 0 if fine_tuning else keys.PRIOR_ITERS,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
@@ -111,13 +138,31 @@ class YoloDetector(nn.Module):
 
     def preprocess(self, batched_inputs: list[dict[str, Any]], side: int) -> Tensor:
         """(B, 3, side, side): the normalised (3, H, W) tensors under "image", each squashed to the square."""
-        images = []
-        for inputs in batched_inputs:
-            image = (inputs["image"].to(self.device).float() - self.pixel_mean) / self.pixel_std
+        return self.squash([inputs["image"] for inputs in batched_inputs], side)
+
+    def squash(self, images: Sequence[Tensor], side: int) -> Tensor:
+        """(B, 3, side, side): normalised (3, H, W) images, each squashed to the square."""
+        squares = []
+        for given in images:
+            image = (given.to(self.device).float() - self.pixel_mean) / self.pixel_std
             if image.shape[-2:] != (side, side):
                 image = F.interpolate(image[None], (side, side), mode="bilinear", antialias=True)[0]
-            images.append(image)
-        return torch.stack(images)
+            squares.append(image)
+        return torch.stack(squares)
+
+    def feature_maps(self, images: Sequence[Tensor], side: int) -> dict[str, Tensor]:
+        """The backbone's features of (3, H, W) images, squashed to squares; kept ones where it is frozen."""
+        if self.kept_features is None or not is_frozen(self.backbone):
+            return self.backbone(self.squash(images, side))
+        shapes = self.backbone.output_shape()
+        sides = {name: side // (shapes[name].stride or 1) for name in self.layers.inputs}
+        return self.kept_features(
+            self.backbone,
+            images,
+            f"{side} {self.pixel_mean.tolist()} {self.pixel_std.tolist()}",
+            {name: (shapes[name].channels or 0, sides[name], sides[name]) for name in self.layers.inputs},
+            lambda image: self.backbone(self.squash([image], side)),
+        )
 
     def objects(self, batched_inputs: list[dict[str, Any]], cells: int) -> Objects:
         """The ground truth in cells of a ``cells`` x ``cells`` grid; labels are class numbers, and so are slots. Boxes
@@ -147,8 +192,10 @@ class YoloDetector(nn.Module):
             pred_boxes, scores and pred_classes.
         """
         if self.training:
-            return self.training_losses(batched_inputs, random.choice(self.train_sizes))
-        predictions = self.predict(self.preprocess(batched_inputs, self.size))
+            iteration = get_event_storage().iter if self.ramp else 0
+            sides = sides_at(iteration, self.size, self.train_sizes, self.ramp)
+            return self.training_losses(batched_inputs, random.choice(sides))
+        predictions = self.predict_from_maps(self.feature_maps(_images(batched_inputs), self.size))
         limits = {"score_thresh": self.test_score_thresh, "nms_thresh": self.test_nms_thresh}
         found = detect(
             predictions,
@@ -171,11 +218,20 @@ class YoloDetector(nn.Module):
 
     def predict(self, images: Tensor) -> Predictions:
         """In evaluation: predictions for (B, 3, S, S) normalised images."""
+        return self.predict_from_maps(self.backbone(images))
+
+    def predict_from_maps(self, maps: dict[str, Tensor]) -> Predictions:
+        """In evaluation: predictions from the backbone's features."""
         raise NotImplementedError
 
     def training_losses(self, batched_inputs: list[dict[str, Any]], side: int) -> dict[str, Tensor]:
         """The losses of a batch, whose images the network sees as squares of ``side`` pixels."""
         raise NotImplementedError
+
+    def open_for_images(self, cfg: CfgNode) -> list[str] | None:
+        """Keep no features of single images, which may be frames of a camera. See ``modeling/answers.py``."""
+        self.kept_features = None
+        return None
 
     def pulls_to_prior(self) -> bool:
         """Whether this is one of the first iterations."""
@@ -206,15 +262,15 @@ class YOLOv2(YoloDetector):
     def from_config(cls, cfg) -> dict[str, Any]:
         return {**super().from_config(cfg), "num_classes": cfg.MODEL.RETINANET.NUM_CLASSES}
 
-    def predict(self, images: Tensor) -> Predictions:
-        return self.predict_from(self.layers(self.backbone(images)))
+    def predict_from_maps(self, maps: dict[str, Tensor]) -> Predictions:
+        return self.predict_from(self.layers(maps))
 
     def predict_from(self, features: Tensor) -> Predictions:
         """Predictions from the output of convolution 22."""
         return Predictions.shared(self.predictor(features), self.class_score(features), len(self.anchors))
 
     def training_losses(self, batched_inputs: list[dict[str, Any]], side: int) -> dict[str, Tensor]:
-        features = self.layers(self.backbone(self.preprocess(batched_inputs, side)))
+        features = self.layers(self.feature_maps(_images(batched_inputs), side))
         objects = self.objects(batched_inputs, side // STRIDE)
         return self.losses(features, objects)
 

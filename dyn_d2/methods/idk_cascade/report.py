@@ -16,6 +16,7 @@ from tabulate import tabulate
 
 from dyn_d2.data.classification import ensure_classes
 from dyn_d2.data.parts import HELD_OUT, held_out_problem
+from dyn_d2.data.registered import registered_records
 from dyn_d2.evaluation.build import build_evaluator
 from dyn_d2.evaluation.results import main_metric
 from dyn_d2.utils.measure import describe_machine
@@ -92,7 +93,7 @@ def answer_all(models: Sequence[NetworkModel], dataset: str, split: str, batch: 
     Raises:
         ValueError: the set is empty.
     """
-    records = DatasetCatalog.get(dataset)
+    records = registered_records(dataset)
     if limit and limit < len(records):
         records = [records[i] for i in np.linspace(0, len(records) - 1, limit).astype(int)]
     if not records:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dyn_d2.data.partial_masks import apply_partial_masks
+from dyn_d2.data.partial_masks import partly_masked
 from dyn_d2.data.pseudo_masks import NONE, Record, encode, object_key, without_mask
+from dyn_d2.data.sound_dicts import sound_dicts
 from dyn_d2.utils.errors import UserError
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, BoxMode, ImageList, Instances
 
@@ -53,10 +54,10 @@ def objects_without_masks(cfg: CfgNode) -> list[Record]:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.INPUT.PARTIAL_MASKS.PSEUDO = NONE
-    records = get_detection_dataset_dicts(list(cfg.DATASETS.TRAIN), cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    records = sound_dicts(list(cfg.DATASETS.TRAIN), cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     if not isinstance(records, list):
         raise UserError(f"{', '.join(cfg.DATASETS.TRAIN)} has to be a list of records to get masks.")
-    found = [{**record, "annotations": without_mask(record)} for record in apply_partial_masks(cfg, records)]
+    found = [{**record, "annotations": without_mask(record)} for record in partly_masked(cfg, records)]
     found = [record for record in found if record["annotations"]]
     if not found:
         raise UserError(

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dyn_d2.data.registered import registered_records
 from dyn_d2.evaluation.class_groups import ClassGroups, group_results
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.data import detection_utils as utils
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.layers import paste_masks_in_image
@@ -69,7 +70,7 @@ class ShapeQualityEvaluator(DatasetEvaluator):
             groups: of classes, see class_groups.py.
         """
         self._metadata, self._groups = MetadataCatalog.get(dataset_name), groups
-        self._records = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
+        self._records = {record["image_id"]: record for record in registered_records(dataset_name)}
         self.reset()
 
     def reset(self) -> None:

@@ -25,7 +25,7 @@ from .evaluator import METRICS, DescribedEvaluator
 
 
 def _evaluator(kind: str, cfg: CfgNode, name: str, folder: str, groups: ClassGroups) -> DatasetEvaluator:
-    return DescribedEvaluator(name, kind, folder, class_table(cfg).classes)
+    return DescribedEvaluator(name, kind, folder, class_table(cfg).classes, cfg.ZERO_SHOT.SEEN_PENALTY)
 
 
 @register_method

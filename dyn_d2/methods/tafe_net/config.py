@@ -1,7 +1,7 @@
 """Keys of TAFE-Net and of its data."""
 
 from dyn_d2.config.applied import OPTIMIZER_KEYS
-from dyn_d2.config.rules import CHANNELS, Rules, choice, each, number, whole
+from dyn_d2.config.rules import CHANNELS, Rules, choice, each, flag, names, number, whole
 
 from detectron2.config import CfgNode as CN
 
@@ -17,6 +17,13 @@ RANGES: Rules = {
     "MODEL.TAFE_NET.TRAIN_TASKS": choice("batch", "seen"),
     "MODEL.TAFE_NET.INIT": choice("published", "fan_in"),
     "SOLVER.TASK_LR_FACTOR": number(0),
+    "ZERO_SHOT.CUSTOM.UNSEEN": names(),
+    "ZERO_SHOT.CUSTOM.STANDARDISE": flag(),
+    "ZERO_SHOT.CUSTOM.FOLD": whole(0, 1000),
+    "ZERO_SHOT.CUSTOM.FOLDS": whole(2, 1000),
+    "ZERO_SHOT.CUSTOM.SHOTS": whole(1, 100_000),
+    "ZERO_SHOT.CUSTOM.DRAW": whole(0),
+    "ZERO_SHOT.SEEN_PENALTY": number(),
 }
 OPTIMIZER_KEYS["SOLVER.TASK_LR_FACTOR"] = 1.0
 
@@ -53,3 +60,17 @@ def add_keys(cfg: CN) -> None:
     # Your own data: npz of training and test images (features, labels), json {"name": [numbers]} of their classes.
     # When they are set, they become the data sets.
     cfg.ZERO_SHOT.CUSTOM = CN({"TRAIN": "", "TEST": "", "CLASSES": ""})
+    # Classes whose training images are left out, so that their description is all that is known of them.
+    cfg.ZERO_SHOT.CUSTOM.UNSEEN = []
+    # Features get the mean 0 and the standard deviation 1 of the training images.
+    cfg.ZERO_SHOT.CUSTOM.STANDARDISE = False
+    # To choose settings: k of FOLDS leaves every FOLDS-th seen class out and tests on training images that are held
+    # out; 0 trains on all of them and tests on TEST.
+    cfg.ZERO_SHOT.CUSTOM.FOLD = 0
+    cfg.ZERO_SHOT.CUSTOM.FOLDS = 3
+    # Without CLASSES: an unseen class is described by so many of its training images; another DRAW draws others.
+    cfg.ZERO_SHOT.CUSTOM.SHOTS = 1
+    cfg.ZERO_SHOT.CUSTOM.DRAW = 0
+    # Subtracted from the scores of classes with training images where all classes are possible answers: calibrated
+    # stacking, gamma of Chao et al. (ECCV 2016).
+    cfg.ZERO_SHOT.SEEN_PENALTY = 0.0

@@ -17,8 +17,11 @@ from . import config, cosine_box  # noqa: F401  the parts register themselves
 class TFA(Method):
     name = "tfa"
     few_shot_methods = {
+        # All published configs of this baseline have the cosine layer, though the paper does not say so.
+        "ft_full": FewShotMethod("FRCN+ft-full", 2, classifier="cosine"),
+        "ft_full_fc": FewShotMethod("FRCN+ft-full w/ fc", 2, variant=True),
         "tfa_fc": FewShotMethod("TFA w/ fc", 3, frozen=True),
-        # The base models of LVIS were published with a cosine head as well.
+        # Of LVIS the base models and the novel stage were published with a cosine layer as well.
         "tfa_cos": FewShotMethod("TFA w/ cos", 4, True, "cosine", base_classifier={"lvis": "cosine"}),
     }
     ranges = config.RANGES

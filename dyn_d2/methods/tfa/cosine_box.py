@@ -18,6 +18,11 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 EPSILON = 1e-5
 
 
+def unit_rows(rows: Tensor, eps: float = EPSILON) -> Tensor:
+    """(N, d) -> each row over its norm plus ``eps``."""
+    return rows / (torch.linalg.vector_norm(rows, dim=1, keepdim=True) + eps)
+
+
 def cosine_scores(features: Tensor, prototypes: Tensor, scale: Tensor | float, eps: float = EPSILON) -> Tensor:
     """Scaled cosine similarity, Eq. 7.2: ``scale * <x_i, w_j> / ((|x_i| + eps) (|w_j| + eps))``.
 
@@ -31,9 +36,7 @@ def cosine_scores(features: Tensor, prototypes: Tensor, scale: Tensor | float, e
     Returns:
         (R, C + 1) scores within [-scale, scale].
     """
-    features = features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + eps)
-    prototypes = prototypes / (torch.linalg.vector_norm(prototypes, dim=1, keepdim=True) + eps)
-    return scale * F.linear(features, prototypes)
+    return scale * F.linear(unit_rows(features, eps), unit_rows(prototypes, eps))
 
 
 class CosineOutputLayers(FastRCNNOutputLayers):
@@ -41,6 +44,11 @@ class CosineOutputLayers(FastRCNNOutputLayers):
 
     Background has a prototype like any class, there is no bias, and the box regressor stays linear on the feature
     as it is (not normalised). Losses and inference are the parent's. Give it as ``box_predictor`` to any ROI heads.
+
+    In training each forward pass first overwrites the prototypes with those of norm 1, and no gradient flows through
+    their norm, as in the published code: the rate then means the same angle whatever norm the rows came with. (Through
+    the norm a row would turn by the inverse square of its own norm.) In evaluation the scores are the same, and
+    nothing is overwritten.
 
     Attributes:
         scale: alpha of Eq. 7.2; a parameter only where it is learned, so that checkpoints of the fixed kind hold
@@ -89,7 +97,12 @@ class CosineOutputLayers(FastRCNNOutputLayers):
             (R, C + 1) class scores, and (R, 4C) box deltas, (R, 4) for class-agnostic regression.
         """
         x = torch.flatten(x, start_dim=1)
-        return cosine_scores(x, self.cls_score.weight, self.scale), self.bbox_pred(x)
+        prototypes = self.cls_score.weight
+        if not (self.training and prototypes.requires_grad):
+            return cosine_scores(x, prototypes, self.scale), self.bbox_pred(x)
+        # Unit rows stay what they are, so that autograd need not be told: what an earlier pass has saved still holds.
+        prototypes.data.copy_(unit_rows(prototypes.data))
+        return self.scale * F.linear(unit_rows(x), prototypes), self.bbox_pred(x)
 
 
 BOX_CLASSIFIERS["cosine"] = CosineOutputLayers

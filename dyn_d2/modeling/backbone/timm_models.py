@@ -17,7 +17,7 @@ from dyn_d2.utils.errors import UserError
 
 from detectron2.config import CfgNode
 
-from .timm_weights import check_fits, package_for, read_file, read_package
+from .timm_weights import WeightsPackage, check_fits, package_for, read_file, read_package
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ class TimmModel:
         mean, std: what it normalises images with, red, green and blue, of 255.
         size: (height, width) of the only images that it takes; None where it takes any.
         in_channels: of images.
+        pretrained: whether its weights are those of MODEL.TIMM.WEIGHTS, not random numbers.
     """
 
     name: str
@@ -68,6 +69,7 @@ class TimmModel:
     std: tuple[float, ...]
     size: tuple[int, int] | None = None
     in_channels: int = 3
+    pretrained: bool = False
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """Normalised images (N, C, H, W) -> the feature maps (N, C', H / stride, W / stride) of all levels."""
@@ -170,18 +172,19 @@ def _create(timm: ModuleType, name: str, channels: int, from_hub: bool) -> tuple
 
 def _create_or_wait(
     timm: ModuleType, name: str, channels: int, from_hub: bool, checkpoint: str
-) -> tuple["TimmNetwork", bool]:
-    """``_create``; where the hub cannot be reached but a ``checkpoint`` of everything is loaded later, random."""
+) -> tuple["TimmNetwork", bool, bool]:
+    """``_create``, and whether its weights are the hub's: where that cannot be reached, but a ``checkpoint`` of
+    everything is loaded later, they are random."""
     try:
         created = _create(timm, name, channels, from_hub)
     except UserError as error:
         if not checkpoint:
             raise
         logger.warning(f"{error} Going on, as MODEL.WEIGHTS {checkpoint} is to give all weights.")
-        return _create(timm, name, channels, False)
+        return *_create(timm, name, channels, False), False
     if from_hub:
         logger.info(f"timm's {name} starts from the weights of timm's hub")
-    return created
+    return *created, from_hub
 
 
 def _levels(name: str, module: nn.Module) -> dict[str, Level]:
@@ -225,28 +228,79 @@ def build_timm_model(cfg: CfgNode, channels: int, out_features: Sequence[str]) -
         ValueError: no such model, or it has no such features.
         FileNotFoundError: MODEL.TIMM.WEIGHTS is a file that is not there.
     """
-    timm, name, source = import_timm(), cfg.MODEL.TIMM.NAME, cfg.MODEL.TIMM.WEIGHTS
-    _check_name(timm, name)
-    package = package_for(name) if source == PRETRAINED else None
-    if package is not None and package.path() is None:
-        package = None
-    from_hub = source == PRETRAINED and package is None
-    module, any_size = _create_or_wait(timm, name, channels, from_hub, cfg.MODEL.WEIGHTS)
-    levels = _levels(name, module)
+    name = cfg.MODEL.TIMM.NAME
+    start = _start(name, cfg.MODEL.TIMM.WEIGHTS, channels, cfg.MODEL.WEIGHTS)
+    module, levels = start.module, _levels(name, start.module)
     check_features(name, list(levels), out_features, "MODEL.RESNETS.OUT_FEATURES")
     known = module.state_dict()
     deepest = max(levels[each].index for each in out_features)
     levels = {each: level for each, level in levels.items() if level.index <= deepest}
     if hasattr(module, "prune_intermediate_layers"):
         module.prune_intermediate_layers([level.index for level in levels.values()], prune_norm=True)
-    config = module.pretrained_cfg
-    mean, std = (tuple(255.0 * value for value in config[key]) for key in ("mean", "std"))
-    if package is not None:
-        _load(module, known, read_package(package), f"the package {package.distribution}", name)
-        mean, std = package.mean, package.std
-    elif source and not from_hub:
-        _load(module, known, read_file(source), f"MODEL.TIMM.WEIGHTS {source}", name)
-    return TimmModel(name, module, levels, mean, std, size=None if any_size else own_size(module), in_channels=channels)
+    return start.filled(known, levels, channels)
+
+
+def build_pooled_model(name: str, weights: str) -> TimmModel:
+    """A whole model of timm without its classifier, in evaluation mode: normalised images (N, 3, H, W) -> the vectors
+    (N, D) that its classifier would see. It has no levels, and its parameters are frozen.
+
+    Args:
+        name, weights: as MODEL.TIMM.NAME and MODEL.TIMM.WEIGHTS.
+
+    Raises:
+        UserError, ValueError, FileNotFoundError: as of ``build_timm_model``.
+    """
+    start = _start(name, weights, 3, "")
+    model = start.filled(start.module.state_dict(), {}, 3)
+    model.module.eval().requires_grad_(False)
+    return model
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A whole model, and what it is filled with.
+
+    Attributes:
+        name, source: MODEL.TIMM.NAME and MODEL.TIMM.WEIGHTS.
+        package: with the weights; None where they come from the hub, a file or nowhere.
+        from_hub: the weights are to come from the hub.
+        pretrained: the model has them from there already.
+    """
+
+    name: str
+    source: str
+    module: "TimmNetwork"
+    any_size: bool
+    package: WeightsPackage | None
+    from_hub: bool
+    pretrained: bool
+
+    def filled(self, known: dict[str, Tensor], levels: dict[str, Level], channels: int) -> TimmModel:
+        """What is left of the model, whose whole state dict was ``known``, with its weights."""
+        config, pretrained = self.module.pretrained_cfg, self.pretrained
+        mean, std = (tuple(255.0 * value for value in config[key]) for key in ("mean", "std"))
+        if self.package is not None:
+            source = f"the package {self.package.distribution}"
+            _load(self.module, known, read_package(self.package), source, self.name)
+            mean, std, pretrained = self.package.mean, self.package.std, True
+        elif self.source and not self.from_hub:
+            _load(self.module, known, read_file(self.source), f"MODEL.TIMM.WEIGHTS {self.source}", self.name)
+            pretrained = True
+        size = None if self.any_size else own_size(self.module)
+        return TimmModel(
+            self.name, self.module, levels, mean, std, size=size, in_channels=channels, pretrained=pretrained
+        )
+
+
+def _start(name: str, source: str, channels: int, checkpoint: str) -> _Start:
+    timm = import_timm()
+    _check_name(timm, name)
+    package = package_for(name) if source == PRETRAINED else None
+    if package is not None and package.path() is None:
+        package = None
+    from_hub = source == PRETRAINED and package is None
+    module, any_size, pretrained = _create_or_wait(timm, name, channels, from_hub, checkpoint)
+    return _Start(name, source, module, any_size, package, from_hub, pretrained)
 
 
 def own_size(module: "TimmNetwork") -> tuple[int, int]:

@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 
 from dyn_d2.config import add_dyn_d2_config
-from dyn_d2.data.few_shot.sources import forget, load_source
+from dyn_d2.data.few_shot.sources import forget
 from dyn_d2.evaluation.perfect import PerfectScore, perfect_score
 
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances, register_lvis_instances
 
 WIDTH, HEIGHT = 40, 30
 NAMES = ("ant", "bee")
@@ -62,10 +62,10 @@ def config(masks: bool = False) -> CfgNode:
 
 
 def register(path: str, kind: str = "coco") -> str:
-    """Register a json under a new name, read as few-shot data are."""
+    """Register a json under a new name, as users do."""
     name = f"toy_{uuid.uuid4().hex}"
-    MetadataCatalog.get(name).set(json_file=path, image_root=str(Path(path).parent), evaluator_type=kind)
-    DatasetCatalog.register(name, lambda: load_source(name))
+    registrars = {"coco": register_coco_instances, "lvis": register_lvis_instances}
+    registrars[kind](name, {}, path, str(Path(path).parent))
     return name
 
 

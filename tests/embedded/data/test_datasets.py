@@ -230,7 +230,7 @@ def test_voc_registration(voc) -> None:
 
 @pytest.mark.embedded
 def test_voc_faults_name_the_file(voc) -> None:
-    with pytest.raises(ValueError, match="000002.xml.*class 'dog' is none of cat"):
+    with pytest.raises(ValueError, match="000002.xml.*class 'dog', none of 'cat'"):
         load_voc_instances(str(voc), "train", ["cat"])
     (voc / "Annotations" / "000002.xml").write_text(XML.format(name="dog", bottom="x"))
     with pytest.raises(ValueError, match="000002.xml is not a valid Pascal VOC annotation"):

@@ -134,14 +134,17 @@ def test_masks_are_the_pixels_in_the_box():
 def test_jitter_moves_places_and_colours_within_its_range():
     image = np.random.default_rng(0).integers(0, 255, (40, 60, 3)).astype(np.uint8)
     sizes = {JitterCrop(0.2).get_transform(image).apply_image(image).shape for _ in range(20)}
-    assert len(sizes) > 5 and all(24 <= h <= 40 and 36 <= w <= 60 for h, w, _ in sizes)
-    crop = JitterCrop(0.2).get_transform(image)
-    assert crop.apply_box(np.array([[10.0, 10, 20, 20]]))[0].tolist() == [
-        10 - crop.x0,
-        10 - crop.y0,
-        20 - crop.x0,
-        20 - crop.y0,
-    ]
+    assert len(sizes) > 5 and all(24 <= h <= 56 and 36 <= w <= 84 for h, w, _ in sizes)
+    assert min(h for h, _, _ in sizes) < 40 < max(h for h, _, _ in sizes)
+    image[10:20, 15:30] = 255
+    for _ in range(20):  # the box goes with its object, and the outside is black
+        crop = JitterCrop(0.2).get_transform(image)
+        x0, y0, x1, y1 = crop.apply_box(np.array([[15.0, 10, 30, 20]]))[0].astype(int)
+        moved = crop.apply_image(image)
+        assert (x1 - x0, y1 - y0) == (15, 10) and (moved[y0:y1, x0:x1] == 255).all()
+        left, top = x0 - 15, y0 - 10
+        assert not moved[: max(0, top)].any() and not moved[:, : max(0, left)].any()
+        assert not moved[max(0, top + 40) :].any() and not moved[:, max(0, left + 60) :].any()
     same_colour = JitterColour(0.0, 1.0, 1.0).get_transform(image).apply_image(image)
     assert np.abs(same_colour.astype(int) - image).max() <= 1
     grey = np.full((4, 4, 3), 100, dtype=np.uint8)

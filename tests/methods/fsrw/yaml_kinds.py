@@ -36,6 +36,7 @@ def _use_vectors(model: nn.Module, batch: Inputs) -> None:
 SQUARE = (
     *DETECTOR, "MODEL.DARKNET.WIDTH", 0.05, "MODEL.REWEIGHTING.WIDTH", 0.05, "MODEL.REWEIGHTING.SUPPORT_SIZE", 64,
     "MODEL.YOLO.SIZE", 96, "MODEL.YOLO.TRAIN_SIZES", [64, 128],
+    "MODEL.YOLO.CACHE", "", "MODEL.TIMM.WEIGHTS", "",
 )  # fmt: skip
 KINDS = (
     Kind(

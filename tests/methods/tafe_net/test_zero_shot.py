@@ -58,7 +58,10 @@ def test_composition_scores_by_hand() -> None:
     found = composition_metrics(scores, labels, made([0, 1, 2], [3, 4, 5]), [])
     shares = np.exp(scores[:, 3:]) / np.exp(scores[:, 3:]).sum(1, keepdims=True)
     expected = [100 * average_precision_score(labels == c, shares[:, c - 3]) for c in (3, 4, 5)]
-    assert found["AP"] == pytest.approx(np.mean(expected))
+    assert found["retrieval_mAP"] == pytest.approx(np.mean(expected))
+    right = [shares[i].argmax() == label - 3 for i, label in enumerate(labels)]
+    by_class = [np.mean([r for r, label in zip(right, labels, strict=True) if label == c]) for c in (3, 4, 5)]
+    assert found["per_class_top1"] == pytest.approx(100 * np.mean(by_class))
     for k in (1, 2, 3):
         hits = [label in sorted((3, 4, 5), key=lambda c, i=i: -scores[i, c])[:k] for i, label in enumerate(labels)]
         assert found[f"top{k}"] == pytest.approx(100 * np.mean(hits))

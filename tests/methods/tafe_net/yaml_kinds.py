@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 def _digit_attributes(cfg: CfgNode, variant: str) -> None:
     for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST):  # need not be here, but have to be known
         assert all(is_described(name) for name in names)
+    cfg.ZERO_SHOT.CUSTOM.update({"TRAIN": "", "TEST": "", "CLASSES": ""})
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("digit_attributes_1_train",), ("digit_attributes_1_test",)
     derive(cfg)
 

@@ -1,13 +1,14 @@
 """Feature re-weighting (Kang et al., ICCV 2019): class vectors from support images, shared by FSRW and its Faster R-CNN
 form."""
 
-from .net import FORMS, ReweightingNet, predict_reweighted, reweight
+from .net import FORMS, FeatureReweightingNet, ReweightingNet, predict_reweighted, reweight
 from .reweighted import ReweightedByClass, build_reweighting, is_reweighted, reweighted_share
 from .vectors import ClassVectors
 
 __all__ = [
     "FORMS",
     "ClassVectors",
+    "FeatureReweightingNet",
     "ReweightedByClass",
     "ReweightingNet",
     "build_reweighting",

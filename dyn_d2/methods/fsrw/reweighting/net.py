@@ -31,9 +31,7 @@ class ReweightingNet(nn.Module):
             ValueError: there is no such form.
         """
         super().__init__()
-        if form not in FORMS:
-            raise ValueError(f"MODEL.REWEIGHTING.SUPPORT_FORM is {form!r}: use one of {', '.join(FORMS)}.")
-        self.form, self.out_channels = form, out_channels
+        self.form, self.out_channels = _known(form), out_channels
         channels = [FORMS[form], *(scaled(c, width) for c in WIDTHS), out_channels, out_channels]
         pairs = zip(channels, channels[1:], strict=False)
         self.convs = nn.ModuleList(conv_unit(before, after, 3, norm) for before, after in pairs)
@@ -62,6 +60,71 @@ class ReweightingNet(nn.Module):
             regions = list(boxes.to(images)[:, None].unbind(0))
             parts.append(roi_align(images, regions, images.shape[-2:], sampling_ratio=2, aligned=True))
         return torch.cat(parts, dim=1)
+
+
+class FeatureReweightingNet(nn.Module):
+    """The same task from features of the support image in place of its pixels: what a backbone knows of ImageNet need
+    not be learned anew. Two 3x3 convolutions, then the maximum over all positions.
+
+    Not published with feature re-weighting; Meta R-CNN (Yan et al., ICCV 2019) has its class vectors from the backbone.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, width: float = 1.0, norm: str = "BN", form: str = "image+mask"
+    ) -> None:
+        """
+        Args:
+            in_channels: C of the features.
+            out_channels: m, channels of the features that are re-weighted.
+            width: factor of the 512 channels of the first convolution.
+            norm: of both convolutions.
+            form: one of FORMS; its parts are features, mask and features of the object's box.
+
+        Raises:
+            ValueError: there is no such form.
+        """
+        super().__init__()
+        self.form, self.out_channels = _known(form), out_channels
+        given = in_channels * (1 + ("object" in form)) + ("mask" in form)
+        middle = scaled(WIDTHS[-1], width)
+        self.convs = nn.ModuleList([conv_unit(given, middle, 3, norm), conv_unit(middle, out_channels, 3, norm)])
+
+    def forward(self, features: Tensor, boxes: Tensor, stride: int) -> Tensor:
+        """
+        Args:
+            features: (N, C, H, W) of the support images.
+            boxes: (N, 4) of their objects, x0, y0, x1, y1 in pixels.
+            stride: pixels of a side of a cell.
+
+        Returns:
+            (N, m) class vectors w_i.
+        """
+        size = (features.shape[-2], features.shape[-1])
+        boxes = boxes.to(features) / stride
+        parts = [features]
+        if "mask" in self.form:
+            parts.append(covered(boxes, size))
+        if "object" in self.form:
+            parts.append(roi_align(features, list(boxes[:, None].unbind(0)), size, sampling_ratio=2, aligned=True))
+        x = torch.cat(parts, dim=1)
+        for layer in self.convs:
+            x = layer(x)
+        return x.amax((2, 3))
+
+
+def covered(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N, 1, H, W): which share of each cell of a grid the (N, 4) boxes cover, which are in cells."""
+    x0, y0, x1, y1 = boxes[:, :, None].unbind(1)
+    rows, columns = (torch.arange(count, device=boxes.device, dtype=boxes.dtype) for count in size)
+    wide = (torch.minimum(x1, columns + 1) - torch.maximum(x0, columns)).clamp(min=0)
+    high = (torch.minimum(y1, rows + 1) - torch.maximum(y0, rows)).clamp(min=0)
+    return (high[:, :, None] * wide[:, None])[:, None]
+
+
+def _known(form: str) -> str:
+    if form not in FORMS:
+        raise ValueError(f"MODEL.REWEIGHTING.SUPPORT_FORM is {form!r}: use one of {', '.join(FORMS)}.")
+    return form
 
 
 def reweight(features: Tensor, vectors: Tensor) -> Tensor:

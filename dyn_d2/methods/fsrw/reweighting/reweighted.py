@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from detectron2.config import CfgNode
 
-from .net import SMALLEST, ReweightingNet
+from .net import SMALLEST, FeatureReweightingNet, ReweightingNet
 from .vectors import ClassVectors
 
 logger = logging.getLogger(__name__)
@@ -32,12 +32,12 @@ class ReweightedByClass(nn.Module):
 
     episodic = True
     head_classes: int | None = None
-    reweighting: ReweightingNet | None
+    reweighting: ReweightingNet | FeatureReweightingNet | None
     pixel_mean: Tensor
     pixel_std: Tensor
     vectors: ClassVectors | None = None
 
-    def init_reweighting(self, reweighting: ReweightingNet | None, channels: int) -> None:
+    def init_reweighting(self, reweighting: ReweightingNet | FeatureReweightingNet | None, channels: int) -> None:
         """Called by the constructor; ``channels`` is the width m of class vectors."""
         self.reweighting, self.reweighted_channels = reweighting, channels
 
@@ -128,9 +128,17 @@ class ReweightedByClass(nn.Module):
                 "empty."
             )
         device = self.pixel_mean.device
+        boxes = support["boxes"].to(device)
+        if isinstance(self.reweighting, FeatureReweightingNet):
+            features, stride = self.support_features(list(support["image"][:, :3].unbind(0)))
+            return self.reweighting(features, boxes, stride)
         given = support["image"].to(device).float()
         images = (given[:, :3] - self.pixel_mean) / self.pixel_std
-        return self.reweighting(images, given[:, 3:], support["boxes"].to(device))
+        return self.reweighting(images, given[:, 3:], boxes)
+
+    def support_features(self, images: list[Tensor]) -> tuple[Tensor, int]:
+        """Features of (3, S, S) support images, and their stride, for MODEL.REWEIGHTING.NET "features"."""
+        raise NotImplementedError
 
     def fingerprint(self) -> str:
         """Hash of all weights but those of the re-weighting module: class vectors belong to one detector."""
@@ -141,15 +149,26 @@ class ReweightedByClass(nn.Module):
         return digest.hexdigest()[:16]
 
 
-def build_reweighting(cfg: CfgNode, channels: int) -> ReweightingNet | None:
+def build_reweighting(
+    cfg: CfgNode, channels: int, feature_channels: int | None = None
+) -> ReweightingNet | FeatureReweightingNet | None:
     """The module that MODEL.REWEIGHTING describes, for vectors of width ``channels``; None where vectors are given.
 
+    Args:
+        feature_channels: of the detector's ``support_features``; None where it has none.
+
     Raises:
-        ValueError: support images are too small for it.
+        ValueError: support images are too small for it, or it needs features that the detector does not give.
     """
     keys = cfg.MODEL.REWEIGHTING
     if keys.VECTORS:
         return None
+    if keys.NET == "features":
+        if feature_channels is None:
+            raise ValueError(
+                f'MODEL.REWEIGHTING.NET is "features", which {cfg.MODEL.META_ARCHITECTURE} does not have: use "pixels".'
+            )
+        return FeatureReweightingNet(feature_channels, channels, keys.WIDTH, keys.NORM, keys.SUPPORT_FORM)
     if keys.SUPPORT_SIZE < SMALLEST:
         raise ValueError(f"MODEL.REWEIGHTING.SUPPORT_SIZE is {keys.SUPPORT_SIZE}: use {SMALLEST} or more.")
     return ReweightingNet(channels, keys.WIDTH, keys.NORM, keys.SUPPORT_FORM)

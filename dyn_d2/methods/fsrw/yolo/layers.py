@@ -1,6 +1,7 @@
 """The detection layers of YOLOv2 on DarkNet-19: convolutions 19 to 22, with the passthrough."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, cat, nn
@@ -50,17 +51,27 @@ class DetectionLayers(nn.Module):
 
     Attributes:
         channels: name -> number of channels of "conv13", "conv20" and "conv22".
+        inputs: names of the backbone's features that stand for conv13 and conv18, of strides 16 and 32.
     """
 
-    def __init__(self, shapes: dict[str, ShapeSpec], width: float = 1.0, norm: str = "BN") -> None:
+    def __init__(
+        self,
+        shapes: dict[str, ShapeSpec],
+        width: float = 1.0,
+        norm: str = "BN",
+        inputs: Sequence[str] = ("conv13", "conv18"),
+    ) -> None:
         """
         Args:
-            shapes: of the backbone's conv13 and conv18.
-            width, norm: as of the backbone.
+            shapes: of the backbone's features.
+            width: factor of 1024 and 64 channels.
+            norm: of the convolutions.
+            inputs: see above.
         """
         super().__init__()
+        self.inputs = tuple(inputs)
         wide, narrow = scaled(1024, width), scaled(64, width)
-        shallow, deep = channels_of(shapes["conv13"]), channels_of(shapes["conv18"])
+        shallow, deep = (channels_of(shapes[name]) for name in self.inputs)
         self.conv19 = conv_unit(deep, wide, 3, norm)
         self.conv20 = conv_unit(wide, wide, 3, norm)
         self.conv21 = conv_unit(shallow, narrow, 1, norm)
@@ -81,4 +92,5 @@ class DetectionLayers(nn.Module):
         return self.conv22(cat([F.pixel_unshuffle(self.conv21(conv13), 2), conv20], dim=1))
 
     def forward(self, features: dict[str, Tensor]) -> Tensor:
-        return self.join(features["conv13"], self.deepen(features["conv18"]))
+        shallow, deep = (features[name] for name in self.inputs)
+        return self.join(shallow, self.deepen(deep))

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from dyn_d2.data.partial_masks import masked_classes
+from dyn_d2.data.registered import registered_records
 from dyn_d2.engine.predictor import Predictor
 from dyn_d2.evaluation.boxes_on_image import best_of, picture_names
 from dyn_d2.methods.shapeprop.figures import draw_shapes
@@ -20,14 +21,13 @@ from dyn_d2.utils.atomic import atomic_write
 from dyn_d2.utils.commands import add_picture_options
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from detectron2.data import detection_utils as utils
 from detectron2.utils.logger import setup_logger
 
 
 def _files(dataset: str, count: int) -> list[str]:
     """Images spread evenly over a data set."""
-    records = DatasetCatalog.get(dataset)
+    records = registered_records(dataset)
     return [records[i]["file_name"] for i in np.unique(np.linspace(0, len(records) - 1, count).astype(int))]
 
 

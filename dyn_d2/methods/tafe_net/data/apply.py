@@ -2,16 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dyn_d2.data.classification import ensure_classes
+from dyn_d2.utils.seeds import derive_seed
 
 from detectron2.config import CfgNode
 
-from .custom import read_custom
+from .custom import CustomOptions, read_custom
 from .described_set import read_class_vectors
 from .sets import CUSTOM, SPLITS, Benchmark, described_set, is_described, register_benchmark
 
@@ -68,16 +70,7 @@ def apply_described(cfg: CfgNode, set_key: Callable[[str, Any, str], None]) -> N
     Raises:
         ValueError: a part of ZERO_SHOT.CUSTOM is missing; TAFENet on other data sets, or another model on these.
     """
-    custom = cfg.ZERO_SHOT.CUSTOM
-    given = {key: custom[key] for key in ("TRAIN", "TEST", "CLASSES") if custom[key]}
-    if given:
-        absent = [f"ZERO_SHOT.CUSTOM.{key}" for key in ("TRAIN", "TEST", "CLASSES") if key not in given]
-        if absent:
-            raise ValueError(f"{', '.join(absent)} is empty: your own data need all three files (docs/tafe_net.md).")
-        files = [str(Path(custom[key]).absolute()) for key in ("TRAIN", "TEST", "CLASSES")]
-        register_benchmark(CUSTOM, Benchmark(files, "", read_custom))
-        for split in SPLITS:
-            set_key(f"DATASETS.{split.upper()}", (f"{CUSTOM}_{split}",), f"ZERO_SHOT.CUSTOM.{split.upper()}")
+    _apply_custom(cfg.ZERO_SHOT.CUSTOM, set_key)
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     if cfg.MODEL.META_ARCHITECTURE == "TAFENet":
         others = [name for name in names if not is_described(name)]
@@ -93,3 +86,28 @@ def apply_described(cfg: CfgNode, set_key: Callable[[str, Any, str], None]) -> N
             f"{next(filter(is_described, names))} holds features and descriptions, which only MODEL.META_ARCHITECTURE "
             f"TAFENet takes, not {cfg.MODEL.META_ARCHITECTURE}."
         )
+
+
+def _apply_custom(custom: CfgNode, set_key: Callable[[str, Any, str], None]) -> None:
+    files = [custom[key] for key in ("TRAIN", "TEST", "CLASSES")]
+    if not any(files):
+        return
+    absent = [f"ZERO_SHOT.CUSTOM.{key}" for key in ("TRAIN", "TEST") if not custom[key]]
+    if absent or not (custom.CLASSES or custom.UNSEEN):
+        raise ValueError(
+            f"{', '.join(absent or ['ZERO_SHOT.CUSTOM.CLASSES'])} is empty: your own data need all three files, or "
+            "TRAIN, TEST and UNSEEN where examples describe the classes (docs/tafe_net.md)."
+        )
+    shots = 0 if custom.CLASSES else custom.SHOTS
+    options = CustomOptions(
+        tuple(custom.UNSEEN), custom.STANDARDISE, custom.FOLD, custom.FOLDS, shots, custom.DRAW if shots else 0
+    )
+    name = CUSTOM
+    if options != CustomOptions(folds=custom.FOLDS):  # what they make of the files is another data set
+        name += f"_{derive_seed(repr(options)) % 16**6:06x}"
+    paths = [str(Path(file).absolute()) for file in files if file]
+    register_benchmark(
+        name, Benchmark(paths, "", partial(read_custom, options=options), "low_shot" if shots else "zero_shot")
+    )
+    for split in SPLITS:
+        set_key(f"DATASETS.{split.upper()}", (f"{name}_{split}",), f"ZERO_SHOT.CUSTOM.{split.upper()}")

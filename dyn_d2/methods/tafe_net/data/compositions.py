@@ -19,29 +19,26 @@ ADDRESS = (
 )
 
 
-def files_of(name: str, features: str) -> list[str]:
+def files_of(name: str, features: str, one_hot: bool = False) -> list[str]:
     """Paths below the root of the data sets, in the order that ``read_compositions`` takes."""
     folder = f"compositional-zs/{FOLDERS[name][0]}"
-    return [
-        f"{folder}/{features}_features.t7",
-        f"{folder}/metadata.t7",
-        f"{folder}/compositional-split/train_pairs.txt",
-        f"{folder}/compositional-split/test_pairs.txt",
-        f"{folder}/glove/glove.6B.300d.txt",
-    ]
+    files = ["metadata.t7", "compositional-split/train_pairs.txt", "compositional-split/test_pairs.txt"]
+    vectors = [] if one_hot else ["glove/glove.6B.300d.txt"]
+    return [f"{folder}/{file}" for file in (f"{features}_features.t7", *files, *vectors)]
 
 
 def read_compositions(files: Sequence[Path], words: Sequence[str]) -> DescribedSet:
-    """Descriptions are the word vectors of the parts, one after the other. Evaluation decides among the unseen ones.
+    """Descriptions are the word vectors of the parts, one after the other, or a one for the word at each place
+    (Wang 2020, Table 5.5). Evaluation decides among the unseen ones.
 
     Args:
-        files: features, labels, the compositions of training and test, word vectors.
+        files: features, labels, the compositions of training and test, and, unless words are one-hot, word vectors.
         words: the keys of a label's parts in their order.
 
     Raises:
         ValueError: a file is not what it should be, or a word has no vector.
     """
-    features_file, metadata_file, train_file, test_file, vectors_file = files
+    features_file, metadata_file, train_file, test_file, *vectors_file = files
     train, test = _compositions(train_file, len(words)), _compositions(test_file, len(words))
     both = sorted(set(train) & set(test))
     if both:
@@ -58,7 +55,11 @@ def read_compositions(files: Sequence[Path], words: Sequence[str]) -> DescribedS
             f"{metadata_file} and {features_file.name} do not fit each other or are not the published files ({error}): "
             "download both again."
         ) from error
-    vectors = word_vectors(vectors_file, sorted({word for composition in everything for word in composition}))
+    if vectors_file:
+        vectors = word_vectors(vectors_file[0], sorted({word for composition in everything for word in composition}))
+        descriptions = np.stack([np.concatenate([vectors[word] for word in composition]) for composition in everything])
+    else:
+        descriptions = one_hot_parts(everything)
     parts = {}
     for name, members in (("train", set(train)), ("test", set(test))):
         own = [(row, number[composition]) for row, composition in labels if composition in members]
@@ -67,10 +68,20 @@ def read_compositions(files: Sequence[Path], words: Sequence[str]) -> DescribedS
     return DescribedSet(
         str(metadata_file.parent),
         [" ".join(composition) for composition in everything],
-        np.stack([np.concatenate([vectors[word] for word in composition]) for composition in everything]),
+        descriptions,
         parts,
         candidates=np.arange(len(train), len(everything)),
     )
+
+
+def one_hot_parts(compositions: Sequence[Sequence[Any]]) -> np.ndarray:
+    """(C, D): for each place of a composition a one at its word, among the words that stand at that place. A number for
+    the composition itself would say nothing of one that was never seen."""
+    columns = []
+    for place in zip(*compositions, strict=True):
+        words = sorted(set(place))
+        columns.append(np.eye(len(words), dtype=np.float32)[[words.index(word) for word in place]])
+    return np.concatenate(columns, axis=1)
 
 
 def word_vectors(path: Path, words: Sequence[str]) -> dict[str, np.ndarray]:

@@ -17,10 +17,14 @@ class Part:
     Attributes:
         features: (N, D) vectors or (N, C, H, W) maps.
         labels: (N,) class numbers.
+        files: (N,) names of image files, where they are known.
+        boxes: (N, 4), left, top, width and height of what the feature is of, where it is not all of the image.
     """
 
     features: np.ndarray
     labels: np.ndarray
+    files: np.ndarray | None = None
+    boxes: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -63,12 +63,13 @@ def read_digit_attributes(split: str) -> DescribedSet:
     return DescribedSet("scikit-learn digits", list(DIGITS), attribute_matrix(), parts)
 
 
-def read_number_attributes(split: str) -> DescribedSet:
+def read_number_attributes(split: str, one_hot: bool = False) -> DescribedSet:
     """The numbers 00 to 99, each image two of scikit-learn's digits side by side, drawn once and for all. A number is
     described by the attributes of its first digit, then those of its second. 80 are trained on; all are tested.
 
     Args:
         split: a key of UNSEEN_NUMBERS.
+        one_hot: describe a digit by its place among the ten in place of its attributes.
     """
     first, second = np.divmod(np.arange(100), 10)
     seen = (second - first) % 5 != UNSEEN_NUMBERS[split]
@@ -84,6 +85,6 @@ def read_number_attributes(split: str) -> DescribedSet:
             for place in (first, second)
         ]
         parts[name] = Part(np.concatenate(halves, axis=2)[:, None], numbers)
-    attributes = attribute_matrix()
-    descriptions = np.concatenate([attributes[first], attributes[second]], axis=1)
+    of_digit = np.eye(10, dtype=np.float32) if one_hot else attribute_matrix()
+    descriptions = np.concatenate([of_digit[first], of_digit[second]], axis=1)
     return DescribedSet("scikit-learn digits", [f"{number:02d}" for number in range(100)], descriptions, parts)

@@ -50,6 +50,8 @@ def _benchmarks() -> dict[str, Benchmark]:
         found[f"digit_attributes_{split}"] = Benchmark([], "", _without_files(read_digit_attributes, split))
     for split in UNSEEN_NUMBERS:
         found[f"number_attributes_{split}"] = Benchmark([], "", _without_files(read_number_attributes, split))
+        by_place = partial(read_number_attributes, one_hot=True)
+        found[f"number_one_hot_{split}"] = Benchmark([], "", _without_files(by_place, split))
     for name, folder in proposed_splits.FOLDERS.items():
         files = [f"xlsa17/data/{folder}/{file}" for file in ("res101.mat", "att_splits.mat")]
         for suffix, tune in (("", False), ("_tune", True)):
@@ -57,12 +59,13 @@ def _benchmarks() -> dict[str, Benchmark]:
             found[f"{name}_zero_shot{suffix}"] = Benchmark(files, proposed_splits.ADDRESS, read)
     for name, (_, words) in compositions.FOLDERS.items():
         for features in compositions.FEATURES:
-            found[f"{name}_{features}"] = Benchmark(
-                compositions.files_of(name, features),
-                compositions.ADDRESS,
-                partial(compositions.read_compositions, words=words),
-                "unseen_pairs",
-            )
+            for suffix, one_hot in (("", False), ("_one_hot", True)):
+                found[f"{name}_{features}{suffix}"] = Benchmark(
+                    compositions.files_of(name, features, one_hot),
+                    compositions.ADDRESS,
+                    partial(compositions.read_compositions, words=words),
+                    "unseen_pairs",
+                )
     for shots in low_shot.SHOTS:
         for experiment in low_shot.EXPERIMENTS:
             for suffix, tune in (("", False), ("_tune", True)):
@@ -119,7 +122,7 @@ def described_set(name: str) -> DescribedSet:
     return _read(benchmark, tuple((path, path.stat().st_mtime_ns) for path in files))
 
 
-@lru_cache(maxsize=2)  # the features of the largest take gigabytes
+@lru_cache(maxsize=4)  # the features of the largest take gigabytes
 def _read(benchmark: str, files: tuple[tuple[Path, int], ...]) -> DescribedSet:
     return BENCHMARKS[benchmark].read([path for path, _ in files])
 

@@ -4,12 +4,10 @@ import datetime
 import json
 import logging
 import os
-from collections.abc import Callable
 from typing import Any
 
 from iopath.common.file_io import file_lock
 
-from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager, atomic_open
 
 from ..catalog import DatasetCatalog, MetadataCatalog
@@ -44,8 +42,6 @@ def read_annotation_json(json_file: str, kind: str, named: bool = True) -> Any:
         content["categories"] = [{"id": number, "name": str(number)} for number in ids]
     found = examine(content, json_file, lvis=kind == "LVIS", masks=False)
     strays = sum(problem.kind == "unknown_image" for problem in found.problems)
-    if "minival" in json_file:  # the published minival files of COCO 2014 repeat some ids, which does no harm
-        found.problems = [problem for problem in found.problems if problem.kind != "duplicate_annotation"]
     found.require()
     if strays:
         logger.warning(f"{strays} of {len(annotations)} annotations in {json_file} belong to no image of the file.")
@@ -73,48 +69,13 @@ def load_coco_json(
         FileNotFoundError: no such json.
         ValueError: malformed content; the message names file and entries.
     """
-    from dyn_d2.data.validity.coco import uniform_segmentation
+    from dyn_d2.data.annotation_files import json_records
 
     json_file = os.fspath(json_file)
     found = read_annotation_json(json_file, "COCO", named=dataset_name is not None)
-    contiguous = None if dataset_name is None else _set_categories(dataset_name, found)
-    keys = ["iscrowd", "bbox", "category_id", *(extra_annotation_keys or [])]
-
-    def convert(source: dict) -> dict:
-        annotation = {key: source[key] for key in keys if key in source}
-        if source.get("segmentation"):
-            annotation["segmentation"] = uniform_segmentation(source["segmentation"])
-        return annotation
-
-    files = {number: os.path.join(image_root, image["file_name"]) for number, image in found.images.items()}
-    return build_records(found, files, contiguous, convert)
-
-
-def build_records(
-    found: Any, files: dict[int, str], contiguous: dict[int, int] | None, convert: Callable[[dict], dict]
-) -> list[dict]:
-    """The records of what :func:`read_annotation_json` returned, in the order of the images' ids.
-
-    Args:
-        files: image id -> path.
-        contiguous: category id -> class index; None keeps the ids.
-        convert: from an annotation of the file to one of the record.
-    """
-    from dyn_d2.data.validity.coco import annotations_by_image
-
-    annotations_of = annotations_by_image(found.annotations)
-    records = []
-    for number in sorted(found.images):
-        image = found.images[number]
-        size = {"height": image["height"], "width": image["width"]}
-        record = {"file_name": files[number], **size, "image_id": number, "annotations": []}
-        for source in annotations_of.get(number, []):
-            category = source["category_id"]
-            annotation = convert(source) | {"category_id": category if contiguous is None else contiguous[category]}
-            record["annotations"].append(annotation | {"bbox_mode": BoxMode.XYWH_ABS})
-        records.append(record)
-    logger.info(f"Loaded {len(records)} images from {found.title}")
-    return records
+    classes = None if dataset_name is None else _set_categories(dataset_name, found)
+    logger.info(f"Loaded {len(found.images)} images from {json_file}")
+    return json_records(found, image_root, classes, keys=extra_annotation_keys or ())
 
 
 def _set_categories(dataset_name: str, found: Any) -> dict[int, int]:

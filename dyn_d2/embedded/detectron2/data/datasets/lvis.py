@@ -9,7 +9,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..catalog import DatasetCatalog, Metadata, MetadataCatalog
 from ..paths import datasets_root
-from .coco import build_records, read_annotation_json
+from .coco import read_annotation_json
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +41,10 @@ def _classes(found: Any) -> list[str]:
     """The names (first synonym) in the order of the ids."""
     if list(found.names) != list(range(1, len(found.names) + 1)):
         raise ValueError(f"Category ids of {found.title} are not 1 to {len(found.names)}, as LVIS counts them.")
-    categories = [found.categories[number] for number in found.names]
-    synonyms = [c.get("synonyms") if isinstance(c.get("synonyms"), list) else None for c in categories]
-    return [s[0] if s else c["name"] for s, c in zip(synonyms, categories, strict=True)]
+    # Only here, because dyn_d2 is imported together with this package.
+    from dyn_d2.data.validity.coco import lvis_names
+
+    return lvis_names(found)
 
 
 def get_lvis_instances_meta(dataset_name: str) -> dict[str, Any]:
@@ -80,7 +81,7 @@ def load_lvis_json(
         FileNotFoundError: no such json.
         ValueError: malformed content; the message names file and entries.
     """
-    from dyn_d2.data.validity.coco import image_file
+    from dyn_d2.data.annotation_files import json_records
 
     json_file = os.fspath(json_file)
     found = read_annotation_json(json_file, "LVIS")
@@ -94,20 +95,8 @@ def load_lvis_json(
                 f"Category ids of {json_file} are {min(found.names)} to {max(found.names)}, but {dataset_name} has "
                 f"{len(metadata.thing_classes)} thing_classes, which LVIS counts from 1."
             )
-    keys = ["bbox", "category_id", "segmentation", *(extra_annotation_keys or [])]
-
-    def convert(source: dict) -> dict:
-        annotation = {key: source[key] for key in keys if key in source}
-        if not annotation.get("segmentation"):
-            annotation.pop("segmentation", None)
-        return annotation
-
-    files = {number: os.path.join(image_root, image_file(image, True)) for number, image in found.images.items()}
-    records = build_records(found, files, contiguous, convert)
-    for record in records:
-        for key in ("not_exhaustive_category_ids", "neg_category_ids"):
-            record[key] = found.images[record["image_id"]][key]
-    return records
+    logger.info(f"Loaded {len(found.images)} images from {json_file}")
+    return json_records(found, image_root, contiguous, lvis=True, keys=extra_annotation_keys or ())
 
 
 def register_lvis_instances(name: str, metadata: dict, json_file: str, image_root: str) -> None:

@@ -3,9 +3,6 @@
 import os
 from collections.abc import Sequence
 
-from detectron2.structures import BoxMode
-from detectron2.utils.file_io import PathManager
-
 from ..catalog import DatasetCatalog, MetadataCatalog
 from ..paths import require
 
@@ -13,6 +10,8 @@ CLASS_NAMES = tuple(
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep "
     "sofa train tvmonitor".split()
 )
+
+_KEYS = ("category_id", "bbox", "bbox_mode")  # of an annotation; dyn_d2's own reader gives more
 
 
 def load_voc_instances(dirname: str, split: str, class_names: Sequence[str]) -> list[dict]:
@@ -33,36 +32,17 @@ def load_voc_instances(dirname: str, split: str, class_names: Sequence[str]) -> 
             names the file.
     """
     # Only here, because dyn_d2 is imported together with this package.
+    from dyn_d2.data.annotation_files import voc_record
     from dyn_d2.data.validity.voc import image_ids
 
     image_list = require(os.path.join(dirname, "ImageSets", "Main", f"{split}.txt"), "Pascal VOC image list")
-    ids = image_ids(PathManager.get_local_path(image_list))
-    folder = PathManager.get_local_path(os.path.join(dirname, "Annotations/"))
-    class_index = {name: i for i, name in enumerate(class_names)}
-    return [_record(os.path.join(folder, f"{i}.xml"), i, dirname, class_index) for i in ids]
-
-
-def _record(path: str, image_id: str, dirname: str, class_index: dict[str, int]) -> dict:
-    from dyn_d2.data.validity.voc import read_xml
-
-    image = read_xml(require(path, "Pascal VOC annotation file"))
-    annotations = []
-    for item in image.objects:
-        if item.name not in class_index:
-            raise ValueError(
-                f"{path} is not a valid Pascal VOC annotation: the class {item.name!r} is none of "
-                f"{', '.join(class_index)}."
-            )
-        x0, y0, x1, y1 = item.box
-        bbox = [x0 - 1, y0 - 1, x1, y1]
-        annotations.append({"category_id": class_index[item.name], "bbox": bbox, "bbox_mode": BoxMode.XYXY_ABS})
-    return {
-        "file_name": os.path.join(dirname, "JPEGImages", f"{image_id}.jpg"),
-        "image_id": image_id,
-        "height": image.height,
-        "width": image.width,
-        "annotations": annotations,
-    }
+    records = []
+    for image_id in image_ids(image_list):
+        require(os.path.join(dirname, "Annotations", f"{image_id}.xml"), "Pascal VOC annotation file")
+        record = voc_record(dirname, image_id, tuple(class_names))
+        record["annotations"] = [{key: annotation[key] for key in _KEYS} for annotation in record["annotations"]]
+        records.append(record)
+    return records
 
 
 def register_pascal_voc(
