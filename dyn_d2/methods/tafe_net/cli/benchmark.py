@@ -18,7 +18,7 @@ from dyn_d2.engine.job_queue import numbers, run_pending
 from dyn_d2.engine.stages import Stage, run_stage
 from dyn_d2.methods.tafe_net.benchmark import CAPTION, kind_of, measure_all, summarise
 from dyn_d2.methods.tafe_net.choice import Choice, choose, grid
-from dyn_d2.methods.tafe_net.trainings import ESZSL, METHODS, Planner, splits_of, train_here
+from dyn_d2.methods.tafe_net.trainings import CLOSED, METHODS, Planner, splits_of, train_here
 
 from detectron2.utils.logger import setup_logger
 
@@ -84,7 +84,7 @@ def choices_of(args: argparse.Namespace, planner: Planner, kind: str, splits: li
     for split in splits:
         has_folds = bool(planner.cfg(split).ZERO_SHOT.CUSTOM.TRAIN) and kind == "zero_shot"
         for method in args.methods:
-            needed = method == ESZSL or args.calibrate or len(settings) > 1
+            needed = method in CLOSED or args.calibrate or len(settings) > 1
             if needed and not has_folds:
                 raise ValueError(
                     f"{method} has something to choose, but {split.name} has no folds: only ZERO_SHOT.CUSTOM with "
@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
         for seed in args.seeds
         for split in splits
         for method in args.methods
-        if method != ESZSL
+        if method not in CLOSED
     }
 
     def run(stage: Stage, _: tuple) -> None:
