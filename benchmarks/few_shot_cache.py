@@ -163,32 +163,33 @@ def main(argv: list[str] | None = None) -> int:
         weights = starting_weights(args.config_file, opts, args.base, folder)
         opts += ["FEW_SHOT.STAGE", "finetune", "MODEL.WEIGHTS", str(weights)]
         results = {"step": measure_steps(args.config_file, opts, folder, args.steps, args.rounds)}
+        show_steps(results["step"])
         if args.cell_steps:
             steps = ["SOLVER.MAX_ITER", str(args.cell_steps), "SOLVER.STEPS", "()"]
             results["cell"] = measure_cells(args.config_file, [*opts, *steps], folder)
-    show(results)
+            show_cells(results["cell"])
     if args.output:
         machine = describe_machine("cpu", torch.float32)
         write_json(args.output, {"machine": machine, "arguments": vars(args) | {"output": ""}, "results": results})
     return 0
 
 
-def show(results: dict) -> None:
-    """The numbers as two tables."""
-    step = results["step"]
+def show_steps(step: dict) -> None:
+    """One line."""
     print(
         f"step: {1000 * step['seconds']['off']:.1f} ms without, {1000 * step['seconds']['on']:.1f} ms with the cache: "
         f"{step['ratio']:.1f} times; filling: {1000 * step['filling_seconds_a_view']:.0f} ms a view; weights differ by "
-        f"{step['furthest_weights']:.1e}"
+        f"{step['furthest_weights']:.1e}",
+        flush=True,
     )
-    if "cell" in results:
-        cell = results["cell"]
-        rows = [[name, *(cell[name][key] for key in cell["off"])] for name in ("off", "first", "kept")]
-        print(tabulate(rows, ["cell", *cell["off"]], floatfmt=".4g"))
-        print(
-            f"{cell['ratio']:.1f} times; the cache holds {cell['cache']['views']} views in "
-            f"{cell['cache']['megabytes']:.0f} MB"
-        )
+
+
+def show_cells(cell: dict) -> None:
+    """A table."""
+    rows = [[name, *(cell[name][key] for key in cell["off"])] for name in ("off", "first", "kept")]
+    print(tabulate(rows, ["cell", *cell["off"]], floatfmt=".4g"))
+    cache = cell["cache"]
+    print(f"{cell['ratio']:.1f} times; the cache holds {cache['views']} views in {cache['megabytes']:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     dyn-d2 benchmark few-shot --config-file TFA/digit_scenes.yaml \\
         --methods ft_full,tfa_fc,tfa_cos --splits 1 --shots 1,5,10 --seeds 0-4 --jobs 2 OUTPUT_DIR output/digits
+    dyn-d2 benchmark few-shot ... --cluster auto --cores 4        the same on all machines of a cluster of Ray
 
 Finished cells are not run again: the same command goes on where it was stopped, more seeds add to it, and other
 --metrics cost nothing. --differences A:B adds the difference of methods A and B over the seeds that both have. Writes
@@ -15,18 +16,11 @@ from pathlib import Path
 from dyn_d2.engine.few_shot_benchmark import cells, plan_cells, run_cells, seeds_by_method
 from dyn_d2.engine.few_shot_table import TableStyle, caption, read_metrics, read_pairs, summarise
 from dyn_d2.engine.job_queue import numbers
-from dyn_d2.engine.launch import processes
+from dyn_d2.engine.workers import add_options, workers_of
 from dyn_d2.evaluation.aggregate import INTERVALS
 from dyn_d2.method import few_shot_methods
 
 from detectron2.utils.logger import setup_logger
-
-
-def positive(text: str) -> int:
-    """An integer above 0."""
-    if int(text) < 1:
-        raise ValueError("it has to be at least 1.")
-    return int(text)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,8 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--splits", type=numbers, default=[1], help="such as 1-3")
     parser.add_argument("--shots", type=numbers, default=[1, 5, 10], help="such as 1,5,10")
     parser.add_argument("--seeds", type=numbers, default=[0], help="such as 0-9")
-    parser.add_argument("--jobs", type=positive, default=1, help="trainings at a time")
-    parser.add_argument("--num-gpus", type=processes, default=1, help="GPUs of each training")
+    add_options(parser)
     parser.add_argument("--metrics", default="", help="columns, such as nAP50,nAP75,nAR100,APr")
     parser.add_argument("--differences", default="", metavar="A:B,...", help="rows of A minus B, seed by seed")
     parser.add_argument(
@@ -60,8 +53,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     wanted = cells(seeds, args.splits, args.shots, args.seeds)
     plans = plan_cells(args.config_file, args.opts, wanted)
-    run_cells(args.config_file, args.opts, plans, args.jobs, ["--num-gpus", str(args.num_gpus)])
-    output = Path(plans[wanted[0]][0].cfg.OUTPUT_DIR)
+    cfg = plans[wanted[0]][0].cfg
+    run_cells(args.config_file, args.opts, plans, workers_of(args, cfg), ["--num-gpus", str(args.num_gpus)])
+    output = Path(cfg.OUTPUT_DIR)
     text = summarise(output, plans, seeds, style)
     print(f"{text}\n\n{caption(seeds, style)}\n{output}/benchmark.json, benchmark.md, *_split*.png")
     return 0

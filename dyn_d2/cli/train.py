@@ -6,38 +6,17 @@ dyn-d2 train --config-file ... --eval-only MODEL.WEIGHTS output/base/model_final
 torchrun --nproc-per-node 2 -m dyn_d2 train --config-file ...
 """
 
-import argparse
 from pathlib import Path
-from typing import Any
 
-from dyn_d2.config.names import find_config
 from dyn_d2.config.read import read_yaml
 from dyn_d2.engine.launch import make_parser, parse_args, run
-from dyn_d2.engine.preflight import check_files, check_trainer
-from dyn_d2.engine.setup import setup
-from dyn_d2.engine.trainer import DynTrainer, evaluate
-from dyn_d2.utils.errors import wrong_input
+from dyn_d2.engine.training import train
 
 EVALUATE = """Score a checkpoint on DATASETS.TEST.
 
 dyn-d2 evaluate --weights output/base/model_final.pth OUTPUT_DIR output/base_eval
 dyn-d2 evaluate --config-file TFA/digit_scenes.yaml --weights other.pth OUTPUT_DIR output/other_eval
 """
-
-
-def train(args: argparse.Namespace) -> dict[str, Any] | None:
-    """One process of the job. Returns the results of the last evaluation on the main process."""
-    with wrong_input():
-        if args.config_file:
-            args.config_file = find_config(args.config_file)  # Detectron2 opens it once more for the log
-        cfg = setup(args, check_files)
-        if args.eval_only:
-            return evaluate(cfg)
-        trainer = DynTrainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
-        if cfg.SOLVER.PREFLIGHT and not args.resume:
-            check_trainer(trainer)
-    return trainer.train()
 
 
 def main() -> None:

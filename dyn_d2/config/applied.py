@@ -7,9 +7,10 @@ set were applied to them, and refuse to go on otherwise. Whoever applies one of 
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
+from functools import wraps
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import yaml
 from torch import nn
@@ -18,17 +19,21 @@ from torch.optim import Optimizer
 from dyn_d2.utils.errors import UserError
 
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.utils.events import has_event_storage
 
 # Key -> its value where nothing has to be done. Methods add theirs.
 OPTIMIZER_KEYS: dict[str, Any] = {"SOLVER.OPTIMIZER": "SGD", "SOLVER.BACKBONE_LR_FACTOR": 1.0}
 LOADER_KEYS: dict[str, Any] = {"INPUT.RANDOM_SCALE": [], "DATALOADER.ONE_DATASET_PER_BATCH": False}
 PARTIAL_MASKS = "INPUT.PARTIAL_MASKS"
+_CLASSIFIER = "MODEL.ROI_BOX_HEAD.CLASSIFIER"
 
 _REMEDIES = {
     "MODEL.FREEZE": "give the model to dyn_d2.modeling.freeze.freeze(model, cfg.MODEL.FREEZE) in build_model",
     "optimizer": "return DynTrainer.build_optimizer(cfg, model) from build_optimizer",
     "loader": "return DynTrainer.build_train_loader(cfg) from build_train_loader",
+    "derived": "call dyn_d2.config.derive.derive(cfg) once the config is read",
+    _CLASSIFIER: "set MODEL.ROI_HEADS.NAME to DynROIHeads or DynRes5ROIHeads, which read it",
     PARTIAL_MASKS: (
         "return DynTrainer.build_train_loader(cfg) from build_train_loader, or give the records to "
         "dyn_d2.data.partial_masks.apply_partial_masks and map them with PartialMaskMapper"
@@ -37,7 +42,8 @@ _REMEDIES = {
 
 _frozen: WeakSet[nn.Module] = WeakSet()
 _optimizers: WeakSet[Optimizer] = WeakSet()
-_data: set[str] = set()  # values of keys of the loader that were applied in this process
+_loaders: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()  # loader -> keys and values that it follows
+_masks: set[str] = set()  # values of INPUT.PARTIAL_MASKS that were applied to records by hand
 
 
 class KeyNotApplied(UserError):
@@ -54,9 +60,14 @@ def note_optimizer(optimizer: Optimizer) -> None:
     _optimizers.add(optimizer)
 
 
-def note_loader(cfg: CfgNode, keys: Iterable[str]) -> None:
-    """A loader follows these keys, with the values that they have in ``cfg``."""
-    _data.update(_value(cfg, key) for key in keys)
+def note_loader(loader: Any, cfg: CfgNode) -> None:
+    """As long as it is there, this loader follows all keys of loaders, with the values that they have in ``cfg``."""
+    _loaders[loader] = {_value(cfg, key) for key in (*LOADER_KEYS, PARTIAL_MASKS)}
+
+
+def note_partial_masks(cfg: CfgNode) -> None:
+    """INPUT.PARTIAL_MASKS was applied to records, for a loader that is not known here."""
+    _masks.add(_value(cfg, PARTIAL_MASKS))
 
 
 class NoticesKeys:
@@ -70,7 +81,7 @@ class NoticesKeys:
         self = super().__new__(cls)
         cfg = next((value for value in (*args, *kwargs.values()) if isinstance(value, CfgNode)), None)
         if cfg is not None:
-            self.__dict__["_keys_to_apply"] = _KeysToApply(cfg)
+            self.__dict__["_keys_to_apply"] = KeysToApply(cfg)
         return self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -80,7 +91,19 @@ class NoticesKeys:
         return super().__call__(*args, **kwargs)  # type: ignore[misc]  # nn.Module's
 
 
-class _KeysToApply:
+def notices_keys(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """The same for a function that makes a part of a model, such as a backbone, from a config."""
+
+    @wraps(build)
+    def built(cfg: CfgNode, *args: Any, **kwargs: Any) -> nn.Module:
+        module = build(cfg, *args, **kwargs)
+        module.register_forward_pre_hook(KeysToApply(cfg))
+        return module
+
+    return built
+
+
+class KeysToApply:
     """Those of a config that are set, and that a trainer or loader has to apply."""
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -92,7 +115,13 @@ class _KeysToApply:
         masks = cfg.INPUT.get("PARTIAL_MASKS", None)
         if cfg.MODEL.MASK_ON and masks is not None and (masks.CLASSES or masks.FRACTION != 1 or masks.PSEUDO != "none"):
             self._data[PARTIAL_MASKS] = _value(cfg, PARTIAL_MASKS)
-        self._done = not (self._freeze or self._optimizer or self._data)
+        self._classifier = cfg.MODEL.ROI_BOX_HEAD.get("CLASSIFIER", "linear") != "linear"
+        self._derived = list(_not_derived(cfg))
+        self._done = not (self._freeze or self._optimizer or self._data or self._classifier or self._derived)
+
+    def __call__(self, module: nn.Module, inputs: Any) -> None:
+        """``check`` as a hook before the forward pass of a module."""
+        self.check(module)
 
     def check(self, module: Any) -> None:
         """Look once, in a training; a model that is called outside of a trainer's loop trains nothing.
@@ -110,14 +139,29 @@ class _KeysToApply:
         if own and not any(own & _parameters(optimizer) for optimizer in _optimizers):
             problems += [(key, _REMEDIES["optimizer"]) for key in self._optimizer]
         for key, value in self._data.items():
-            if value not in _data:
+            if value not in _masks and not any(value in followed for followed in _loaders.values()):
                 problems.append((key, _REMEDIES.get(key, _REMEDIES["loader"])))
+        heads = getattr(module, "roi_heads", None)
+        if self._classifier and heads is not None and not getattr(heads, "classifier_by_name", False):
+            problems.append((_CLASSIFIER, _REMEDIES[_CLASSIFIER]))
+        problems += [(key, _REMEDIES["derived"]) for key in self._derived]
         if problems:
             listed = "".join(f"\n  {key}: {remedy}" for key, remedy in problems)
             raise KeyNotApplied(
-                f"{len(problems)} keys of the config are set, but this trainer has not applied them:{listed}\n"
+                f"Keys of the config are set, but not applied by this trainer:{listed}\n"
                 "DynTrainer applies all of them; docs/your_own_trainer.md shows both ways."
             )
+
+
+def _not_derived(cfg: CfgNode) -> Iterator[str]:
+    """Keys from which others follow that have not been set."""
+    if _get(cfg, "FEW_SHOT.BENCHMARK", ""):
+        sets = [MetadataCatalog.get(name) for name in cfg.DATASETS.TRAIN]
+        if not sets or any(metadata.get("few_shot") is None for metadata in sets):
+            yield "FEW_SHOT.BENCHMARK"
+    reference = _get(cfg, "SOLVER.REFERENCE_BATCH", 0)
+    if reference not in (0, cfg.SOLVER.IMS_PER_BATCH) and cfg.SOLVER.AUTO_SCALE:
+        yield "SOLVER.REFERENCE_BATCH"
 
 
 def _holds(model: nn.Module, module: nn.Module) -> bool:

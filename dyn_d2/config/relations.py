@@ -106,6 +106,12 @@ def _heads(cfg: CfgNode) -> Iterator[str]:
         yield _say(cfg, "MODEL.ROI_HEADS.NAME", f"{cfg.MODEL.META_ARCHITECTURE} needs ROI heads, e.g. DynROIHeads")
         return
     heads = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)
+    if cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER != "linear" and not getattr(heads, "classifier_by_name", False):
+        yield _say(
+            cfg,
+            "MODEL.ROI_BOX_HEAD.CLASSIFIER",
+            f"{cfg.MODEL.ROI_HEADS.NAME} does not read it; set MODEL.ROI_HEADS.NAME to DynROIHeads or DynRes5ROIHeads",
+        )
     if not (isinstance(heads, type) and issubclass(heads, StandardROIHeads)):
         return
     box = cfg.MODEL.ROI_BOX_HEAD

@@ -25,7 +25,7 @@ from .classification import check_classification, has_labels
 from .clean import clean_json
 from .semantic import check_label_maps, has_label_maps
 from .validity.annotation import box_defect
-from .validity.coco import CocoContent, annotations_by_image, examine, image_file, looks_like_lvis, read_json
+from .validity.coco import CocoContent, DataError, annotations_by_image, examine, image_file, looks_like_lvis, read_json
 from .validity.consumers import BOXES, EVALUATION, IMAGES, LABELS, LOADER, MASK_EVALUATION, MASKS, spoils
 from .validity.ground_truth import missing_lvis_fields
 from .validity.images import DeepImageError, opening_error, require_readable
@@ -46,6 +46,9 @@ __all__ = [
     "consumers_of",
     "summary",
 ]
+
+# Large sets have a few objects in the first pixel of an image; in one whose boxes are fractions, many lie there.
+_FEW_FRACTIONS = ("fraction_box", 0.01, "the box lies within the first pixel of the image")
 
 ImageFile = tuple[str, Any, int | None, int | None]  # path, image id, width, height
 
@@ -83,6 +86,7 @@ def check_coco_json(
     for objects in annotations_by_image(found.annotations).values():
         report.count((found.names[a["category_id"]], bool(a["iscrowd"])) for a in objects)
     _check_roles(report, str(json_file), base, novel, list(found.names.values()))
+    report.allow_few(*_FEW_FRACTIONS)
     if image_root is not None:
         named = {i: image_file(image, lvis) for i, image in found.images.items() if image_file(image, lvis)}
         sizes = {i: (found.images[i]["width"], found.images[i]["height"]) for i in named}
@@ -115,7 +119,14 @@ def check_voc(dirname: str, split: str, classes: Sequence[str], *, read_images: 
     def thin(box: Sequence[float]) -> bool:
         return box[2] - box[0] <= 1 or box[3] - box[1] <= 1
 
-    ids = image_ids(image_list(dirname, split), repeated=True)
+    listed = image_list(dirname, split)
+    try:
+        ids = image_ids(listed, repeated=True)
+    except DataError as error:
+        report.add("cannot_load", str(listed), str(error).removeprefix(f"{listed} "))
+        return report
+    if not ids:
+        report.add("no_images", str(listed), "lists no image")
     report.images = len(ids)
     for image_id, times in Counter(ids).items():
         where = str(Path(dirname) / "Annotations" / f"{image_id}.xml")
@@ -135,6 +146,7 @@ def check_voc(dirname: str, split: str, classes: Sequence[str], *, read_images: 
                 # xmin = xmax is one pixel in VOC's way of counting: it can be trained on, but nobody meant it.
                 report.notes.append(f"{where}, object {position}: the box {annotation['bbox']} is one pixel thin")
         report.count((classes[a["category_id"]], False) for a in record["annotations"])
+    report.allow_few(*_FEW_FRACTIONS)
     report.problems += check_image_files(files, read_images)
     return report.finish(classes)
 
@@ -161,6 +173,7 @@ def check_records(dicts: Sequence[dict[str, Any]], metadata: Metadata, read_imag
     dicts = [record for record in dicts if isinstance(record, dict)]
     for record in dicts:
         report.count(_objects(record, classes))
+    report.allow_few(*_FEW_FRACTIONS)
     # A K-shot set has several records of one image.
     ids = Counter(identity(record.get("image_id")) for record in dicts)
     if metadata.get("few_shot") is None:

@@ -8,6 +8,7 @@ from typing import Any
 # Kind of problem -> what to do about it.
 REMEDIES = {
     "bad_json": "write the file again; it has to be a COCO-style json object",
+    "no_images": "name the file that has them",
     "bad_entry": "add or correct the field",
     "bad_category": 'give every category an integer as "id" and a "name"',
     "bad_flag": "write 0 or 1, without quotes",
@@ -118,6 +119,14 @@ class Report:
             what = "1 class has" if len(absent) == 1 else f"{len(absent)} classes have"
             self.notes.append(f"{what} no object: {', '.join(absent)}")
         return self
+
+    def allow_few(self, kind: str, share: float, why: str) -> None:
+        """Turn the problems of a kind into a note where they are less than ``share`` of all objects."""
+        found = [problem for problem in self.problems if problem.kind == kind]
+        objects = sum(counter["objects"] + counter["crowd"] for counter in self.counts.values())
+        if found and len(found) < share * objects:
+            self.problems = [problem for problem in self.problems if problem.kind != kind]
+            self.notes.append(f"{len(found)} of {objects} objects: {why}, the first: {found[0].where}: {found[0].what}")
 
     def tolerate(self, kinds: Collection[str]) -> None:
         """Turn problems of these kinds, which the data loader deals with, into a note."""

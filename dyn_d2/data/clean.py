@@ -16,6 +16,7 @@ from .validity.values import flag, identity, whole
 # Kinds of problems whose annotation is kept, and set right by the functions below.
 _RENUMBERED = {"duplicate_annotation"}
 _REWRITTEN = {"image_type", "bad_flag", "bad_area"}
+FLAGS = ("iscrowd", "has_mask", "ignore")
 
 
 def clean_json(content: dict[str, Any], problems: Iterable[Problem]) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def clean_json(content: dict[str, Any], problems: Iterable[Problem]) -> dict[str
     by_text = {str(image["id"]): image["id"] for image in images}
     known = {image["id"] for image in images}
     annotations = []
-    for position, annotation in enumerate(content["annotations"]):
+    for position, annotation in enumerate(content.get("annotations", ())):
         if position in dropped or not isinstance(annotation, dict):
             continue
         image_id = identity(annotation.get("image_id"))
@@ -45,7 +46,8 @@ def clean_json(content: dict[str, Any], problems: Iterable[Problem]) -> dict[str
             image_id = by_text.get(str(image_id))
         if image_id is not None:
             annotations.append(_set_right({**annotation, "image_id": image_id}))
-    return {**content, "images": images, "annotations": _numbered(annotations)}
+    cleaned = {**content, "images": images}
+    return cleaned | ({"annotations": _numbered(annotations)} if "annotations" in content else {})
 
 
 def _kept(problem: Problem, content: dict[str, Any]) -> bool:
@@ -57,7 +59,7 @@ def _kept(problem: Problem, content: dict[str, Any]) -> bool:
     if problem.kind not in _REWRITTEN:
         return False
     fixed = _set_right(content["annotations"][problem.position])
-    return problem.kind != "bad_flag" or all(flag(fixed.get(key)) is not None for key in ("iscrowd", "has_mask"))
+    return problem.kind != "bad_flag" or all(flag(fixed.get(key)) is not None for key in FLAGS)
 
 
 def _images(images: list[Any], problems: list[Problem]) -> tuple[list[dict[str, Any]], dict[Any, Any]]:
@@ -90,7 +92,7 @@ def _images(images: list[Any], problems: list[Problem]) -> tuple[list[dict[str, 
 def _set_right(annotation: dict[str, Any]) -> dict[str, Any]:
     """Flags without quotes, and no area where it is none."""
     result = dict(annotation)
-    for key in ("iscrowd", "has_mask", "ignore"):
+    for key in FLAGS:
         text = str(result.get(key, "")).strip().lower()
         if isinstance(result.get(key), str) and text in ("0", "1", "true", "false"):
             result[key] = int(text in ("1", "true"))

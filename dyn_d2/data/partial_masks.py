@@ -12,12 +12,13 @@ import difflib
 import logging
 from collections import Counter
 from collections.abc import Collection, Sequence
+from functools import wraps
 from typing import Any
 
 import pycocotools.mask as mask_util
 import torch
 
-from dyn_d2.config.applied import PARTIAL_MASKS, note_loader
+from dyn_d2.config.applied import note_partial_masks
 from dyn_d2.data.digit_scenes.polygons import mask_to_polygons
 from dyn_d2.data.few_shot.splits import COCO_NOVEL
 from dyn_d2.utils.seeds import derive_seed
@@ -27,7 +28,8 @@ from detectron2.data.detection_utils import annotations_to_instances, transform_
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 
 from .pseudo_masks import add_pseudo_masks
-from .validity.annotation import mask_defect
+from .validity.annotation import flagged_mask_defect
+from .validity.coco import is_masked
 
 logger = logging.getLogger(__name__)
 
@@ -103,17 +105,15 @@ def has_mask(annotation: Record, record: Record, number: int) -> bool:
         MaskError: it is flagged as masked without a mask, the mask is malformed or of another size than the image, or a
             polygon lies outside the image.
     """
-    mask = annotation.get("segmentation")
-    present = mask is not None and len(mask) > 0
-    flag = annotation.get("has_mask", present)
-    if not flag:
+    if not is_masked(annotation) and not annotation.get("has_mask"):
         return False
-    where = f"{record.get('file_name', f'image {_image(record)}')}, annotation {annotation.get('id', number)}"
-    if not present:
-        raise MaskError(f"{where}: it says has_mask but has no segmentation. Add the mask, or remove the flag.")
-    width, height = record.get("width"), record.get("height")
-    if defect := mask_defect(mask, width, height):
-        raise MaskError(f"{where}: {defect[1]}. Correct the mask, or remove it to train on the box alone.")
+    if defect := flagged_mask_defect(annotation, record.get("width"), record.get("height")):
+        where = f"{record.get('file_name', f'image {_image(record)}')}, annotation {annotation.get('id', number)}"
+        remedy = {
+            "no_mask": "Add the mask, or remove the flag.",
+            "bad_flag": "Write true or false, without quotes.",
+        }.get(defect[0], "Correct the mask, or remove it to train on the box alone.")
+        raise MaskError(f"{where}: {defect[1]}. {remedy}")
     return True
 
 
@@ -165,6 +165,12 @@ def _require(names: Sequence[str], known: Sequence[str], key: str, group: str = 
 
 
 def apply_partial_masks(cfg, records: Sequence[Record]) -> Sequence[Record]:
+    """``partly_masked`` for a loader that is not of dyn_d2: its trainer has applied INPUT.PARTIAL_MASKS then."""
+    note_partial_masks(cfg)
+    return partly_masked(cfg, records)
+
+
+def partly_masked(cfg, records: Sequence[Record]) -> Sequence[Record]:
     """``records`` with the masks that INPUT.PARTIAL_MASKS leaves or makes, if the model is trained on masks at all.
 
     Raises:
@@ -172,7 +178,6 @@ def apply_partial_masks(cfg, records: Sequence[Record]) -> Sequence[Record]:
         MaskError: see :func:`has_mask`.
         UserError, FileNotFoundError: see :func:`~dyn_d2.data.pseudo_masks.add_pseudo_masks`.
     """
-    note_loader(cfg, [PARTIAL_MASKS])
     if not cfg.MODEL.MASK_ON or not any("annotations" in record for record in records):
         return records
     keys = cfg.INPUT.PARTIAL_MASKS
@@ -267,3 +272,25 @@ class PartialMaskMapper(DatasetMapper):
             keep = ~instances.gt_has_mask | instances.gt_masks.nonempty()
         keep &= instances.gt_boxes.nonempty(threshold=1e-5)
         dataset_dict["instances"] = instances if keep.all() else instances[keep]
+
+
+def _name_this_mapper() -> None:
+    """Let Detectron2's mapper say what to do where some objects of an image have no mask: it ends in a KeyError there,
+    or, where it is the first that has none, goes on without masks."""
+    transform_all = DatasetMapper._transform_annotations
+
+    @wraps(transform_all)
+    def transform(self: DatasetMapper, dataset_dict: Record, transforms: Any, image_shape: tuple[int, int]) -> None:
+        objects = [annotation for annotation in dataset_dict["annotations"] if not annotation.get("iscrowd", 0)]
+        masked = sum("segmentation" in annotation for annotation in objects)
+        if self.use_instance_mask and 0 < masked < len(objects):
+            raise MaskError(
+                f"{dataset_dict.get('file_name')}: {masked} of its {len(objects)} objects have a mask, DatasetMapper "
+                "needs all or none: use dyn_d2.data.partial_masks.PartialMaskMapper, or set MODEL.MASK_ON False."
+            )
+        transform_all(self, dataset_dict, transforms, image_shape)
+
+    DatasetMapper._transform_annotations = transform  # type: ignore[method-assign]
+
+
+_name_this_mapper()

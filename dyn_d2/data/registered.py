@@ -6,11 +6,15 @@ installed Detectron2 end in an assertion, or leave objects out, at files that th
 registered with any other function is what that function returns.
 """
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
+
+from torch.utils.data import Dataset
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .few_shot.sources import load_source
+from .validity.coco import DataError
 
 _REGISTRARS = {"register_coco_instances", "register_lvis_instances", "register_pascal_voc"}
 
@@ -24,7 +28,10 @@ def registered_records(name: str) -> list[dict[str, Any]]:
     """
     if name in DatasetCatalog and _is_detectron2s(name):
         return load_source(name)
-    return list(DatasetCatalog.get(name))
+    found = DatasetCatalog.get(name)
+    if not isinstance(found, list | tuple | Dataset):
+        raise DataError(f"the function that {name} is registered with returns {type(found).__name__}, not a list.")
+    return list(cast(Iterable[Any], found))
 
 
 def _is_detectron2s(name: str) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dyn_d2.config.applied import LOADER_KEYS, note_loader
+from dyn_d2.config.applied import note_loader
 from dyn_d2.method import BatchExtension, methods
 from dyn_d2.utils.errors import UserError
 from dyn_d2.utils.seeds import derive_seed
@@ -31,7 +31,7 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 
 from .classification import ClassificationMapper, has_labels, is_classification
-from .partial_masks import PartialMaskMapper, apply_partial_masks
+from .partial_masks import PartialMaskMapper, partly_masked
 from .random_scale import scale_crop_flip
 from .sound_dicts import sound_dicts
 from .views import evaluation_mapper
@@ -292,8 +292,7 @@ def build_resumable_train_loader(cfg, mapper: Callable[[dict], dict | None] | No
         raise ValueError("DATASETS.TRAIN is empty: name a registered data set, or set FEW_SHOT.BENCHMARK.")
     if cfg.MODEL.LOAD_PROPOSALS or cfg.MODEL.KEYPOINT_ON:
         raise ValueError("dyn_d2 trains neither on precomputed proposals (MODEL.LOAD_PROPOSALS) nor on keypoints.")
-    records = list(apply_partial_masks(cfg, _records(cfg)))
-    note_loader(cfg, LOADER_KEYS)
+    records = list(partly_masked(cfg, _records(cfg)))
     labels = has_labels(cfg.DATASETS.TRAIN[0])
     batches = BatchesByPosition(
         _sample_order(cfg, records, cfg.SEED),
@@ -305,7 +304,9 @@ def build_resumable_train_loader(cfg, mapper: Callable[[dict], dict | None] | No
     mapper = mapper or build_mapper(cfg, cfg.DATASETS.TRAIN[0], is_train=True)
     kept = _kept(records)
     mapped = MappedByPosition(kept, mapper, cfg.SEED, _extensions(cfg, records, kept))
-    return ResumableLoader(mapped, batches, cfg.DATALOADER.NUM_WORKERS, _count_classes(records, labels))
+    loader = ResumableLoader(mapped, batches, cfg.DATALOADER.NUM_WORKERS, _count_classes(records, labels))
+    note_loader(loader, cfg)
+    return loader
 
 
 def _extensions(cfg, records: list[dict], kept: Dataset) -> list[BatchExtension]:

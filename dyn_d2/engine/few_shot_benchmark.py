@@ -9,7 +9,8 @@ from dyn_d2.method import few_shot_methods
 
 from .few_shot import plan
 from .job_queue import numbers, quiet, run_pending
-from .stages import Stage, run_stage
+from .stages import Stage
+from .workers import LocalWorkers, Training, Workers
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def run_cells(
     config_file: str,
     opts: Iterable[str],
     plans: Mapping[Cell, Sequence[Stage]],
-    jobs: int = 1,
+    workers: Callable[[], Workers] = LocalWorkers,
     launcher: Iterable[str] = (),
     on_start: Callable[[Stage], None] | None = None,
 ) -> None:
@@ -98,14 +99,14 @@ def run_cells(
     Args:
         config_file, opts: those that the plans were made from.
         launcher: options of ``dyn-d2 train`` such as ``--num-gpus 2``.
-        jobs, on_start: see ``run_pending``.
+        workers, on_start: see ``run_pending``.
 
     Raises:
         StageError: a training failed; what is finished stays finished.
     """
-    opts, launcher = list(opts), list(launcher)
+    opts, launcher = tuple(opts), tuple(launcher)
 
-    def run(stage: Stage, cell: Cell) -> None:
-        run_stage(stage, config_file, [*opts, *cell.opts()], launcher)
+    def training(stage: Stage, cell: Cell) -> Training:
+        return Training(plan, config_file, (*opts, *cell.opts()), stage.folder, launcher)
 
-    run_pending(plans, run, jobs, on_start)
+    run_pending(plans, training, workers, on_start)

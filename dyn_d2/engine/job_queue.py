@@ -1,20 +1,24 @@
 """Many trainings of which some start from others: each is run once, several at a time, and none that is done."""
 
 import logging
-import os
-import threading
 import time
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
+from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from .stages import Stage
+
+if TYPE_CHECKING:
+    from .workers import Training, Workers
 
 logger = logging.getLogger(__name__)
 
 Cell = TypeVar("Cell")  # what a benchmark calls one of its final models
+LOOK = 60.0  # seconds after which is looked whether there is still a machine that can train
 
 
 def numbers(text: str) -> list[int]:
@@ -63,76 +67,99 @@ def pending(plans: Mapping[Cell, Sequence[Stage]]) -> list[list[tuple[Stage, Cel
 
 def run_pending(
     plans: Mapping[Cell, Sequence[Stage]],
-    run: Callable[[Stage, Cell], None],
-    jobs: int = 1,
+    training_of: Callable[[Stage, Cell], "Training"],
+    workers: "Callable[[], Workers]",
     on_start: Callable[[Stage], None] | None = None,
 ) -> None:
-    """Call ``run`` for each training of ``plans`` that is not done.
+    """Do each training of ``plans`` that is not done, as soon as those that it starts from are.
 
     Args:
         plans: the stages of each cell, in order; those with the same folder are the same.
-        run: trains a stage; the cell is one of those that need it.
-        jobs: trainings at a time.
-        on_start: called before each training; by default a line of the log counts them and estimates the time.
+        training_of: what a worker is told to train a stage; the cell is one of those that need it.
+        workers: opened only if there is something to do.
+        on_start: called before each training; by default a line of the log counts them. Each that ends has a line
+            with the time that the rest will take.
 
     Raises:
-        StageError: a training failed; what is finished stays finished.
+        StageError: a training failed. Others that run are waited for, none is started, and what is finished stays
+            finished. An interruption ends them at once.
     """
-    levels = pending(plans)
-    total = sum(len(level) for level in levels)
-    logger.info(f"{len(plans)} cells: {total} trainings to do" if total else f"all {len(plans)} cells are done")
-    progress = _Progress(total)
+    todo = {stage.folder: (stage, cell) for level in pending(plans) for stage, cell in level}
+    logger.info(f"{len(plans)} cells: {len(todo)} trainings to do" if todo else f"all {len(plans)} cells are done")
+    if not todo:
+        return
+    progress = _Progress([stage for stage, _ in todo.values()])
     on_start = on_start or progress.start
-    stopped = threading.Event()
-
-    def run_one(stage: Stage, cell: Cell) -> None:
-        if stopped.is_set():
-            return
+    order: TopologicalSorter[Path] = TopologicalSorter()
+    for folder, (stage, _) in todo.items():
+        order.add(folder, *(parent.folder for parent in stage.parents if parent.folder in todo))
+    order.prepare()
+    ready: deque[Path] = deque()
+    running: dict[Future[float], Stage] = {}
+    with workers() as pool:
         try:
-            on_start(stage)
-            run(stage, cell)
-            progress.finished += 1
+            while order.is_active():
+                ready += order.get_ready()
+                while ready and len(running) < max(1, pool.at_a_time + pool.ahead):
+                    stage, cell = todo[ready[0]]
+                    on_start(stage)
+                    future = pool.submit(training_of(stage, cell), min(pool.at_a_time, len(ready) + len(running)))
+                    running[future] = stage
+                    ready.popleft()
+                for future in _next_done(running, pool):
+                    stage = running.pop(future)
+                    progress.finish(stage, pool.collect(stage, future), pool.at_a_time)
+                    order.done(stage.folder)
+        except Exception:
+            if running:
+                logger.warning(f"a training failed; waiting for {len(running)} that run already")
+            raise
         except BaseException:
-            stopped.set()  # by the thread itself: nothing else may start before the others hear of it
+            pool.stop()
             raise
 
-    for level in levels:
-        at_a_time = min(jobs, len(level))
-        with _threads_for(at_a_time), ThreadPoolExecutor(at_a_time) as pool:
-            runs = [pool.submit(run_one, *item) for item in level]
-            try:
-                for future in runs:
-                    future.result()
-            except BaseException:  # an interruption reaches this thread only
-                stopped.set()
-                raise
+
+def _next_done(running: Mapping[Future[float], Stage], pool: "Workers") -> set[Future[float]]:
+    """Wait for trainings that end."""
+    while not (done := wait(running, LOOK, FIRST_COMPLETED).done):
+        if not pool.at_a_time:
+            logger.warning(
+                "no machine is left that has what a training needs: waiting for one. Ctrl-C ends this, and the same "
+                "command goes on later"
+            )
+    return done
 
 
 class _Progress:
-    """One line for each training that starts: its number, the time passed, and what the rest will take."""
+    """One line for each training that starts, and one for each that ends: its number, the time passed, and what the
+    rest will take, as soon as a training of each kind that is left has been seen."""
 
-    def __init__(self, total: int) -> None:
-        self.finished = 0
-        self._total, self._started, self._begin = total, 0, time.monotonic()
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self._total, self._started, self._begin = len(stages), 0, time.monotonic()
+        self._left = Counter(map(_depth, stages))
+        self._seconds: dict[int, list[float]] = defaultdict(list)
 
     def start(self, stage: Stage) -> None:
-        minutes = (time.monotonic() - self._begin) / 60
         self._started += 1
-        rest = ""
-        if self.finished:
-            rest = f", about {minutes / self.finished * (self._total - self.finished):.0f} min left"
-        logger.info(f"training {self._started} of {self._total}: {stage.folder.name} ({minutes:.1f} min passed{rest})")
+        logger.info(f"training {self._started} of {self._total}: {stage.folder.name}")
+
+    def finish(self, stage: Stage, seconds: float, at_a_time: int) -> None:
+        self._left[_depth(stage)] -= 1
+        self._seconds[_depth(stage)].append(seconds)
+        left, passed = sum(self._left.values()), (time.monotonic() - self._begin) / 60
+        logger.info(
+            f"{self._total - left} of {self._total} trainings done: {stage.folder.name} in {seconds:.0f} s "
+            f"({passed:.1f} min passed{self._rest(at_a_time)})"
+        )
+
+    def _rest(self, at_a_time: int) -> str:
+        left = {kind: count for kind, count in self._left.items() if count}
+        if not left or not all(self._seconds[kind] for kind in left):
+            return ""
+        seconds = sum(count * sum(self._seconds[kind]) / len(self._seconds[kind]) for kind, count in left.items())
+        return f", about {seconds / max(1, min(at_a_time, sum(left.values()))) / 60:.1f} min left"
 
 
-@contextmanager
-def _threads_for(jobs: int) -> Iterator[None]:
-    """Child processes share the cores evenly unless the user has set OMP_NUM_THREADS."""
-    if "OMP_NUM_THREADS" in os.environ or jobs == 1:
-        yield
-        return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ["OMP_NUM_THREADS"] = str(max(1, cores // jobs))
-    try:
-        yield
-    finally:
-        del os.environ["OMP_NUM_THREADS"]
+def _depth(stage: Stage) -> int:
+    """How many trainings come before: those of one depth take about as long."""
+    return 1 + max(map(_depth, stage.parents), default=0)

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -65,13 +65,15 @@ def processes(text: str) -> int:
     return int(text)
 
 
-def parse_args(parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
-    """Read the command line of ``parser`` (default: that of ``make_parser``).
+def parse_args(
+    parser: argparse.ArgumentParser | None = None, arguments: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """Read the command line of ``parser`` (default: that of ``make_parser``), or the given arguments.
 
     Processes of one machine meet at a free port unless ``--dist-url`` names one, so that several jobs can run at once.
     """
     parser = parser or make_parser()
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     try:
         processes(str(args.num_gpus))
     except argparse.ArgumentTypeError as error:
@@ -106,11 +108,21 @@ def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> 
         with one_message("" if rank == "0" else f"[process {rank}] "):
             return _run_for_torchrun(main, args)
     with one_message():
-        if torch.cuda.is_available() and args.num_gpus > torch.cuda.device_count():
-            raise UserError(f"--num-gpus {args.num_gpus}: this machine has {torch.cuda.device_count()}.")
-        if args.num_gpus * args.num_machines == 1:
-            return main(args)
-        _run_processes(main, args)
+        return run_here(main, args)
+
+
+def run_here(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> Any:
+    """``run`` without torchrun and without an end of this process: what goes wrong is raised.
+
+    Raises:
+        UserError: one of several processes failed, or there are not as many GPUs.
+        Exception: whatever ``main`` raises in this process.
+    """
+    if torch.cuda.is_available() and args.num_gpus > torch.cuda.device_count():
+        raise UserError(f"--num-gpus {args.num_gpus}: this machine has {torch.cuda.device_count()}.")
+    if args.num_gpus * args.num_machines == 1:
+        return main(args)
+    _run_processes(main, args)
     return None
 
 

@@ -1,4 +1,4 @@
-"""Training in stages: each one is a process of its own with a folder of its own, and starts from the one before.
+"""Training in stages: each one has a process and a folder of its own, and starts from the one before.
 
 A finished stage leaves ``done.json`` in its folder, with a hash of its config and fingerprints of data and weights. A
 stage for which these are unchanged, and whose weights are there and can be opened, is skipped; one that was killed goes
@@ -146,12 +146,19 @@ def run_process(command: list[str]) -> int:
     return subprocess.run(command, check=False).returncode
 
 
-def run_stage(stage: Stage, config_file: str, opts: Iterable[str], launcher: Iterable[str] = ()) -> None:
+def run_stage(
+    stage: Stage,
+    config_file: str,
+    opts: Iterable[str],
+    launcher: Iterable[str] = (),
+    train: Callable[[list[str]], None] | None = None,
+) -> None:
     """Train ``stage`` in a process of its own, unless its result is there; go on where it was killed.
 
     Args:
         stage: its config was made from ``config_file`` and ``opts``.
         launcher: options of ``dyn-d2 train`` such as ``--num-gpus 2``.
+        train: called with the arguments of ``dyn-d2 train`` in place of that process.
 
     Raises:
         StageError: the process failed, or the folder holds another config's result.
@@ -168,20 +175,28 @@ def run_stage(stage: Stage, config_file: str, opts: Iterable[str], launcher: Ite
     start = stage.initial_weights(resume)
     derived: list[Any] = [*stage.opts(), "OUTPUT_DIR", stage.folder]
     derived += ["MODEL.WEIGHTS", start] if start else []
-    command = [sys.executable, *TRAIN, *launcher, *(["--resume"] if resume else [])]
-    command += ["--config-file", config_file] if config_file else []
-    command += [*opts, *map(str, derived)]
+    arguments = [*launcher, *(["--resume"] if resume else [])]
+    arguments += ["--config-file", config_file] if config_file else []
+    arguments += [*opts, *map(str, derived)]
+    command = [sys.executable, *TRAIN, *arguments]
     logger.info(f"stage {stage.name}: {'going on' if resume else 'starting'} in {stage.folder}\n  {' '.join(command)}")
+    if train:
+        train(arguments)
+    else:
+        _train_in_a_process(stage, command)
+    if not is_whole(stage.weights):
+        raise StageError(f"stage {stage.name} ended without {stage.weights}: see {stage.folder}/log.txt.")
+    done = {"stage": stage.name, "fingerprint": stage.fingerprint(), "weights": FINAL, "inputs": inputs}
+    write_json(stage.folder / DONE, done)
+
+
+def _train_in_a_process(stage: Stage, command: list[str]) -> None:
     status = run_process(command)
     if status != 0:
         raise StageError(
             f"stage {stage.name} ended with status {status}; its messages are above and in {stage.folder}/log.txt. "
             "The same command goes on from the last checkpoint."
         )
-    if not is_whole(stage.weights):
-        raise StageError(f"stage {stage.name} ended without {stage.weights}: see {stage.folder}/log.txt.")
-    done = {"stage": stage.name, "fingerprint": stage.fingerprint(), "weights": FINAL, "inputs": inputs}
-    write_json(stage.folder / DONE, done)
 
 
 def run_stages(stages: list[Stage], config_file: str, opts: list[str], launcher: Iterable[str] = ()) -> Stage:

@@ -20,6 +20,7 @@ import numpy as np
 
 from dyn_d2.data.registered import registered_records
 from dyn_d2.data.semantic.label_maps import IGNORE, read_classes
+from dyn_d2.data.validity.coco import DataError
 from dyn_d2.data.validity.ground_truth import (
     coco_api,
     lvis_api,
@@ -204,8 +205,24 @@ class CheckedSemSegEvaluator(SemSegEvaluator):
         """
         metadata = MetadataCatalog.get(dataset_name)
         classes, ignore = len(metadata.stuff_classes), metadata.get("ignore_label", IGNORE)
+        self._predicted: tuple[int, ...] = ()
 
         def read(path: str, dtype: Any = int) -> np.ndarray:
-            return read_classes(path, classes, ignore).astype(dtype)
+            labels = read_classes(path, classes, ignore).astype(dtype)
+            if self._predicted and labels.shape != self._predicted:
+                size = " x ".join(map(str, self._predicted[::-1]))
+                raise DataError(
+                    f"{path} is {labels.shape[1]} x {labels.shape[0]}, but the prediction for its image {size}."
+                )
+            return labels
 
         super().__init__(dataset_name, *args, **{"sem_seg_loading_fn": read, **options})
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """
+        Raises:
+            DataError: a label map is none, or has another size than the prediction.
+        """
+        for given, output in zip(inputs, outputs, strict=True):
+            self._predicted = tuple(output["sem_seg"].shape[-2:])
+            super().process([given], [output])

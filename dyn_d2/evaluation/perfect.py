@@ -20,10 +20,11 @@ import torch
 
 from dyn_d2.data.check_report import Report
 from dyn_d2.data.registered import registered_records
+from dyn_d2.data.semantic.check import other_size
 from dyn_d2.data.semantic.label_maps import IGNORE, read_classes
 from dyn_d2.data.validity import rle
 from dyn_d2.data.validity.annotation import mask_defect
-from dyn_d2.data.validity.coco import is_masked
+from dyn_d2.data.validity.coco import DataError, is_masked
 from dyn_d2.data.validity.values import flag
 
 from detectron2.config import CfgNode
@@ -43,6 +44,7 @@ TOLERANCE = 0.05  # boxes are written with one decimal for VOC, and fractions of
 # Detections of an image that count, by evaluator_type.
 LIMITS = {"coco": 100, "lvis": 300}
 CLOSEST = 0.95  # IoU from which on a prediction is right at every threshold
+MOST_MASK_BYTES = 2**30  # of one image
 # evaluator_types whose scores can be checked so.
 KINDS = ("coco", "lvis", "pascal_voc", "sem_seg", "classification")
 
@@ -56,17 +58,21 @@ class PerfectScore:
         scores: task -> its main metric; NaN where there is nothing to score.
         reasons: why a score is below 100, in words.
         skipped: why nothing was scored, "" where something was.
+        counted: how many objects the evaluator has to count at least, so that NaN is no score.
     """
 
     name: str
     scores: dict[str, float] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
     skipped: str = ""
+    counted: int = 0
 
     @property
     def ok(self) -> bool:
         """Whether no score is below 100."""
-        return all(math.isnan(score) or score >= FULL - TOLERANCE for score in self.scores.values())
+        return all(
+            not self.counted if math.isnan(score) else score >= FULL - TOLERANCE for score in self.scores.values()
+        )
 
     def text(self) -> str:
         """One line."""
@@ -103,6 +109,9 @@ def perfect_score(dataset_name: str, cfg: CfgNode) -> PerfectScore:
     predict = _predictor(kind, metadata, cfg)
     with unchanged_metadata([dataset_name]), tempfile.TemporaryDirectory(prefix="dyn_d2_") as folder, quiet_tables():
         evaluator = evaluator_types()[kind](cfg, dataset_name, folder, few_shot_groups(metadata))
+        if cfg.MODEL.MASK_ON and kind in LIMITS and (large := _too_large(records)):
+            result.skipped = large
+            return result
         evaluator.reset()
         for record in records:
             evaluator.process([record], [predict(record)])
@@ -113,6 +122,8 @@ def perfect_score(dataset_name: str, cfg: CfgNode) -> PerfectScore:
     result.scores = {
         task: float(found[task][metric]) for task, metric in MAIN_METRICS.items() if metric in found.get(task, {})
     }
+    if kind in LIMITS:
+        result.counted = sum(len(_objects(record)) for record in records)
     if not result.ok:
         result.reasons = list(_reasons(records, kind, "segm" in result.scores)) or [
             "no object explains it: the evaluator and the data set disagree, e.g. in the ids or names of classes, or "
@@ -148,7 +159,10 @@ def _predictor(kind: str, metadata: Any, cfg: CfgNode) -> Any:
 
 def _scores_of_map(record: dict, classes: int, ignore: int) -> torch.Tensor:
     """(K, H, W) scores; where nothing counts the first class has the best."""
-    labels = torch.from_numpy(read_classes(record["sem_seg_file_name"], classes, ignore).astype(np.int64))
+    path = record["sem_seg_file_name"]
+    labels = torch.from_numpy(read_classes(path, classes, ignore).astype(np.int64))
+    if problem := other_size(record, labels.shape):
+        raise DataError(f"{path} {problem}.")
     labels = torch.where(labels < classes, labels, 0)
     return torch.nn.functional.one_hot(labels, classes).permute(2, 0, 1).float()
 
@@ -179,6 +193,18 @@ def _size(record: dict) -> tuple[int, int]:
     from detectron2.data.detection_utils import read_image
 
     return read_image(record["file_name"]).shape[:2]
+
+
+def _too_large(records: Sequence[dict]) -> str:
+    """Why the masks of a set, each as a whole image, do not fit into memory; "" where they do."""
+    for record in records:
+        height, width = _size(record)
+        need = len(_objects(record)) * height * width
+        if need > MOST_MASK_BYTES:
+            return (
+                f"the masks of {record.get('file_name')}, {len(_objects(record))} of {width} x {height}, are too large"
+            )
+    return ""
 
 
 def _box(annotation: dict) -> list[float]:
@@ -217,13 +243,19 @@ def _reasons(records: Sequence[dict], kind: str, masks: bool) -> Iterator[str]:
     cut, empty = _lost_boxes(records)
     for boxes, what in ((empty, "boxes without area"), (cut, "boxes that leave their images, and cannot be predicted")):
         if boxes:
-            yield f"{len(boxes)} objects have {what}, the first is {boxes[0]}"
+            yield f"{_count(boxes)} {what}, the first is {boxes[0]}"
+    if kind == "pascal_voc" and (same := _same_objects(records)):
+        yield f"{_count(same)} the box and class of another in the image, the first is {same[0]}"
     if masks and (lost := _lost_masks(records)):
-        yield f"{len(lost)} objects have masks without a pixel, the first is {lost[0]}"
+        yield f"{_count(lost)} masks without a pixel, the first is {lost[0]}"
     times = Counter(record.get("image_id") for record in records)
     twice = [image for image, count in times.items() if count > 1]
     if twice:
         yield f"{len(twice)} images are listed more than once, the first has the id {twice[0]!r}"
+
+
+def _count(found: Sequence[str]) -> str:
+    return "1 object has" if len(found) == 1 else f"{len(found)} objects have"
 
 
 def _where(record: dict, position: int, annotation: dict) -> str:
@@ -242,6 +274,18 @@ def _lost_boxes(records: Sequence[dict]) -> tuple[list[str], list[str]]:
             elif inside < CLOSEST * whole:
                 cut.append(_where(record, position, annotation))
     return cut, empty
+
+
+def _same_objects(records: Sequence[dict]) -> list[str]:
+    """Objects with class and box of an earlier one, of which VOC's metric gives a detection to the first alone."""
+    found = []
+    for record in records:
+        seen: set[tuple] = set()
+        for position, annotation in enumerate(_objects(record)):
+            key = (annotation["category_id"], *(round(side, 1) for side in _box(annotation)))
+            found += [_where(record, position, annotation)] if key in seen else []
+            seen.add(key)
+    return found
 
 
 def _lost_masks(records: Sequence[dict]) -> list[str]:
@@ -273,6 +317,11 @@ def _low_classes(found: dict, scores: dict[str, float]) -> str:
     return "".join(parts)
 
 
+def not_scored(most: int) -> str:
+    """What a report says of a set with more than ``most`` images."""
+    return f"perfect predictions were not scored: more than {most} images"
+
+
 def check_perfect(name: str, cfg: CfgNode, most: int) -> Report:
     """The result of :func:`perfect_score` as a report.
 
@@ -283,7 +332,7 @@ def check_perfect(name: str, cfg: CfgNode, most: int) -> Report:
     try:
         report.images = len(registered_records(name))
         if report.images > most:
-            report.notes.append(f"perfect predictions were not scored: more than {most} images")
+            report.notes.append(not_scored(most))
         else:
             perfect_score(name, cfg).add_to(report)
     except (ValueError, OSError) as error:

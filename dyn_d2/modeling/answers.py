@@ -3,9 +3,9 @@
 Detectron2's own models are understood as they are. Others may answer by attributes of their own, all optional:
 
     ``head_classes``: int, or None for a model whose classes are no rows of a head.
-    ``open_for_images(cfg) -> list[str]``: called once on a trained detector that is to see single images, no data set;
-        gets what it needs beside its weights and returns the class names of its rows. Raises ValueError where that is
-        not to be had.
+    ``open_for_images(cfg) -> list[str] | None``: called once on a trained detector that is to see single images, no
+        data set; gets what it needs beside its weights and returns the class names of its rows, or None where its
+        checkpoint has them. Raises ValueError where that is not to be had.
     ``label_maps(inputs, output, classes) -> list[LabelMap]``: of a semantic segmentor, all maps to show of one image,
         of which ``classes`` is the one that every segmentor has; see ``evaluation.label_figures``.
     ``label_set_problem(datasets, one_per_batch) -> str | None``: of a semantic segmentor or its head, which knows the

@@ -9,6 +9,7 @@ import errno
 import logging
 import os
 import re
+import select
 import signal
 import sys
 import tempfile
@@ -143,7 +144,7 @@ def one_message(prefix: str = "") -> Iterator[None]:
         if shows:
             raise
         message = message_of(error)
-        _note_in_log_files(message)
+        note_in_log_files(message)
         sys.exit(f"{prefix}{Path(sys.argv[0]).name}: {message}")
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
@@ -158,12 +159,23 @@ def _is_read(stream: Any) -> bool:
     that the interpreter, which writes out once more at its end, has nothing to complain of."""
     try:
         stream.flush()
+        number = stream.fileno()
+        closed = hasattr(select, "poll") and _is_closed(
+            number
+        )  # what a failed write held is gone, and flush is content
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return False
+        number, closed = stream.fileno(), True
     except (OSError, ValueError, AttributeError):  # a full disk, a closed or missing stream: another's concern
-        pass
-    return True
+        return True
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return not closed
+
+
+def _is_closed(pipe: int) -> bool:
+    poll = select.poll()
+    poll.register(pipe, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def run_tool(main: Callable[[], Any]) -> NoReturn:
@@ -179,8 +191,8 @@ def _log_files() -> list[Path]:
     return [Path(name) for name in names if isinstance(name, str) and os.path.isfile(name)]
 
 
-def _note_in_log_files(message: str) -> None:
-    """The console gets the message at the end anyway."""
+def note_in_log_files(message: str) -> None:
+    """Write the message of an error to the log's file; the console gets it at the end anyway."""
     logger = logging.getLogger("dyn_d2")
     record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, message, (), None)
     for handler in logger.handlers:

@@ -6,6 +6,7 @@ import importlib.util
 _EXTRAS = {
     "cityscapesscripts": ("cityscapes", "Cityscapes' instances and scores"),
     "h5py": ("hdf5", "features in HDF5 files"),
+    "ray": ("ray", "trainings on a cluster (--cluster)"),
 }
 
 

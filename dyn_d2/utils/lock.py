@@ -2,13 +2,14 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import UserError
 
-_held: dict[str, int] = {}  # folder -> descriptor of its lock, open as long as this process lives
+_held: dict[str, int] = {}  # folder -> descriptor of its lock, which is open as long as it is held
 
 
 @contextmanager
@@ -54,3 +55,34 @@ def hold_folder(folder: str | os.PathLike) -> None:
     os.truncate(descriptor, 0)
     os.write(descriptor, f"{os.getpid()}\n".encode())
     _held[key] = descriptor
+
+
+@contextmanager
+def released_after() -> Iterator[None]:
+    """Folders that this process claims inside the block are free again after it."""
+    before = set(_held)
+    try:
+        yield
+    finally:
+        for key in _held.keys() - before:
+            os.close(_held.pop(key))
+
+
+def wait_until_free(folder: str | os.PathLike, seconds: float) -> None:
+    """Return when no other process holds ``folder``, at the latest after ``seconds``: the children of a process that
+    was killed keep its lock for the moments that they need to end."""
+    deadline = time.monotonic() + seconds
+    while is_held(folder) and time.monotonic() < deadline:
+        time.sleep(0.5)
+
+
+def is_held(folder: str | os.PathLike) -> bool:
+    """Whether some process, this one or another, holds ``folder``."""
+    try:
+        with open(os.path.join(folder, ".lock")) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # nobody has trained there, or a file system without locks
+        return False
+    return False

@@ -56,7 +56,12 @@ def test_every_command_can_be_imported_and_has_a_short_line() -> None:
         (["trian"], "did you mean train?"),
         (["surgry"], "did you mean surgery"),
         (["few_shot"], "few-shot"),
-        (["prepare", "digits"], "there is no kind 'digits' of prepare: use digit-scenes, few-shot"),
+        (
+            ["prepare", "digits"],
+            "there is no kind 'digits' of prepare: did you mean digit-scenes? There are digit-scenes",
+        ),
+        (["prepare", "digitscenes"], "there is no kind 'digitscenes' of prepare: did you mean digit-scenes?"),
+        (["prepare", "xyzzy"], "there is no kind 'xyzzy' of prepare: use digit-scenes, few-shot"),
         (["xyzzy"], "dyn-d2 --help lists all"),
     ],
 )

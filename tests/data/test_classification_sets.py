@@ -195,3 +195,27 @@ def test_check_of_records(folders) -> None:
     assert kinds == ["label_range", "label_range", "bad_entry", "missing_image"]
     array = [{"image": torch.zeros(8, 8, 3).numpy(), "label": 0, "image_id": 0}]
     assert "float32" in check_labels(array, "birds_train", read_images=True).problems[0].what
+
+
+def test_what_lies_between_the_images_of_a_folder(tmp_path) -> None:
+    """Hidden files and folders are no images, whatever their names; a lost image is missing; the rest is said."""
+    for name in ("cat", "dog"):
+        (tmp_path / name / "day.png").mkdir(parents=True)
+        for file in ("a.png", "b.TIF", "day.png/c.gif"):
+            Image.new("RGB", (8, 9)).save(
+                tmp_path / name / file, format={"g": "PNG", "F": "TIFF", "f": "GIF"}[file[-1]]
+            )
+    (tmp_path / "cat/._a.png").write_bytes(b"x")
+    (tmp_path / "cat/.cache").mkdir()
+    (tmp_path / "cat/.cache/d.png").write_bytes(b"x")
+    (tmp_path / "dog/notes.txt").write_bytes(b"x")
+    register_folders("between", tmp_path)
+    try:
+        names = [Path(record["file_name"]).name for record in DatasetCatalog.get("between")]
+        assert names == ["a.png", "b.TIF", "c.gif"] * 2
+        (report,) = check_dataset("between")
+        assert report.ok and "1 file below" in report.text() and "notes.txt" in report.text(), report.text()
+        (tmp_path / "dog/lost.png").symlink_to(tmp_path / "nowhere.png")
+        assert [problem.kind for problem in check_dataset("between")[0].problems] == ["missing_image"]
+    finally:
+        forget("between")

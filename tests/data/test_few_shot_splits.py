@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from dyn_d2.data.few_shot import BENCHMARKS, FewShotBenchmark, get_benchmark, register_benchmark, split_classes
-from dyn_d2.data.few_shot.sources import forget
+from dyn_d2.data.few_shot.sources import forget, load_source
 from dyn_d2.data.few_shot.splits import lvis_v0_5_rare
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -92,3 +92,38 @@ def test_custom_benchmark_lists_every_missing_key_and_file(few_shot_cfg, tmp_pat
     cfg.FEW_SHOT.CUSTOM.BASE_CLASSES, cfg.FEW_SHOT.CUSTOM.NOVEL_CLASSES = ["cat"], ["dog"]
     with pytest.raises(FileNotFoundError, match="TRAIN_JSON.*TEST_IMAGES"):
         get_benchmark(cfg)
+
+
+def test_a_voc_folder_is_a_custom_benchmark(few_shot_cfg, tmp_path) -> None:
+    folder, box = tmp_path / "cells", "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+    objects = {"a": ["red", "white"], "b": ["white"], "c": ["red", "plate"]}
+    (folder / "Annotations").mkdir(parents=True)
+    for image, names in objects.items():
+        inner = "".join(f"<object><name>{name}</name>{box}</object>" for name in names)
+        size = "<size><width>20</width><height>10</height></size>"
+        (folder / "Annotations" / f"{image}.xml").write_text(f"<annotation>{size}{inner}</annotation>")
+    lists = folder / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "mine.txt").write_text("a\nb\n")
+    (lists / "test.txt").write_text("c\n")
+    custom = {"NAME": "cells", "VOC_FOLDER": str(folder), "VOC_TRAIN": "mine"}
+    custom |= {"BASE_CLASSES": ["red", "white"], "NOVEL_CLASSES": ["plate"]}
+    cfg = few_shot_cfg(BENCHMARK="custom")
+    cfg.FEW_SHOT.CUSTOM.merge_from_list([part for item in custom.items() for part in item])
+    benchmark = get_benchmark(cfg)
+    assert benchmark.classes() == ("plate", "red", "white") and benchmark.evaluator_type == "pascal_voc"
+    records = load_source(benchmark.train_sets[0])
+    assert [[a["category_id"] for a in r["annotations"]] for r in records] == [[1, 2], [2]]
+    assert records[0]["file_name"] == str(folder / "JPEGImages" / "a.jpg")
+    (lists / "test.txt").write_text("c\nd\n")
+    with pytest.raises(ValueError, match="test.txt lists images without annotations: .*d.xml"):
+        get_benchmark(cfg)
+    for key, value, error, message in (
+        ("VOC_TEST", "val", FileNotFoundError, "VOC_TEST=.*val.txt"),
+        ("TRAIN_JSON", "a.json", ValueError, "VOC_FOLDER holds all data, but FEW_SHOT.CUSTOM.TRAIN_JSON"),
+        ("VOC_FOLDER", str(tmp_path / "none"), FileNotFoundError, "VOC_FOLDER="),
+    ):
+        other = few_shot_cfg(BENCHMARK="custom")
+        other.FEW_SHOT.CUSTOM.merge_from_list([part for item in {**custom, key: value}.items() for part in item])
+        with pytest.raises(error, match=message):
+            get_benchmark(other)

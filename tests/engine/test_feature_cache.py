@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_detection import save_detector, tiny_opts
+from tiny_detection import tiny_opts, write_boxes
 
+from dyn_d2.checkpoint import DynCheckpointer, describe
 from dyn_d2.config.derive import build_cfg
 from dyn_d2.engine.feature_cache import CacheError, evaluated_from_cache, features_fingerprint
 from dyn_d2.engine.few_shot import plan
@@ -18,16 +19,31 @@ from dyn_d2.modeling.predictor_alone import PredictorAlone
 STEPS = 50
 
 
+# The first half of a ResNet: building, hashing and writing weights would be most of the time of these tests.
+SMALL = {
+    "MODEL__RESNETS__OUT_FEATURES": ["res2", "res3"],
+    "MODEL__FPN__IN_FEATURES": ["res2", "res3"],
+    "MODEL__ANCHOR_GENERATOR__SIZES": [[8], [16], [32]],
+    "MODEL__RPN__IN_FEATURES": ["p2", "p3", "p4"],
+    "MODEL__ROI_HEADS__IN_FEATURES": ["p2", "p3"],
+}
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    """A folder with model_final.pth and its images in data."""
+    """A folder with model_final.pth, of random weights, and its images in data."""
     folder = tmp_path_factory.mktemp("base")
-    save_detector(folder)
+    write_boxes(folder / "data", 2)
+    cfg = config(folder, folder / "start")
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    DynCheckpointer(model, str(folder), metadata=describe(cfg, model)).save("model_final")
     return folder
 
 
 def config(base: Path, output: Path, **more):
     keys = {
+        **SMALL,
         "FEW_SHOT__STAGE": "finetune",
         "FEW_SHOT__METHOD": "tfa_cos",
         "FEW_SHOT__SHOTS": 1,

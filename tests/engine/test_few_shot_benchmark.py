@@ -3,12 +3,14 @@
 import json
 import math
 import threading
+from functools import partial
 
 import pytest
 import torch
+from thread_workers import ThreadWorkers
 from tiny_detection import tiny_opts, write_boxes
 
-from dyn_d2.engine import few_shot_benchmark as benchmark
+from dyn_d2.engine import workers
 from dyn_d2.engine.few_shot_benchmark import Cell, cells, plan_cells, run_cells, seeds_by_method
 from dyn_d2.engine.few_shot_table import (
     TableStyle,
@@ -38,9 +40,9 @@ class Trainings:
         self.folders: list[str] = []
         self.fail_at = fail_at
         self._lock = threading.Lock()
-        monkeypatch.setattr(benchmark, "run_stage", self)
+        monkeypatch.setattr(workers, "run_stage", self)
 
-    def __call__(self, stage, config_file, opts, launcher) -> None:
+    def __call__(self, stage, config_file, opts, launcher, train) -> None:
         with self._lock:
             self.folders.append(stage.folder.name)
         assert all(parent.finished() for parent in stage.parents)
@@ -85,14 +87,14 @@ def test_each_training_is_run_once_and_new_seeds_add_to_it(opts, monkeypatch, jo
     trainings = Trainings(monkeypatch)
     wanted = cells(["ft_full", "tfa_cos"], [1], [1, 2], [0])
     plans = plan_cells("", opts, wanted)
-    run_cells("", opts, plans, jobs)
+    run_cells("", opts, plans, partial(ThreadWorkers, jobs))
     assert trainings.folders[0] == "base_split1" and len(trainings.folders) == 5 == len(set(trainings.folders))
     assert not pending(plans)
-    run_cells("", opts, plan_cells("", opts, wanted), jobs)
+    run_cells("", opts, plan_cells("", opts, wanted), partial(ThreadWorkers, jobs))
     assert len(trainings.folders) == 5
     more = plan_cells("", opts, cells(["ft_full", "tfa_cos"], [1], [1, 2], [0, 1]))
     starts = []
-    run_cells("", opts, more, jobs, on_start=lambda stage: starts.append(stage.folder.name))
+    run_cells("", opts, more, partial(ThreadWorkers, jobs), on_start=lambda stage: starts.append(stage.folder.name))
     assert sorted(starts) == sorted(trainings.folders[5:]) and len(starts) == 4
     assert all(name.endswith("seed1") for name in starts)
 
@@ -101,20 +103,20 @@ def test_goes_on_after_a_failure(opts, monkeypatch) -> None:
     wanted = cells(["ft_full", "tfa_fc", "tfa_cos"], [1], [2], [0])
     failing = Trainings(monkeypatch, fail_at="tfa_fc_split1_2shot_seed0")
     with pytest.raises(StageError, match="status 1"):
-        run_cells("", opts, plan_cells("", opts, wanted))
+        run_cells("", opts, plan_cells("", opts, wanted), ThreadWorkers)
     assert failing.folders == ["base_split1", "ft_full_split1_2shot_seed0", "tfa_fc_split1_2shot_seed0"]
     fixed = Trainings(monkeypatch)
-    run_cells("", opts, plan_cells("", opts, wanted))
+    run_cells("", opts, plan_cells("", opts, wanted), ThreadWorkers)
     assert fixed.folders == ["tfa_fc_split1_2shot_seed0", "tfa_cos_split1_2shot_seed0"]
 
 
 def test_another_config_in_the_same_folder_is_refused_before_any_training(opts, monkeypatch) -> None:
     trainings = Trainings(monkeypatch)
     wanted = cells(["ft_full"], [1], [2], [0])
-    run_cells("", opts, plan_cells("", opts, wanted))
+    run_cells("", opts, plan_cells("", opts, wanted), ThreadWorkers)
     other = [*opts, "MODEL.RPN.NMS_THRESH", "0.6"]
     with pytest.raises(StageError, match="another config"):
-        run_cells("", other, plan_cells("", other, wanted))
+        run_cells("", other, plan_cells("", other, wanted), ThreadWorkers)
     assert len(trainings.folders) == 2
 
 
@@ -127,7 +129,7 @@ def test_table_files_and_numbers_by_hand(opts, monkeypatch, tmp_path) -> None:
     Trainings(monkeypatch)
     seeds, style = [0, 1, 2], TableStyle(("AP", "bAP", "nAP"), "normal", [("tfa_cos", "ft_full")])
     plans = plan_cells("", opts, cells(["tfa_cos", "ft_full"], [1], [2, 1], seeds))
-    run_cells("", opts, plans)
+    run_cells("", opts, plans, ThreadWorkers)
     assert cell_results(plans)[Cell("tfa_cos", 1, 2, 1)]["nAP"] == 27.0
     assert base_results(plans) == {(1, "base only"): {"bAP": 30.0, "bAP50": 50.0}}
     first, second = summarise(tmp_path / "table", plans, seeds, style).split("\n\n")
@@ -169,7 +171,7 @@ def test_methods_with_seeds_of_their_own(opts, monkeypatch, tmp_path) -> None:
     trainings = Trainings(monkeypatch)
     seeds = seeds_by_method("ft_full:0-1,tfa_cos", [0, 1, 2])
     plans = plan_cells("", opts, cells(seeds, [1], [2], [0, 1, 2]))
-    run_cells("", opts, plans)
+    run_cells("", opts, plans, ThreadWorkers)
     assert len(trainings.folders) == 6 and "ft_full_split1_2shot_seed2" not in trainings.folders
     style = TableStyle(("nAP", "nAP75"), pairs=[("tfa_cos", "ft_full")])
     first, second = summarise(tmp_path, plans, seeds, style).split("\n\n")

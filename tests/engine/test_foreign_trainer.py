@@ -12,6 +12,8 @@ from dyn_d2.config.derive import build_cfg
 from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.utils.errors import UserError
 
+from detectron2.data import DatasetMapper
+from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
@@ -91,11 +93,65 @@ def test_the_trainer_of_the_page_applies_them(more, tmp_path) -> None:
     assert all(torch.equal(value, now[name]) for name, value in frozen.items())
 
 
+def test_backbones_in_models_of_detectron2_notice(tmp_path) -> None:
+    more = {"MODEL__ROI_HEADS__NAME": "StandardROIHeads", "MODEL__BACKBONE__NAME": "build_gated_fpn_backbone"}
+    trainer = Plain(cfg_of(tmp_path, **more, **FREEZE))
+    with pytest.raises(KeyNotApplied, match="MODEL.FREEZE"):
+        trainer.train()
+
+
+def test_a_classifier_that_no_head_reads(tmp_path) -> None:
+    cosine = {**GATED, "MODEL__ROI_BOX_HEAD__CLASSIFIER": "cosine"}
+    with pytest.raises(ValueError, match="CLASSIFIER is 'cosine': StandardROIHeads does not read it; .*DynROIHeads"):
+        cfg_of(tmp_path, **cosine)
+    cfg = cfg_of(tmp_path, **GATED)
+    cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER = "cosine"
+    with pytest.raises(KeyNotApplied, match="CLASSIFIER: set MODEL.ROI_HEADS.NAME to DynROIHeads"):
+        Plain(cfg).train()
+
+
+@pytest.mark.parametrize("key, value", [("FEW_SHOT.BENCHMARK", "voc"), ("SOLVER.REFERENCE_BATCH", 64)])
+def test_what_follows_from_keys_has_to_be_derived(key, value, tmp_path) -> None:
+    cfg = cfg_of(tmp_path)
+    cfg.DATASETS.TRAIN = (plain_set(tmp_path),)
+    cfg.merge_from_list([key, value])
+    with pytest.raises(KeyNotApplied, match=f"{key}: call dyn_d2.config.derive.derive"):
+        Plain(cfg).train()
+
+
+def plain_set(folder: Path) -> str:
+    """The data as Detectron2 registers them."""
+    name = f"plain_{folder.name}"
+    register_coco_instances(name, {}, str(folder / "data" / "instances.json"), str(folder / "data" / "images"))
+    return name
+
+
+def test_a_loader_of_another_training_does_not_count(tmp_path) -> None:
+    masks = {**MASKS, "INPUT__PARTIAL_MASKS__FRACTION": 0.5}
+    ours = DynTrainer.build_train_loader(cfg_of(tmp_path, **masks))
+    assert next(iter(ours))
+    del ours
+    with pytest.raises(KeyNotApplied, match="INPUT.PARTIAL_MASKS"):
+        Plain(cfg_of(tmp_path, **masks)).train()
+
+
 def test_keys_at_their_defaults_need_nothing(tmp_path) -> None:
     Plain(cfg_of(tmp_path)).train()
 
 
-def test_partly_masked_records_in_the_stock_mapper_name_ours(tmp_path) -> None:
+@pytest.mark.parametrize("position", [0, 1])
+def test_partly_masked_records_in_the_stock_mapper_name_ours(position, tmp_path) -> None:
+    cfg = cfg_of(tmp_path, **MASKS)
+    record = {"file_name": next(str(p) for p in (tmp_path / "data" / "images").iterdir()), "image_id": 1}
+    square = {"bbox": [0.0, 0, 9, 9], "bbox_mode": 0, "category_id": 0, "segmentation": [[0.0, 0, 9, 0, 9, 9]]}
+    record["annotations"] = [square, {**square}]
+    assert len(DatasetMapper(cfg, is_train=True)(record)["instances"].gt_masks) == 2
+    del record["annotations"][position]["segmentation"]
+    with pytest.raises(ValueError, match=r"\.png: 1 of its 2 objects have a mask, .*PartialMaskMapper"):
+        DatasetMapper(cfg, is_train=True)(record)
+
+
+def test_boxes_alone_in_a_mask_head_name_our_mapper(tmp_path) -> None:
     cfg = cfg_of(tmp_path, **MASKS)
     heads = build_model(cfg).roi_heads.train()
     found = Instances((32, 32), gt_boxes=Boxes(torch.tensor([[0.0, 0, 9, 9]])), gt_classes=torch.zeros(1).long())

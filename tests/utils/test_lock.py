@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from dyn_d2.utils.lock import FolderInUse, hold_folder, one_at_a_time
+from dyn_d2.utils.lock import FolderInUse, hold_folder, is_held, one_at_a_time, released_after, wait_until_free
 
 HOLDER = """
 import sys
@@ -57,3 +57,15 @@ def test_an_error_opens_the_lock(tmp_path):
         raise KeyError
     with one_at_a_time(tmp_path / "lock"):
         pass
+
+
+def test_folders_of_a_block_are_free_after_it(tmp_path):
+    hold_folder(tmp_path / "kept")
+    with pytest.raises(KeyError), released_after():
+        hold_folder(tmp_path / "kept")
+        hold_folder(tmp_path / "given_back")
+        assert is_held(tmp_path / "given_back")
+        raise KeyError
+    assert is_held(tmp_path / "kept") and not is_held(tmp_path / "given_back") and not is_held(tmp_path / "never")
+    wait_until_free(tmp_path / "given_back", 60)
+    wait_until_free(tmp_path / "kept", 0)

@@ -1,5 +1,7 @@
 """Keys of classifiers and of what they classify."""
 
+from dyn_d2.config.applied import LOADER_KEYS
+
 from detectron2.config import CfgNode as CN
 
 
@@ -32,6 +34,7 @@ def add_classification_keys(cfg: CN) -> None:
     cfg.INPUT.CLASSIFICATION.RESIZE_TEST = 0
     # Evaluation: cut a square of this size out of the middle; 0 does not.
     cfg.INPUT.CLASSIFICATION.CROP_TEST = 0
+    LOADER_KEYS["INPUT.CLASSIFICATION"] = cfg.INPUT.CLASSIFICATION.clone()
     # Your own images: folders that hold one folder a class. When TRAIN is set, they become the data sets.
     cfg.CLASSIFICATION = CN()
     cfg.CLASSIFICATION.CUSTOM = CN({"TRAIN": "", "TEST": ""})

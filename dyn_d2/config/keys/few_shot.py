@@ -68,12 +68,16 @@ def add_few_shot_keys(cfg: CN) -> None:
     # Registered data sets to use in place of the benchmark's, e.g. ["coco_2017_train"]; [] keeps the benchmark's.
     cfg.FEW_SHOT.TRAIN_SETS = []
     cfg.FEW_SHOT.TEST_SETS = []
-    # Your own data in COCO format, for BENCHMARK "custom".
+    # Your own data, COCO jsons or a VOC folder, for BENCHMARK "custom".
     cfg.FEW_SHOT.CUSTOM = CN()
     cfg.FEW_SHOT.CUSTOM.NAME = "custom"
     cfg.FEW_SHOT.CUSTOM.TRAIN_JSON = ""
     cfg.FEW_SHOT.CUSTOM.TRAIN_IMAGES = ""
     cfg.FEW_SHOT.CUSTOM.TEST_JSON = ""
     cfg.FEW_SHOT.CUSTOM.TEST_IMAGES = ""
+    # In place of jsons: a folder with JPEGImages, Annotations and ImageSets/Main, and the names of two of its lists.
+    cfg.FEW_SHOT.CUSTOM.VOC_FOLDER = ""
+    cfg.FEW_SHOT.CUSTOM.VOC_TRAIN = "trainval"
+    cfg.FEW_SHOT.CUSTOM.VOC_TEST = "test"
     cfg.FEW_SHOT.CUSTOM.BASE_CLASSES = []
     cfg.FEW_SHOT.CUSTOM.NOVEL_CLASSES = []

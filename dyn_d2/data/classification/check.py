@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dyn_d2.data.check_report import Problem, Report
-from dyn_d2.data.validity.values import is_integer
+from dyn_d2.data.validity.records import examine_labels
+from dyn_d2.data.validity.values import identity, is_integer
 
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .mapper import decode
 from .readers import Record
@@ -29,7 +30,9 @@ def check_classification(name: str, read_images: bool = True) -> Report:
         report.add("cannot_load", name, f"{type(error).__name__}: {error}")
         return report
     report = check_labels(records, name, read_images)
-    times = Counter(record.get("image_id") for record in records)
+    if list_others := MetadataCatalog.get(name).get("list_others"):
+        report.notes += list_others()
+    times = Counter(identity(record.get("image_id")) for record in records if isinstance(record, dict))
     for image_id in [i for i, count in times.items() if count > 1 and i is not None]:
         report.add("duplicate_image", f"{name}, image {image_id!r}", "its id occurs twice", image_id)
     return report
@@ -44,14 +47,11 @@ def check_labels(records: Sequence[Record], name: str, read_images: bool = False
     """
     classes = ensure_classes(name)
     report = Report(name, images=len(records))
-    for position, record in enumerate(records):
-        image_id, label = record.get("image_id"), record.get("label")
-        where = f"{name}, {record.get('file_name', f'image {position}')}"
-        if image_id is None or not {"image", "file_name", "feature"} & record.keys():
-            report.add("bad_entry", where, "the record has no image_id, or no image, file_name or feature", image_id)
-        if not is_integer(label) or not 0 <= label < len(classes):
-            report.add("label_range", where, f"label {label!r} is not in 0 .. {len(classes) - 1}", image_id)
-        else:
+    report.problems += examine_labels(records, len(classes), name)
+    records = [record for record in records if isinstance(record, dict)]
+    labels = (record.get("label") for record in records)
+    for label in labels:
+        if is_integer(label) and 0 <= label < len(classes):
             report.count([(classes[label], False)])
     report.problems += check_images(records, name, read_images)
     return report.finish(classes)
@@ -62,8 +62,8 @@ def check_images(records: Sequence[Record], name: str, read_images: bool) -> lis
 
     def look(record: Record) -> Problem | None:
         file, image_id = record.get("file_name"), record.get("image_id")
-        if file and not Path(file).is_file():
-            return Problem("missing_image", file, "not found", image_id)
+        if file is not None and not (isinstance(file, str) and Path(file).is_file()):
+            return Problem("missing_image", str(file), "not found", image_id)
         if not read_images or not (file or "image" in record):
             return None
         try:

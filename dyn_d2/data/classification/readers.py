@@ -4,6 +4,7 @@ A record is {"image": (H, W, 3) uint8 RGB, or a 1-D uint8 array of an encoded fi
 number; "image_id": position in the data set}, with "height" and "width" where they are known without decoding.
 """
 
+import logging
 import pickle
 import zipfile
 import zlib
@@ -17,9 +18,11 @@ from dyn_d2.utils.restricted_pickle import load as load_pickle
 
 from .names import CIFAR10, CIFAR100, CIFAR100_SUPERCLASS_OF, DIGITS
 
+logger = logging.getLogger(__name__)
+
 Record = dict[str, Any]
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 DIGITS_TRAIN = 1437  # of 1797: the last fifth is for testing; neighbours were written by the same person
 
 
@@ -149,8 +152,33 @@ def folder_classes(root: Path) -> list[str]:
     return names
 
 
+def _files(folder: Path) -> list[Path]:
+    """All files below a folder, but those that file managers hide or leave behind."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts) and not path.is_dir()
+    ]
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is one by its ending."""
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def other_files(root: Path) -> list[Path]:
+    """Files in the folders of the classes that are no images by their endings."""
+    return [path for name in folder_classes(root) for path in _files(root / name) if not is_image(path)]
+
+
+def left_out(root: Path, others: Sequence[Path]) -> str:
+    """What to say of such files."""
+    count = "1 file" if len(others) == 1 else f"{len(others)} files"
+    return f"{count} below {root} left out: no images by their endings, the first is {others[0]}"
+
+
 def read_folders(root: Path, classes: Sequence[str]) -> list[Record]:
-    """Images below one folder a class, in the order of their names.
+    """Images below one folder a class, in the order of their names; other files are left out, with a warning.
 
     Args:
         classes: in the order of the labels.
@@ -162,12 +190,11 @@ def read_folders(root: Path, classes: Sequence[str]) -> list[Record]:
     unknown = [name for name in folder_classes(root) if name not in numbers]
     if unknown:
         raise ValueError(f"{root} has folders that are none of the {len(classes)} classes: {', '.join(unknown[:10])}.")
-    found = [
-        (path, numbers[name])
-        for name in folder_classes(root)
-        for path in sorted((root / name).rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES
-    ]
+    files = [(path, numbers[name]) for name in folder_classes(root) for path in _files(root / name)]
+    found = [(path, label) for path, label in files if is_image(path)]
+    others = [path for path, _ in files if not is_image(path)]
+    if others:
+        logger.warning(left_out(root, others))
     if not found:
         raise ValueError(f"the folders of {root} hold no images ({', '.join(IMAGE_SUFFIXES)}).")
     return [{"file_name": str(path), "label": label, "image_id": i} for i, (path, label) in enumerate(found)]

@@ -22,6 +22,8 @@ from . import names
 from .readers import (
     Record,
     folder_classes,
+    left_out,
+    other_files,
     read_cifar10,
     read_cifar100,
     read_digits,
@@ -132,13 +134,17 @@ def register_folders(
     def place(given: str | Path | Callable[[], Path]) -> Path:
         return existing(name, [given() if callable(given) else Path(given)], address)[0]
 
+    def other_notes(root: Path) -> list[str]:
+        others = other_files(root)
+        return [left_out(root, others)] if others else []
+
     def classes() -> list[str]:
         return folder_classes(place(classes_from or folder))
 
     _register(
         name,
         lambda: read_folders(place(folder), ensure_classes(name)),
-        {"list_classes": classes, "recipe": recipe},
+        {"list_classes": classes, "list_others": lambda: other_notes(place(folder)), "recipe": recipe},
     )
 
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from detectron2.config import CfgNode
-from detectron2.data.datasets import register_coco_instances
 
-from .sources import forget, json_categories, source_classes, source_files
+from .sources import json_categories, source_classes, source_files
 from .splits import (
     COCO_NOVEL,
     DIGIT_SCENES_NOVEL,
@@ -143,7 +142,9 @@ def get_benchmark(cfg: CfgNode) -> FewShotBenchmark:
     """
     few_shot = cfg.FEW_SHOT
     if few_shot.BENCHMARK == "custom":
-        benchmark = _custom_benchmark(few_shot.CUSTOM)
+        from .custom import custom_benchmark  # which needs what is here
+
+        benchmark = custom_benchmark(few_shot.CUSTOM)
     elif few_shot.BENCHMARK in BENCHMARKS:
         benchmark = BENCHMARKS[few_shot.BENCHMARK]
     else:
@@ -154,45 +155,6 @@ def get_benchmark(cfg: CfgNode) -> FewShotBenchmark:
         train_sets=tuple(few_shot.TRAIN_SETS) or benchmark.train_sets,
         test_sets=tuple(few_shot.TEST_SETS) or benchmark.test_sets,
     )
-
-
-def _custom_benchmark(custom: CfgNode) -> FewShotBenchmark:
-    needed = ("NAME", "TRAIN_JSON", "TRAIN_IMAGES", "TEST_JSON", "TEST_IMAGES", "BASE_CLASSES", "NOVEL_CLASSES")
-    empty = [f"FEW_SHOT.CUSTOM.{key}" for key in needed if not custom[key]]
-    if empty:
-        raise ValueError(f"FEW_SHOT.BENCHMARK='custom' needs a value for {', '.join(empty)}.")
-    if custom.NAME in BENCHMARKS:
-        raise ValueError(f"FEW_SHOT.CUSTOM.NAME={custom.NAME!r} is the name of a benchmark: choose another one.")
-    missing = [f"FEW_SHOT.CUSTOM.{key}={custom[key]!r}" for key in needed[1:5] if not Path(custom[key]).exists()]
-    if missing:
-        raise FileNotFoundError(f"Not found: {', '.join(missing)} (relative paths start at {Path.cwd()}).")
-    for part in ("train", "test"):
-        _register_json(f"{custom.NAME}_{part}", custom[f"{part.upper()}_JSON"], custom[f"{part.upper()}_IMAGES"])
-    return FewShotBenchmark(
-        name=custom.NAME,
-        train_sets=(f"{custom.NAME}_train",),
-        test_sets=(f"{custom.NAME}_test",),
-        novel={1: tuple(custom.NOVEL_CLASSES)},
-        base=tuple(custom.BASE_CLASSES),
-        published=False,
-    )
-
-
-def _register_json(name: str, json_file: str, image_root: str) -> None:
-    """Register a COCO json under ``name``, in place of an earlier one of the same name."""
-    classes = [category["name"] for category in json_categories(json_file)]
-    forget(name)
-    register_coco_instances(name, {"thing_classes": classes}, json_file, image_root)
-
-
-def _frequencies(classes: tuple[str, ...], sources: tuple[str, ...]) -> tuple[dict[str, str | None], Path | None]:
-    """Class name -> the ``frequency`` in the first json that is there, and which one that is."""
-    for path in (path for name in sources for path in source_files(name)):
-        if path.suffix == ".json" and path.exists():
-            # LVIS numbers its categories from 1 without gaps, in the order of the detector's classes.
-            stated = ((c["id"] - 1, c.get("frequency")) for c in json_categories(path))
-            return {classes[place]: value for place, value in stated if place < len(classes)}, path
-    return {}, None
 
 
 def _rare_classes(classes: tuple[str, ...], sources: tuple[str, ...]) -> tuple[str, ...]:
@@ -209,3 +171,13 @@ def _rare_classes(classes: tuple[str, ...], sources: tuple[str, ...]) -> tuple[s
             "%s: %d rare classes, but LVIS v0.5 has %d; the file's own division is used.", path, len(rare), len(listed)
         )
     return tuple(name for name in classes if name in rare)
+
+
+def _frequencies(classes: tuple[str, ...], sources: tuple[str, ...]) -> tuple[dict[str, str | None], Path | None]:
+    """Class name -> the ``frequency`` in the first json that is there, and which one that is."""
+    for path in (path for name in sources for path in source_files(name)):
+        if path.suffix == ".json" and path.exists():
+            # LVIS numbers its categories from 1 without gaps, in the order of the detector's classes.
+            stated = ((c["id"] - 1, c.get("frequency")) for c in json_categories(path))
+            return {classes[place]: value for place, value in stated if place < len(classes)}, path
+    return {}, None

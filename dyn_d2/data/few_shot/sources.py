@@ -5,13 +5,12 @@ Every annotation gets an ``id`` that names it within its data set (the annotatio
 """
 
 import os
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from dyn_d2.data.annotation_files import json_records, voc_record
-from dyn_d2.data.validity.coco import CocoContent, DataError, examine, read_json
+from dyn_d2.data.validity.coco import DataError, examine, lvis_names, read_json
 from dyn_d2.data.validity.records import sound_records
 from dyn_d2.data.validity.values import shown
 from dyn_d2.data.validity.voc import image_ids, image_list
@@ -126,7 +125,7 @@ def _load_json(meta: Metadata, name: str) -> list[dict[str, Any]]:
     found = examine(read_json(meta.json_file), str(meta.json_file), lvis=lvis, masks=False).require()
     position = {number: i for i, number in enumerate(found.names)}
     if not meta.get("thing_classes"):
-        meta.thing_classes = list(_names(found, lvis))
+        meta.thing_classes = lvis_names(found) if lvis else list(found.names.values())
     elif not lvis and list(meta.thing_classes) != list(found.names.values()):
         raise DataError(
             f"{meta.json_file}: its categories are {shown(found.names.values())}, in the order of their ids, but the "
@@ -140,12 +139,6 @@ def _load_json(meta: Metadata, name: str) -> list[dict[str, Any]]:
             f"{len(meta.thing_classes)} classes of {name}, as LVIS counts them."
         )
     return json_records(found, meta.image_root, position, lvis=lvis, keys=("id",) if lvis else ("id", "has_mask"))
-
-
-def _names(found: CocoContent, lvis: bool) -> Iterator[str]:
-    for number, name in found.names.items():
-        synonyms = found.categories[number].get("synonyms") if lvis else None
-        yield synonyms[0] if isinstance(synonyms, list) and synonyms else name
 
 
 def voc_image_ids(dirname: str, split: str) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from dyn_d2.data.check_report import Problem, Report
+from dyn_d2.data.validity.records import examine_maps
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
@@ -34,11 +35,15 @@ def check_label_maps(name: str, cfg: CfgNode | None = None, limit: int = 0) -> R
     metadata = MetadataCatalog.get(name)
     report = Report(name)
     try:
-        records = [record for record in DatasetCatalog.get(name) if "sem_seg_file_name" in record]
+        found = list(DatasetCatalog.get(name))
     except Exception as error:  # the loader may be anyone's; what it says is the problem
         report.add("cannot_load", name, f"{type(error).__name__}: {error}")
         return report
-    report.images = len(records)
+    report.problems += examine_maps(found, name)
+    records = [r for r in found if isinstance(r, dict) and isinstance(r.get("sem_seg_file_name"), str)]
+    report.images = len(found)
+    if not found:
+        report.add("no_images", name, "has no image")
     if cfg is not None:
         report.problems += ignore_problems(name, cfg)
     step = max(1, -(-len(records) // limit)) if limit else 1
@@ -84,9 +89,7 @@ def _values(record: Record, classes: int, ignore: Any) -> list[int] | Problem:
         labels = read_label_map(path)
     except ValueError as error:
         return Problem("bad_label_map", path, str(error).removeprefix(f"{path} "), image_id)
-    size = _image_size(record.get("file_name"))
-    if size is not None and size != labels.shape[::-1]:
-        what = f"is {labels.shape[1]} x {labels.shape[0]}, its image {record['file_name']} is {size[0]} x {size[1]}"
+    if what := other_size(record, labels.shape):
         return Problem("bad_label_map", path, what, image_id)
     values = np.flatnonzero(np.bincount(labels.ravel(), minlength=1)).tolist()
     wrong = [value for value in values if value >= classes and value != ignore]
@@ -95,6 +98,14 @@ def _values(record: Record, classes: int, ignore: Any) -> list[int] | Problem:
         what = f"holds {shown}: neither one of {classes} classes (from 0) nor the ignore label {ignore}"
         return Problem("bad_label_map", path, what, image_id)
     return values
+
+
+def other_size(record: Record, shape: Sequence[int]) -> str:
+    """What is wrong where a label map of ``shape`` (H, W) has not the size of its image, else ""."""
+    size = _image_size(record.get("file_name"))
+    if size is None or size == (shape[1], shape[0]):
+        return ""
+    return f"is {shape[1]} x {shape[0]}, its image {record['file_name']} is {size[0]} x {size[1]}"
 
 
 def _image_size(path: Any) -> tuple[int, int] | None:

@@ -75,16 +75,22 @@ def read_label_map(path: str | os.PathLike) -> np.ndarray:
 
     Raises:
         FileNotFoundError: no such file.
-        DataError: it cannot be read, or is not 8-bit grey. Detectron2 would silently take the brightness of a palette's
-            colours for classes; palettes in which this is the class itself pass.
+        DataError: it cannot be read, is turned by an EXIF mark, or is not 8-bit grey. Detectron2 would silently take
+            the brightness of a palette's colours for classes; palettes in which this is the class itself pass.
     """
     try:
         with Image.open(path) as image:
             mode, classes, as_read = image.mode, np.array(image), np.array(image.convert("L"))
+            turned = image.getexif().get(0x0112, 1) != 1
     except FileNotFoundError:
         raise
     except Exception as error:  # Pillow's decoders raise many types on damaged files
         raise DataError(f"{path} cannot be read as a label map: {opening_error(path, error)}") from error
+    if turned:
+        raise DataError(
+            f"{path} has an EXIF mark that turns it, which training would follow and evaluation not: save it upright, "
+            "without the mark."
+        )
     if mode not in ("L", "P") or (classes != as_read).any():
         raise DataError(
             f"{path} is an image of mode {mode}, not a grey one of 8 bits: it is no label map; "

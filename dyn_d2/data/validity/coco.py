@@ -18,7 +18,7 @@ from dyn_d2.data.check_report import Problem, summary
 from . import rle
 from .annotation import XYWH, area_defect, box_defect, crowd_defect, empty_mask, flagged_mask_defect
 from .consumers import LOADER, spoils
-from .values import brief, flag, identity, size, whole
+from .values import LONGEST_SIDE, MOST_PIXELS, brief, flag, identity, size, whole
 
 SECTIONS = ("images", "annotations", "categories")
 # The lists of an LVIS image, in which its evaluation looks up whether a detection counts.
@@ -86,19 +86,33 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not json, or another top level; names the file.
+        DataError: not json, another top level, or a key that an object has twice; names the file.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            value = json.load(file)
+        with open(path, encoding="utf-8-sig") as file:  # programs for Windows begin with a byte order mark
+            value = json.load(file, object_pairs_hook=_object)
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not a text file: {error}") from error
+        raise DataError(f"{path} is not a text file: {error}. Write it in UTF-8.") from error
+    except _TwiceError as error:
+        raise DataError(f"{path} has an object with {error}: nobody can tell which of them counts. Keep one.") from None
     except RecursionError:
         raise DataError(f"{path} is not valid json: it is nested too deeply.") from None
     except ValueError as error:  # not json, or an integer of thousands of digits
         raise DataError(f"{path} is not valid json: {error}") from error
     if not isinstance(value, dict):
         raise DataError(f"{path} does not hold a json object ({{...}}).")
+    return value
+
+
+class _TwiceError(Exception):
+    """A key that an object has twice; json's own parser takes the last without a word."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise _TwiceError(f'"{brief(twice)[1:-1]}" twice (in {brief(value)})')
     return value
 
 
@@ -113,6 +127,8 @@ def examine(content: dict[str, Any], title: str, *, lvis: bool = False, masks: b
     found = CocoContent(str(title), annotated="annotations" in content)
     sections = {key: _section(found, content, key) for key in SECTIONS}
     _categories(found, sections["categories"])
+    if lvis:
+        _synonyms(found)
     _images(found, sections["images"], lvis)
     _annotations(found, sections["annotations"], masks, lvis)
     _whole(found, len(sections["annotations"]))
@@ -159,6 +175,13 @@ def _categories(found: CocoContent, categories: list[tuple[int, dict]]) -> None:
         )
 
 
+def _synonyms(found: CocoContent) -> None:
+    for number, name in zip(found.names, lvis_names(found), strict=True):
+        if not isinstance(name, str) or not name.strip():
+            where = f"{found.title}, category {number}"
+            found.add("bad_category", where, f'the first of its "synonyms", which names the class, is {brief(name)}')
+
+
 def _quoted(value: Any) -> str:
     return "; remove the quotes" if isinstance(value, str) and value.strip().lstrip("-").isdigit() else ""
 
@@ -179,10 +202,13 @@ def _images(found: CocoContent, images: list[tuple[int, dict]], lvis: bool) -> N
         if number in found.images:
             add("duplicate_image", "its id occurs twice")
             continue
-        sides = {side: size(image.get(side)) for side in ("width", "height")}
-        if None in sides.values():
-            given = tuple(image.get(side) for side in sides)
-            add("bad_entry", f'"width" and "height" are {brief(given)}, not positive integers')
+        given = tuple(image.get(side) for side in ("width", "height"))
+        width, height = map(size, given)
+        if width is None or height is None:
+            add("bad_entry", f'"width" and "height" are {brief(given)}, not positive integers up to {LONGEST_SIDE}')
+            continue
+        if width * height >= MOST_PIXELS:
+            add("bad_entry", f"its {width} x {height} pixels are more than any reader counts")
             continue
         if not file:
             add("file_name", f'needs a "file_name", has {brief(name)}')
@@ -190,7 +216,7 @@ def _images(found: CocoContent, images: list[tuple[int, dict]], lvis: bool) -> N
             add("repeated_file", "its file occurs twice")
         else:
             files.add(file)
-        found.images[number] = {**image, "id": number, **sides}
+        found.images[number] = {**image, "id": number, "width": width, "height": height}
         if lvis:
             _lvis_image(found, found.images[number], where)
     kinds = Counter(type(number).__name__ for number in found.images)
@@ -227,8 +253,9 @@ def _annotations(found: CocoContent, annotations: list[tuple[int, dict]], masks:
             seen.add(number)
         if image_id not in found.images:
             given = brief(annotation.get("image_id"))
-            if image_id in strangers:
-                what = f"its image_id {given} is a {_type(image_id)}, that of the image a {_type(strangers[image_id])}"
+            key = image_id.strip() if isinstance(image_id, str) else image_id
+            if key in strangers:
+                what = f"its image_id {given} is a {_type(key)}, that of the image a {_type(strangers[key])}"
                 found.add("image_type", where, what, *place)
             else:
                 found.add("unknown_image", where, f"its image {given} is not usable or not listed", *place)
@@ -289,11 +316,13 @@ def _annotation(found: CocoContent, annotation: dict, image: dict, where: str, p
 
 
 def _empty(annotation: dict) -> tuple[str, str] | None:
-    return empty_mask(annotation["segmentation"]) if annotation.get("has_mask") != 0 and is_masked(annotation) else None
+    return empty_mask(annotation["segmentation"]) if is_masked(annotation) else None
 
 
 def _whole(found: CocoContent, count: int) -> None:
     """What only all annotations together show."""
+    if not found.images and not found.problems:
+        found.add("no_images", found.title, 'its list "images" is empty')
     crowds = sum(annotation["iscrowd"] for annotation in found.annotations)
     if crowds and crowds == len(found.annotations):
         found.add("all_crowd", found.title, f'all of its {crowds} usable annotations have "iscrowd" 1')
@@ -311,6 +340,12 @@ def image_file(image: dict[str, Any], lvis: bool) -> str:
     return name if isinstance(name, str) and "\0" not in name else ""
 
 
+def lvis_names(found: CocoContent) -> list[str]:
+    """Names of the classes of LVIS as Detectron2 has them, by id: the first synonym where there is one."""
+    synonyms = (found.categories[number].get("synonyms") for number in found.names)
+    return [s[0] if isinstance(s, list) and s else name for s, name in zip(synonyms, found.names.values(), strict=True)]
+
+
 def looks_like_lvis(content: dict[str, Any]) -> bool:
     """Whether a json has the lists of categories that the images of LVIS have."""
     images = content.get("images")
@@ -326,9 +361,11 @@ def annotations_by_image(annotations: Iterable[dict]) -> dict[int | str, list[di
 
 
 def is_masked(annotation: dict) -> bool:
-    """Whether an annotation has a segmentation at all, of whatever quality."""
-    mask = annotation.get("segmentation")
-    return mask is not None and not (isinstance(mask, list | dict) and not mask)
+    """Whether an annotation has a segmentation, of whatever quality, which "has_mask" does not take back."""
+    mask, given = annotation.get("segmentation"), annotation.get("has_mask")
+    if given is not None and flag(given) == 0:
+        return False
+    return mask is not None and not (isinstance(mask, list | tuple | dict) and not mask)
 
 
 def uniform_segmentation(mask: Any) -> Any:

@@ -52,6 +52,8 @@ SPOILS: dict[str, tuple[str, ...]] = {
     "unknown_class": _ALL_OBJECTS,
     # The annotation is left out, as pycocotools and Detectron2 do.
     "unknown_image": (),
+    # Loaded as nothing; what trains or evaluates says so itself.
+    "no_images": (),
     # Nothing is lost, but the image counts twice.
     "repeated_file": (),
     # No reader stumbles, but no prediction can fit it.

@@ -120,6 +120,9 @@ def _dataset(found: CocoContent, lvis: bool) -> tuple[dict[str, Any], list]:
     count = len(found.problems)
     annotations = [_ground_truth(found, annotation, i) for i, annotation in enumerate(found.annotations, 1)]
     problems = found.problems[count:]
+    for annotation in annotations if lvis else ():
+        # lvis counts areas above 0 only; an object with a box is one, whatever its "area" says.
+        annotation["area"] = max(annotation["area"], 1e-6)
     dataset: dict[str, Any] = {
         "info": {},
         "images": list(found.images.values()),
@@ -167,12 +170,16 @@ def _sound_mask(mask: Any, annotation: dict, height: int, width: int) -> Any:
 def _box_mask(box: Collection[float], height: int, width: int) -> dict[str, Any]:
     """All pixels of a box: where a crowd has no usable mask, this is where it is."""
     x0, y0, w, h = box
-    pixels = np.zeros((height, width), dtype=bool)
-    pixels[max(round(y0), 0) : max(round(y0 + h), 0), max(round(x0), 0) : max(round(x0 + w), 0)] = True
-    column = pixels.T.ravel()
-    starts = np.flatnonzero(np.diff(column, prepend=False))
-    lengths = np.diff(np.concatenate([[0], starts, [column.size]]))
-    return {"size": [height, width], "counts": rle.compress(lengths)}
+    left, right = (round(min(max(x, 0), width)) for x in (x0, x0 + w))
+    top, bottom = (round(min(max(y, 0), height)) for y in (y0, y0 + h))
+    inside, columns = bottom - top, right - left
+    if inside <= 0 or columns <= 0:
+        lengths = np.array([height * width])
+    else:
+        lengths = np.tile([height - inside, inside], columns)  # before and in the box, column by column
+        lengths[0] = left * height + top
+        lengths = np.append(lengths, height * width - lengths.sum())
+    return {"size": [height, width], "counts": rle.compress(rle.canonical(lengths))}
 
 
 def _category(found: CocoContent, number: int, lvis: bool) -> dict[str, Any]:

@@ -33,15 +33,19 @@ def require_eight_bits(image: Any, path: str | os.PathLike) -> None:
 
 
 def require_readable(path: str | os.PathLike) -> None:
-    """Open an image's header, where another reader would go on in silence.
+    """Open an image's header, where another reader would go on in silence; decode a PNG too: Detectron2 looks for EXIF
+    first, which hides that the file is damaged, and then goes on with what is left of it.
 
     Raises:
         DeepImageError: see :func:`require_eight_bits`.
+        Exception: of Pillow, of any type: it is no image, or a damaged PNG.
     """
     from PIL import Image
 
     with Image.open(path) as image:
         require_eight_bits(image, path)
+        if image.format == "PNG":
+            image.load()
 
 
 def opening_error(path: str | os.PathLike, error: Exception) -> str:

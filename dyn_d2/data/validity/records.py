@@ -12,7 +12,7 @@ from . import rle
 from .annotation import XYWH, annotation_area, box_defect, crowd_defect, empty_mask, flagged_mask_defect
 from .coco import is_masked, refuse
 from .consumers import LOADER, spoils
-from .values import brief, flag, identity, is_integer, size, whole
+from .values import LONGEST_SIDE, brief, flag, identity, is_integer, size, whole
 
 Record = dict[str, Any]
 
@@ -40,7 +40,12 @@ def examine_records(records: Iterable[Any], classes: int, title: str) -> Iterato
         types[type(image_id)] += image_id is not None
         sides = tuple(record.get(side) for side in ("width", "height"))
         if any(side is not None and size(side) is None for side in sides):
-            yield Problem("bad_entry", where, f"width and height are {brief(sides)}, not positive integers", image_id)
+            yield Problem(
+                "bad_entry",
+                where,
+                f"width and height are {brief(sides)}, not positive integers up to {LONGEST_SIDE}",
+                image_id,
+            )
             sides = (None, None)
         yield from _of_annotations(record, image_id, classes, where, (size(sides[0]), size(sides[1])))
     if min(types[int], types[str]):
@@ -67,14 +72,42 @@ def _of_annotations(
             box_defect(annotation.get("bbox"), annotation.get("bbox_mode"), *sides),
             crowd_defect(annotation),
             flagged_mask_defect(annotation, *sides)
-            or (empty_mask(annotation["segmentation"]) if _has_mask(annotation) else None),
+            or (empty_mask(annotation["segmentation"]) if is_masked(annotation) else None),
         ):
             if defect:
                 yield Problem(defect[0], place, defect[1], image_id, given)
 
 
-def _has_mask(annotation: Record) -> bool:
-    return annotation.get("has_mask") != 0 and is_masked(annotation)
+def examine_labels(records: Iterable[Any], classes: int, title: str) -> Iterator[Problem]:
+    """The problems of records with one label each, of image classification; see :func:`examine_records`."""
+    for position, record in enumerate(records):
+        if not isinstance(record, dict):
+            yield Problem("bad_entry", f"{title}, record {position}", f"is {brief(record)}, not a dict")
+            continue
+        name, image_id, label = record.get("file_name"), identity(record.get("image_id")), record.get("label")
+        where = f"{title}, {name if isinstance(name, str) else f'image {position}'}"
+        if image_id is None or not {"image", "file_name", "feature"} & record.keys():
+            what = "the record has no image_id, or no image, file_name or feature"
+            yield Problem("bad_entry", where, what, image_id)
+        if name is not None and not isinstance(name, str):
+            yield Problem("bad_entry", where, f"file_name is {brief(name)}, not a text", image_id)
+        if not is_integer(label) or not 0 <= label < classes:
+            yield Problem("label_range", where, f"label {brief(label)} is not in 0 .. {classes - 1}", image_id)
+
+
+def examine_maps(records: Iterable[Any], title: str) -> Iterator[Problem]:
+    """The problems of records with a label map each, but for what is in the files; none where no record has one."""
+    records = list(records)
+    mapped = any(isinstance(record, dict) and "sem_seg_file_name" in record for record in records)
+    for position, record in enumerate(records if mapped else ()):
+        if not isinstance(record, dict):
+            yield Problem("bad_entry", f"{title}, record {position}", f"is {brief(record)}, not a dict")
+            continue
+        for key in ("file_name", "sem_seg_file_name"):
+            if not isinstance(record.get(key), str) or not record[key]:
+                yield Problem(
+                    "bad_entry", f"{title}, record {position}", f'"{key}" is {brief(record.get(key))}, no path'
+                )
 
 
 def sound_records(records: Iterable[Any], classes: int, title: str, one_set: bool = True) -> list[Record]:
@@ -146,7 +179,7 @@ def as_coco(records: Iterable[Record], classes: Sequence[str], title: str, ids: 
                 "bbox": box,
                 "iscrowd": annotation.get("iscrowd", 0),
             }
-            if _has_mask(annotation):
+            if is_masked(annotation):
                 entry["segmentation"] = _plain_mask(annotation["segmentation"])
             annotations.append(entry | {"area": annotation_area(entry, sides["height"], sides["width"])})
     categories = [{"id": number, "name": name} for number, name in zip(numbers, classes, strict=True)]

@@ -36,10 +36,15 @@ def whole(value: Any) -> int | None:
     return None
 
 
+# Run-length masks count pixels in 32 bits, and no reader of images opens so many.
+MOST_PIXELS = 2**32
+LONGEST_SIDE = 2**20
+
+
 def size(value: Any) -> int | None:
-    """``value`` as a number of pixels, 1 or more; else None."""
+    """``value`` as a number of pixels, from 1 to ``LONGEST_SIDE``; else None."""
     number = whole(value)
-    return number if number is not None and number > 0 else None
+    return number if number is not None and 0 < number <= LONGEST_SIDE else None
 
 
 def identity(value: Any) -> int | str | None:

@@ -51,9 +51,12 @@ def image_ids(path: str | os.PathLike, *, repeated: bool = False) -> list[str]:
         DataError: it is no text, or lists an image twice.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not a text file: {error}") from error
+        raise DataError(f"{path} is not a text file: {error}. Write it in UTF-8.") from error
+    if odd := next((c for c in text if c not in " \t\n" and (c < " " or c in "\x85\u2028\u2029")), None):
+        raise DataError(f"{path} holds the character {odd!r}, which belongs into no list of images.")
+    lines = text.split("\n")
     ids = [line.split()[0] for line in lines if line.strip()]
     if not repeated and len(set(ids)) < len(ids):
         twice = next(i for i in ids if ids.count(i) > 1)
@@ -106,7 +109,7 @@ def _object(item: ET.Element, position: int) -> VocObject:
         box = [side for side in map(_number, texts) if is_finite(side)]
         if len(box) < len(SIDES):
             raise ValueError(f"the box {texts} is not four numbers")
-        text = (item.findtext("difficult") or "").strip()
+        text = "" if _only(item, "difficult") is None else _text(item, "difficult")
         number = _number(text)
         difficult = _DIFFICULT.get(text.lower(), int(number) if number in (0, 1) else None)
         if difficult is None:
@@ -118,15 +121,32 @@ def _object(item: ET.Element, position: int) -> VocObject:
 
 
 def _text(element: ET.Element, tag: str) -> str:
-    text = element.findtext(tag)
-    if text is None:
+    """Text of an element's only ``tag``, a path, stripped."""
+    found = _only(element, tag)
+    if found is None:
         raise ValueError(f"no <{tag}>")
-    return text.strip()
+    if any(isinstance(child.tag, str) for child in found):
+        raise ValueError(f"<{tag}> has elements where a text belongs")
+    return "".join(found.itertext()).strip()
+
+
+def _only(element: ET.Element, tag: str) -> ET.Element | None:
+    """The element of a path; None where there is none.
+
+    Raises:
+        ValueError: there are two, and nobody can tell which of them counts.
+    """
+    found = [element]
+    for name in tag.split("/"):
+        found = [child for parent in found for child in parent.findall(name)]
+        if len(found) > 1:
+            raise ValueError(f"{len(found)} times <{name}>")
+    return found[0] if found else None
 
 
 def _number(text: str) -> float | None:
-    """Python's own notation has more than numbers: "1_0", "nan"."""
+    """Python's own notation has more than numbers: "1_0", "nan", digits of other scripts."""
     try:
-        return None if "_" in text else float(text)
+        return float(text) if text.isascii() and "_" not in text else None
     except ValueError:
         return None

@@ -4,6 +4,7 @@ import fvcore.nn.weight_init as weight_init
 from torch import Tensor
 from torch.nn import functional as F
 
+from dyn_d2.config.applied import notices_keys
 from dyn_d2.modeling.shapes import channels_of
 
 from detectron2.config import CfgNode
@@ -29,6 +30,7 @@ class CifarStem(CNNBlockBase):
 
 
 @BACKBONE_REGISTRY.register()
+@notices_keys
 def build_gated_cifar_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GatedBackbone:
     """A gated ResNet of MODEL.RESNETS.DEPTH = 6n + 2 layers (38, 74, 110, ...) with 16, 32 and 64 channels.
 

@@ -8,6 +8,7 @@ layers behind the fifth pooling are left to the head.
 import fvcore.nn.weight_init as weight_init
 from torch import Tensor, nn
 
+from dyn_d2.config.applied import notices_keys
 from dyn_d2.modeling.shapes import channels_of
 
 from detectron2.config import CfgNode
@@ -74,6 +75,7 @@ class DilatedVGG(Backbone):
 
 
 @BACKBONE_REGISTRY.register()
+@notices_keys
 def build_dilated_vgg_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DilatedVGG:
     """VGG16 of output stride 8 from MODEL.RESNETS.OUT_FEATURES; MODEL.BACKBONE.FREEZE_AT counts stages."""
     return DilatedVGG(channels_of(input_shape), tuple(cfg.MODEL.RESNETS.OUT_FEATURES), cfg.MODEL.BACKBONE.FREEZE_AT)

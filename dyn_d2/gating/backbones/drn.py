@@ -6,6 +6,7 @@ block of each is not dilated. Names and shapes of parameters are those of the Re
 
 from functools import partial
 
+from dyn_d2.config.applied import notices_keys
 from dyn_d2.modeling.shapes import channels_of
 
 from detectron2.config import CfgNode
@@ -21,6 +22,7 @@ _STRIDES, _DILATIONS = (1, 2, 1, 1), (1, 1, 2, 4)
 
 
 @BACKBONE_REGISTRY.register()
+@notices_keys
 def build_gated_drn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GatedBackbone:
     """DRN-A-50, 101 or 152 from MODEL.RESNETS.{DEPTH, NORM, STRIDE_IN_1X1, OUT_FEATURES}, MODEL.GATED and MODEL.POLICY.
 

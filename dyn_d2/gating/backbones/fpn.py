@@ -1,5 +1,6 @@
 """Feature pyramids on gated backbones."""
 
+from dyn_d2.config.applied import notices_keys
 from dyn_d2.modeling.backbone.fpn import convolved_levels, pooled_level
 
 from detectron2.config import CfgNode
@@ -26,12 +27,14 @@ def _build(cfg: CfgNode, input_shape: ShapeSpec, top_block) -> GatedFPN:
 
 
 @BACKBONE_REGISTRY.register()
+@notices_keys
 def build_gated_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GatedFPN:
     """The pyramid of Faster and Mask R-CNN on the backbone MODEL.GATED.BOTTOM_UP: its levels and a pooled one."""
     return _build(cfg, input_shape, lambda bottom_up: pooled_level(bottom_up, cfg.MODEL.FPN.IN_FEATURES))
 
 
 @BACKBONE_REGISTRY.register()
+@notices_keys
 def build_gated_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GatedFPN:
     """The pyramid of RetinaNet on the backbone MODEL.GATED.BOTTOM_UP: P6 and P7 from its coarsest feature."""
     fpn = cfg.MODEL.FPN

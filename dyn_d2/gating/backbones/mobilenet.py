@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dyn_d2.config.applied import notices_keys
 from dyn_d2.gating.groups import GroupBranch
 from dyn_d2.modeling.shapes import channels_of
 
@@ -127,6 +128,7 @@ def _stage(parts, channels: int, width_mult: float, norm, kind: str, groups: int
 
 
 @BACKBONE_REGISTRY.register()
+@notices_keys
 def build_gated_mobilenetv2_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GatedBackbone:
     """A gated MobileNetV2 of width MODEL.GATED.WIDTH_MULT, from MODEL.GATED, MODEL.RESNETS.{NORM,OUT_FEATURES} and
     MODEL.POLICY.

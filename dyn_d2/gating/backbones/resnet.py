@@ -10,6 +10,7 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import functional as F
 
+from dyn_d2.config.applied import notices_keys
 from dyn_d2.gating import Router, Unit
 from dyn_d2.gating.cost import chain_cost, conv_cost, unit_costs
 from dyn_d2.gating.execution import run_block
@@ -194,6 +195,7 @@ def _check(cfg: CfgNode) -> None:
 
 
 @BACKBONE_REGISTRY.register()
+@notices_keys
 def build_gated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GatedBackbone:
     """A gated ResNet-18, 34, 50, 101 or 152 from MODEL.RESNETS, MODEL.GATED and MODEL.POLICY; features res2 ... res5.
 

@@ -5,6 +5,7 @@ from functools import partial
 
 from torch import Tensor
 
+from dyn_d2.config.applied import notices_keys
 from dyn_d2.gating import Router, Unit
 from dyn_d2.gating.policies.base import Policy, build_policy
 from dyn_d2.modeling.backbone.timm import OwnPixels, TimmBackbone, timm_arguments
@@ -92,6 +93,7 @@ class GatedTimmBackbone(TimmBackbone):
 
 
 @BACKBONE_REGISTRY.register()
+@notices_keys
 def build_gated_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GatedTimmBackbone:
     """The model MODEL.TIMM.NAME with the features MODEL.RESNETS.OUT_FEATURES and gates from MODEL.POLICY.
 

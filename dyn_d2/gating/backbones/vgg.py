@@ -7,6 +7,7 @@ import fvcore.nn.weight_init as weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dyn_d2.config.applied import notices_keys
 from dyn_d2.gating import Cost, Router, Unit
 from dyn_d2.gating.channels import apply_gate, chain_costs, sparse_conv, unpack
 from dyn_d2.gating.execution import running_statistics, single_value
@@ -146,6 +147,7 @@ class GatedVGG(Backbone):
 
 
 @BACKBONE_REGISTRY.register()
+@notices_keys
 def build_gated_vgg_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GatedVGG:
     """VGG16-BN from MODEL.RESNETS.{NORM, OUT_FEATURES}, MODEL.GATED.{WIDEN, WIDEN_LAYERS} and MODEL.POLICY; features
     stage1 ... stage5. MODEL.BACKBONE.FREEZE_AT counts stages.

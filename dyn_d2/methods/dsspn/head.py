@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dyn_d2.config.applied import NoticesKeys
 from dyn_d2.gating import Cost, Step, Unit, current_trace
 from dyn_d2.gating.cost import conv_cost
 from dyn_d2.gating.decisions import fixed
@@ -38,7 +39,7 @@ BLOCKS = ("concat", "sum", "parent")
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
-class DSSPNHead(nn.Module):
+class DSSPNHead(NoticesKeys, nn.Module):
     """The tree of neurons, for one data set or several.
 
     One feature map is read as it is; of several (a feature pyramid) the coarser ones are resized to the finest, and all

@@ -1,5 +1,6 @@
 """Keys of YOLOv2, of re-weighting and of LSTD."""
 
+from dyn_d2.config.applied import LOADER_KEYS
 from dyn_d2.config.rules import (
     Rule,
     Rules,
@@ -103,6 +104,7 @@ def _add_yolo_keys(cfg: CN) -> None:
     # by up to CROP of the image's, inwards or outwards, where it is black; the hue by up to HUE of the circle;
     # saturation and exposure (value) are multiplied or divided by up to these factors. 0, 0, 1, 1 change nothing.
     cfg.INPUT.JITTER = CN({"CROP": 0.0, "HUE": 0.0, "SATURATION": 1.0, "EXPOSURE": 1.0})
+    LOADER_KEYS["INPUT.JITTER"] = cfg.INPUT.JITTER.clone()
 
     # Rate and weight decay of the plain YOLOv2s (FEW_SHOT.METHOD yolo_* and lstd*), where they are not those of SOLVER
     # and FEW_SHOT.FINETUNE, which are FSRW's. Rates of 0 and a negative decay: as there. FINETUNE_LR 0: BASE_LR.

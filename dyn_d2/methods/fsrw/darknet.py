@@ -9,6 +9,7 @@ import fvcore.nn.weight_init as weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dyn_d2.config.applied import notices_keys
 from dyn_d2.modeling.shapes import channels_of
 
 from detectron2.config import CfgNode
@@ -97,6 +98,7 @@ class DarkNet19(Backbone):
 
 
 @BACKBONE_REGISTRY.register()
+@notices_keys
 def build_darknet19_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DarkNet19:
     """DarkNet19 by MODEL.DARKNET."""
     return DarkNet19(channels_of(input_shape), cfg.MODEL.DARKNET.WIDTH, cfg.MODEL.DARKNET.NORM)

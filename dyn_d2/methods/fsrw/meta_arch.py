@@ -12,7 +12,7 @@ from dyn_d2.data.few_shot.stages import FINETUNE
 from dyn_d2.methods.fsrw.yolo.loss import CLASS_LOSSES
 from dyn_d2.modeling.shapes import channels_of
 
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from .darknet import DarkNet19
@@ -86,6 +86,10 @@ class FSRW(ReweightedByClass, YoloDetector):
             "negatives": keys.FINETUNE_NEGATIVES if fine_tuning else keys.NEGATIVES,
             "loss": YoloLoss(keys.CLASS_LOSS, cfg.MODEL.YOLO.OBJECT_SCALE, cfg.MODEL.YOLO.IGNORE_IOU),
         }
+
+    def open_for_images(self, cfg: CfgNode) -> list[str]:
+        YoloDetector.open_for_images(self, cfg)
+        return ReweightedByClass.open_for_images(self, cfg)
 
     def predict_from_maps(self, maps: dict[str, Tensor]) -> Predictions:
         return self.predict_from_maps_for(maps, self.given_vectors())

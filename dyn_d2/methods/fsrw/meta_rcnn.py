@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dyn_d2.config.applied import NoticesKeys
+
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
@@ -76,7 +78,7 @@ class ReweightedOutputLayers(FastRCNNOutputLayers):
 
 
 @META_ARCH_REGISTRY.register()
-class MetaRCNN(ReweightedByClass, GeneralizedRCNN):
+class MetaRCNN(NoticesKeys, ReweightedByClass, GeneralizedRCNN):
     """A Faster R-CNN (FPN or one map; boxes only) whose regions are re-weighted by class vectors.
 
     Of the config's ROI heads all stays but the box predictor. The proposal generator knows no classes.

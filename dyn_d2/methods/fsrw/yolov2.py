@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dyn_d2.config.applied import NoticesKeys
 from dyn_d2.data.few_shot.stages import is_fine_tuning
 
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, detector_postprocess
 from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
@@ -39,7 +40,7 @@ def _images(batched_inputs: list[dict[str, Any]]) -> list[Tensor]:
     return [inputs["image"] for inputs in batched_inputs]
 
 
-class YoloDetector(nn.Module):
+class YoloDetector(NoticesKeys, nn.Module):
     """What YOLOv2 and its re-weighted form share: square input, features, ground truth in cells, detections.
 
     The network sees images squashed to a square, whatever their aspect; detections come back in the frame of the image.
@@ -153,13 +154,10 @@ class YoloDetector(nn.Module):
         """The backbone's features of (3, H, W) images, squashed to squares; kept ones where it is frozen."""
         if self.kept_features is None or not is_frozen(self.backbone):
             return self.backbone(self.squash(images, side))
-        shapes = self.backbone.output_shape()
-        sides = {name: side // (shapes[name].stride or 1) for name in self.layers.inputs}
         return self.kept_features(
             self.backbone,
             images,
             f"{side} {self.pixel_mean.tolist()} {self.pixel_std.tolist()}",
-            {name: (shapes[name].channels or 0, sides[name], sides[name]) for name in self.layers.inputs},
             lambda image: self.backbone(self.squash([image], side)),
         )
 
@@ -226,6 +224,11 @@ class YoloDetector(nn.Module):
     def training_losses(self, batched_inputs: list[dict[str, Any]], side: int) -> dict[str, Tensor]:
         """The losses of a batch, whose images the network sees as squares of ``side`` pixels."""
         raise NotImplementedError
+
+    def open_for_images(self, cfg: CfgNode) -> list[str] | None:
+        """Keep no features of single images, which may be frames of a camera. See ``modeling/answers.py``."""
+        self.kept_features = None
+        return None
 
     def pulls_to_prior(self) -> bool:
         """Whether this is one of the first iterations."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dyn_d2.config.applied import NoticesKeys
 from dyn_d2.gating import current_trace
 from dyn_d2.ops.region_conv import Region
 
@@ -52,7 +53,7 @@ class StageClassifier(nn.Module):
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
-class LayerCascadeHead(nn.Module):
+class LayerCascadeHead(NoticesKeys, nn.Module):
     """The classifiers and the decisions of Layer Cascade, for a ``LayerCascadeBackbone``.
 
     In evaluation nothing is computed for pixels that are settled, from the convolutions of later stages to their

@@ -19,6 +19,8 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dyn_d2.config.applied import notices_keys
+
 from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling.backbone import BACKBONE_REGISTRY
@@ -181,6 +183,7 @@ class InceptionResNet(LayerCascadeBackbone):
 
 
 @BACKBONE_REGISTRY.register()
+@notices_keys
 def build_cascade_inception_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> InceptionResNet:
     """Inception-ResNet-v2 from MODEL.INCEPTION_RESNET.{BLOCKS, NORM}.
 

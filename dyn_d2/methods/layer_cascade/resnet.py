@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dyn_d2.config.applied import notices_keys
 from dyn_d2.gating.backbones.base import fixed_cost
 from dyn_d2.gating.backbones.resnet import BLOCKS_PER_STAGE
 
@@ -124,6 +125,7 @@ def check_norm(key: str, norm: str) -> None:
 
 
 @BACKBONE_REGISTRY.register()
+@notices_keys
 def build_cascade_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> LayerCascadeResNet:
     """A dilated ResNet-18, 34, 50, 101 or 152 from MODEL.RESNETS.{DEPTH, NORM, STRIDE_IN_1X1,
     STEM_OUT_CHANNELS, WIDTH_PER_GROUP} and MODEL.BACKBONE.FREEZE_AT.

@@ -11,6 +11,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dyn_d2.config.applied import notices_keys
 from dyn_d2.gating import Cost, Decision, Step, Trace, Unit, current_trace
 from dyn_d2.gating.cost import conv_cost
 from dyn_d2.gating.policies.base import Policy, build_policy
@@ -224,6 +225,7 @@ def _chosen(rows: Tensor | None, here: Tensor | None) -> Tensor | None:
 
 
 @BACKBONE_REGISTRY.register()
+@notices_keys
 def build_multipath_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> MultiPathNetwork:
     """The network of MODEL.MULTIPATH with the policy MODEL.POLICY.NAME.
 

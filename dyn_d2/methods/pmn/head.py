@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dyn_d2.config.applied import NoticesKeys
 from dyn_d2.gating import current_trace
 from dyn_d2.modeling.shapes import channels_of, stride_of
 
@@ -44,7 +45,7 @@ class AtrousPyramid(nn.Module):
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
-class PMNHead(nn.Module):
+class PMNHead(NoticesKeys, nn.Module):
     """F_Phi, shared by all modules: a 1x1 convolution with ReLU to a common width, one for each number of channels,
     then an atrous pyramid. Only images that a module predicts for pass it there.
 

@@ -3,18 +3,20 @@
 Which trainings there are is in trainings.py.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 from dyn_d2.engine.job_queue import run_pending
-from dyn_d2.engine.stages import Stage, run_stage
+from dyn_d2.engine.stages import Stage
+from dyn_d2.engine.workers import LocalWorkers, Training, Workers
 from dyn_d2.evaluation.aggregate import Estimate, estimate, headline, table, write_benchmark
 from dyn_d2.evaluation.figures import draw_bars_by_group
 from dyn_d2.evaluation.results import read_results
 
-from .trainings import CATEGORY, Cell, Method, Schedule
+from .trainings import CATEGORY, Cell, Method, Schedule, plan_cell
 
 BASELINE, BOUND = "mask_rcnn", "oracle"
 # Columns of the table of "category", and of that of the other settings; the first is the setting's main metric.
@@ -31,16 +33,27 @@ def run(
     config_file: str,
     opts: Iterable[str],
     plans: Mapping[Cell, Sequence[Stage]],
-    jobs: int = 1,
+    schedule: Schedule,
+    known: Mapping[str, Method],
+    workers: Callable[[], Workers] = LocalWorkers,
     launcher: Iterable[str] = (),
 ) -> None:
     """Train what is not trained yet; see ``run_pending``.
 
+    Args:
+        config_file, opts, schedule, known: those that the plans were made from.
+        launcher: options of ``dyn-d2 train`` such as ``--num-gpus 2``.
+
     Raises:
         StageError: a training failed; what is finished stays finished.
     """
-    opts, launcher = list(opts), list(launcher)
-    run_pending(plans, lambda stage, _: run_stage(stage, config_file, opts, launcher), jobs)
+    opts, launcher = tuple(opts), tuple(launcher)
+
+    def training(stage: Stage, cell: Cell) -> Training:
+        planned = partial(plan_cell, cell=cell, schedule=schedule, known=dict(known))
+        return Training(planned, config_file, opts, stage.folder, launcher)
+
+    run_pending(plans, training, workers)
 
 
 # ------------------------------------------------------------------------------------------------------------- results

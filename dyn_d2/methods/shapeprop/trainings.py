@@ -220,6 +220,13 @@ def plan(
         return {cell: planner.stages(cell) for cell in wanted}
 
 
+def plan_cell(
+    config_file: str, opts: Iterable[str], cell: Cell, schedule: Schedule, known: Mapping[str, Method]
+) -> list[Stage]:
+    """The stages of one cell; see ``plan``."""
+    return plan(config_file, opts, [cell], schedule, known)[cell]
+
+
 @dataclass(frozen=True)
 class _Planner:
     cfg: CfgNode

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dyn_d2.config.applied import NoticesKeys
+
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 
@@ -20,7 +22,7 @@ ROWS = 16384  # pairs of image and task in one pass in evaluation; bounds the me
 
 
 @META_ARCH_REGISTRY.register()
-class TAFENet(nn.Module):
+class TAFENet(NoticesKeys, nn.Module):
     """The meta learner makes weights from descriptions, the prediction network says whether image and class fit.
 
     No parameter belongs to a class, so that a checkpoint serves any list of classes with descriptions of its width.

@@ -119,6 +119,13 @@ class Planner:
         return DescribedStage(name, Path(cfg.OUTPUT_DIR) / name, cfg, [], given)
 
 
+def plan_one(
+    config_file: str, opts: Iterable[str], method: str, split: Split, seed: int, more: Sequence[str] = ()
+) -> list[Stage]:
+    """The one training of a cell of the table, see ``Planner.stage``."""
+    return [Planner(config_file, tuple(opts)).stage(method, split, seed, more)]
+
+
 @lru_cache(maxsize=256)  # a table asks for each of them several times
 def _frozen_cfg(config_file: str, opts: tuple[str, ...]) -> CfgNode:
     with quiet():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from dyn_d2.config.applied import notices_keys
 from dyn_d2.modeling.shapes import channels_of
 
 from detectron2.config import CfgNode, get_cfg
@@ -186,6 +187,7 @@ class TimmBackbone(Backbone):
 
 
 @BACKBONE_REGISTRY.register()
+@notices_keys
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     """The model MODEL.TIMM.NAME with the features MODEL.RESNETS.OUT_FEATURES; MODEL.TIMM has the other keys.
 
@@ -229,6 +231,7 @@ def _pyramid(cfg: CfgNode, input_shape: ShapeSpec, top_block) -> FPN:
 
 
 @BACKBONE_REGISTRY.register()
+@notices_keys
 def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """The pyramid of Faster and Mask R-CNN on ``build_timm_backbone``: its levels and a pooled one.
 
@@ -239,6 +242,7 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 
 
 @BACKBONE_REGISTRY.register()
+@notices_keys
 def build_timm_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """The pyramid of RetinaNet on ``build_timm_backbone``: P6 and P7 from its coarsest feature.
 

@@ -24,6 +24,8 @@ class _ClassifierByName(NoticesKeys, ROIHeads):
     """Goes before ROI heads of Detectron2 in the list of bases: their box predictor becomes the one that the key names,
     and mask heads that learn from its weights (they have a method ``connect``) get it."""
 
+    classifier_by_name = True
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         connect = getattr(getattr(self, "mask_head", None), "connect", None)

@@ -4,12 +4,14 @@ from typing import Any
 
 from torch import Tensor
 
+from dyn_d2.config.applied import NoticesKeys
+
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.structures import ImageList, Instances
 
 
 @ROI_HEADS_REGISTRY.register()
-class MaskROIHeads(StandardROIHeads):
+class MaskROIHeads(NoticesKeys, StandardROIHeads):
     """The mask leg of StandardROIHeads. Boxes and classes come from the detector before it, which in training gives
     proposals, labelled and sampled as in any ROI heads (MODEL.ROI_HEADS), and in evaluation its detections."""
 

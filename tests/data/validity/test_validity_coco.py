@@ -9,12 +9,13 @@ import pycocotools.mask as mask_util
 import pytest
 from toy_coco import HEIGHT, WIDTH, changed, content, put, put_all, register, score, write
 
+from dyn_d2.cli import check_data
 from dyn_d2.data.check import check_coco_json, clean_json
 from dyn_d2.data.check_report import REMEDIES
 from dyn_d2.data.few_shot.sources import forget, load_source
 from dyn_d2.data.sound_dicts import sound_dicts
 from dyn_d2.data.validity.coco import DataError
-from dyn_d2.data.validity.ground_truth import coco_api
+from dyn_d2.data.validity.ground_truth import _box_mask, coco_api
 
 
 def objects(path: str) -> list[tuple]:
@@ -79,6 +80,7 @@ ALIKE = {
     "compressed mask": put(0, segmentation=rle(compressed())),
     "list of lengths": put(0, segmentation=rle(lengths())),
     "empty runs in a mask": put(0, segmentation=rle([*lengths()[:3], 0, 0, *lengths()[3:]])),
+    "a mask that is flagged as present": put(0, has_mask=True),
     "size of a mask in floats": put(0, segmentation=rle(compressed(), (30.0, 40.0))),
 }
 
@@ -116,6 +118,9 @@ REFUSED = {
     "width a text": (lambda c: c["images"][1].update(width="40"), "bad_entry"),
     "width null": (lambda c: c["images"][1].update(width=None), "bad_entry"),
     "width 0": (lambda c: c["images"][1].update(width=0), "bad_entry"),
+    "width of a million pixels and more": (lambda c: c["images"][1].update(width=2**20 + 1), "bad_entry"),
+    "more pixels than 32 bits count": (lambda c: c["images"][1].update(width=2**16, height=2**16), "bad_entry"),
+    "image_id with spaces": (put(1, image_id=" 1 "), "image_type"),
     "width 40.5": (lambda c: c["images"][1].update(width=40.5), "bad_entry"),
     "file_name null": (lambda c: c["images"][1].update(file_name=None), "file_name"),
     "iscrowd a text": (put_all(iscrowd="0"), "bad_flag"),
@@ -213,6 +218,39 @@ def test_masks_without_a_pixel_are_named(tmp_path, mask) -> None:
     assert "annotation 1" in found.reasons[0] and "without a pixel" in found.reasons[0]
 
 
+def test_a_mask_that_is_flagged_as_missing_is_not_used(tmp_path) -> None:
+    path = write(tmp_path, changed(put(0, has_mask=False, segmentation=rle("damaged"))))
+    assert check_coco_json(path).problems == []
+    name = register(path)
+    for records in (load_source(name), sound_dicts([name], filter_empty=False)):
+        assert ["segmentation" in a for a in records[0]["annotations"]] == [False, True, True]
+    forget(name)
+    assert score(path).scores == {"bbox": pytest.approx(100)}
+    with pytest.raises(DataError, match="annotation 1.*no segmentation"):
+        score(path, masks=True)
+
+
+def test_masks_of_images_too_large_for_memory_are_not_scored(tmp_path) -> None:
+    path = write(tmp_path, changed(lambda c: c["images"][0].update(width=60000, height=60000)), images=False)
+    assert score(path).scores == {"bbox": pytest.approx(100)}
+    assert "masks of" in score(path, masks=True).skipped
+    crowd = changed(
+        lambda c: (c["images"][0].update(width=60000, height=60000), put(0, iscrowd=1, segmentation=None)(c))
+    )
+    assert score(write(tmp_path, crowd, images=False)).scores == {"bbox": pytest.approx(100)}
+
+
+@pytest.mark.parametrize(
+    "box", [[3.2, 4.4, 9.0, 10.3], [0, 0, 40, 30], [-2, 5, 50, 4], [35, 25, 90, 90], [60, 5, 3, 3]]
+)
+def test_a_crowd_without_a_mask_covers_its_box(box) -> None:
+    found = _box_mask(box, HEIGHT, WIDTH)
+    x0, y0, x1, y1 = (round(side) for side in (box[0], box[1], box[0] + box[2], box[1] + box[3]))
+    right = np.zeros((HEIGHT, WIDTH), np.uint8)
+    right[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = 1
+    assert np.array_equal(mask_util.decode(found), right)
+
+
 def test_crowds_are_no_objects_and_need_no_mask(tmp_path) -> None:
     path = write(tmp_path, changed(lambda c: (put(1, iscrowd=1, segmentation=rle("damaged"))(c), put(2, iscrowd=1)(c))))
     assert len(objects(path)) == 4
@@ -241,6 +279,19 @@ def test_test_set_without_annotations(tmp_path) -> None:
     assert report.ok and "not scored" in report.text()
     assert objects(path) == []
     assert score(path).skipped == "there is no ground truth"
+
+
+def test_the_command_says_what_it_does_not_score(tmp_path, capsys) -> None:
+    path = write(tmp_path, content())
+    assert check_data.main(["--json", path, "--perfect-images", "1"]) == 0
+    assert "not scored: more than 1 images" in capsys.readouterr().out
+    assert check_data.main(["--json", path]) == 0
+    assert "perfect predictions score bbox AP 100.00, segm AP 100.00" in capsys.readouterr().out
+
+
+def test_no_image_at_all(tmp_path) -> None:
+    path = write(tmp_path, {**content(), "images": [], "annotations": []})
+    assert [problem.kind for problem in check_coco_json(path).problems] == ["no_images"]
 
 
 def test_strays_are_left_out(tmp_path) -> None:
@@ -281,6 +332,10 @@ def test_an_image_twice_is_kept_once_with_the_annotations_of_both(tmp_path) -> N
     assert cleaned(tmp_path, value) == content()
 
 
+def test_a_test_set_stays_one(tmp_path) -> None:
+    assert "annotations" not in cleaned(tmp_path, changed(lambda c: c.pop("annotations")))
+
+
 def test_images_that_share_an_id_cannot_be_told_apart() -> None:
     value = changed(lambda c: c["images"][1].update(id=1))
     with pytest.raises(DataError, match="1.png and 2.png share the id 1"):
@@ -315,6 +370,7 @@ def test_nothing_is_lost_that_can_be_read(tmp_path, change) -> None:
         put(1, segmentation=[[]]),
         put(1, image_id=[]),
         put(1, bbox=[1, 1, 0, 5]),
+        put(1, ignore="maybe"),
     ],
 )
 def test_what_cannot_be_read_is_left_out_alone(tmp_path, change) -> None:
@@ -329,5 +385,18 @@ def test_json_that_is_none(tmp_path) -> None:
         assert [problem.kind for problem in check_coco_json(str(path)).problems] == ["bad_json"]
         with pytest.raises(DataError, match="truth.json"):
             objects(str(path))
-    path.write_text(json.dumps(content()))
-    assert len(objects(str(path))) == 6
+    for encoding in ("utf-8", "utf-8-sig"):  # with the byte order mark of Windows' programs too
+        path.write_text(json.dumps(content()), encoding=encoding)
+        assert len(objects(str(path))) == 6
+    path.write_text(json.dumps(content()), encoding="utf-16")
+    with pytest.raises(DataError, match="truth.json is no.*UTF-8"):
+        objects(str(path))
+
+
+def test_a_key_that_an_object_has_twice(tmp_path) -> None:
+    """json's parser takes the last, and nobody knows which of them was meant."""
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(content()).replace('"image_id": 1', '"image_id": 2, "image_id": 1', 1))
+    assert [problem.kind for problem in check_coco_json(str(path)).problems] == ["bad_json"]
+    with pytest.raises(DataError, match='truth.json has an object with "image_id" twice'):
+        objects(str(path))

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from toy_coco import HEIGHT, NAMES, WIDTH, changed, config, content, put, register, score, write
 
@@ -16,10 +17,12 @@ from dyn_d2.data.few_shot.sources import forget, load_source
 from dyn_d2.data.sound_dicts import sound_dicts
 from dyn_d2.data.validity.coco import DataError
 from dyn_d2.data.validity.records import sound_records
-from dyn_d2.evaluation.perfect import perfect_score
+from dyn_d2.evaluation.checked import CheckedSemSegEvaluator
+from dyn_d2.evaluation.perfect import PerfectScore, perfect_score
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_pascal_voc
+from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 
 
@@ -66,6 +69,8 @@ def without(section: str, key: str):
         (lambda c: [k.update(frequency=None, image_count=5) for k in c["categories"]], ""),
         (without("annotations", "iscrowd"), ""),
         (without("annotations", "area"), ""),
+        # lvis would leave it out without a word
+        (lambda c: [a.update(area=0) for a in c["annotations"]], ""),
     ],
 )
 def test_lvis_fields_that_may_be_missing(tmp_path, change, note) -> None:
@@ -84,6 +89,18 @@ def test_lvis_without_annotations_is_not_scored(tmp_path) -> None:
     value = lvis()
     del value["annotations"]
     assert score(write(tmp_path, value), kind="lvis").skipped == "there is no ground truth"
+
+
+@pytest.mark.parametrize("synonyms", [[5], [["ant"]], [None], [" "]])
+def test_the_first_synonym_of_lvis_is_a_name(tmp_path, synonyms) -> None:
+    value = lvis()
+    value["categories"][0]["synonyms"] = synonyms
+    path = write(tmp_path, value)
+    assert [problem.kind for problem in check_coco_json(path, lvis=True).problems] == ["bad_category"]
+    name = register(path, "lvis")
+    with pytest.raises(DataError, match="truth.json.*category 1.*synonyms"):
+        load_source(name)
+    forget(name)
 
 
 def test_lvis_categories_count_from_1(tmp_path) -> None:
@@ -135,6 +152,19 @@ def text(path: str, value: str):
     return change
 
 
+def twice(path: str):
+    def change(root):
+        place = root.find(path)
+        parent = next(element for element in root.iter() if place in list(element))
+        parent.append(place)
+
+    return change
+
+
+def inside(path: str):
+    return lambda root: ElementTree.SubElement(root.find(path), "b")
+
+
 def voc_set(name: str, folder: Path) -> str:
     register_pascal_voc(name, str(folder), "all", 2012, NAMES)
     MetadataCatalog.get(name).evaluator_type = "pascal_voc"
@@ -154,6 +184,7 @@ def voc_set(name: str, folder: Path) -> str:
         (text("object/bndbox/ymin", "3.25"), "a\nb\n"),
         (text("size/width", "40.0"), "a\nb\n"),
         (lambda root: None, "a  1\nb -1\n\n"),
+        (lambda root: None, "\ufeffa\r\nb\r\n"),
     ],
 )
 def test_voc_read_alike(tmp_path, new_name, spoil, lines) -> None:
@@ -179,11 +210,18 @@ def test_voc_read_alike(tmp_path, new_name, spoil, lines) -> None:
         (text("object/difficult", "2"), "a\nb\n", "a.xml.*object 0.*difficult.*2"),
         (text("object/bndbox/xmax", "nan"), "a\nb\n", "a.xml.*object 0.*four numbers"),
         (text("object/bndbox/xmax", "1_0"), "a\nb\n", "a.xml.*object 0.*four numbers"),
+        (text("object/bndbox/xmax", "٣"), "a\nb\n", "a.xml.*object 0.*four numbers"),
         (text("object/bndbox/xmax", ""), "a\nb\n", "a.xml.*object 0.*four numbers"),
         (text("size/width", "0"), "a\nb\n", "a.xml.*width.*0"),
         (text("size/width", "x"), "a\nb\n", "a.xml.*width.*x"),
         (lambda root: root.remove(root.find("size")), "a\nb\n", "a.xml.*no <size/width>"),
         (lambda root: None, "a\nb\na\n", "all.txt lists 'a' 2 times"),
+        (lambda root: None, "a\fb\n", "all.txt holds the character"),
+        (twice("size"), "a\nb\n", "a.xml.*2 times <size>"),
+        (twice("object/name"), "a\nb\n", "a.xml.*object 0: 2 times <name>"),
+        (twice("object/difficult"), "a\nb\n", "a.xml.*object 0: 2 times <difficult>"),
+        (twice("object/bndbox/xmin"), "a\nb\n", "a.xml.*object 0: 2 times <xmin>"),
+        (inside("object/bndbox/xmin"), "a\nb\n", "a.xml.*object 0: <bndbox/xmin> has elements"),
     ],
 )
 def test_voc_refused_by_all(tmp_path, new_name, spoil, lines, message) -> None:
@@ -288,6 +326,39 @@ def test_python_sets_refused_by_all(new_name, change, kind) -> None:
             read(name)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda records: records.append(None),
+        lambda records: records.insert(0, "a.jpg"),
+        lambda records: records[1].update(annotations=5),
+        lambda records: records[1].update(annotations=[Path("x")]),
+        of_first(bbox_mode=np.array([1, 2])),
+        of_first(iscrowd=np.array([1, 2])),
+        lambda records: records.clear(),
+    ],
+)
+def test_training_refuses_records_that_are_none(new_name, change) -> None:
+    records = python_records()
+    change(records)
+    with pytest.raises(DataError, match=python_set(new_name, records)):
+        sound_dicts([new_name], True)
+
+
+def test_a_record_without_annotations_among_others_has_no_objects(new_name) -> None:
+    records = python_records()
+    del records[1]["annotations"]
+    python_set(new_name, records)
+    assert [len(r["annotations"]) for r in sound_dicts([new_name], False)] == [3, 0]
+    assert len(sound_dicts([new_name], True)) == 1
+
+
+def test_a_set_that_is_no_list(new_name) -> None:
+    python_set(new_name, "records.json")
+    with pytest.raises(DataError, match=f"{new_name} is registered with returns str"):
+        sound_dicts([new_name], True)
+
+
 def test_damaged_masks_of_python_sets(new_name) -> None:
     records = python_records()
     of_first(segmentation={"size": [HEIGHT, WIDTH], "counts": b"not an rle"})(records)
@@ -366,6 +437,54 @@ def test_label_maps_that_are_missing_or_cut_off(tmp_path, new_name) -> None:
     ]
 
 
+def test_a_map_of_another_size_is_not_scored(tmp_path, new_name) -> None:
+    """On its side it has as many pixels as the image, so that nothing else would notice."""
+    name = label_set(new_name, tmp_path, [np.ascontiguousarray(labels(0, 1, 2).T)], CLASSES)
+    with pytest.raises(DataError, match="0.png is 30 x 40, its image .*0.jpg is 40 x 30"):
+        perfect_score(name, config())
+    evaluator = CheckedSemSegEvaluator(name)
+    evaluator.reset()
+    with pytest.raises(DataError, match="0.png is 30 x 40, but the prediction for its image 40 x 30"):
+        evaluator.process(DatasetCatalog.get(name), [{"sem_seg": torch.zeros(3, HEIGHT, WIDTH)}])
+
+
+def test_a_map_that_exif_turns(tmp_path, new_name) -> None:
+    name = label_set(new_name, tmp_path, [labels(0, 1, 2)], CLASSES)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(labels(0, 1, 2)).save(tmp_path / "0.png", exif=exif)
+    (report,) = check_dataset(name)
+    assert [problem.kind for problem in report.problems] == ["bad_label_map"] and "EXIF" in report.text()
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, "a.jpg", {"file_name": "0.jpg"}, {"file_name": "0.jpg", "sem_seg_file_name": 5}]
+)
+def test_records_of_label_maps_that_are_none(tmp_path, new_name, wrong) -> None:
+    name = label_set(new_name, tmp_path, [labels(0, 1, 2)], CLASSES)
+    records = [*DatasetCatalog.get(name), wrong]
+    DatasetCatalog.remove(name)
+    DatasetCatalog.register(name, lambda: records)
+    assert "bad_entry" in [problem.kind for problem in check_dataset(name)[0].problems]
+    with pytest.raises(DataError, match=f"{name} .*record 1"):
+        sound_dicts([name], False)
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, [1], {"label": "1"}, {"label": 2}, {"label": None}, {"image_id": [3]}, {"file_name": 7}]
+)
+def test_records_with_labels_that_are_none(tmp_path, new_name, wrong) -> None:
+    write(tmp_path, content())
+    sound = {"file_name": str(tmp_path / "1.png"), "label": 1, "image_id": 0}
+    records = [sound, {**sound, "image_id": 1, **wrong} if isinstance(wrong, dict) else wrong]
+    DatasetCatalog.register(new_name, lambda: records)
+    MetadataCatalog.get(new_name).set(thing_classes=list(NAMES), evaluator_type="classification")
+    (report,) = check_dataset(new_name)
+    assert not report.ok and all(new_name in str(p) or "file_name" in str(p) for p in report.problems)
+    with pytest.raises(DataError, match=new_name):
+        sound_dicts([new_name], False)
+
+
 def test_maps_of_0_and_255_are_no_two_classes(tmp_path, new_name) -> None:
     name = label_set(new_name, tmp_path, [labels(0, 255)] * 2, ["background", "object"])
     (report,) = check_dataset(name)
@@ -406,6 +525,23 @@ def test_depth_of_images(tmp_path, mode) -> None:
     assert [p.kind for p in check_coco_json(path, str(tmp_path)).problems] == ([kind] if kind else [])
 
 
+def test_a_damaged_png_is_not_read_half(tmp_path) -> None:
+    """Looking for EXIF reads a PNG, and hides the error from whoever reads it then."""
+    path = write(tmp_path, content())
+    data = (tmp_path / "1.png").read_bytes()
+    (tmp_path / "1.png").write_bytes(data[:2000] + bytes([data[2000] ^ 255]) + data[2001:])
+    assert [p.kind for p in check_coco_json(path, str(tmp_path)).problems] == ["unreadable_image"]
+
+
+@pytest.mark.embedded  # an installed Detectron2 reads what is left of it; the check says so
+def test_a_damaged_png_stops_training(tmp_path) -> None:
+    write(tmp_path, content())
+    data = (tmp_path / "1.png").read_bytes()
+    (tmp_path / "1.png").write_bytes(data[:2000] + bytes([data[2000] ^ 255]) + data[2001:])
+    with pytest.raises(OSError, match="1.png"):
+        read_image(str(tmp_path / "1.png"), "RGB")
+
+
 def test_pillows_limit_is_named(tmp_path, monkeypatch) -> None:
     path = write(tmp_path, content())
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
@@ -424,6 +560,16 @@ def test_what_keeps_a_perfect_model_from_100(tmp_path) -> None:
     assert "leave their images" in found.reasons[0] and "annotation 1" in found.reasons[0] and "ant" in found.reasons[0]
     found = score(write(tmp_path / "empty", changed(put(1, bbox=[3.0, 3.0, 0.0, 5.0]))))
     assert found.scores["bbox"] < 99 and "without area" in found.reasons[0] and "annotation 2" in found.reasons[0]
+
+
+def test_an_object_twice_keeps_voc_from_100(tmp_path, new_name) -> None:
+    """VOC's metric gives a detection to the object that it covers best, the first of equal ones."""
+    found = perfect_score(voc_set(new_name, voc(tmp_path, twice("object"))), config())
+    assert found.scores["bbox"] < 99 and "1 object has the box and class of another" in found.reasons[0]
+
+
+def test_nothing_that_counts_is_no_perfect_score() -> None:
+    assert PerfectScore("x", {"bbox": float("nan")}).ok and not PerfectScore("x", {"bbox": float("nan")}, counted=2).ok
 
 
 def test_more_objects_than_count(tmp_path) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from fsrw_toy import KEYS, support
 
+from dyn_d2.config.applied import KeyNotApplied
 from dyn_d2.config.read import read_cfg
 from dyn_d2.methods.fsrw.lstd import background_depression
 from dyn_d2.methods.fsrw.meta_arch import FSRW
@@ -197,3 +198,10 @@ def test_background_is_what_lies_outside_of_the_boxes():
                 if image == 0 or not (1 < x + 0.5 < 3 and 0 < y + 0.5 < 2):
                     total, count = total + features[image, :, y, x].square().mean().item(), count + 1
     assert background_depression(features, objects).item() == pytest.approx(total / count)
+
+
+@pytest.mark.parametrize("name", ["FSRW", "YOLOv2"])
+def test_a_foreign_trainer_is_told_of_its_keys(name) -> None:
+    model = build_model(config(name, SOLVER__OPTIMIZER="Adam", INPUT__JITTER__HUE=0.1)).train()
+    with EventStorage(0), pytest.raises(KeyNotApplied, match="(?s)SOLVER.OPTIMIZER.*INPUT.JITTER"):
+        model(batch())

@@ -5,13 +5,14 @@ import math
 
 import pytest
 import torch
+from thread_workers import ThreadWorkers
 from tiny_detection import tiny_opts, write_boxes
 from tool_runs import ROOT
 
 from dyn_d2.config.read import read_cfg
+from dyn_d2.engine import workers
 from dyn_d2.engine.job_queue import pending
 from dyn_d2.engine.stages import DONE, StageError
-from dyn_d2.methods.shapeprop import benchmark
 from dyn_d2.methods.shapeprop.benchmark import rows, run, summarise
 from dyn_d2.methods.shapeprop.trainings import HOSTS, METHODS, Cell, Schedule, cells, methods_of, plan
 
@@ -40,9 +41,9 @@ class Trainings:
 
     def __init__(self, monkeypatch) -> None:
         self.folders: list[str] = []
-        monkeypatch.setattr(benchmark, "run_stage", self)
+        monkeypatch.setattr(workers, "run_stage", self)
 
-    def __call__(self, stage, config_file, opts, launcher) -> None:
+    def __call__(self, stage, config_file, opts, launcher, train) -> None:
         assert all(parent.finished() for parent in stage.parents)
         self.folders.append(stage.folder.name)
         seed, method = (
@@ -104,16 +105,17 @@ def test_schedules_and_the_common_detector(opts) -> None:
 
 def test_each_training_is_run_once(opts, monkeypatch) -> None:
     trainings = Trainings(monkeypatch)
-    run("", opts, plans_of(opts, ["mask_rcnn", "oracle"], ["category"], [0]))
+    run("", opts, plans_of(opts, ["mask_rcnn", "oracle"], ["category"], [0]), SCHEDULE, METHODS, ThreadWorkers)
     assert trainings.folders == ["box_seed0", "mask_rcnn_category_seed0", "oracle_seed0"]
     more = plans_of(opts, ["mask_rcnn", "shapeprop", "oracle"], ["category"], [0, 1])
-    run("", opts, more)
+    run("", opts, more, SCHEDULE, METHODS, ThreadWorkers)
     assert sorted(trainings.folders[3:]) == [
         "box_seed1", "mask_rcnn_category_seed1", "oracle_seed1", "shapeprop_category_seed0", "shapeprop_category_seed1"
     ]  # fmt: skip
     assert not pending(more)
     with pytest.raises(StageError, match="another config"):
-        run("", opts, plans_of(opts, ["mask_rcnn"], ["category"], [0], Schedule(13, 24)))
+        other = Schedule(13, 24)
+        run("", opts, plans_of(opts, ["mask_rcnn"], ["category"], [0], other), other, METHODS, ThreadWorkers)
 
 
 def test_oracle_is_one_training_for_all_settings(opts) -> None:
@@ -171,7 +173,7 @@ def test_table_files_and_numbers_by_hand(opts, monkeypatch, tmp_path) -> None:
     Trainings(monkeypatch)
     known = methods_of(read_cfg("", opts))
     plans = plans_of(opts, ["oracle", "shapeprop", "mask_rcnn"], ["category"], [0, 1])
-    run("", opts, plans)
+    run("", opts, plans, SCHEDULE, METHODS, ThreadWorkers)
     unfinished = plans_of(opts, ["mask_x"], ["category"], [0])
     text = summarise(tmp_path / "table", {**plans, **unfinished}, SCHEDULE, known)
     lines = [[part.strip() for part in line.strip("|").split("|")] for line in text.splitlines()]

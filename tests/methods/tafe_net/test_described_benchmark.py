@@ -117,7 +117,7 @@ def test_what_the_command_refuses(data, tmp_path, capsys) -> None:
     for words, message in (
         (["--methods", "tafe"], "unknown method tafe: use tafe_net"),
         (["--sets", "a", "--unseen", "b"], "two ways to name splits"),
-        (["--jobs", "0"], "--jobs has to be at least 1"),
+        (["--jobs", "0"], "--jobs: 0 has to be a number of at least 1"),
         (["--choose", "SOLVER.BASE_LR"], "invalid setting value"),
     ):
         with pytest.raises(SystemExit):

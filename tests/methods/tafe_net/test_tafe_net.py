@@ -8,6 +8,7 @@ from described_files import write_custom
 from tool_runs import ROOT, train_net_here
 from torch.nn import functional as F
 
+from dyn_d2.config.applied import KeyNotApplied
 from dyn_d2.config.derive import build_cfg
 from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.methods.tafe_net.data import described_set
@@ -15,6 +16,7 @@ from dyn_d2.methods.tafe_net.meta_arch import TAFENet
 from dyn_d2.methods.tafe_net.task_weights import embedding_loss, hinged_cosine
 
 from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 
 MODEL = [
     "MODEL.META_ARCHITECTURE", "TAFENet", "MODEL.DEVICE", "cpu", "MODEL.TAFE_NET.FC_DIMS", "[8, 6]",
@@ -178,3 +180,10 @@ def test_train_net_says_what_is_missing_and_where_it_is_published(tmp_path, monk
     config = ["--config-file", str(ROOT / "configs" / "TAFENet" / "zero_shot.yaml")]
     with pytest.raises(SystemExit, match=r"xlsa17/data/AWA2/res101\.mat.*is published at .*xlsa17\.zip"):
         train_net_here(monkeypatch, *config, "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "a"))
+
+
+def test_a_foreign_trainer_is_told_of_its_keys() -> None:
+    keys = {"SOLVER.TASK_LR_FACTOR": "0.1", "MODEL.FREEZE": "['network']"}
+    plain = build_model(build_cfg("", [*MODEL, *DIGITS, *(word for pair in keys.items() for word in pair)]))
+    with EventStorage(0), pytest.raises(KeyNotApplied, match="(?s)MODEL.FREEZE.*SOLVER.TASK_LR_FACTOR"):
+        plain.train()(batch([3]))

@@ -73,8 +73,9 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
 
     try:
         with PathManager.open(file_name, "rb") as file:
-            image = _upright(Image.open(file))
-            image.load()
+            image = Image.open(file)
+            image.load()  # first: looking for EXIF reads a PNG too, and hides that it is damaged
+            image = _upright(image)
     except FileNotFoundError:
         require(file_name, "Image")
         raise

@@ -13,7 +13,7 @@ import argparse
 
 from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.job_queue import numbers
-from dyn_d2.engine.launch import processes
+from dyn_d2.engine.workers import add_options, workers_of
 from dyn_d2.methods.shapeprop.benchmark import CAPTION, run, summarise
 from dyn_d2.methods.shapeprop.trainings import METHODS, Schedule, cells, methods_of, plan
 
@@ -34,13 +34,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                         help="train a detector without masks first, one a seed for all methods")  # fmt: skip
     parser.add_argument("--mask-iterations", type=int, help="of the training with masks; default: the config's")
     parser.add_argument("--mask-rate", type=float, help="SOLVER.BASE_LR of the training with masks")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
-    parser.add_argument("--num-gpus", type=processes, default=1, help="GPUs of each training")
+    add_options(parser)
     parser.add_argument("--table", action="store_true", help="only write the table of what is trained")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
     args = parser.parse_args(argv)
-    if args.jobs < 1 or args.box_iterations < 0 or (args.mask_iterations is not None and args.mask_iterations < 1):
-        parser.error("--jobs and --mask-iterations have to be at least 1, --box-iterations at least 0")
+    if args.box_iterations < 0 or (args.mask_iterations is not None and args.mask_iterations < 1):
+        parser.error("--mask-iterations has to be at least 1, --box-iterations at least 0")
     if any(len(method) < 2 for method in args.method):
         parser.error("--method needs a name and the method that it varies")
     return args
@@ -57,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
         args.config_file, args.opts, cells(list(names), args.settings.split(","), args.seeds, known), schedule, known
     )
     if not args.table:
-        run(args.config_file, args.opts, plans, args.jobs, ["--num-gpus", str(args.num_gpus)])
+        launcher = ["--num-gpus", str(args.num_gpus)]
+        run(args.config_file, args.opts, plans, schedule, known, workers_of(args, cfg), launcher)
     output = next(iter(plans.values()))[-1].folder.parent
     text = summarise(output, plans, schedule, known)
     print(f"{text}\n\n{CAPTION}\n{output}/benchmark.json, benchmark.md, benchmark.png")

@@ -12,13 +12,16 @@ benchmark.json and benchmark.md into OUTPUT_DIR.
 """
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from dyn_d2.engine.job_queue import numbers, run_pending
-from dyn_d2.engine.stages import Stage, run_stage
-from dyn_d2.methods.tafe_net.benchmark import CAPTION, kind_of, measure_all, summarise
+from dyn_d2.engine.stages import Stage
+from dyn_d2.engine.workers import ThisProcess, Training, Workers, add_options, workers_of
+from dyn_d2.methods.tafe_net.benchmark import CAPTION, Cell, kind_of, measure_all, summarise
 from dyn_d2.methods.tafe_net.choice import Choice, choose, grid
-from dyn_d2.methods.tafe_net.trainings import CLOSED, METHODS, Planner, splits_of, train_here
+from dyn_d2.methods.tafe_net.trainings import CLOSED, METHODS, Planner, plan_one, splits_of, train_here
 
 from detectron2.utils.logger import setup_logger
 
@@ -59,8 +62,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--choose", type=setting, action="append", default=[], metavar="KEY=VALUE,VALUE",
                         help="of TAFE-Net, on the folds; may be repeated")  # fmt: skip
     parser.add_argument("--calibrate", action="store_true", help="a penalty of seen classes, chosen on the folds")
-    parser.add_argument("--jobs", type=int, default=1,
-                        help="final trainings at a time; 1 trains in this process")  # fmt: skip
+    add_options(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
     args = parser.parse_args(argv)
     unknown = sorted(set(args.methods) - METHODS.keys())
@@ -68,8 +70,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"unknown method {', '.join(unknown)}: use {', '.join(METHODS)}")
     if args.sets and args.unseen:
         parser.error("--sets and --unseen are two ways to name splits: use one")
-    if args.jobs < 1:
-        parser.error("--jobs has to be at least 1")
     return args
 
 
@@ -98,6 +98,27 @@ def choices_of(args: argparse.Namespace, planner: Planner, kind: str, splits: li
     return made
 
 
+def train(args: argparse.Namespace, planner: Planner, cells: dict[Cell, tuple]) -> None:
+    """Train what is not trained yet: in this process, or where the options say.
+
+    Args:
+        cells: the arguments of ``plan_one`` by cell.
+    """
+    plans = {cell: [planner.stage(*how)] for cell, how in cells.items()}
+    stages = {stage.folder: stage for (stage,) in plans.values()}
+
+    def training(stage: Stage, cell: Cell) -> Training:
+        keys = ("method", "split", "seed", "more")
+        planned = partial(plan_one, **dict(zip(keys, cells[cell], strict=True)))
+        launcher = ("--num-gpus", str(args.num_gpus))
+        return Training(planned, args.config_file, tuple(args.opts), stage.folder, launcher)
+
+    workers: Callable[[], Workers] = workers_of(args, next(iter(stages.values())).cfg)
+    if not args.cluster and args.jobs in (None, 1) and args.num_gpus == 1:
+        workers = partial(ThisProcess, lambda training: train_here(stages[training.folder]))
+    run_pending(plans, training, workers)
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     setup_logger(name="dyn_d2")
@@ -105,22 +126,15 @@ def main(argv: list[str] | None = None) -> int:
     splits = splits_of(args.sets, args.unseen)
     kind = kind_of(planner, splits)
     choices = choices_of(args, planner, kind, splits)
-    plans = {
-        (method, split.name, seed): [planner.stage(method, split, seed, choices[method, split.name].keys)]
+    cells = {
+        Cell(method, split.name, seed): (method, split, seed, choices[method, split.name].keys)
         for seed in args.seeds
         for split in splits
         for method in args.methods
         if method not in CLOSED
     }
-
-    def run(stage: Stage, _: tuple) -> None:
-        if args.jobs == 1:
-            train_here(stage)
-        else:
-            run_stage(stage, args.config_file, args.opts)
-
-    if plans:
-        run_pending(plans, run, args.jobs)
+    if cells:
+        train(args, planner, cells)
     found = measure_all(kind, planner, args.methods, splits, args.seeds, choices)
     output = Path(planner.cfg(splits[0]).OUTPUT_DIR)
     command = {"config_file": args.config_file, "opts": args.opts, "calibrated": args.calibrate}

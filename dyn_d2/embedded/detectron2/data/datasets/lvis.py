@@ -41,9 +41,10 @@ def _classes(found: Any) -> list[str]:
     """The names (first synonym) in the order of the ids."""
     if list(found.names) != list(range(1, len(found.names) + 1)):
         raise ValueError(f"Category ids of {found.title} are not 1 to {len(found.names)}, as LVIS counts them.")
-    categories = [found.categories[number] for number in found.names]
-    synonyms = [c.get("synonyms") if isinstance(c.get("synonyms"), list) else None for c in categories]
-    return [s[0] if s else c["name"] for s, c in zip(synonyms, categories, strict=True)]
+    # Only here, because dyn_d2 is imported together with this package.
+    from dyn_d2.data.validity.coco import lvis_names
+
+    return lvis_names(found)
 
 
 def get_lvis_instances_meta(dataset_name: str) -> dict[str, Any]:
