@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from dyn_d2.methods.tafe_net.choice import grid, penalties
+from dyn_d2.methods.tafe_net.choice import grid, harmonic_means, penalties
 from dyn_d2.methods.tafe_net.data import DescribedSet, Part
 from dyn_d2.methods.tafe_net.eszsl import ESZSL
+from dyn_d2.methods.tafe_net.evaluator import calibrated, zero_shot_metrics
 from dyn_d2.methods.tafe_net.trainings import Scores
 
 
@@ -74,6 +75,17 @@ def test_penalties_cover_all_that_matters() -> None:
     tried = penalties([Scores(values, data)])
     gaps = values[:, :4].max(1) - values[:, 4]
     assert tried[0] == 0 and min(tried[1:]) == pytest.approx(gaps.min()) and max(tried) == pytest.approx(gaps.max())
+
+
+def test_harmonic_means_of_many_penalties_at_once() -> None:
+    data = made()
+    scores = Scores(np.random.default_rng(0).normal(size=(40, 5)), data)
+    tried = np.linspace(-2, 2, 9).tolist()
+    expected = [
+        zero_shot_metrics(calibrated(scores.values, data.seen, penalty), scores.labels, data, [])["H"]
+        for penalty in tried
+    ]
+    assert harmonic_means(scores, tried) == pytest.approx(expected) and max(expected) > 0
 
 
 def test_grid() -> None:
