@@ -9,7 +9,6 @@ import io
 import json
 import logging
 import random
-import signal
 import sys
 import tempfile
 import time
@@ -27,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent / "gating"))
 
 from config_kinds import of_methods
+from counted_runs import in_time, until_stopped
 from route_tables import route_table
 
 from dyn_d2.checkpoint.files import tagged
@@ -340,12 +340,7 @@ def main() -> None:
     rng = random.Random(int(sys.argv[2]) if len(sys.argv) > 2 else 0)
     counts: Counter[tuple[str, str]] = Counter()
     began = time.monotonic()
-
-    def late(number: int, frame: Any) -> None:
-        raise TimeoutError("hang")
-
-    signal.signal(signal.SIGALRM, late)
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, until_stopped():
         sound = {}
         logging.disable()
         for kind in all_kinds():
@@ -358,13 +353,13 @@ def main() -> None:
         for _ in range(count):
             kind = rng.choice(list(sound))
             path, data = sound[kind]
-            signal.alarm(SECONDS)
-            said = outcome(kind, path, damaged := damage(rng, kind, data))
-            signal.alarm(0)
+            damaged = damage(rng, kind, data)
+            with in_time(SECONDS):
+                said = outcome(kind, path, damaged)
             counts[kind.name, said.partition(":")[0]] += 1
             if said not in ("read", "refused"):
                 print(kind.name, said, damaged[:200], flush=True)
-    print(f"{count} files in {time.monotonic() - began:.0f} s")
+    print(f"{sum(counts.values())} files in {time.monotonic() - began:.0f} s")
     for name in sorted({name for name, _ in counts}):
         print(f"  {name}: { ({said: n for (of, said), n in sorted(counts.items()) if of == name}) }")
 

@@ -36,6 +36,11 @@ def require_same_classes(model: nn.Module, report: LoadReport, datasets: Sequenc
     named = list(report.metadata.get(key) or ()) if key else []
     if not named or all(name.startswith("backbone.") for name in report.loaded):
         return
+    rows = head_classes(model) if key == "classes" else None
+    if rows is not None and len(named) != rows and not report.mismatched:
+        raise CheckpointError(
+            f"{report.source} names {len(named)} classes ({_listed(named)}) for {rows} rows of its head: it was edited."
+        )
     for dataset in datasets:
         wanted = list(MetadataCatalog.get(dataset).get("thing_classes" if key == "classes" else key, None) or ())
         if not wanted or wanted == named or len(wanted) != len(named):  # another number: the shapes tell

@@ -304,10 +304,12 @@ def _other_optimizer(saved: Mapping, optimizer: torch.optim.Optimizer) -> str:
         if odd:
             return f"has {odd[0]} {old[odd[0]]!r:.40} in group {i}"
         for number, parameter in zip(old["params"], new["params"], strict=True):
-            own = states.get(number) if isinstance(number, int) else None
-            if own is not None and not isinstance(own, Mapping):
+            if not isinstance(number, int):
+                return f"names a parameter {number!r:.40}"
+            own = states.get(number, {})  # one that never had a gradient has none
+            if not isinstance(own, Mapping):
                 return f"has a {type(own).__name__} for parameter {number}"
-            for name, value in (own or {}).items():
+            for name, value in own.items():
                 if value is not None and not isinstance(value, torch.Tensor | int | float):
                     return f"has a {type(value).__name__} as {name} of parameter {number}"
                 if not isinstance(value, torch.Tensor):

@@ -19,7 +19,7 @@ from dyn_d2.data.registered import registered_records
 from dyn_d2.data.validity.annotation import mask_defect
 from dyn_d2.data.validity.coco import examine, is_masked, looks_like_lvis, read_json
 from dyn_d2.data.validity.consumers import EVALUATION, LOADER, spoils
-from dyn_d2.evaluation.perfect import check_perfect
+from dyn_d2.evaluation.perfect import check_perfect, not_scored
 from dyn_d2.utils.atomic import write_json
 
 from detectron2.config import CfgNode
@@ -98,7 +98,10 @@ def _with_masks(cfg: CfgNode, name: str) -> CfgNode:
 
 def _score_json(report: Report, options: argparse.Namespace) -> list[Report]:
     """Perfect predictions of a json that no data set is registered with."""
-    if "bad_json" in {problem.kind for problem in report.problems}:
+    if not options.perfect_images or "bad_json" in {problem.kind for problem in report.problems}:
+        return []
+    if report.images > options.perfect_images:  # said before the file is read again
+        report.notes.append(not_scored(options.perfect_images))
         return []
     name, lvis = Path(options.json).name, looks_like_lvis(read_json(options.json))
     if name in DatasetCatalog:

@@ -26,6 +26,6 @@ COMMANDS = {
 
 # Of commands that have kinds: the line of --help.
 KINDS = {
-    "benchmark": "a table over many trainings",
+    "benchmark": "many trainings",
     "prepare": "make data",
 }

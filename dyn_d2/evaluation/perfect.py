@@ -317,6 +317,11 @@ def _low_classes(found: dict, scores: dict[str, float]) -> str:
     return "".join(parts)
 
 
+def not_scored(most: int) -> str:
+    """What a report says of a set with more than ``most`` images."""
+    return f"perfect predictions were not scored: more than {most} images"
+
+
 def check_perfect(name: str, cfg: CfgNode, most: int) -> Report:
     """The result of :func:`perfect_score` as a report.
 
@@ -327,7 +332,7 @@ def check_perfect(name: str, cfg: CfgNode, most: int) -> Report:
     try:
         report.images = len(registered_records(name))
         if report.images > most:
-            report.notes.append(f"perfect predictions were not scored: more than {most} images")
+            report.notes.append(not_scored(most))
         else:
             perfect_score(name, cfg).add_to(report)
     except (ValueError, OSError) as error:

@@ -9,6 +9,7 @@ import errno
 import logging
 import os
 import re
+import select
 import signal
 import sys
 import tempfile
@@ -158,12 +159,23 @@ def _is_read(stream: Any) -> bool:
     that the interpreter, which writes out once more at its end, has nothing to complain of."""
     try:
         stream.flush()
+        number = stream.fileno()
+        closed = hasattr(select, "poll") and _is_closed(
+            number
+        )  # what a failed write held is gone, and flush is content
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return False
+        number, closed = stream.fileno(), True
     except (OSError, ValueError, AttributeError):  # a full disk, a closed or missing stream: another's concern
-        pass
-    return True
+        return True
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return not closed
+
+
+def _is_closed(pipe: int) -> bool:
+    poll = select.poll()
+    poll.register(pipe, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def run_tool(main: Callable[[], Any]) -> NoReturn:

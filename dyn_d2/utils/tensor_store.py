@@ -37,11 +37,13 @@ class TensorStore:
         folder: where they lie; made when the first entry is written.
     """
 
-    def __init__(self, folder: str | os.PathLike, limit_gb: float) -> None:
+    def __init__(self, folder: str | os.PathLike, limit_gb: float, limit_key: str = "FEW_SHOT.CACHE_GB") -> None:
         """
         Args:
             limit_gb: what all entries together may take, in 10^9 bytes; beyond, those go that were not used longest.
+            limit_key: the config key that says so, for messages.
         """
+        self._limit_key = limit_key
         self.folder, self._limit = Path(folder), int(limit_gb * 1e9)
         self._total, self._scanned = 0, -float("inf")
         self._used: set[str] = set()
@@ -84,7 +86,7 @@ class TensorStore:
         header, blocks = _layout(key, tensors)
         size = len(header) + sum(len(block) for block in blocks)
         if size > self._limit:
-            self._say("small", f"FEW_SHOT.CACHE_GB {self._limit / 1e9:g} holds not even one entry of {size} bytes")
+            self._say("small", f"{self._limit_key} {self._limit / 1e9:g} holds not even one entry of {size} bytes")
             return False
         if not self.usable:
             return False
@@ -133,7 +135,7 @@ class TensorStore:
             self._total -= length
             if os.path.relpath(path, self.folder).removesuffix(".tensors") in self._used:
                 self._say(
-                    "turn", f"FEW_SHOT.CACHE_GB {self._limit / 1e9:g} is less than this run needs: entries go and come"
+                    "turn", f"{self._limit_key} {self._limit / 1e9:g} is less than this run needs: entries go and come"
                 )
 
 

@@ -56,7 +56,12 @@ def test_every_command_can_be_imported_and_has_a_short_line() -> None:
         (["trian"], "did you mean train?"),
         (["surgry"], "did you mean surgery"),
         (["few_shot"], "few-shot"),
-        (["prepare", "digits"], "there is no kind 'digits' of prepare: use digit-scenes, few-shot"),
+        (
+            ["prepare", "digits"],
+            "there is no kind 'digits' of prepare: did you mean digit-scenes? There are digit-scenes",
+        ),
+        (["prepare", "digitscenes"], "there is no kind 'digitscenes' of prepare: did you mean digit-scenes?"),
+        (["prepare", "xyzzy"], "there is no kind 'xyzzy' of prepare: use digit-scenes, few-shot"),
         (["xyzzy"], "dyn-d2 --help lists all"),
     ],
 )
@@ -74,8 +79,8 @@ def test_kinds_and_version(capsys) -> None:
 
 def test_a_command_gets_its_arguments_and_status(capsys, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["dyn-d2"])
-    status, text, _ = _main(capsys, "configs", "tfa/digit")
-    assert (status, text) == (0, "TFA/digit_scenes.yaml\n")
+    status, text, _ = _main(capsys, "configs", "tfa/lvis")
+    assert (status, text) == (0, "TFA/lvis.yaml\n")
     status, _, _ = _main(capsys, "configs", "no such config")
     assert status == "dyn-d2 configs: no config has 'no such config' in its name."
     assert "usage: dyn-d2 prepare few-shot" in _main(capsys, "prepare", "few-shot", "--help")[1]

@@ -27,6 +27,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config_kinds import KINDS, Kind, of_methods
+from counted_runs import until_stopped
 from tiny_detection import tiny_opts, write_boxes
 from tiny_tasks import TASKS, batch, task_opts
 
@@ -238,7 +239,7 @@ def main() -> None:
     began, tried = time.monotonic(), set[str]()
     words = [word for word in sys.argv[1:] if not word.startswith("--")]
     tasks = [task for word in words for task in (*of_yamls(), *POLICIES, *TASKS, LOADED) if task.startswith(word)]
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, until_stopped():
         for task in tasks or [LOADED, *TASKS]:
             folder = Path(name, task.replace("/", "_"))
             folder.mkdir()

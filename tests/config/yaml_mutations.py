@@ -5,7 +5,6 @@
 
 import ast
 import random
-import signal
 import sys
 import tempfile
 import time
@@ -17,6 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from counted_runs import in_time, until_stopped
 from yaml_meaning import Unclear, meaning, same
 
 from dyn_d2.config.derive import derive
@@ -408,23 +411,17 @@ def main() -> None:
     first = int(sys.argv[2]) if len(sys.argv) > 2 else 0
     counts: Counter[tuple[str, str]] = Counter()
     began = time.monotonic()
-
-    def late(number: int, frame: Any) -> None:
-        raise TimeoutError("hang")
-
-    signal.signal(signal.SIGALRM, late)
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, until_stopped():
         for seed in range(first, first + count):
             case = draw(seed)
             folder = Path(name, str(seed))
             folder.mkdir()
-            signal.alarm(SECONDS)
-            said = outcome(case, folder)
-            signal.alarm(0)
+            with in_time(SECONDS):
+                said = outcome(case, folder)
             counts[case.kind.partition("+")[0], said.partition(":")[0]] += 1
             if said != "right":
                 print(seed, case.kind, said[:400], flush=True)
-    print(f"{count} files in {time.monotonic() - began:.0f} s")
+    print(f"{sum(counts.values())} files in {time.monotonic() - began:.0f} s")
     for kind in sorted({kind for kind, _ in counts}):
         print(f"  {kind}: { ({said: n for (of, said), n in sorted(counts.items()) if of == kind}) }")
 

@@ -26,6 +26,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from counted_runs import until_stopped
 from tiny_detection import tiny_opts, write_boxes
 
 from dyn_d2.cli import train as command
@@ -236,7 +237,7 @@ def main() -> None:
     torch.set_num_threads(1)
     counts: Counter[str] = Counter()
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, until_stopped():
         subjects = {kind: Subject(Path(name, kind), kind == "chain") for kind in ("training", "chain")}
         print(
             {kind: subject.moments for kind, subject in subjects.items()},
@@ -250,11 +251,14 @@ def main() -> None:
             if said:
                 print(number, kind, said, flush=True)
                 shutil.rmtree(subjects[kind].folder / "out", ignore_errors=True)
-        for said in (fill(subjects["training"], 150_000), kill_loader(subjects["training"], 12)):
+        for said in (
+            fill(subjects["training"], 150_000),
+            *(kill_loader(subjects["training"], at) for at in (5, 8, 20)),
+        ):
             counts[said.partition(":")[0] or "disk, loader: equal"] += 1
             if said:
                 print(said)
-    print(f"{count} kills in {time.monotonic() - began:.0f} s: {dict(counts)}")
+    print(f"kills in {time.monotonic() - began:.0f} s: {dict(counts)}")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,8 @@ def message(monkeypatch, *arguments: str) -> str:
         (["SOLVER.BASE_LR"], ("odd",)),
         (["MODEL.META_ARCHITECTURE", "Nothing"], ("Nothing", "META_ARCH")),
         (["MODEL.WEIGHTS", "/nowhere.pth"], ("/nowhere.pth", "MODEL.WEIGHTS")),
+        (["MODEL.KEYPOINT_ON", "True"], ("MODEL.KEYPOINT_ON", "use False")),
+        (["MODEL.LOAD_PROPOSALS", "True"], ("MODEL.LOAD_PROPOSALS", "use False")),
         (["MODEL.FREEZE", "['back_bone']"], ("back_bone", "backbone")),
         (["FEW_SHOT.METHOD", "tfa"], ("FEW_SHOT.METHOD", "tfa_cos")),
         (["FEW_SHOT.CUSTOM.NOVEL_CLASSES", "['yelow']"], ("yelow", "yellow")),
@@ -55,6 +57,12 @@ def message(monkeypatch, *arguments: str) -> str:
 def test_wrong_keys_values_and_paths(monkeypatch, good, more: list[str], named: tuple[str, ...]) -> None:
     text = message(monkeypatch, *good, *more)
     assert all(part in text for part in named), text
+
+
+def test_missing_files_are_said_before_the_whole_config_is_logged(monkeypatch, good, tmp_path) -> None:
+    message(monkeypatch, *good, "OUTPUT_DIR", str(tmp_path / "out"), "MODEL.WEIGHTS", "/nowhere.pth")
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "/nowhere.pth" in log and "VIS_PERIOD" not in log
 
 
 @pytest.mark.parametrize("given", ["0", "-1", "two", "1.5"])

@@ -107,6 +107,12 @@ def test_missing_files_are_listed(base, tmp_path) -> None:
         check_files(cfg)
     for part in ("none.pth", "coco_2017_val", "DETECTRON2_DATASETS"):
         assert part in str(caught.value)
+    cfg.DATASETS.TEST = ("voc_2007_test", "voc_2007_trainval", "voc_2007_train", "voc_2007_val")
+    with pytest.raises(
+        PreflightError, match="data sets voc_2007_test, voc_2007_trainval, voc_2007_train and 1 more: "
+    ) as caught:
+        check_files(cfg)
+    assert str(caught.value).count("VOC2007 does not exist") == 1
 
 
 def test_evaluation_needs_the_whole_model(base) -> None:

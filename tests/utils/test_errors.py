@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 
 import pytest
 
@@ -27,6 +28,18 @@ def test_wrong_input_ends_with_its_message(error, monkeypatch) -> None:
     with pytest.raises(SystemExit) as caught:
         run_tool(main)
     assert caught.value.code == f"some.py: {error.args[0]}"
+
+
+@pytest.mark.parametrize("size", [10, 10**6])
+def test_nobody_reads_the_output_any_more(monkeypatch, size) -> None:
+    """As ``dyn-d2 configs | head``: neither a message nor a complaint of the interpreter at its end."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr("sys.stdout", stream)
+        with pytest.raises(SystemExit) as caught:
+            run_tool(lambda: print("x" * size))
+        assert caught.value.code == (141 if size > 10**5 else None)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ class FSRW(Method):
         "meta_rcnn": FewShotMethod("Meta R-CNN", 12, detector="MetaRCNN"),
     }
     later_few_shot_keys = (
-        "FEW_SHOT.YOLO.FINETUNE_LR",
+        "FEW_SHOT.YOLO",  # what it sets of the base stage is compared in SOLVER
         "MODEL.REWEIGHTING.FINETUNE_NEGATIVES",
         "MODEL.REWEIGHTING.FINETUNE_DECAY",
         "MODEL.REWEIGHTING.SUPPORTS",

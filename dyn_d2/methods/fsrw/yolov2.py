@@ -154,13 +154,10 @@ class YoloDetector(NoticesKeys, nn.Module):
         """The backbone's features of (3, H, W) images, squashed to squares; kept ones where it is frozen."""
         if self.kept_features is None or not is_frozen(self.backbone):
             return self.backbone(self.squash(images, side))
-        shapes = self.backbone.output_shape()
-        sides = {name: side // (shapes[name].stride or 1) for name in self.layers.inputs}
         return self.kept_features(
             self.backbone,
             images,
             f"{side} {self.pixel_mean.tolist()} {self.pixel_std.tolist()}",
-            {name: (shapes[name].channels or 0, sides[name], sides[name]) for name in self.layers.inputs},
             lambda image: self.backbone(self.squash([image], side)),
         )
 

@@ -6,15 +6,10 @@ COMMANDS = {
     "benchmark descriptions": Command(
         "dyn_d2.methods.tafe_net.cli.benchmark:main", "methods, splits and seeds without examples", Group.EVALUATE
     ),
-    "prepare crops": Command(
+    "crop-features": Command(
         "dyn_d2.methods.tafe_net.cli.prepare_crops:main", "features of the boxes of a COCO json", Group.DATA
     ),
-    "tafe embeddings": Command(
-        "dyn_d2.methods.tafe_net.cli.draw:embeddings_main", "images under several descriptions", Group.LOOK
-    ),
-    "tafe retrievals": Command(
-        "dyn_d2.methods.tafe_net.cli.draw:retrievals_main", "the best images of unseen classes", Group.LOOK
+    "tafe-pictures": Command(
+        "dyn_d2.methods.tafe_net.cli.draw:main", "images under descriptions, retrievals", Group.LOOK
     ),
 }
-
-KINDS = {"tafe": "a trained TAFE-Net"}

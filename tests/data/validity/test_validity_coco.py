@@ -9,6 +9,7 @@ import pycocotools.mask as mask_util
 import pytest
 from toy_coco import HEIGHT, WIDTH, changed, content, put, put_all, register, score, write
 
+from dyn_d2.cli import check_data
 from dyn_d2.data.check import check_coco_json, clean_json
 from dyn_d2.data.check_report import REMEDIES
 from dyn_d2.data.few_shot.sources import forget, load_source
@@ -278,6 +279,14 @@ def test_test_set_without_annotations(tmp_path) -> None:
     assert report.ok and "not scored" in report.text()
     assert objects(path) == []
     assert score(path).skipped == "there is no ground truth"
+
+
+def test_the_command_says_what_it_does_not_score(tmp_path, capsys) -> None:
+    path = write(tmp_path, content())
+    assert check_data.main(["--json", path, "--perfect-images", "1"]) == 0
+    assert "not scored: more than 1 images" in capsys.readouterr().out
+    assert check_data.main(["--json", path]) == 0
+    assert "perfect predictions score bbox AP 100.00, segm AP 100.00" in capsys.readouterr().out
 
 
 def test_no_image_at_all(tmp_path) -> None:

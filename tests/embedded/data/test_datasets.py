@@ -394,6 +394,30 @@ def test_cityscapes_faults(cityscapes, tmp_path) -> None:
         load_cityscapes_semantic(*cityscapes)
 
 
+@pytest.mark.embedded
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("imgWidth"), "imgWidth"),
+        (lambda c: c.update(imgHeight="40"), "imgHeight"),
+        (lambda c: c.pop("objects"), "KeyError"),
+        (lambda c: c["objects"].append(None), "TypeError"),
+        (lambda c: c["objects"].append({"label": "unicorn", "polygon": rectangle(1, 1, 5, 5)}), "unicorn"),
+        (lambda c: c["objects"].append({"label": "car", "polygon": [[1, 1], [2, 2]]}), "three points"),
+        (lambda c: c["objects"].append({"label": "car", "polygon": [["1", "x"]] * 3}), "three points"),
+        (lambda c: c["objects"].append({"label": 5, "polygon": rectangle(1, 1, 5, 5)}), 'known "label"'),
+    ],
+)
+def test_cityscapes_files_that_are_none(cityscapes, change, message) -> None:
+    from detectron2.data.datasets.cityscapes import load_cityscapes_instances
+
+    pytest.importorskip("cityscapesscripts")
+    pytest.importorskip("shapely")
+    rewrite(os.path.join(cityscapes[1], "bonn", "bonn_0_gtFine_polygons.json"), change)
+    with pytest.raises(ValueError, match=f"bonn_0_gtFine_polygons.json .*{message}"):
+        load_cityscapes_instances(*cityscapes)
+
+
 def test_cityscapes_label_maps(cityscapes) -> None:
     Image.new("L", (60, 40)).save(os.path.join(cityscapes[1], "bonn", "bonn_0_gtFine_labelTrainIds.png"))
     (record,) = load_cityscapes_semantic(*cityscapes)

@@ -8,7 +8,7 @@ import pytest
 from dyn_d2.evaluation.aggregate import student_estimate
 from dyn_d2.methods.tafe_net.benchmark import MEAN, Cell, rows
 from dyn_d2.methods.tafe_net.cli.benchmark import main, parse
-from dyn_d2.methods.tafe_net.cli.draw import embeddings_main, retrievals_main
+from dyn_d2.methods.tafe_net.cli.draw import main as draw
 
 NAMES = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen"]
 SMALL = [
@@ -79,24 +79,22 @@ def test_a_saved_model_is_evaluated_to_the_numbers_of_the_table(table, data) -> 
     assert results["zero_shot"] == pytest.approx(record["single"]["unseen1/tafe_net/seed0"])
 
 
-def test_pictures_and_their_numbers(table, tmp_path) -> None:
-    weights = str(table[0] / "tafe_net_unseen1_seed0" / "model_final.pth")
-    path = tmp_path / "a.png"
-    assert embeddings_main(["--weights", weights, "--classes", "ant,cat", "--each", "4", "--output", str(path)]) == 0
-    pairs = json.loads(path.with_suffix(".json").read_text())["pairs"]
-    assert path.stat().st_size > 1000 and len(pairs) == 16
+def test_pictures_and_their_numbers(table, tmp_path, capsys) -> None:
+    weights = ["--weights", str(table[0] / "tafe_net_unseen1_seed0" / "model_final.pth"), "--output", str(tmp_path)]
+    assert draw([*weights, "--classes", "ant,cat", "--each", "4", "--count", "3"]) == 0
+    pairs = json.loads((tmp_path / "embeddings.json").read_text())["pairs"]
+    assert len(pairs) == 16 and (tmp_path / "embeddings.png").stat().st_size > 1000
     assert {(pair["class"], pair["task"]) for pair in pairs} == {(a, b) for a in ("ant", "cat") for b in ("ant", "cat")}
-    path = tmp_path / "b.png"
-    assert retrievals_main(["--weights", weights, "--count", "3", "--output", str(path)]) == 0
-    found = json.loads(path.with_suffix(".json").read_text())["retrievals"]
+    found = json.loads((tmp_path / "retrievals.json").read_text())["retrievals"]
     assert set(found) == {"cat", "dog"} and all(len(row) == 3 for row in found.values())
     for name, row in found.items():
         assert [item["right"] for item in row] == [item["class"] == name for item in row]
         assert row[0]["share"] >= row[1]["share"] >= row[2]["share"]
+    assert (tmp_path / "retrievals.png").stat().st_size > 1000 and "of 6 best images of 2" in capsys.readouterr().out
     with pytest.raises(ValueError, match="--classes names cow"):
-        embeddings_main(["--weights", weights, "--classes", "cow"])
+        draw([*weights, "--classes", "cow"])
     with pytest.raises(FileNotFoundError, match=r"no config\.yaml beside"):
-        retrievals_main(["--weights", str(tmp_path / "x.pth")])
+        draw(["--weights", str(tmp_path / "x.pth")])
 
 
 def test_splits_are_averaged_and_paired_by_hand() -> None:

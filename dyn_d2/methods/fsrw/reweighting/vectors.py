@@ -118,6 +118,8 @@ class ClassVectors:
             for name in ("classes", "supports", "detector"):
                 if file[name].dtype.kind != "U":
                     raise ValueError(f"its {name} are no text")
+            if any(file[name].dtype.kind not in "fiu" for name in ("vectors", "samples")):
+                raise ValueError("its vectors or samples are no real numbers")
             classes, vectors = [str(name) for name in file["classes"]], torch.from_numpy(file["vectors"])
             samples, counts = torch.from_numpy(file["samples"]), file["counts"].tolist()
             supports, detector = file["supports"].tolist(), str(file["detector"])

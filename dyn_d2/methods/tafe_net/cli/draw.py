@@ -1,9 +1,9 @@
 """Pictures of a trained TAFE-Net, each with its numbers as json.
 
-    dyn-d2 tafe embeddings --weights output/tafe/model_final.pth --classes bird,bus,cow   images under descriptions
-    dyn-d2 tafe retrievals --weights output/tafe/model_final.pth --images JPEGImages/     best images of unseen classes
+    dyn-d2 tafe-pictures --weights output/tafe/model_final.pth --classes bird,bus,cow --images JPEGImages/
 
-The first is Fig. 5.3 of Wang 2020, the second Fig. 5.5. config.yaml has to lie beside the checkpoint.
+embeddings.png shows the same images under several descriptions (Fig. 5.3 of Wang 2020), retrievals.png the images that
+fit each unseen class best (Fig. 5.5). config.yaml has to lie beside the checkpoint.
 """
 
 import argparse
@@ -41,56 +41,52 @@ def _load(weights: str, opts: Sequence[str]) -> _Loaded:
     return _Loaded(model, name, described_set(name))
 
 
-def _parser(output: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, help="a checkpoint with its config.yaml beside it")
-    parser.add_argument("--output", default=output, help="the picture; its numbers get the same name with .json "
-                        "(default: %(default)s)")  # fmt: skip
-    return parser
-
-
 def _numbers(data: DescribedSet, text: str) -> list[int]:
-    """Class names, separated by commas, as numbers; by default up to six unseen classes."""
+    """Class names, separated by commas, as numbers; by default up to six unseen ones."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in data.classes]
     if unknown:
         raise ValueError(f"--classes names {', '.join(unknown)}, which {data.source} does not describe.")
-    return [list(data.classes).index(name) for name in names] or data.unseen.tolist()[:6]
+    return [list(data.classes).index(name) for name in names] or (
+        data.unseen if len(data.unseen) else data.seen
+    ).tolist()[:6]
 
 
-def embeddings_main(argv: list[str] | None = None) -> int:
-    """``dyn-d2 tafe embeddings``."""
-    parser = _parser("output/tafe_embeddings.png")
-    parser.add_argument("--classes", default="", help="such as cat,dog (default: unseen ones, at most six)")
-    parser.add_argument("--each", type=int, default=20, help="images of each class (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of images and of t-SNE")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that change the config")
-    args = parser.parse_args(argv)
-    if args.each < 1:
-        parser.error("--each has to be at least 1")
-    setup_logger(name="dyn_d2")
-    loaded = _load(args.weights, args.opts)
-    pairs = embeddings(loaded.model, loaded.data, _numbers(loaded.data, args.classes), args.each, args.seed)
-    path = save_figure(draw_embeddings(pairs), args.output)
-    write_json(path.with_suffix(".json"), {"dataset": loaded.name, "pairs": pairs}, indent=None)
-    print(f"{path}: {len(pairs)} pairs of image and description")
-    return 0
-
-
-def retrievals_main(argv: list[str] | None = None) -> int:
-    """``dyn-d2 tafe retrievals``."""
-    parser = _parser("output/tafe_retrievals.png")
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", required=True, help="a checkpoint with its config.yaml beside it")
+    parser.add_argument("--output", default="output/tafe_pictures", help="folder (default: %(default)s)")
+    parser.add_argument("--classes", default="", help="of embeddings.png (default: unseen ones, at most six)")
+    parser.add_argument("--each", type=int, default=20, help="images of each of them (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of their choice and of t-SNE")
+    parser.add_argument(
+        "--count", type=int, default=5, help="images of a class in retrievals.png (default: %(default)s)"
+    )
     parser.add_argument("--images", default="", help="the folder of the image files, where the data set names them")
-    parser.add_argument("--count", type=int, default=5, help="images of each class (default: %(default)s)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that change the config")
     args = parser.parse_args(argv)
-    if args.count < 1:
-        parser.error("--count has to be at least 1")
+    if args.each < 1 or args.count < 1:
+        parser.error("--each and --count have to be at least 1")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
     setup_logger(name="dyn_d2")
     loaded = _load(args.weights, args.opts)
-    found = retrievals(scores_from(loaded.model, loaded.name).values, loaded.data, args.count)
-    path = save_figure(draw_retrievals(found, loaded.data.parts["test"], args.images), args.output)
-    write_json(path.with_suffix(".json"), {"dataset": loaded.name, "retrievals": found})
+    output, data = Path(args.output), loaded.data
+    pairs = embeddings(loaded.model, data, _numbers(data, args.classes), args.each, args.seed)
+    save_figure(draw_embeddings(pairs), output / "embeddings.png")
+    write_json(output / "embeddings.json", {"dataset": loaded.name, "pairs": pairs}, indent=None)
+    print(f"{output / 'embeddings.png'}: {len(pairs)} pairs of image and description")
+    if not len(data.unseen):
+        print(f"no retrievals: every class of {data.source} has training images")
+        return 0
+    found = retrievals(scores_from(loaded.model, loaded.name).values, data, args.count)
+    save_figure(draw_retrievals(found, data.parts["test"], args.images), output / "retrievals.png")
+    write_json(output / "retrievals.json", {"dataset": loaded.name, "retrievals": found})
     right = sum(item["right"] for row in found.values() for item in row)
-    print(f"{path}: {right} of {sum(map(len, found.values()))} best images of {len(found)} unseen classes are right")
+    total = sum(map(len, found.values()))
+    print(f"{output / 'retrievals.png'}: {right} of {total} best images of {len(found)} unseen classes are right")
     return 0

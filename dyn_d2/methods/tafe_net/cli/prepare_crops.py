@@ -1,6 +1,6 @@
 """Features of the objects of a COCO json, for classes that are given by a description (docs/tafe_net.md).
 
-    dyn-d2 prepare crops --json instances_train.json --images train/ --output crops/train.npz
+    dyn-d2 crop-features --json instances_train.json --images train/ --output crops/train.npz
 
 Each box is cut out, enlarged to --size pixels and seen by a frozen network of timm, whose vector before the classifier
 is kept. Crowds (VOC's difficult objects) are left out. The file is what ZERO_SHOT.CUSTOM.TRAIN and TEST take.

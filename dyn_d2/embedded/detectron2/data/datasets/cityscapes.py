@@ -1,6 +1,5 @@
 """Cityscapes, fine annotations: instances from polygons, and semantic label maps."""
 
-import json
 import logging
 import multiprocessing
 import os
@@ -35,9 +34,22 @@ def _get_cityscapes_files(image_dir: str, gt_dir: str) -> list[tuple[str, str]]:
     return files
 
 
-def _read_json(path: str) -> dict[str, Any]:
-    with PathManager.open(path, "r") as file:
-        return json.load(file)
+def _read_json(path: str) -> tuple[dict[str, Any], dict[str, int]]:
+    """Content of an annotation file, and the height and width of its image.
+
+    Raises:
+        ValueError: no json, or without a size; the message names the file.
+    """
+    # Only here, because dyn_d2 is imported together with this package.
+    from dyn_d2.data.validity.coco import read_json
+    from dyn_d2.data.validity.values import brief, size
+
+    content = read_json(PathManager.get_local_path(path))
+    sides = {side: size(content.get(key)) for side, key in (("height", "imgHeight"), ("width", "imgWidth"))}
+    if None in sides.values():
+        given = tuple(content.get(key) for key in ("imgHeight", "imgWidth"))
+        raise ValueError(f'{path} needs positive integers as "imgHeight" and "imgWidth", has {brief(given)}.')
+    return content, {side: number for side, number in sides.items() if number is not None}
 
 
 def load_cityscapes_instances(
@@ -74,9 +86,16 @@ def load_cityscapes_instances(
 
 def _read_instances(file: tuple[str, str]) -> dict[str, Any]:
     image_file, prefix = file
-    content = _read_json(prefix + "polygons.json")
-    record = {"file_name": image_file, "height": content["imgHeight"], "width": content["imgWidth"]}
-    return record | {"image_id": os.path.basename(image_file), "annotations": _from_polygons(content["objects"])}
+    path = prefix + "polygons.json"
+    content, sides = _read_json(path)
+    try:
+        annotations = _from_polygons(content["objects"])
+    except (LookupError, TypeError, ValueError, AttributeError) as error:  # whatever the fields hold
+        raise ValueError(
+            f'{path} is no Cityscapes annotation: its "objects" need a known "label" and a "polygon" of three points '
+            f"([x, y]) or more each ({type(error).__name__}: {error})."
+        ) from error
+    return {"file_name": image_file, **sides, "image_id": os.path.basename(image_file), "annotations": annotations}
 
 
 def _from_polygons(objects: list[dict]) -> list[dict]:
@@ -122,9 +141,8 @@ def load_cityscapes_semantic(image_dir: str, gt_dir: str) -> list[dict]:
     gt_dir = PathManager.get_local_path(gt_dir)
     records = []
     for image_file, prefix in _get_cityscapes_files(image_dir, gt_dir):
-        content = _read_json(prefix + "polygons.json")
         files = {"file_name": image_file, "sem_seg_file_name": prefix + "labelTrainIds.png"}
-        records.append({**files, "height": content["imgHeight"], "width": content["imgWidth"]})
+        records.append({**files, **_read_json(prefix + "polygons.json")[1]})
     if not PathManager.isfile(records[0]["sem_seg_file_name"]):
         raise FileNotFoundError(
             f"{records[0]['sem_seg_file_name']} is missing: make the maps of training ids with "
