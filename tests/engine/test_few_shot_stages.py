@@ -72,6 +72,7 @@ def test_chain_is_run_once_and_stages_keep_what_is_frozen(opts, monkeypatch) -> 
         """dyn-d2 train without its process."""
         commands.append(command)
         trainer = DynTrainer(build_cfg("", command[command.index("OUTPUT_DIR") :]))
+        Path(trainer.cfg.OUTPUT_DIR, "config.yaml").write_text(trainer.cfg.dump())
         trainer.cfg.DATASETS.TEST = ()
         trainer.resume_or_load(resume="--resume" in command)
         trainer.train()
