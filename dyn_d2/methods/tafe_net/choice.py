@@ -11,8 +11,7 @@ import numpy as np
 from .data import DescribedSet, described_set
 from .eszsl import ESZSL
 from .evaluator import calibrated, zero_shot_metrics
-from .trainings import ESZSL as ESZSL_NAME
-from .trainings import Planner, Scores, Split, scores_of, train_here
+from .trainings import BALANCED, CLOSED, Planner, Scores, Split, scores_of, train_here
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +56,9 @@ def choose(
     """
     folds = range(1, planner.cfg(split).ZERO_SHOT.CUSTOM.FOLDS + 1)
     found: dict[tuple, list[Scores]]
-    if method == ESZSL_NAME:
+    if method in CLOSED:
         datas = [_data(planner, split, fold) for fold in folds]
-        models = [ESZSL(data) for data in datas]
+        models = [ESZSL(data, method == BALANCED) for data in datas]
         found = {
             pair: [
                 Scores(model.scores(data.parts["test"].features, *pair), data)
@@ -79,7 +78,7 @@ def choose(
     penalty, metrics = judged[best]
     tried = {" ".join(map(str, setting)): value["H"] for setting, (_, value) in judged.items()}
     logger.info(f"{method}, {split.name}: chosen {best or 'the config'}, penalty {penalty:.3g}, H {metrics['H']:.1f}")
-    if method == ESZSL_NAME:
+    if method in CLOSED:
         return Choice((), best, penalty, metrics, tried)
     return Choice(best, None, penalty, metrics, tried)
 

@@ -52,6 +52,22 @@ def test_an_unseen_class_is_found_by_its_description() -> None:
     assert np.isfinite(ESZSL(data).scores(part.features, 1.0, 1.0)).any(0).tolist() == [False, True, False, False, True]
 
 
+def test_weighted_classes_are_repeated_images() -> None:
+    data = made()
+    part = data.parts["train"]
+    counts = np.bincount(part.labels)
+    assert counts.min() < counts.max()
+    whole = int(np.lcm.reduce(counts))
+    rows = np.concatenate([np.repeat(np.flatnonzero(part.labels == c), whole // n) for c, n in enumerate(counts)])
+    repeated = DescribedSet(
+        "toy", data.classes, data.descriptions, data.parts | {"train": Part(part.features[rows], part.labels[rows])}
+    )
+    found = ESZSL(data, balance=True).scores(part.features, 0.3, 0.2)
+    # The weights have the mean 1, so that gamma stays in proportion to the images.
+    expected = ESZSL(repeated).scores(part.features, 0.3 * len(rows) / len(part.labels), 0.2)
+    assert np.allclose(found, expected, atol=1e-6)
+
+
 def test_penalties_cover_all_that_matters() -> None:
     data = made()
     values = np.random.default_rng(0).normal(size=(40, 5))
