@@ -99,10 +99,10 @@ def tiny_opts(data: Path, output: Path, **more) -> list[str]:
     return [str(part) for pair in keys.items() for part in pair]
 
 
-def save_detector(folder: Path) -> CfgNode:
+def save_detector(folder: Path, **keys) -> CfgNode:
     """A fine-tuned detector, as far as its checkpoint tells, with random weights in ``folder``/model_final.pth; its
-    images lie in ``folder``/data."""
-    cfg = build_cfg("", tiny_opts(write_boxes(folder / "data", 2), folder, FEW_SHOT__STAGE="finetune"))
+    images lie in ``folder``/data. ``keys`` as of ``tiny_opts``."""
+    cfg = build_cfg("", tiny_opts(write_boxes(folder / "data", 2), folder, FEW_SHOT__STAGE="finetune", **keys))
     torch.manual_seed(0)
     model = build_model(cfg)
     DynCheckpointer(model, str(folder), metadata=describe(cfg, model)).save("model_final")

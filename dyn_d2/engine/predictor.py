@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from dyn_d2.checkpoint import CheckpointError
@@ -16,6 +17,7 @@ from dyn_d2.modeling.answers import any_score, head_classes, knows_its_labels, l
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
+from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.modeling import SemanticSegmentor
 from detectron2.structures import Instances
 
@@ -130,7 +132,7 @@ def load_predictor(weights: str, config_file: str = "", opts: Iterable[str] = ()
 def _as_input(cfg: CfgNode, image: np.ndarray) -> dict[str, Any]:
     """What models take, of an image (H, W, 3) uint8, RGB."""
     height, width = image.shape[:2]
-    ordered = image if cfg.INPUT.FORMAT == "RGB" else image[:, :, ::-1]
+    ordered = convert_PIL_to_numpy(Image.fromarray(image), cfg.INPUT.FORMAT)
     resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
     resized = resize.get_transform(ordered).apply_image(np.ascontiguousarray(ordered))
     tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1), dtype=np.float32))

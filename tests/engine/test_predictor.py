@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_detection import CLASSES, save_detector
 
 from dyn_d2.checkpoint import CheckpointError
@@ -42,6 +43,14 @@ def test_finds_what_detectron2s_predictor_finds(weights, image) -> None:
     order = reference.scores.argsort(descending=True)
     assert torch.allclose(found.scores, reference.scores[order], atol=1e-5)
     assert torch.allclose(found.pred_boxes.tensor, reference.pred_boxes.tensor[order], atol=1e-3)
+
+
+def test_a_detector_of_grey_images_gets_one_channel(tmp_path, image) -> None:
+    save_detector(tmp_path, INPUT__FORMAT="L", MODEL__PIXEL_MEAN=[110.0], MODEL__PIXEL_STD=[1.0])
+    predictor = Predictor.load(str(tmp_path / "model_final.pth"))
+    grey = np.asarray(Image.fromarray(image).convert("L"))
+    found, same = predictor(image), predictor(np.dstack([grey] * 3))
+    assert len(found) > 0 and torch.equal(found.pred_boxes.tensor, same.pred_boxes.tensor)
 
 
 def test_below_the_models_threshold_the_best_are_still_found(weights, image) -> None:

@@ -133,7 +133,7 @@ def flagged_mask_defect(annotation: dict[str, Any], width: int | None, height: i
         return "bad_flag", f'"has_mask" is {brief(given)}, neither true nor false'
     if given is not None and not has:
         return None
-    missing = mask is None or (hasattr(mask, "__len__") and not len(mask))
+    missing = mask is None or (isinstance(mask, list | tuple | dict) and not mask)
     if has and missing:
         return "no_mask", "it says has_mask but has no segmentation"
     return mask_defect(mask, width, height)

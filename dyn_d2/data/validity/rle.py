@@ -33,8 +33,9 @@ def run_lengths(rle: Any, height: int | None = None, width: int | None = None) -
         RleError: it is damaged, or of another size.
     """
     rows, columns = _size(rle)
-    if height is not None and (rows, columns) != (height, width):
-        raise RleError(f"run-length mask of size {[rows, columns]} in an image of {width} x {height}")
+    if height not in (None, rows) or width not in (None, columns):
+        sides = f"{'?' if width is None else width} x {'?' if height is None else height}"
+        raise RleError(f"run-length mask of size {[rows, columns]} in an image of {sides}")
     counts = rle.get("counts")
     if isinstance(counts, str | bytes):
         lengths = _decompress(counts)

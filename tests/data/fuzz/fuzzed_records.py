@@ -230,7 +230,8 @@ def _mask(annotation: dict, sides: list, faults: dict[str, list]) -> bool:
         if not isinstance(size, list) or len(size) != 2 or None in (integer(s) for s in size):
             faults["mask"].append("size")
             return False
-        wanted = sides if None not in sides else [integer(size[1]), integer(size[0])]
+        own = [integer(size[1]), integer(size[0])]
+        wanted = [own_side if side is None else side for side, own_side in zip(sides, own, strict=True)]
         runs = run_lengths({"size": size, "counts": counts}, wanted) if min(wanted) > 0 else None
         if runs is None:
             faults["mask"].append("runs")

@@ -11,7 +11,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from outcomes import RIGHT
 
-CASES = int(os.environ.get("DYN_D2_FUZZ", "15"))
+CASES = int(os.environ.get("DYN_D2_FUZZ", "10"))
 
 
 @pytest.mark.embedded  # an installed Detectron2 reads files in its own way

@@ -15,6 +15,7 @@ from toy_coco import HEIGHT, NAMES, WIDTH, changed, config, content, put, regist
 from dyn_d2.data.check import check_coco_json, check_config, check_dataset
 from dyn_d2.data.few_shot.sources import forget, load_source
 from dyn_d2.data.sound_dicts import sound_dicts
+from dyn_d2.data.validity import rle
 from dyn_d2.data.validity.coco import DataError
 from dyn_d2.data.validity.records import sound_records
 from dyn_d2.evaluation.checked import CheckedSemSegEvaluator
@@ -277,6 +278,7 @@ def of_first(**values):
         of_first(category_id=np.int64(0)),
         lambda records: records[0].update(width=40.0, height=np.int32(30)),
         lambda records: [r.update(image_id=f"x{r['image_id']}") for r in records],
+        of_first(segmentation={"size": [HEIGHT, WIDTH], "counts": rle.compress(np.array([400, 50, 750]))}),
         lambda records: [r["annotations"][0].update(id="a") for r in records],
     ],
 )
@@ -357,6 +359,24 @@ def test_a_set_that_is_no_list(new_name) -> None:
     python_set(new_name, "records.json")
     with pytest.raises(DataError, match=f"{new_name} is registered with returns str"):
         sound_dicts([new_name], True)
+
+
+@pytest.mark.parametrize("mask", [np.array(5), torch.tensor(1), np.zeros((2, 6)), 7, "x"])
+def test_masks_of_python_sets_that_are_none(new_name, mask) -> None:
+    records = python_records()
+    of_first(segmentation=mask)(records)
+    name = python_set(new_name, records)
+    assert [problem.kind for problem in check_dataset(name, read_images=False)[0].problems] == ["bad_mask"]
+
+
+def test_an_image_of_which_one_side_is_known(new_name) -> None:
+    records = python_records()
+    of_first(segmentation={"size": [HEIGHT, WIDTH], "counts": rle.compress(np.array([400, 50, 750]))})(records)
+    del records[0]["height"]
+    name = python_set(new_name, records)
+    assert check_dataset(name, read_images=False)[0].ok
+    records[0]["width"] += 1
+    assert "in an image of 41 x ?" in check_dataset(name, read_images=False)[0].text()
 
 
 def test_damaged_masks_of_python_sets(new_name) -> None:
