@@ -172,7 +172,7 @@ def annotation_area(annotation: dict[str, Any], height: int, width: int) -> floa
     if annotation.get("area") is not None:
         return float(annotation["area"])
     mask = annotation.get("segmentation")
-    if not mask or flagged_mask_defect(annotation, width, height):
+    if not isinstance(mask, list | tuple | dict) or not mask or flagged_mask_defect(annotation, width, height):
         return float(annotation["bbox"][2] * annotation["bbox"][3])
     if isinstance(mask, dict):
         return float(rle.area(rle.run_lengths(mask, height, width)))

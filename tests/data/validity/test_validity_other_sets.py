@@ -367,6 +367,7 @@ def test_masks_of_python_sets_that_are_none(new_name, mask) -> None:
     of_first(segmentation=mask)(records)
     name = python_set(new_name, records)
     assert [problem.kind for problem in check_dataset(name, read_images=False)[0].problems] == ["bad_mask"]
+    assert perfect_score(name, config()).scores == {"bbox": pytest.approx(100)}
 
 
 def test_an_image_of_which_one_side_is_known(new_name) -> None:
