@@ -8,7 +8,7 @@ import pytest
 import torch
 from config_kinds import KINDS, Kind, of_methods
 
-from dyn_d2.config.applied import LOADER_KEYS, PARTIAL_MASKS, note_loader
+from dyn_d2.config.applied import note_loader
 from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.schedules import stage_schedule
 from dyn_d2.engine.trainer import DynTrainer
@@ -51,7 +51,7 @@ def test_trains_a_step(path: Path, kind: Kind, variant: str, opts: list[Any]) ->
     optimizer = DynTrainer.build_optimizer(cfg, model)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     batch = kind.inputs(cfg, True)
-    note_loader(cfg, [*LOADER_KEYS, PARTIAL_MASKS])  # as one would that made this batch
+    note_loader(model, cfg)  # as one would that made this batch
     with EventStorage():
         losses = model(batch)
     expected = kind.losses(cfg)

@@ -7,7 +7,7 @@ set were applied to them, and refuse to go on otherwise. Whoever applies one of 
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -19,7 +19,6 @@ from torch.optim import Optimizer
 from dyn_d2.utils.errors import UserError
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.utils.events import has_event_storage
 
 # Key -> its value where nothing has to be done. Methods add theirs.
@@ -32,7 +31,6 @@ _REMEDIES = {
     "MODEL.FREEZE": "give the model to dyn_d2.modeling.freeze.freeze(model, cfg.MODEL.FREEZE) in build_model",
     "optimizer": "return DynTrainer.build_optimizer(cfg, model) from build_optimizer",
     "loader": "return DynTrainer.build_train_loader(cfg) from build_train_loader",
-    "derived": "call dyn_d2.config.derive.derive(cfg) once the config is read",
     _CLASSIFIER: "set MODEL.ROI_HEADS.NAME to DynROIHeads or DynRes5ROIHeads, which read it",
     PARTIAL_MASKS: (
         "return DynTrainer.build_train_loader(cfg) from build_train_loader, or give the records to "
@@ -116,8 +114,7 @@ class KeysToApply:
         if cfg.MODEL.MASK_ON and masks is not None and (masks.CLASSES or masks.FRACTION != 1 or masks.PSEUDO != "none"):
             self._data[PARTIAL_MASKS] = _value(cfg, PARTIAL_MASKS)
         self._classifier = cfg.MODEL.ROI_BOX_HEAD.get("CLASSIFIER", "linear") != "linear"
-        self._derived = list(_not_derived(cfg))
-        self._done = not (self._freeze or self._optimizer or self._data or self._classifier or self._derived)
+        self._done = not (self._freeze or self._optimizer or self._data or self._classifier)
 
     def __call__(self, module: nn.Module, inputs: Any) -> None:
         """``check`` as a hook before the forward pass of a module."""
@@ -144,24 +141,12 @@ class KeysToApply:
         heads = getattr(module, "roi_heads", None)
         if self._classifier and heads is not None and not getattr(heads, "classifier_by_name", False):
             problems.append((_CLASSIFIER, _REMEDIES[_CLASSIFIER]))
-        problems += [(key, _REMEDIES["derived"]) for key in self._derived]
         if problems:
             listed = "".join(f"\n  {key}: {remedy}" for key, remedy in problems)
             raise KeyNotApplied(
                 f"Keys of the config are set, but not applied by this trainer:{listed}\n"
                 "DynTrainer applies all of them; docs/your_own_trainer.md shows both ways."
             )
-
-
-def _not_derived(cfg: CfgNode) -> Iterator[str]:
-    """Keys from which others follow that have not been set."""
-    if _get(cfg, "FEW_SHOT.BENCHMARK", ""):
-        sets = [MetadataCatalog.get(name) for name in cfg.DATASETS.TRAIN]
-        if not sets or any(metadata.get("few_shot") is None for metadata in sets):
-            yield "FEW_SHOT.BENCHMARK"
-    reference = _get(cfg, "SOLVER.REFERENCE_BATCH", 0)
-    if reference not in (0, cfg.SOLVER.IMS_PER_BATCH) and cfg.SOLVER.AUTO_SCALE:
-        yield "SOLVER.REFERENCE_BATCH"
 
 
 def _holds(model: nn.Module, module: nn.Module) -> bool:

@@ -79,8 +79,8 @@ def test_kinds_and_version(capsys) -> None:
 
 def test_a_command_gets_its_arguments_and_status(capsys, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["dyn-d2"])
-    status, text, _ = _main(capsys, "configs", "tfa/digit")
-    assert (status, text) == (0, "TFA/digit_scenes.yaml\n")
+    status, text, _ = _main(capsys, "configs", "tfa/lvis")
+    assert (status, text) == (0, "TFA/lvis.yaml\n")
     status, _, _ = _main(capsys, "configs", "no such config")
     assert status == "dyn-d2 configs: no config has 'no such config' in its name."
     assert "usage: dyn-d2 prepare few-shot" in _main(capsys, "prepare", "few-shot", "--help")[1]

@@ -31,7 +31,7 @@ from counted_runs import until_stopped
 from tiny_detection import tiny_opts, write_boxes
 from tiny_tasks import TASKS, batch, task_opts
 
-from dyn_d2.config.applied import LOADER_KEYS, PARTIAL_MASKS, note_loader
+from dyn_d2.config.applied import note_loader
 from dyn_d2.config.derive import build_cfg
 from dyn_d2.config.names import config_names, configs_folder
 from dyn_d2.config.ranges import check_ranges, default_values
@@ -86,7 +86,7 @@ def _step_of_yaml(cfg: CfgNode, kind: Kind) -> None:
     optimizer = DynTrainer.build_optimizer(cfg, model)
     scheduler = DynTrainer.build_lr_scheduler(cfg, optimizer)
     inputs = kind.inputs(cfg, True)
-    note_loader(cfg, [*LOADER_KEYS, PARTIAL_MASKS])  # as one would that made this batch
+    note_loader(model, cfg)  # as one would that made this batch
     with EventStorage():
         losses = model(inputs)
         wrong = [name for name, loss in losses.items() if not torch.isfinite(loss)]

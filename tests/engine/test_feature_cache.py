@@ -21,11 +21,11 @@ STEPS = 50
 
 # The first half of a ResNet: building, hashing and writing weights would be most of the time of these tests.
 SMALL = {
-    "MODEL__RESNETS__OUT_FEATURES": ["res2", "res3"],
-    "MODEL__FPN__IN_FEATURES": ["res2", "res3"],
-    "MODEL__ANCHOR_GENERATOR__SIZES": [[8], [16], [32]],
-    "MODEL__RPN__IN_FEATURES": ["p2", "p3", "p4"],
-    "MODEL__ROI_HEADS__IN_FEATURES": ["p2", "p3"],
+    "MODEL__BACKBONE__NAME": "build_resnet_backbone",
+    "MODEL__RESNETS__OUT_FEATURES": ["res3"],
+    "MODEL__ANCHOR_GENERATOR__SIZES": [[8, 16, 32]],
+    "MODEL__RPN__IN_FEATURES": ["res3"],
+    "MODEL__ROI_HEADS__IN_FEATURES": ["res3"],
 }
 
 

@@ -71,7 +71,10 @@ def test_chain_is_run_once_and_stages_keep_what_is_frozen(opts, monkeypatch) -> 
     def train_here(command: list[str]) -> int:
         """dyn-d2 train without its process."""
         commands.append(command)
-        trainer = DynTrainer(build_cfg("", command[command.index("OUTPUT_DIR") :]))
+        cfg = build_cfg("", command[command.index("OUTPUT_DIR") :])
+        Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+        Path(cfg.OUTPUT_DIR, "config.yaml").write_text(cfg.dump())
+        trainer = DynTrainer(cfg)
         trainer.cfg.DATASETS.TEST = ()
         trainer.resume_or_load(resume="--resume" in command)
         trainer.train()

@@ -13,7 +13,6 @@ from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.utils.errors import UserError
 
 from detectron2.data import DatasetMapper
-from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
@@ -108,22 +107,6 @@ def test_a_classifier_that_no_head_reads(tmp_path) -> None:
     cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER = "cosine"
     with pytest.raises(KeyNotApplied, match="CLASSIFIER: set MODEL.ROI_HEADS.NAME to DynROIHeads"):
         Plain(cfg).train()
-
-
-@pytest.mark.parametrize("key, value", [("FEW_SHOT.BENCHMARK", "voc"), ("SOLVER.REFERENCE_BATCH", 64)])
-def test_what_follows_from_keys_has_to_be_derived(key, value, tmp_path) -> None:
-    cfg = cfg_of(tmp_path)
-    cfg.DATASETS.TRAIN = (plain_set(tmp_path),)
-    cfg.merge_from_list([key, value])
-    with pytest.raises(KeyNotApplied, match=f"{key}: call dyn_d2.config.derive.derive"):
-        Plain(cfg).train()
-
-
-def plain_set(folder: Path) -> str:
-    """The data as Detectron2 registers them."""
-    name = f"plain_{folder.name}"
-    register_coco_instances(name, {}, str(folder / "data" / "instances.json"), str(folder / "data" / "images"))
-    return name
 
 
 def test_a_loader_of_another_training_does_not_count(tmp_path) -> None:

@@ -11,6 +11,7 @@ import torch
 from fake_cells import FakeStage, training_of
 from tiny_detection import tiny_opts, write_boxes
 
+from dyn_d2.backend import describe_backend
 from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.few_shot import plan
 from dyn_d2.engine.stages import StageError
@@ -77,7 +78,7 @@ def test_one_training_after_the_other(tmp_path) -> None:
     assert logging.getLogger("dyn_d2").handlers == before
     assert not is_held(base.folder) and (base.folder / ".lock").is_file()
     logs = [(folder / "log.txt").read_text() for folder in (base.folder, tmp_path / "tuned2", tmp_path / "tuned3")]
-    assert [log.count("OUTPUT_DIR: ") for log in logs] == [1, 1, 1]
+    assert [log.count(describe_backend()) for log in logs] == [1, 1, 1]
 
     broken = [*opts, "MODEL.DEVICE", "cuda"]
     if not torch.cuda.is_available():

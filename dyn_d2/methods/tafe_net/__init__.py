@@ -41,7 +41,7 @@ class TAFENet(Method):
         apply_described(cfg, set_key)
 
     def mapper(self, cfg: CfgNode, dataset_name: str, is_train: bool) -> Mapper | None:
-        return DescribedMapper(dataset_name, is_train) if is_described(dataset_name) else None
+        return DescribedMapper(dataset_name, is_train, cfg.ZERO_SHOT.BALANCE) if is_described(dataset_name) else None
 
     def parameter_groups(self, cfg: CfgNode, model: nn.Module, optimizer: Optimizer) -> None:
         if isinstance(model, meta_arch.TAFENet):

@@ -15,8 +15,8 @@ from .choice import Choice
 from .data import described_set
 from .eszsl import ESZSL
 from .evaluator import METRICS, calibrated
-from .trainings import ESZSL as ESZSL_NAME
-from .trainings import TITLES, Planner, Scores, Split, scores_of
+from .trainings import BALANCED, CLOSED, TITLES, Planner, Scores, Split, scores_of
+from .trainings import ESZSL as ESZSL_PLAIN
 
 # Kind of data set -> the columns of its table; the first is what methods are compared by.
 COLUMNS = {
@@ -66,10 +66,10 @@ def kind_of(planner: Planner, splits: Sequence[Split]) -> str:
     return kinds.pop()
 
 
-def eszsl_scores(planner: Planner, split: Split, regularisers: tuple[float, float]) -> Scores:
+def eszsl_scores(planner: Planner, split: Split, method: str, regularisers: tuple[float, float]) -> Scores:
     """ESZSL on the training part of a split."""
     data = described_set(planner.cfg(split).DATASETS.TRAIN[0])
-    return Scores(ESZSL(data).scores(data.parts["test"].features, *regularisers), data)
+    return Scores(ESZSL(data, method == BALANCED).scores(data.parts["test"].features, *regularisers), data)
 
 
 def measure(kind: str, scores: Scores, penalty: float = 0.0) -> dict[str, float]:
@@ -92,7 +92,7 @@ def measure_all(
         for method in methods:
             choice = choices[method, split.name]
             if choice.regularisers is not None:  # the same whatever the seed
-                own = measure(kind, eszsl_scores(planner, split, choice.regularisers), choice.penalty)
+                own = measure(kind, eszsl_scores(planner, split, method, choice.regularisers), choice.penalty)
                 found |= {Cell(method, split.name, seed): own for seed in seeds}
                 continue
             for seed in seeds:
@@ -109,13 +109,13 @@ def rows(found: Mapping[Cell, Mapping[str, float]], columns: Sequence[str]) -> l
 
     def values(method: str, split: str, metric: str) -> list[float]:
         own = [found[Cell(method, split, seed)][metric] for seed in seeds]
-        return own[:1] if method == ESZSL_NAME else own  # it draws nothing
+        return own[:1] if method in CLOSED else own  # it draws nothing
 
     def gains(method: str, split: str) -> list[float]:
         main = columns[0]
-        return [found[Cell(method, split, seed)][main] - found[Cell(ESZSL_NAME, split, seed)][main] for seed in seeds]
+        return [found[Cell(method, split, seed)][main] - found[Cell(ESZSL_PLAIN, split, seed)][main] for seed in seeds]
 
-    compared = [method for method in methods if method != ESZSL_NAME] if ESZSL_NAME in methods else []
+    compared = [method for method in methods if method not in CLOSED] if ESZSL_PLAIN in methods else []
     made = []
     for split in splits:
         for method in methods:

@@ -10,9 +10,8 @@ import numpy as np
 
 from .data import DescribedSet, described_set
 from .eszsl import ESZSL
-from .evaluator import calibrated, zero_shot_metrics
-from .trainings import ESZSL as ESZSL_NAME
-from .trainings import Planner, Scores, Split, scores_of, train_here
+from .evaluator import calibrated, harmonic_mean, zero_shot_metrics
+from .trainings import BALANCED, CLOSED, Planner, Scores, Split, scores_of, train_here
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +56,9 @@ def choose(
     """
     folds = range(1, planner.cfg(split).ZERO_SHOT.CUSTOM.FOLDS + 1)
     found: dict[tuple, list[Scores]]
-    if method == ESZSL_NAME:
+    if method in CLOSED:
         datas = [_data(planner, split, fold) for fold in folds]
-        models = [ESZSL(data) for data in datas]
+        models = [ESZSL(data, method == BALANCED) for data in datas]
         found = {
             pair: [
                 Scores(model.scores(data.parts["test"].features, *pair), data)
@@ -79,7 +78,7 @@ def choose(
     penalty, metrics = judged[best]
     tried = {" ".join(map(str, setting)): value["H"] for setting, (_, value) in judged.items()}
     logger.info(f"{method}, {split.name}: chosen {best or 'the config'}, penalty {penalty:.3g}, H {metrics['H']:.1f}")
-    if method == ESZSL_NAME:
+    if method in CLOSED:
         return Choice((), best, penalty, metrics, tried)
     return Choice(best, None, penalty, metrics, tried)
 
@@ -90,8 +89,30 @@ def _data(planner: Planner, split: Split, fold: int) -> DescribedSet:
 
 
 def _judge(scores: Sequence[Scores], calibrate: bool) -> tuple[float, dict[str, float]]:
-    tried = [(penalty, _mean(scores, penalty)) for penalty in (penalties(scores) if calibrate else [0.0])]
-    return max(tried, key=lambda pair: pair[1]["H"])
+    penalty = 0.0
+    if calibrate:
+        tried = penalties(scores)
+        penalty = tried[int(np.mean([harmonic_means(each, tried) for each in scores], axis=0).argmax())]
+    return penalty, _mean(scores, penalty)
+
+
+def harmonic_means(scores: Scores, tried: Sequence[float]) -> np.ndarray:
+    """H of many penalties at once: a penalty decides no more than whether the best seen or the best unseen class is the
+    answer."""
+    data, labels = scores.data, scores.labels
+    best, top = {}, {}
+    for name, classes in (("seen", data.seen), ("unseen", data.unseen)):
+        values = scores.values[:, classes]
+        best[name], top[name] = classes[values.argmax(1)] == labels, values.max(1)
+    gaps = top["seen"] - top["unseen"]
+    weights = 1 / np.bincount(labels, minlength=len(data.classes))[labels]  # each class counts the same
+    of_unseen = np.isin(labels, data.unseen)
+    found = []
+    for penalty in tried:
+        right = np.where(gaps >= penalty, best["seen"], best["unseen"]) * weights
+        u, s = (100 * right[own].sum() / max(len(np.unique(labels[own])), 1) for own in (of_unseen, ~of_unseen))
+        found.append(harmonic_mean(u, s))
+    return np.array(found)
 
 
 def penalties(scores: Sequence[Scores]) -> list[float]:

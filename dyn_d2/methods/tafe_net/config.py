@@ -23,6 +23,7 @@ RANGES: Rules = {
     "ZERO_SHOT.CUSTOM.FOLDS": whole(2, 1000),
     "ZERO_SHOT.CUSTOM.SHOTS": whole(1, 100_000),
     "ZERO_SHOT.CUSTOM.DRAW": whole(0),
+    "ZERO_SHOT.BALANCE": flag(),
     "ZERO_SHOT.SEEN_PENALTY": number(),
 }
 OPTIMIZER_KEYS["SOLVER.TASK_LR_FACTOR"] = 1.0
@@ -71,6 +72,8 @@ def add_keys(cfg: CN) -> None:
     # Without CLASSES: an unseen class is described by so many of its training images; another DRAW draws others.
     cfg.ZERO_SHOT.CUSTOM.SHOTS = 1
     cfg.ZERO_SHOT.CUSTOM.DRAW = 0
+    # Each training image is of a class that is drawn, all seen ones with equal chance; else images as they come.
+    cfg.ZERO_SHOT.BALANCE = False
     # Subtracted from the scores of classes with training images where all classes are possible answers: calibrated
     # stacking, gamma of Chao et al. (ECCV 2016).
     cfg.ZERO_SHOT.SEEN_PENALTY = 0.0

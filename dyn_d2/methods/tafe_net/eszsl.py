@@ -16,14 +16,19 @@ class ESZSL:
     regularisers cost little.
     """
 
-    def __init__(self, data: DescribedSet) -> None:
+    def __init__(self, data: DescribedSet, balance: bool = False) -> None:
         """
         Args:
             data: whose training part is learnt; maps are flattened.
+            balance: images are weighted so that each class counts the same (not in the paper).
         """
         part, self._data = data.parts["train"], data
         features = part.features.reshape(len(part.features), -1).astype(np.float64)
         target = np.where(part.labels[:, None] == data.seen[None], 1.0, -1.0)
+        if balance:
+            weights = 1 / np.bincount(part.labels)[part.labels]
+            root = np.sqrt(weights / weights.mean())[:, None]
+            features, target = root * features, root * target
         seen = data.descriptions[data.seen].astype(np.float64)
         sizes, self._axes = np.linalg.eigh(features.T @ features)
         self._sizes = np.maximum(sizes, 0.0)

@@ -26,16 +26,19 @@ from .data import DescribedSet, described_set
 
 logger = logging.getLogger(__name__)
 
-ESZSL = "eszsl"
+CLOSED = ("eszsl", "eszsl_balanced")  # in closed form: nothing is trained or drawn
+ESZSL, BALANCED = CLOSED
 METHODS: dict[str, tuple[str, ...]] = {
     "tafe_net": (),
     "no_embedding_loss": ("MODEL.TAFE_NET.EMBEDDING_WEIGHT", "0.0"),
     ESZSL: (),
+    BALANCED: (),
 }
 TITLES = {
     "tafe_net": "TAFE-Net",
     "no_embedding_loss": "TAFE-Net without embedding loss",
     ESZSL: "ESZSL (Romera-Paredes and Torr 2015)",
+    BALANCED: "ESZSL, classes weighted alike",
 }
 IMAGES = 256  # in one pass
 

@@ -7,7 +7,7 @@ import torch
 from semantic_sets import dsspn_opts
 from torch.utils.flop_counter import FlopCounterMode
 
-from dyn_d2.config.applied import LOADER_KEYS, note_loader
+from dyn_d2.config.applied import note_loader
 from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.trainer import DynTrainer
 
@@ -19,8 +19,9 @@ PLAIN = {"MODEL__BACKBONE__NAME": "build_resnet_backbone", "MODEL__SEM_SEG_HEAD_
 
 def _model(names, **more) -> torch.nn.Module:
     cfg = read_cfg("", dsspn_opts(names, names, **more))
-    note_loader(cfg, LOADER_KEYS)  # the batches below are made as its loader makes them
-    return build_model(cfg)
+    model = build_model(cfg)
+    note_loader(model, cfg)  # the batches below are made as its loader makes them
+    return model
 
 
 def _inputs(dataset, classes: int, images: int = 2) -> list[dict]:

@@ -1,5 +1,6 @@
 """Own data: unseen classes, folds to choose settings, descriptions from a csv or from examples."""
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,11 @@ import torch
 from described_files import CLASSES, write_custom
 
 from dyn_d2.config.derive import build_cfg
-from dyn_d2.methods.tafe_net.data import described_set
+from dyn_d2.methods.tafe_net.data import DescribedMapper, described_set
 from dyn_d2.methods.tafe_net.data.custom import CustomOptions, read_custom, read_vectors
 from dyn_d2.methods.tafe_net.evaluator import DescribedEvaluator
+
+from detectron2.data import DatasetCatalog
 
 ALL = ["ant", "bee", "cat", "dog", "elk", "fox"]
 
@@ -66,7 +69,7 @@ def test_features_are_standardised_by_the_training_images(files) -> None:
 
 
 def test_folds_never_touch_the_test_images_nor_unseen_classes(files) -> None:
-    np.savez(files[1], features=np.full((1, 5), np.inf), labels=np.array(["ant"]))  # looked at, it would be refused
+    np.savez(files[1], features=np.ones((1, 9)), labels=np.array(["ant"]))  # looked at, it would be refused
     left_out = []
     for fold in (1, 2):
         data = read_custom(files, CustomOptions(unseen=("dog", "elk"), fold=fold, folds=2))
@@ -102,6 +105,28 @@ def test_unseen_classes_described_by_examples(files) -> None:
         read_custom(files[:2], CustomOptions(unseen=("bee",), shots=21))
     with pytest.raises(ValueError, match="FOLD 0"):
         read_custom(files[:2], CustomOptions(unseen=("bee",), shots=1, fold=1, folds=2))
+
+
+def test_classes_are_drawn_with_equal_chance(files) -> None:
+    with np.load(files[0]) as content:
+        kept = np.r_[0:2, 20:120]  # two images of ant, twenty of the others
+        arrays = {name: content[name][kept] for name in content}
+    np.savez(files[0], **arrays)
+    keys = [word for key, file in zip(("TRAIN", "TEST", "CLASSES"), files, strict=True)
+            for word in (f"ZERO_SHOT.CUSTOM.{key}", str(file))]  # fmt: skip
+    name = build_cfg("", ["MODEL.META_ARCHITECTURE", "TAFENet", *keys]).DATASETS.TRAIN[0]
+    part = described_set(name).parts["train"]
+    record = DatasetCatalog.get(name)[5]
+    random.seed(0)
+    drawn = [DescribedMapper(name, True, balance=True)(record) for _ in range(300)]
+    counts = np.bincount([item["label"] for item in drawn], minlength=6)
+    assert (counts > 25).all() and counts.sum() == 300
+    for item in drawn[:20]:
+        assert (
+            np.allclose(item["feature"], part.features[item["image_id"]])
+            and part.labels[item["image_id"]] == item["label"]
+        )
+    assert DescribedMapper(name, False, balance=True)(record)["label"] == record["label"]
 
 
 def test_other_options_are_another_data_set(files) -> None:

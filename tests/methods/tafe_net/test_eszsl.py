@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from dyn_d2.methods.tafe_net.choice import grid, penalties
+from dyn_d2.methods.tafe_net.choice import grid, harmonic_means, penalties
 from dyn_d2.methods.tafe_net.data import DescribedSet, Part
 from dyn_d2.methods.tafe_net.eszsl import ESZSL
+from dyn_d2.methods.tafe_net.evaluator import calibrated, zero_shot_metrics
 from dyn_d2.methods.tafe_net.trainings import Scores
 
 
@@ -52,12 +53,39 @@ def test_an_unseen_class_is_found_by_its_description() -> None:
     assert np.isfinite(ESZSL(data).scores(part.features, 1.0, 1.0)).any(0).tolist() == [False, True, False, False, True]
 
 
+def test_weighted_classes_are_repeated_images() -> None:
+    data = made()
+    part = data.parts["train"]
+    counts = np.bincount(part.labels)
+    assert counts.min() < counts.max()
+    whole = int(np.lcm.reduce(counts))
+    rows = np.concatenate([np.repeat(np.flatnonzero(part.labels == c), whole // n) for c, n in enumerate(counts)])
+    repeated = DescribedSet(
+        "toy", data.classes, data.descriptions, data.parts | {"train": Part(part.features[rows], part.labels[rows])}
+    )
+    found = ESZSL(data, balance=True).scores(part.features, 0.3, 0.2)
+    # The weights have the mean 1, so that gamma stays in proportion to the images.
+    expected = ESZSL(repeated).scores(part.features, 0.3 * len(rows) / len(part.labels), 0.2)
+    assert np.allclose(found, expected, atol=1e-6)
+
+
 def test_penalties_cover_all_that_matters() -> None:
     data = made()
     values = np.random.default_rng(0).normal(size=(40, 5))
     tried = penalties([Scores(values, data)])
     gaps = values[:, :4].max(1) - values[:, 4]
     assert tried[0] == 0 and min(tried[1:]) == pytest.approx(gaps.min()) and max(tried) == pytest.approx(gaps.max())
+
+
+def test_harmonic_means_of_many_penalties_at_once() -> None:
+    data = made()
+    scores = Scores(np.random.default_rng(0).normal(size=(40, 5)), data)
+    tried = np.linspace(-2, 2, 9).tolist()
+    expected = [
+        zero_shot_metrics(calibrated(scores.values, data.seen, penalty), scores.labels, data, [])["H"]
+        for penalty in tried
+    ]
+    assert harmonic_means(scores, tried) == pytest.approx(expected) and max(expected) > 0
 
 
 def test_grid() -> None:

@@ -21,7 +21,7 @@ from dyn_d2.engine.stages import Stage
 from dyn_d2.engine.workers import ThisProcess, Training, Workers, add_options, workers_of
 from dyn_d2.methods.tafe_net.benchmark import CAPTION, Cell, kind_of, measure_all, summarise
 from dyn_d2.methods.tafe_net.choice import Choice, choose, grid
-from dyn_d2.methods.tafe_net.trainings import ESZSL, METHODS, Planner, plan_one, splits_of, train_here
+from dyn_d2.methods.tafe_net.trainings import CLOSED, METHODS, Planner, plan_one, splits_of, train_here
 
 from detectron2.utils.logger import setup_logger
 
@@ -84,7 +84,7 @@ def choices_of(args: argparse.Namespace, planner: Planner, kind: str, splits: li
     for split in splits:
         has_folds = bool(planner.cfg(split).ZERO_SHOT.CUSTOM.TRAIN) and kind == "zero_shot"
         for method in args.methods:
-            needed = method == ESZSL or args.calibrate or len(settings) > 1
+            needed = method in CLOSED or args.calibrate or len(settings) > 1
             if needed and not has_folds:
                 raise ValueError(
                     f"{method} has something to choose, but {split.name} has no folds: only ZERO_SHOT.CUSTOM with "
@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
         for seed in args.seeds
         for split in splits
         for method in args.methods
-        if method != ESZSL
+        if method not in CLOSED
     }
     if cells:
         train(args, planner, cells)
