@@ -22,7 +22,7 @@ def say_into(log: Path, mode: str = "wb") -> None:
     with open(log, mode) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
 
 
 @contextlib.contextmanager

@@ -256,7 +256,7 @@ def read_image(path: Path) -> tuple:
     root = ET.parse(path).getroot()
     size = _one(root, "size")
     sides = [_value(_one(size, side)) for side in ("width", "height")]
-    if any(side < 1 or side != int(side) for side in sides):
+    if any(side < 1 or side > 2**20 or side != int(side) for side in sides):
         raise ValueError(f"size {sides}")
     objects = []
     for item in root:
