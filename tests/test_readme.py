@@ -30,6 +30,7 @@ ONE_CELL = {"ft_full,tfa_fc,tfa_cos": "tfa_cos", "1,5,10": "5", "0-4": "0", "--j
 SMALL_CLASSIFIER = ["MODEL.RESNETS.DEPTH", "8", "SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "()"]
 SMALL_CLASSIFIER += ["SOLVER.SECOND_STAGE.MAX_ITER", "2", "SOLVER.SECOND_STAGE.STEPS", "[]"]
 SMALL_FSRW = ["MODEL.YOLO.SIZE", "128", "MODEL.REWEIGHTING.SUPPORT_SIZE", "64", "FEW_SHOT.FINETUNE.MAX_ITER", "4"]
+SMALL_FSRW += ["FEW_SHOT.MAX_OBJECTS", "0"]  # few of the small set's images have no more objects
 ELSEWHERE = ("make ", "source ", "export ", "DYN_D2_BACKEND=")  # CI, or nothing to see
 NEEDS_DATA = ("voc.yaml", "coco.yaml", "lvis.yaml")
 LEFT_BEHIND = {  # files that the commands of a page write, and more than how many bytes they have
