@@ -22,7 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent / "gating"))
 
-from counted_runs import until_stopped
+from counted_runs import say_into, until_stopped
 from route_tables import route_table
 from tiny_detection import save_detector
 
@@ -133,9 +133,7 @@ def outcome(world: World, name: str, words: list[str]) -> str:
             os.chdir(work)
             for file in ("model", "routes.npz", "empty", "empty.txt", "words.txt"):
                 os.symlink(world.folder / file, file)
-            with open(out, "wb") as file:
-                os.dup2(file.fileno(), 1)
-                os.dup2(file.fileno(), 2)
+            say_into(out)
             signal.alarm(SECONDS)
             status = 1
             try:

@@ -8,10 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory) -> list:
+class Sound(list):
     """(kind, path, content) of each file as it should be."""
-    found = []
+
+    def __repr__(self) -> str:  # hypothesis shows it
+        return "sound files"
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory) -> Sound:
+    found = Sound()
     for kind in all_kinds():
         path = tmp_path_factory.mktemp("damaged") / kind.name.replace("metrics_cut", "metrics")
         kind.write(path)

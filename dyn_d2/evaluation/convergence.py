@@ -9,6 +9,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from dyn_d2.utils.own_files import is_number
+
 Curve = dict[int, float]  # iteration -> value in percent
 
 
@@ -67,9 +69,9 @@ def _read_rows(folder: str | Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-            numbers = all(isinstance(value, int | float | None) for value in row.values())
-            whole = numbers and type(row["iteration"]) is int and type(row.get("time", 0.0)) in (int, float)
-        except (AttributeError, ValueError, KeyError, RecursionError):
+            numbers = all(value is None or is_number(value) for value in row.values())
+            whole = numbers and isinstance(row["iteration"], int) and math.isfinite(row.get("time", 0.0))
+        except (AttributeError, TypeError, ValueError, KeyError, RecursionError):
             whole = False
         if not whole:
             raise ValueError(

@@ -15,7 +15,7 @@ from torch import nn
 import dyn_d2
 from dyn_d2.backend import describe_backend
 from dyn_d2.utils.atomic import write_json
-from dyn_d2.utils.own_files import read_json_of
+from dyn_d2.utils.own_files import is_number, read_json_of
 
 import detectron2
 from detectron2.config import CfgNode
@@ -140,7 +140,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
         if not isinstance(tasks, dict) or not all(isinstance(values, dict) for values in tasks.values()):
             raise ValueError(f"{file} is no record of an evaluation: its 'metrics' are not data set -> task -> values.")
         for name, value in (pair for values in tasks.values() for pair in values.items()):
-            if isinstance(value, bool) or not isinstance(value, int | float | None):
+            if value is not None and not is_number(value):
                 raise ValueError(f"{file} is no record of an evaluation: {name} is {value!r:.60}, not a number.")
     return record
 

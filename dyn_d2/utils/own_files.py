@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import tokenize
 import zipfile
 import zlib
@@ -59,6 +60,13 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise ValueError(f"it names {next(name for name in names if names.count(name) > 1)!r} twice")
     return found
+
+
+def is_number(value: Any) -> bool:
+    """A number that a float can hold, NaN and infinity included, and no truth value."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, float) or abs(value) <= sys.float_info.max
 
 
 @contextmanager

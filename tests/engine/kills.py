@@ -26,7 +26,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from counted_runs import until_stopped
+from counted_runs import say_into, until_stopped
 from tiny_detection import tiny_opts, write_boxes
 
 from dyn_d2.cli import train as command
@@ -89,9 +89,7 @@ def in_a_process(work: Callable[[], Any], log: Path, prepare: Callable[[], None]
         status = 1
         try:
             os.setpgid(0, 0)
-            with open(log, "ab") as file:
-                os.dup2(file.fileno(), 1)
-                os.dup2(file.fileno(), 2)
+            say_into(log, "ab")
             signal.alarm(SECONDS)
             prepare()
             with one_message(), wrong_input():
@@ -101,6 +99,7 @@ def in_a_process(work: Callable[[], Any], log: Path, prepare: Callable[[], None]
             print(end.code, file=sys.stderr, flush=True)
             status = end.code if isinstance(end.code, int) else 1
         finally:
+            sys.stdout.flush()
             os._exit(status)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_detection import tiny_opts, write_boxes
+from tiny_detection import save_detector, tiny_opts
 
-from dyn_d2.checkpoint import DynCheckpointer, describe
 from dyn_d2.config.derive import build_cfg
 from dyn_d2.engine.feature_cache import CacheError, evaluated_from_cache, features_fingerprint
 from dyn_d2.engine.few_shot import plan
@@ -19,31 +18,16 @@ from dyn_d2.modeling.predictor_alone import PredictorAlone
 STEPS = 50
 
 
-# The first half of a ResNet: building, hashing and writing weights would be most of the time of these tests.
-SMALL = {
-    "MODEL__BACKBONE__NAME": "build_resnet_backbone",
-    "MODEL__RESNETS__OUT_FEATURES": ["res3"],
-    "MODEL__ANCHOR_GENERATOR__SIZES": [[8, 16, 32]],
-    "MODEL__RPN__IN_FEATURES": ["res3"],
-    "MODEL__ROI_HEADS__IN_FEATURES": ["res3"],
-}
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    """A folder with model_final.pth, of random weights, and its images in data."""
+    """A folder with model_final.pth and its images in data."""
     folder = tmp_path_factory.mktemp("base")
-    write_boxes(folder / "data", 2)
-    cfg = config(folder, folder / "start")
-    torch.manual_seed(0)
-    model = build_model(cfg)
-    DynCheckpointer(model, str(folder), metadata=describe(cfg, model)).save("model_final")
+    save_detector(folder)
     return folder
 
 
 def config(base: Path, output: Path, **more):
     keys = {
-        **SMALL,
         "FEW_SHOT__STAGE": "finetune",
         "FEW_SHOT__METHOD": "tfa_cos",
         "FEW_SHOT__SHOTS": 1,
@@ -82,6 +66,7 @@ def furthest(a: dict, b: dict) -> float:
 SIDES = ("off", "on", "auto")  # the last one finds all features
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "steps, more",
     [
@@ -107,6 +92,7 @@ def test_kept_features_give_the_numbers_of_computed_ones(base, tmp_path, steps, 
     assert final[0].keys() == final[1].keys() == final[2].keys() == plain[1].keys()
 
 
+@pytest.mark.slow
 def test_views_serve_other_shots_and_heads_of_the_same_base(base, tmp_path, caplog) -> None:
     caplog.set_level(logging.INFO)
     train(config(base, tmp_path / "first", SOLVER__MAX_ITER=60))
@@ -172,6 +158,7 @@ def test_damaged_entries_are_computed_again(base, tmp_path, caplog) -> None:
         assert path.stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_a_cache_that_is_too_small_gives_the_same(base, tmp_path, caplog) -> None:
     first = train(config(base, tmp_path / "a" / "first", SOLVER__MAX_ITER=5))
     caplog.clear()

@@ -3,10 +3,8 @@
 import math
 from typing import Any
 
-import numpy as np
-
 from . import rle
-from .values import brief, flag, is_finite, is_number
+from .values import brief, flag, is_finite, is_number, is_sequence
 
 # Rounding puts many published boxes a fraction of a pixel over the edge.
 EDGE_TOLERANCE = 1.0
@@ -29,7 +27,7 @@ def box_defect(box: Any, mode: Any, width: int | None, height: int | None) -> De
     """
     if not isinstance(mode, int) or isinstance(mode, bool) or mode not in (XYXY, XYWH):
         return "bad_box", f"bbox_mode {mode!r} is neither XYWH_ABS nor XYXY_ABS"
-    if not isinstance(box, list | tuple | np.ndarray) or len(box) != 4 or not all(is_number(value) for value in box):
+    if not is_sequence(box) or len(box) != 4 or not all(is_number(value) for value in box):
         return "bad_box", f"box {brief(box)}"
     if not all(map(is_finite, box)):
         return "non_finite", f"box {brief(list(box))}"
@@ -75,7 +73,7 @@ def _polygon_defect(mask: Any) -> Defect:
     if all(map(is_number, mask)):
         return "bad_mask", f"segmentation {brief(list(mask))} is one flat list, not a list of polygons: add brackets"
     for polygon in mask:
-        if not isinstance(polygon, list | tuple | np.ndarray) or len(polygon) < 6 or len(polygon) % 2:
+        if not is_sequence(polygon) or len(polygon) < 6 or len(polygon) % 2:
             return "bad_mask", f"polygon {brief(polygon)}"
         if not all(map(is_number, polygon)):
             return "bad_mask", f"polygon {brief(polygon)} has corners that are no numbers"
@@ -172,7 +170,7 @@ def annotation_area(annotation: dict[str, Any], height: int, width: int) -> floa
     if annotation.get("area") is not None:
         return float(annotation["area"])
     mask = annotation.get("segmentation")
-    if not mask or flagged_mask_defect(annotation, width, height):
+    if not isinstance(mask, list | tuple | dict) or not mask or flagged_mask_defect(annotation, width, height):
         return float(annotation["bbox"][2] * annotation["bbox"][3])
     if isinstance(mask, dict):
         return float(rle.area(rle.run_lengths(mask, height, width)))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .values import brief, is_integer, whole
+from .values import brief, is_integer, is_sequence, whole
 
 # Seven groups of five bits hold any difference of lengths in an image of up to 2^32 pixels.
 _GROUPS = 7
@@ -39,7 +39,7 @@ def run_lengths(rle: Any, height: int | None = None, width: int | None = None) -
     counts = rle.get("counts")
     if isinstance(counts, str | bytes):
         lengths = _decompress(counts)
-    elif isinstance(counts, list | tuple | np.ndarray):
+    elif is_sequence(counts):
         lengths = _listed(counts)
     else:
         raise RleError(f'run-length mask whose "counts" is {brief(counts)}, neither a text nor a list')
@@ -98,7 +98,7 @@ def _size(rle: Any) -> tuple[int, int]:
     if not isinstance(rle, dict) or "counts" not in rle:
         raise RleError(f'run-length mask without "counts": {brief(rle)}')
     given = rle.get("size")
-    sides = [whole(side) for side in given] if isinstance(given, list | tuple | np.ndarray) else []
+    sides = [whole(side) for side in given] if is_sequence(given) else []
     known = [side for side in sides if side is not None and side > 0]
     if len(sides) != 2 or len(known) != 2:
         raise RleError(f'run-length mask whose "size" is {brief(given)}, not [height, width]')

@@ -5,6 +5,8 @@ import numbers
 from collections.abc import Iterable
 from typing import Any, TypeGuard
 
+import numpy as np
+
 LARGEST_ID = 2**63 - 1  # numpy sorts the ids of images; beyond this it would turn them into floats
 
 
@@ -17,6 +19,11 @@ def is_number(value: Any) -> TypeGuard[float]:
 def is_integer(value: Any) -> TypeGuard[int]:
     """Whether ``value`` is an integer of any type, and no bool."""
     return type(value) is int or (isinstance(value, numbers.Integral) and not isinstance(value, bool))
+
+
+def is_sequence(value: Any) -> bool:
+    """Whether ``value`` is a list, a tuple or an array of one dimension."""
+    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 1)
 
 
 def is_finite(value: Any) -> TypeGuard[float]:

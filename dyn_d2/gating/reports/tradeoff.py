@@ -26,7 +26,7 @@ from dyn_d2.gating.meta_arch.dynamic import gated_network
 from dyn_d2.gating.policies.all_open import AllOpen
 from dyn_d2.utils.atomic import write_json
 from dyn_d2.utils.measure import time_call
-from dyn_d2.utils.own_files import read_json_of
+from dyn_d2.utils.own_files import is_number, read_json_of
 
 from detectron2.config import CfgNode
 
@@ -134,7 +134,7 @@ def read_point(path: Path) -> dict[str, Any]:
         and isinstance(record.get("dense"), bool)
         and all(isinstance(record.get(key), dict) for key in tables)
         and all(isinstance(metric.get(key), str) for key in ("task", "name"))
-        and all(_is_number(value) for value in (metric.get("value"), *record["routes"].values()))
+        and all(is_number(value) for value in (metric.get("value"), *record["routes"].values()))
     )
     if not sound:
         raise ValueError(f"{path} is no evaluated point any more: remove {path.parent} to evaluate it again.")
@@ -157,11 +157,7 @@ def _is_timed(time: Any, batches: Sequence[str]) -> bool:
     if not isinstance(time, dict) or not isinstance(time.get("milliseconds"), dict):
         return False
     columns = [time["milliseconds"].get(batch) for batch in batches]
-    return all(isinstance(c, dict) and all(_is_number(c.get(key)) for key in ("median", "p90")) for c in columns)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return all(isinstance(c, dict) and all(is_number(c.get(key)) for key in ("median", "p90")) for c in columns)
 
 
 def time_points(

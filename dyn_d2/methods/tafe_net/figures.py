@@ -89,8 +89,9 @@ def draw_embeddings(pairs: Sequence[dict]) -> Figure:
 
 
 def retrievals(scores: np.ndarray, data: DescribedSet, count: int = 5) -> dict[str, list[dict[str, Any]]]:
-    """The test images that fit each unseen class best (Fig. 5.5): ranked by the class's share of the soft-max over the
-    unseen classes, as ``retrieval_mAP`` ranks them.
+    """The test images of unseen classes that fit each of these best (Fig. 5.5): ranked by the class's share of the
+    soft-max over the unseen classes, as ``retrieval_mAP`` ranks them. Images of seen classes are left out, as the
+    paper's test sets have none.
 
     Args:
         scores: (N, C) of the test part.
@@ -106,20 +107,21 @@ def retrievals(scores: np.ndarray, data: DescribedSet, count: int = 5) -> dict[s
     part, unseen = data.parts["test"], data.unseen
     if not len(unseen):
         raise ValueError(f"{data.source}: every class has training images, so there is no unseen one to look for.")
-    shares = torch.from_numpy(scores[:, unseen]).softmax(1).numpy()
+    images = np.flatnonzero(np.isin(part.labels, unseen))
+    shares = torch.from_numpy(scores[np.ix_(images, unseen)]).softmax(1).numpy()
     found: dict[str, list[dict[str, Any]]] = {}
     for place, number in enumerate(unseen):
-        best = np.argsort(-shares[:, place], kind="stable")[:count]
+        best = np.argsort(-shares[:, place], kind="stable")[:count].tolist()
         found[data.classes[number]] = [
             {
-                "image": int(i),
+                "image": i,
                 "class": data.classes[part.labels[i]],
                 "right": bool(part.labels[i] == number),
-                "share": float(shares[i, place]),
+                "share": share,
                 **({} if part.files is None else {"file": str(part.files[i])}),
                 **({} if part.boxes is None else {"box": part.boxes[i].tolist()}),
             }
-            for i in best
+            for i, share in zip(images[best].tolist(), shares[best, place].tolist(), strict=True)
         ]
     return found
 

@@ -217,11 +217,11 @@ def _spoil_files(case: Case, ids: list[str]) -> None:
                 mutate(case, root)
             text = ET.tostring(root, encoding="unicode")
             path.write_text(text, encoding="utf-8")
-        elif what < 0.85 and path.exists():
+        elif what < 0.85 and path.is_file():
             path.write_text(_spoil_text(case, path.read_bytes().decode("utf-8", "replace")), encoding="utf-8")
-        elif what < 0.95 and path.exists():
+        elif what < 0.95 and path.is_file():
             case.note(damage_text(rng, path))
-        elif path.exists():
+        elif path.is_file():
             case.note("gone")
             path.unlink()
             if rng.random() < 0.3:
@@ -256,7 +256,7 @@ def read_image(path: Path) -> tuple:
     root = ET.parse(path).getroot()
     size = _one(root, "size")
     sides = [_value(_one(size, side)) for side in ("width", "height")]
-    if any(side < 1 or side != int(side) for side in sides):
+    if any(side < 1 or side > 2**20 or side != int(side) for side in sides):
         raise ValueError(f"size {sides}")
     objects = []
     for item in root:
@@ -338,9 +338,10 @@ def _judge(name: str, folder: Path, images: dict, wrong: str, said: str) -> None
         return
     expect("the evaluation", message, True)
     twice = any(len({(n, *box) for n, box, _ in objects}) < len(objects) for _, _, objects in images.values())
-    if not found.ok and (not (said or twice) or "no object explains" in found.reasons[0]):
+    over = "leave their images" in "".join(found.reasons)  # by less than a pixel, but an object is small
+    if not found.ok and (not (said or twice or over) or "no object explains" in found.reasons[0]):
         raise Finding(SILENT, f"perfect predictions score {found.scores}: {found.reasons}")
-    if not said and not twice and any(not d for _, _, objects in images.values() for *_, d in objects):
+    if not said and not twice and not over and any(not d for _, _, objects in images.values() for *_, d in objects):
         same("the score", {k: round(v, 3) for k, v in found.scores.items()}, {"bbox": 100.0})
     if not said:
         mapper = DatasetMapper(True, augmentations=[], image_format="BGR")

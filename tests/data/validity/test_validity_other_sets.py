@@ -311,6 +311,7 @@ def test_python_sets_read_alike(new_name, change) -> None:
         (of_first(category_id=None), "category_range"),
         (of_first(bbox=None), "bad_box"),
         (of_first(bbox=["1", 2, 3, 4]), "bad_box"),
+        (of_first(bbox=np.array(5)), "bad_box"),
         (of_first(bbox=[1, 2, float("inf"), 4]), "non_finite"),
         (of_first(bbox_mode=None), "bad_box"),
         (of_first(bbox_mode=BoxMode.XYXY_REL), "bad_box"),
@@ -361,12 +362,15 @@ def test_a_set_that_is_no_list(new_name) -> None:
         sound_dicts([new_name], True)
 
 
-@pytest.mark.parametrize("mask", [np.array(5), torch.tensor(1), np.zeros((2, 6)), 7, "x"])
+@pytest.mark.parametrize(
+    "mask", [np.array(5), torch.tensor(1), [np.array(5)], {"size": np.array(5), "counts": []}, 7, "x"]
+)
 def test_masks_of_python_sets_that_are_none(new_name, mask) -> None:
     records = python_records()
     of_first(segmentation=mask)(records)
     name = python_set(new_name, records)
     assert [problem.kind for problem in check_dataset(name, read_images=False)[0].problems] == ["bad_mask"]
+    assert perfect_score(name, config()).scores == {"bbox": pytest.approx(100)}
 
 
 def test_an_image_of_which_one_side_is_known(new_name) -> None:

@@ -42,6 +42,6 @@ class DescribedMapper:
         if self._shots:
             own = self._of_class[record["label"]]
             others = own[own != record["image_id"]] if len(own) > 1 else own
-            chosen = [others[random.randrange(len(others))] for _ in range(self._shots)]
-            mapped["task"] = torch.from_numpy(self._part.features[chosen].mean(0))
+            drawn = [others[random.randrange(len(others))] for _ in range(self._shots)]
+            mapped["task"] = torch.from_numpy(self._part.features[drawn].mean(0))
         return mapped
