@@ -13,10 +13,11 @@ from toy_coco import config, content, register, score, write
 
 from dyn_d2.data.check import check_coco_json, check_dataset, concerning
 from dyn_d2.data.few_shot.sources import forget, load_source
+from dyn_d2.data.sound_dicts import sound_dicts
 from dyn_d2.evaluation.perfect import perfect_score
 
 from detectron2.data import MetadataCatalog
-from detectron2.data.datasets import load_coco_json, load_voc_instances, register_pascal_voc
+from detectron2.data.datasets import load_coco_json, register_pascal_voc
 
 
 def like_coco() -> dict:
@@ -189,9 +190,9 @@ def test_voc(tmp_path) -> None:
         assert [a["difficult"] for a in record["annotations"]] == [0, 0, 1]
         assert record["annotations"][0]["bbox"] == pytest.approx([2.70000076, 2, 12, 11.5])
         assert perfect_score(name, config()).scores == {"bbox": pytest.approx(100)}
+        assert sound_dicts([name], filter_empty=True) == load_source(name)
     finally:
         forget(name)
-    assert len(load_voc_instances(str(tmp_path), "all", ["person", "dog"])[0]["annotations"]) == 3
 
 
 def test_a_large_file_is_read_in_one_pass(tmp_path) -> None:

@@ -222,7 +222,7 @@ def test_bad_own_data(tmp_path) -> None:
         ({"features": np.zeros((3, 6))}, "has 3 features but 2 labels"),
         ({"features": np.zeros((2, 5))}, "take both from one network"),
         ({"features": np.zeros(2)}, r"features have the shape \(2,\)"),
-        ({"features": np.full((2, 6), np.nan)}, "feature of image 0 of the test part has NaN"),
+        ({"features": np.full((2, 6), np.nan)}, "a feature has NaN"),
         ({"labels": np.zeros(0, str), "features": np.zeros((0, 6))}, "the test part has no image"),
     ):
         np.savez(
