@@ -378,7 +378,18 @@ class DynCheckpointer(DetectionCheckpointer):
             self.report.gates = [name for name in self.report.missing if name in gates]
         self.report.mismatched = sorted(result.incorrect_shapes)
         self.report.unused = sorted(result.unexpected_keys)
+        self._require_numbers(tensors)
         return result
+
+    def _require_numbers(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Nothing that came from the file is NaN: such a model predicts nothing, which reads like an AP of 0."""
+        loaded = [name for name in self.report.loaded if not tensors[name].is_meta]
+        bad = [name for name in loaded if tensors[name].is_floating_point() and tensors[name].isnan().any()]
+        if bad:
+            raise CheckpointError(
+                f"checkpoint {self.report.source} holds NaN in {len(bad)} tensors, {bad[0]} the first: the training "
+                "that wrote it diverged. Take an earlier checkpoint, or train with a lower SOLVER.BASE_LR."
+            )
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         expected = set(self.report.reinitialised()) <= set(self.report.gates)

@@ -128,8 +128,17 @@ def require_sound_file(path: str | os.PathLike) -> None:
         else:
             _scan_legacy(path)
     except Exception as error:  # zipfile raises errors of many types at damaged archives
-        what = str(error).removeprefix("its content ").removeprefix("is refused: ")
-        raise InvalidCheckpoint(f"checkpoint {path} was refused: {what}.") from error
+        what = str(error).removeprefix("its content ").removeprefix("is refused: ").rstrip(".")
+        raise InvalidCheckpoint(f"checkpoint {path} was refused: {_kind_of_file(path)}{what}.") from error
+
+
+def _kind_of_file(path: str | os.PathLike) -> str:
+    """What a refused file seems to be, in words; "" where the reason alone says enough."""
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if start == b"PK\x03\x04" and not zipfile.is_zipfile(path):
+        return "it is cut off, as by a copy or download that did not end: "
+    return "" if start[:1] == b"\x80" or start[:2] == b"PK" or not start else "it is no file of torch.save: "
 
 
 def _scan_zip(path: str | os.PathLike) -> None:

@@ -88,6 +88,9 @@ def main(argv: list[str] | None = None) -> int:
     add_picture_options(parser, "output/detections", 5)
     args = parser.parse_args(argv)
     setup_logger(name="dyn_d2")
+    folders = [file for file in args.images if Path(file).is_dir()]
+    if folders:
+        raise ValueError(f"{folders[0]} is a folder: give image files, such as {Path(folders[0]) / '*.jpg'}.")
     missing = [file for file in args.images if not Path(file).is_file()]
     if missing:
         raise FileNotFoundError(f"no such image: {', '.join(missing)}")

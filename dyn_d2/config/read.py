@@ -58,6 +58,8 @@ def check_pairs(words: Sequence[Any], known: Mapping[str, Any]) -> None:
             before = f" after {words[position - 2]} {words[position - 1]}" if position else ""
             if key in keys:
                 raise ValueError(f"{key} has no value: options come as KEY VALUE pairs, but their number is odd.")
+            if str(key).startswith("--"):
+                raise ValueError(f"{key}{before}: flags come first, before all KEY VALUE pairs.")
             raise ValueError(
                 f"{key!r}{before} has no partner: options come as KEY VALUE pairs, but their number is odd. A value "
                 "with spaces, such as a list, has to stand in quotes."

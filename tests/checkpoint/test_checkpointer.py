@@ -130,3 +130,11 @@ def test_numpy_arrays_in_both_formats(tmp_path) -> None:
         model = Net()
         DynCheckpointer(model).load(str(tmp_path / name), strict=True)
         np.testing.assert_array_equal(model.backbone.weight.detach().numpy(), weights["backbone.weight"])
+
+
+def test_not_a_number_is_refused(tmp_path) -> None:
+    weights = nn.Linear(2, 2).state_dict()
+    weights["bias"][1] = float("nan")
+    torch.save({"model": weights}, tmp_path / "diverged.pth")
+    with pytest.raises(CheckpointError, match=r"diverged.pth holds NaN in 1 tensors, bias the first"):
+        DynCheckpointer(nn.Linear(2, 2)).load(str(tmp_path / "diverged.pth"))

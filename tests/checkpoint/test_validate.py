@@ -109,6 +109,14 @@ def test_parts_that_are_not_there(tmp_path):
         require_sound_file(tmp_path / "c.pth")
 
 
+@pytest.mark.parametrize(("part", "what"), [(slice(0, 600), "it is cut off"), (slice(0, 0), "no file of torch.save")])
+def test_the_reason_is_in_words(tmp_path, part, what):
+    torch.save({"model": {"a": torch.zeros(9)}}, tmp_path / "whole.pth")
+    (tmp_path / "a.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[part] or b"hello, I am a text")
+    with pytest.raises(InvalidCheckpoint, match=f"a.pth was refused: it is .*{what.removeprefix('it is ')}"):
+        require_sound_file(tmp_path / "a.pth")
+
+
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x80\x02K\x01.", b"PK\x03\x04" + b"\0" * 50])
 def test_other_files(tmp_path, content):
     path = tmp_path / "a.pth"

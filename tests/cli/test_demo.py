@@ -56,10 +56,11 @@ def test_pictures_and_json_by_class_name(folder) -> None:
     ("arguments", "message"),
     [
         (["--weights", "model_final.pth", "none.png"], "no such image: none.png"),
+        (["--weights", "model_final.pth", "other"], r"other is a folder: give image files, such as other/\*.jpg"),
         (["--weights", "none.pth", "other/001.png"], "checkpoint none.pth does not exist"),
     ],
 )
 def test_wrong_files_are_named(folder, monkeypatch, arguments, message) -> None:
     monkeypatch.chdir(folder)
-    with pytest.raises((FileNotFoundError, UserError), match=message):
+    with pytest.raises((FileNotFoundError, ValueError, UserError), match=message):
         main(arguments)
