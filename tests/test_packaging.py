@@ -96,8 +96,8 @@ def test_help_and_configs_of_the_wheel(program, installed):
     run = program("--help")
     assert run.returncode == 0 and len(run.stdout.splitlines()) <= 24, run.stderr
     assert program("--help", by=("-m", "dyn_d2")).stdout == run.stdout
-    run = program("configs", "tfa/digit", "--paths")
-    assert run.stdout.strip() == str(installed / "dyn_d2" / "configs" / "TFA" / "digit_scenes.yaml"), run.stderr
+    run = program("configs", "tfa/lvis", "--paths")
+    assert run.stdout.strip() == str(installed / "dyn_d2" / "configs" / "TFA" / "lvis.yaml"), run.stderr
 
 
 def test_train_by_name_says_what_data_it_needs(program):

@@ -65,15 +65,23 @@ def _load(path: Path, name: str) -> Hierarchy:
     return Hierarchy(concepts, datasets, name=name)
 
 
+def _is_cut_of_itself(path: Path) -> bool:
+    """Whether the files that "cut_of" leads to from ``path`` come back to one of them."""
+    seen: set[Path] = set()
+    while path.is_file() and path.resolve() not in seen:
+        seen.add(path.resolve())
+        path = path.parent / str(_read(path, str(path)).get("cut_of", ""))
+    return path.is_file()
+
+
 def _cut(content: dict[str, Any], path: Path, name: str) -> Hierarchy:
     whole, datasets = content["cut_of"], content["datasets"]
     if not isinstance(whole, str) or not isinstance(datasets, list) or not all(isinstance(d, str) for d in datasets):
         raise HierarchyError(f"{name}: 'cut_of' has to name one tree, and 'datasets' is a list, as in [ade20k].")
+    if _is_cut_of_itself(path):
+        raise HierarchyError(f"{name} is a cut of itself, by way of {whole!r}: name a tree with concepts.")
     beside = path.parent / whole
-    try:
-        tree = load_hierarchy(beside if beside.is_file() else whole).cut(*datasets)
-    except RecursionError:
-        raise HierarchyError(f"{name} is a cut of itself, by way of {whole!r}: name a tree with concepts.") from None
+    tree = load_hierarchy(beside if beside.is_file() else whole).cut(*datasets)
     tree.name = name
     return tree
 

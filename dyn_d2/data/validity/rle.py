@@ -98,7 +98,7 @@ def _size(rle: Any) -> tuple[int, int]:
     if not isinstance(rle, dict) or "counts" not in rle:
         raise RleError(f'run-length mask without "counts": {brief(rle)}')
     given = rle.get("size")
-    sides = [whole(side) for side in given] if is_sequence(given) else []
+    sides = [whole(side) for side in given] if given is not None and is_sequence(given) else []
     known = [side for side in sides if side is not None and side > 0]
     if len(sides) != 2 or len(known) != 2:
         raise RleError(f'run-length mask whose "size" is {brief(given)}, not [height, width]')

@@ -223,7 +223,7 @@ def test_bad_own_data(tmp_path) -> None:
         ({"features": np.zeros((2, 5))}, "take both from one network"),
         ({"features": np.zeros(2)}, r"features have the shape \(2,\)"),
         ({"features": np.full((2, 6), np.nan)}, "a feature has NaN"),
-        ({"labels": np.zeros(0, str), "features": np.zeros((0, 6))}, "the test part has no image"),
+        ({"labels": np.zeros(0, str), "features": np.zeros((0, 6))}, "it has no features"),
     ):
         np.savez(
             tmp_path / "test.npz", **({"features": np.zeros((2, 6)), "labels": np.array(["ant", "dog"])} | changes)
