@@ -10,7 +10,9 @@ from typing import Any
 from dyn_d2.checkpoint.surgery import Source, operate, save
 from dyn_d2.config.derive import build_cfg
 from dyn_d2.config.read import read_cfg
+from dyn_d2.data.few_shot.register import find_shots, load_sources
 from dyn_d2.data.few_shot.stages import BASE, FINETUNE, JOINT_SHOTS, NOVEL, ON_ALL_DATA
+from dyn_d2.data.few_shot.task import FewShotTask
 from dyn_d2.method import FewShotMethod, few_shot_methods, methods
 
 from detectron2.config import CfgNode
@@ -50,6 +52,12 @@ class FewShotStage(Stage):
         """All stages below one OUTPUT_DIR share their cached features."""
         few = self.cfg.FEW_SHOT
         return [*super().opts(), "FEW_SHOT.CACHE_DIR", few.CACHE_DIR or cache_folder(self.cfg)]
+
+    def check_data(self) -> None:
+        """Draws the K shots once, so that a class with too few objects is told before the base model is trained."""
+        task = FewShotTask.from_config(self.cfg)
+        if task.shot_classes:
+            find_shots(task, load_sources(task.benchmark))
 
     def later_keys(self) -> tuple[str, ...]:
         if self.name == NOVEL:

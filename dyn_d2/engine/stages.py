@@ -81,6 +81,13 @@ class Stage:
         """
         raise NotImplementedError
 
+    def check_data(self) -> None:
+        """Whether there is enough data for the stage; called before the first one starts.
+
+        Raises:
+            ValueError, FileNotFoundError: there is not.
+        """
+
     def fingerprint(self) -> str:
         """Hash of all keys that the result depends on, those of the stages before included."""
         skipped = NEUTRAL_KEYS + self.later_keys()
@@ -205,6 +212,9 @@ def run_stages(stages: list[Stage], config_file: str, opts: list[str], launcher:
     Raises:
         StageError: from ``run_stage``.
     """
+    for stage in stages:
+        if not (stage.folder / DONE).is_file():
+            stage.check_data()  # before the stages ahead of it take hours
     for number, stage in enumerate(stages, 1):
         logger.info(f"stage {number} of {len(stages)}: {stage.name}")
         run_stage(stage, config_file, opts, launcher)

@@ -122,3 +122,11 @@ def test_failed_stage_is_named(opts, monkeypatch) -> None:
     with pytest.raises(StageError, match="stage base ended with status 3"):
         train_stages(plan, "", opts)
     assert not list(Path(opts[1]).rglob(stages.DONE))
+
+
+def test_too_few_objects_are_told_before_the_base_model_is_trained(opts, monkeypatch) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(stages, "run_process", commands.append)
+    with pytest.raises(ValueError, match="Not enough usable objects for 1000 shots"):
+        train_stages(plan, "", [*opts, "FEW_SHOT.SHOTS", "1000"])
+    assert not commands
