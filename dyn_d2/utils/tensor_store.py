@@ -10,6 +10,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -71,13 +72,14 @@ class TensorStore:
             # Private: what is mapped keeps no file descriptor open, and there may be thousands of entries.
             data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
             found = _parse(data, key)
-            os.utime(path)
         except FileNotFoundError:
             return None
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             if path.exists():  # else another process has just removed it
                 logger.warning(f"{path} is damaged or of something else ({error}): it is made anew")
             return None
+        with suppress(OSError):  # the file of another user, or a folder that can only be read
+            os.utime(path)
         self._used.add(key)
         return found
 
