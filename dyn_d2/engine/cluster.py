@@ -119,9 +119,14 @@ class RayWorkers(Workers):
             ray.cancel(reference, force=True)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None or issubclass(kind, Exception):
-            wait(self._running)
-        self._disconnect()
+        try:
+            if kind is None or issubclass(kind, Exception):
+                wait(self._running)
+        except BaseException:  # Ctrl-C while waiting
+            self.stop()
+            raise
+        finally:
+            self._disconnect()
 
     def _disconnect(self) -> None:
         if self._ours:

@@ -225,7 +225,11 @@ class LocalWorkers(Workers):
             child.terminate()
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        try:
+            self._pool.shutdown(cancel_futures=True)
+        except BaseException:  # Ctrl-C while waiting: workers do not listen to it, and the end of Python waits for them
+            self.stop()
+            raise
 
 
 def _begin() -> None:
