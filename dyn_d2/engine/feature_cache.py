@@ -145,7 +145,7 @@ def features_fingerprint(cfg: CfgNode, model: nn.Module) -> str:
         for part in BEFORE_PREDICTOR
         for name, tensor in model.get_submodule(part).state_dict().items()
     }
-    parts = [_FORMAT, detectron2_version, model.device.type, kept, weights]
+    parts = [_FORMAT, version, detectron2_version, model.device.type, kept, weights]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
 
