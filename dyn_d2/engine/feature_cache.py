@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from torch import nn
 
+from dyn_d2 import __version__ as version
 from dyn_d2.config.output_dir import defaults, is_below
 from dyn_d2.config.read import flatten
 from dyn_d2.data.few_shot.stages import BASE, is_fine_tuning
