@@ -319,7 +319,8 @@ def _other_optimizer(saved: Mapping, optimizer: torch.optim.Optimizer) -> str:
             if not isinstance(own, Mapping):
                 return f"has a {type(own).__name__} for parameter {number}"
             for name, value in own.items():
-                if value is not None and not isinstance(value, torch.Tensor | int | float):
+                count = name == "step" and isinstance(value, int | float)  # which older torch kept as a number
+                if value is not None and not count and not isinstance(value, torch.Tensor):
                     return f"has a {type(value).__name__} as {name} of parameter {number}"
                 if not isinstance(value, torch.Tensor):
                     continue

@@ -165,6 +165,11 @@ def test_trainer_state():
             "a int for",
         ),
         (
+            {"iteration": 3, "optimizer": {"state": {0: {"momentum_buffer": 5}}, "param_groups": groups}},
+            optimizer,
+            "a int as momentum_buffer of parameter 0",
+        ),
+        (
             {"iteration": 3, "optimizer": {"state": {}, "param_groups": [{"params": [0, 1, 2, 3]}]}},
             optimizer,
             "lacks lr",
