@@ -225,8 +225,10 @@ def drop_metrics_from(path: str, iteration: int, kept: Collection[int] = ()) -> 
         iteration = min(iteration, left_out)
     left = b"".join(line for step, line in rows if step < iteration)
     if left != content:
+        same = len(os.path.commonprefix([left, content]))  # a kill in between must not touch the rows before
         with open(path, "r+b") as file:
-            file.write(left)
+            file.seek(same)
+            file.write(left[same:])
             file.truncate()
     return max((step for step, _ in rows if step < iteration), default=-1)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dyn_d2.data.views import View
-from dyn_d2.utils.tensor_store import Tensors
+from dyn_d2.utils.tensor_store import Tensors, in_16_bits
 
 from detectron2.modeling import GeneralizedRCNN, StandardROIHeads
 from detectron2.modeling.proposal_generator.rpn import RPN
@@ -294,7 +294,7 @@ class PredictorAlone:
                 heads.box_head(heads.box_pooler(maps, [Boxes(boxes[block.to(boxes.device)])])).flatten(1).float()
                 for block in rows.split(_BLOCK)
             ]
-        return _rounded(torch.cat(found)) if found else boxes.new_zeros(0, heads.box_predictor.cls_score.in_features)
+        return in_16_bits(torch.cat(found)) if found else boxes.new_zeros(0, heads.box_predictor.cls_score.in_features)
 
 
 @contextmanager
@@ -336,12 +336,6 @@ def _tensors(regions: Regions) -> Tensors:
         "truth": regions.truth,
         "features": features.cpu(),
     }
-
-
-def _rounded(features: Tensor) -> Tensor:
-    """In 16 bits, as they are kept, where their range allows it."""
-    rounded = features.half()
-    return rounded if bool(rounded.isfinite().all()) else features
 
 
 def _joined(features: list[Tensor]) -> Tensor:

@@ -29,6 +29,12 @@ _ROOM = 0.9  # how full the folder is after old entries have gone
 Tensors = dict[str, Tensor]
 
 
+def in_16_bits(values: Tensor) -> Tensor:
+    """``values`` as they are kept: in float16, where its range holds them all."""
+    rounded = values.half()
+    return rounded if bool(rounded.isfinite().all()) else values
+
+
 class TensorStore:
     """Entries are tensors by name under a key, which has to be usable as a path below the folder.
 

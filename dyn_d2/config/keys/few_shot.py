@@ -58,8 +58,9 @@ def add_few_shot_keys(cfg: CN) -> None:
     cfg.FEW_SHOT.FREQUENCIES_APART = False
     # Folder of K-shot lists, sampled by `dyn-d2 prepare few-shot` or published ones; "" draws them by the seed.
     cfg.FEW_SHOT.SHOTS_DIR = ""
-    # Where only the box predictor learns, the features of images are computed once and kept: "auto" where that gives
-    # the same numbers, "on" (an error where it does not), or "off".
+    # Where only the box predictor learns, the features of images are computed once and kept: "auto" where
+    # that is possible, "on" (an error where it is not), or "off". Training gives the same numbers each way; evaluation
+    # from kept features, which have 16 bits, differs in last digits.
     cfg.FEW_SHOT.CACHE = "auto"
     # What they may take on disk, in 10^9 bytes; beyond, those go that were not used for longest.
     cfg.FEW_SHOT.CACHE_GB = 10.0

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dyn_d2.utils.tensor_store import TensorStore
+from dyn_d2.modeling.freeze import tensor_hash
+from dyn_d2.utils.tensor_store import TensorStore, in_16_bits
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,8 @@ class FrozenFeatures:
             names: of the feature maps.
         """
         self._store, self._names = TensorStore(folder, limit_gb, "MODEL.YOLO.CACHE_GB"), tuple(names)
-        self._weights, self._changes = "", (-1,)
+        self._weights = ""
+        self._changes: list[tuple[int, int]] = []
         self.computed = self.found = 0
 
     def __call__(
@@ -71,7 +73,7 @@ class FrozenFeatures:
         return {name: torch.stack([row[name].float() for row in rows]).to(device) for name in self._names}
 
     def _features(self, key: str, image: Tensor, compute: Callable[[Tensor], Maps]) -> Maps:
-        """Those of one image, (C, H, W), float16."""
+        """Those of one image, (C, H, W), see ``in_16_bits``."""
         found = self._store.read(key)
         if found is not None and found.keys() >= set(self._names):
             self.found += 1
@@ -80,7 +82,7 @@ class FrozenFeatures:
         # a CPU takes half of the time, as its caches hold the maps of one image.
         with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
             maps = compute(image)
-        row = {name: maps[name][0].to("cpu", torch.float16) for name in self._names}
+        row = {name: in_16_bits(maps[name][0].cpu()) for name in self._names}
         self._store.write(key, row)
         self.computed += 1
         return row
@@ -88,11 +90,12 @@ class FrozenFeatures:
     def _of(self, backbone: nn.Module) -> str:
         """A hash of the weights."""
         state = backbone.state_dict()
-        changes = tuple(tensor._version for tensor in state.values())  # loading others changes these
+        # Loading others changes these.
+        changes = [(tensor.data_ptr(), tensor._version) for tensor in state.values()]
         if changes != self._changes:
             digest = hashlib.sha256(" ".join(self._names).encode())
             for name, tensor in sorted(state.items()):
-                digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+                digest.update(f"{name} {tensor_hash(tensor)} ".encode())
             self._changes, self._weights = changes, digest.hexdigest()[:16]
             logger.info(f"features of the frozen backbone are kept in {self._store.folder / self._weights}")
         return self._weights
