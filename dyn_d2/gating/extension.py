@@ -17,7 +17,7 @@ from detectron2.evaluation import DatasetEvaluator
 from . import config
 from .hooks import GateCollapse, separate_gates
 from .meta_arch import find_policy
-from .policies.base import Policy, policy_class
+from .policies.base import FIXED, Policy, check_plan, policy_class
 
 
 @register_method
@@ -29,12 +29,14 @@ class Gating(Method):
         config.add_keys(cfg)
 
     def derive(self, cfg: CfgNode, given: set[str], set_key: SetKey) -> None:
-        """MODEL.POLICY.STAGE -> SOLVER keys of SOLVER.SECOND_STAGE."""
+        """MODEL.POLICY.STAGE -> SOLVER keys of SOLVER.SECOND_STAGE or FIXED_STAGE."""
         stage = cfg.MODEL.POLICY.STAGE
+        check_plan(cfg)
         if stage not in policy_class(cfg).STAGES[1:]:
             return
-        for key, value in own_schedule(cfg.SOLVER.SECOND_STAGE).items():
-            if f"SOLVER.SECOND_STAGE.{key}" in given:  # the more special one wins
+        node = "FIXED_STAGE" if stage == FIXED else "SECOND_STAGE"
+        for key, value in own_schedule(cfg.SOLVER[node]).items():
+            if f"SOLVER.{node}.{key}" in given:  # the more special one wins
                 cfg.SOLVER[key] = value
             else:
                 set_key(f"SOLVER.{key}", value, "stage " + stage)
