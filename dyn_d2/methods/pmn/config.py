@@ -18,6 +18,7 @@ RANGES: Rules = {
     "MODEL.POLICY.PMN.WEIGHT": number(0),
     "MODEL.POLICY.PMN.TRAIN_ON": choice("sampled", "both"),
     "MODEL.POLICY.PMN.INIT_BIAS": number(-1000, 1000),
+    "MODEL.POLICY.PMN.PRETRAIN": choice("last", "all"),
     "MODEL.SEM_SEG_HEAD.ASPP_RATES": each(whole(1, 1000)),
 }
 
@@ -57,5 +58,8 @@ def add_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY.PMN.TRAIN_ON = "sampled"
     # Logit of going on, at the start.
     cfg.MODEL.POLICY.PMN.INIT_BIAS = 0.0
+    # Which modules predict in stage "pretrain": the "last" (the paper; the others start stage "joint" at chance then),
+    # or "all", each with a loss of its own.
+    cfg.MODEL.POLICY.PMN.PRETRAIN = "last"
     # Rates of the atrous convolutions of PMNHead.
     cfg.MODEL.SEM_SEG_HEAD.ASPP_RATES = [6, 12, 18, 24]

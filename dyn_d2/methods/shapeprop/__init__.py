@@ -23,6 +23,7 @@ SALIENCY = "roi_heads.shape_prop.saliency."
 @register_method
 class ShapeProp(Method):
     name = "shapeprop"
+    nodes_of_heads = ("MODEL.SHAPE_PROP",)
     ranges = config.RANGES
 
     def add_keys(self, cfg: CfgNode) -> None:
