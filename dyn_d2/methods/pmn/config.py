@@ -11,6 +11,7 @@ RANGES: Rules = {
     "MODEL.POLICY.PMN.HOPS": whole(1, 1000),
     "MODEL.POLICY.PMN.OFF_LEVEL_WEIGHT": share(),
     "MODEL.POLICY.PMN.WEIGH": choice("logits", "probabilities"),
+    "MODEL.POLICY.PMN.OUTPUT": choice("classes", "concepts"),
     "MODEL.POLICY.PMN.WIDTH": whole(1, CHANNELS),
     "MODEL.POLICY.PMN.ALPHA": number(0.5, 1, above=True),
     "MODEL.POLICY.PMN.STOP_ALPHA": number(0.5, 1, above=True),
@@ -44,6 +45,9 @@ def add_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY.PMN.OFF_LEVEL_WEIGHT = 0.8
     # What beta multiplies: "logits" (the formula) or "probabilities".
     cfg.MODEL.POLICY.PMN.WEIGH = "logits"
+    # What F of Eq. 6 predicts: "classes", or "concepts" (those above the classes too, as in the paper; the score of a
+    # class is the sum along the way to it).
+    cfg.MODEL.POLICY.PMN.OUTPUT = "classes"
     # Width of the LSTM and of its input.
     cfg.MODEL.POLICY.PMN.WIDTH = 512
     # alpha of Eq. 12 for levels, and of Eq. 11 for going on. With 0.8 for the latter, a sampled path is longer than k
