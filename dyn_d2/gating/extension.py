@@ -7,6 +7,7 @@ from torch.optim import Optimizer
 
 from dyn_d2.checkpoint.checkpointer import LoadReport
 from dyn_d2.config.derive import SetKey
+from dyn_d2.engine.optimizers import train_by_adam
 from dyn_d2.engine.schedules import own_schedule
 from dyn_d2.method import Method, register_method
 
@@ -59,6 +60,8 @@ class Gating(Method):
         policy = find_policy(getattr(model, "backbone", None))
         if policy is not None:
             separate_gates(optimizer, policy, cfg.SOLVER.GATE_LR_FACTOR, cfg.SOLVER.GATE_WEIGHT_DECAY)
+            if cfg.SOLVER.POLICY_OPTIMIZER == "Adam" and cfg.SOLVER.OPTIMIZER == "SGD":
+                train_by_adam(optimizer, policy.parameters())
 
     def hooks(self, cfg: CfgNode, model: nn.Module) -> list[HookBase]:
         return [GateCollapse()] if find_policy(getattr(model, "backbone", None)) is not None else []
