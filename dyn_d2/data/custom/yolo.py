@@ -103,10 +103,11 @@ def source_of(root: Path, part: str, given: str) -> Path:
     if found is None:
         places = ", ".join(dict.fromkeys(map(str, tried)))
         raise FileNotFoundError(f"{root}: data.yaml names {value} for {part}, but none of {places} exists.")
-    return found / "images" if not _images_in(found) and (found / "images").is_dir() else found
+    return found / "images" if not images_in(found) and (found / "images").is_dir() else found
 
 
-def _images_in(source: Path) -> list[Path]:
+def images_in(source: Path) -> list[Path]:
+    """The images below a folder, sorted, or those of a list."""
     if source.is_file():
         text = source.read_text(encoding="utf-8-sig")
         names = [line.strip() for line in text.splitlines() if line.strip()]
@@ -124,7 +125,8 @@ def _listed(source: Path, name: str) -> Path:
     raise DataError(f"{source} lists {name}, which is not there: paths start at {source.parent}.")
 
 
-def _label_file(image: Path) -> Path:
+def label_file(image: Path) -> Path:
+    """Where the txt of an image is, or would be."""
     parts = list(image.parts)
     for place in range(len(parts) - 2, -1, -1):
         if parts[place] == "images":
@@ -144,10 +146,10 @@ def json_of(name: str, source: Path, classes: Sequence[str]) -> Path:
     Raises:
         DataError: a line or an image is damaged; names file and line.
     """
-    images = _images_in(source)
+    images = images_in(source)
     if not images:
         raise DataError(f"{source} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
-    labels = [_label_file(image) for image in images]
+    labels = [label_file(image) for image in images]
     if not any(label.is_file() for label in labels):
         raise DataError(
             f"none of the {len(images)} images of {source} has labels: {labels[0]} and so on do not exist. They lie "
