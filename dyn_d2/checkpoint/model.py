@@ -10,6 +10,7 @@ from torch import nn
 from dyn_d2.config import add_dyn_d2_config
 from dyn_d2.config.ranges import check_ranges
 from dyn_d2.config.read import merge_opts, read_cfg
+from dyn_d2.data.custom import register_custom
 from dyn_d2.modeling.build import build_model
 
 from detectron2.config import CfgNode, get_cfg
@@ -50,6 +51,8 @@ def load_model(weights: str, config_file: str = "", opts: Iterable[str] = ()) ->
             f"{weights} does not carry its config: give the yaml it was trained with (--config-file)."
         )
     cfg.MODEL.WEIGHTS = weights
+    if cfg.DATASETS.CUSTOM.FORMAT and cfg.DATASETS.CUSTOM.CLASSES:
+        register_custom(cfg, files=False)  # a head may ask for labels and their tree, which the config has
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     check_ranges(cfg)
