@@ -9,6 +9,7 @@ A question about a model that its class can answer by itself is no part of this 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torch import nn
@@ -163,6 +164,21 @@ class Method:
     def parts_of_plain_weights(self, model: nn.Module) -> set[str]:
         """Names of parameters that the file of a plain network lacks, as nobody wonders about."""
         return set()
+
+    # ------------------------------------------------------------------------------------------------------- export
+
+    def export_problem(self, model: nn.Module, form: str) -> str | None:
+        """Why ``model`` cannot be written as a graph of that form ("if" or "dense"): a whole sentence; None where
+        nothing of this method is in the way."""
+        return None
+
+    def chooses(self, model: nn.Module) -> bool:
+        """Whether the input decides which parts of ``model`` run, so that its graph has a form for that."""
+        return False
+
+    def exporting(self, model: nn.Module, form: str) -> AbstractContextManager[Any]:
+        """What has to be around while the graph of ``model`` is traced."""
+        return nullcontext()
 
     # ----------------------------------------------------------------------------------------------------- few-shot
 

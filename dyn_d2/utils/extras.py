@@ -6,6 +6,9 @@ import importlib.util
 _EXTRAS = {
     "cityscapesscripts": ("cityscapes", "Cityscapes' instances and scores"),
     "h5py": ("hdf5", "features in HDF5 files"),
+    "onnx": ("export", "ONNX files"),
+    "onnxscript": ("export", "ONNX files"),
+    "onnxruntime": ("export", "running ONNX files"),
     "ray": ("ray", "trainings on a cluster (--cluster)"),
 }
 
