@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dyn_d2.config.derive import SetKey
     from dyn_d2.config.rules import Rule
     from dyn_d2.data.resumable import ResumableLoader
+    from dyn_d2.engine.predictor import ImagePredictor
     from dyn_d2.evaluation.class_groups import ClassGroups
 
     from detectron2.config import CfgNode
@@ -164,6 +165,17 @@ class Method:
     def parts_of_plain_weights(self, model: nn.Module) -> set[str]:
         """Names of parameters that the file of a plain network lacks, as nobody wonders about."""
         return set()
+
+    # ------------------------------------------------------------------------------------------------------- images
+
+    def predictor(self, weights: str, opts: Sequence[str]) -> "ImagePredictor | None":
+        """What sees images with a checkpoint into which this method has written something of its own; None where the
+        checkpoint holds a model and nothing more."""
+        return None
+
+    def restore(self, described: Mapping[str, Any]) -> None:
+        """Make known what the config of a checkpoint refers to and this machine does not have, before its model is
+        built; ``described`` is the checkpoint's "dyn_d2" entry."""
 
     # ------------------------------------------------------------------------------------------------------- export
 

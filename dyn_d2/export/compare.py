@@ -35,15 +35,23 @@ def compare(model: nn.Module, form: Any, file: str, size: tuple[int, int]) -> Di
     """
     image = trial_image(len(form.model.pixel_mean), size)
     given = dict(zip(form.outputs, session(file).run(None, {"image": image[None].numpy()}), strict=True))
-    wanted = answers(model, image)
+    return difference(form, given, answers(model, image), size)
+
+
+def difference(
+    form: Any, given: dict[str, np.ndarray], wanted: dict[str, np.ndarray], size: tuple[int, int]
+) -> Difference:
+    """Outputs of a form against the ``answers`` of its model."""
     if "boxes" not in wanted:
         return Difference(size, max(_apart(given[name][0], wanted[name]) for name in form.outputs))
-    count, found = len(wanted["scores"]), int((given["classes"] >= 0).sum())
-    if count != found or (given["classes"][:count] != wanted["classes"]).any():
+    count = len(wanted["scores"])
+    given = {name: values[given["classes"] >= 0] for name, values in given.items()}
+    if count != len(given["scores"]):
         return Difference(size, float("inf"), count)
+    same = _same_detections(given, wanted) if count else np.zeros(0, int)
     parts = [name for name in form.outputs if name != "classes" and count]
-    largest = max((_apart(given[name][:count], wanted[name]) for name in parts), default=0.0)
-    return Difference(size, largest, count)
+    largest = max((_apart(given[name][same], wanted[name]) for name in parts), default=0.0)
+    return Difference(size, largest if len(set(same.tolist())) == count else float("inf"), count)
 
 
 def session(file: str) -> Any:
@@ -80,6 +88,15 @@ def answers(model: Any, image: Tensor) -> dict[str, Any]:
         raw = model.inference(inputs, do_postprocess=False)[0].to("cpu")
         named["masks"] = raw[raw.pred_boxes.nonempty()].pred_masks[:, 0][order]
     return {name: value.numpy() for name, value in named.items()}
+
+
+def _same_detections(given: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> np.ndarray:
+    """(R,) for each wanted detection the most similar given one of its class: those of nearly equal scores may have
+    changed places."""
+    boxes = np.abs(given["boxes"][None] - wanted["boxes"][:, None]).max(2) / max(np.abs(wanted["boxes"]).max(), 1)
+    scores = np.abs(given["scores"][None] - wanted["scores"][:, None])
+    other_class = given["classes"][None] != wanted["classes"][:, None]
+    return np.where(other_class, np.inf, np.maximum(boxes, scores)).argmin(1)
 
 
 def _apart(given: np.ndarray, wanted: np.ndarray) -> float:

@@ -8,6 +8,7 @@ Detectron2's own models are understood as they are. Others may answer by attribu
         checkpoint has them. Raises ValueError where that is not to be had.
     ``label_maps(inputs, output, classes) -> list[LabelMap]``: of a semantic segmentor, all maps to show of one image,
         of which ``classes`` is the one that every segmentor has; see ``evaluation.label_figures``.
+    ``sees_no_images``: text, why a model has no use for images alone.
     ``graph_outputs(images) -> dict[str, Tensor]``: of an image classifier, its "scores" (N, K) for images
         (N, C, H, W) that are not normalised yet, in a way that torch.export can trace.
     ``export_problem() -> str | None``: of a model or its head, why it cannot be exported, as a whole sentence.
