@@ -9,6 +9,7 @@ A question about a model that its class can answer by itself is no part of this 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torch import nn
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from dyn_d2.config.derive import SetKey
     from dyn_d2.config.rules import Rule
     from dyn_d2.data.resumable import ResumableLoader
+    from dyn_d2.engine.predictor import ImagePredictor
     from dyn_d2.evaluation.class_groups import ClassGroups
 
     from detectron2.config import CfgNode
@@ -165,6 +167,32 @@ class Method:
     def parts_of_plain_weights(self, model: nn.Module) -> set[str]:
         """Names of parameters that the file of a plain network lacks, as nobody wonders about."""
         return set()
+
+    # ------------------------------------------------------------------------------------------------------- images
+
+    def predictor(self, weights: str, opts: Sequence[str]) -> "ImagePredictor | None":
+        """What sees images with a checkpoint into which this method has written something of its own; None where the
+        checkpoint holds a model and nothing more."""
+        return None
+
+    def restore(self, described: Mapping[str, Any]) -> None:
+        """Make known what the config of a checkpoint refers to and this machine does not have, before its model is
+        built; ``described`` is the checkpoint's "dyn_d2" entry."""
+
+    # ------------------------------------------------------------------------------------------------------- export
+
+    def export_problem(self, model: nn.Module, form: str) -> str | None:
+        """Why ``model`` cannot be written as a graph of that form ("if" or "dense"): a whole sentence; None where
+        nothing of this method is in the way."""
+        return None
+
+    def chooses(self, model: nn.Module) -> bool:
+        """Whether the input decides which parts of ``model`` run, so that its graph has a form for that."""
+        return False
+
+    def exporting(self, model: nn.Module, form: str) -> AbstractContextManager[Any]:
+        """What has to be around while the graph of ``model`` is traced."""
+        return nullcontext()
 
     # ----------------------------------------------------------------------------------------------------- few-shot
 

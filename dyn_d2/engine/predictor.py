@@ -1,8 +1,17 @@
-"""A trained model for single images, from nothing but its checkpoint: a detector or a semantic segmentor."""
+"""A trained model for images, from nothing but its checkpoint: a detector, a semantic segmentor or a classifier.
 
-from collections.abc import Iterable
+    predictor = load_predictor("output/model_final.pth")
+    found = predictor(image)                    # (H, W, 3) uint8, RGB
+    answers = predictor.answer([first, second])  # a batch; each with its route where the network is dynamic
+
+What is found: of a detector (:class:`Predictor`) Detectron2's ``Instances`` in pixels of the image, best first; of a
+segmentor (:class:`Segmenter`) a list of :class:`~dyn_d2.evaluation.label_figures.LabelMap`; of a classifier
+(:class:`Classifier`) a :class:`Labels`. No data set has to be registered: names come from the checkpoint.
+"""
+
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -11,7 +20,9 @@ from torch import nn
 
 from dyn_d2.checkpoint import CheckpointError
 from dyn_d2.checkpoint.model import LoadedModel, load_model
+from dyn_d2.data.classification import ClassificationMapper
 from dyn_d2.evaluation.label_figures import LabelMap, class_map
+from dyn_d2.method import methods
 from dyn_d2.modeling.answers import any_score, head_classes, knows_its_labels, label_maps, open_for_images
 
 from detectron2.config import CfgNode
@@ -21,12 +32,59 @@ from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.modeling import SemanticSegmentor
 from detectron2.structures import Instances
 
+Found = TypeVar("Found")
+
+
+class Answer(NamedTuple, Generic[Found]):
+    """What a model says of one image.
+
+    Attributes:
+        found: see the predictor's class.
+        route: which parts of the network ran for the image and what that cost, a :class:`dyn_d2.gating.Route`; None
+            where the network has no choice.
+        model: of a cascade: the name of the model that answered; else "".
+    """
+
+    found: Found
+    route: Any = None
+    model: str = ""
+
+
+class ImagePredictor(Protocol):
+    """What all predictors have."""
+
+    classes: list[str]
+
+    def __call__(self, image: np.ndarray) -> Any:
+        """What is found in one image, (H, W, 3) uint8, RGB."""
+        ...
+
+    def answer(self, images: Sequence[np.ndarray]) -> list[Answer[Any]]:
+        """The same of a batch of images, which may differ in size, with routes."""
+        ...
+
+
+@dataclass
+class Labels:
+    """What a classifier says of an image.
+
+    Attributes:
+        scores: (K,) float32, probabilities where the model gives such.
+        classes: K names.
+    """
+
+    scores: np.ndarray
+    classes: list[str]
+
+    def best(self, count: int = 5) -> list[tuple[str, float]]:
+        """The classes with the largest scores."""
+        order = np.argsort(-self.scores, kind="stable")[:count]
+        return [(self.classes[number], float(self.scores[number])) for number in order]
+
 
 @dataclass
 class Predictor:
     """A detector in evaluation mode with the config and the class names that its checkpoint carries.
-
-    No data set has to be registered: names come from the checkpoint.
 
     Attributes:
         classes: names in the order of the predictor's rows.
@@ -63,9 +121,8 @@ class Predictor:
             raise CheckpointError(f"{weights} holds a {cfg.MODEL.META_ARCHITECTURE}, which detects no classes.")
         if names and len(names) != rows:
             raise CheckpointError(f"{weights} names {len(names)} classes, but its head has {rows}: {', '.join(names)}.")
-        return cls(cfg, model, names or _names_from_catalog(cfg, rows) or [f"class {i}" for i in range(rows)])
+        return cls(cfg, model, names or _names_from_catalog(cfg, rows) or _numbered(rows))
 
-    @torch.no_grad()
     def __call__(self, image: np.ndarray) -> Instances:
         """Detections in one image.
 
@@ -77,13 +134,27 @@ class Predictor:
         Returns:
             Instances on the CPU, in the frame of ``image``, best first.
         """
-        inputs = [_as_input(self.cfg, image)]
-        found = self.model(inputs)[0]["instances"]
-        if not len(found):
+        return self.answer([image])[0].found
+
+    def input_of(self, image: np.ndarray) -> dict[str, Any]:
+        """What the model takes, of an image (H, W, 3) uint8, RGB."""
+        return _as_input(self.cfg, image)
+
+    @torch.no_grad()
+    def answer(self, images: Sequence[np.ndarray]) -> list[Answer[Instances]]:
+        """Detections in a batch of images, as ``__call__`` gives them, and routes."""
+        inputs = [self.input_of(image) for image in images]
+        outputs = self.model(inputs) if inputs else []
+        empty = [number for number, output in enumerate(outputs) if not len(output["instances"])]
+        if empty:
             with any_score(self.model):
-                found = self.model(inputs)[0]["instances"]
-        found = found.to("cpu")
-        return found[found.scores.argsort(descending=True)]
+                for number, output in zip(empty, self.model([inputs[number] for number in empty]), strict=True):
+                    outputs[number] = output
+        answers = []
+        for output in outputs:
+            found = output["instances"].to("cpu")
+            answers.append(Answer(found[found.scores.argsort(descending=True)], output.get("route")))
+        return answers
 
 
 @dataclass
@@ -100,13 +171,36 @@ class Segmenter:
     dataset: str | None
     stuff_classes: list[str]
 
-    @torch.no_grad()
+    @classmethod
+    def of(cls, loaded: LoadedModel) -> "Segmenter":
+        """The segmenter of a model that is there."""
+        cfg, model, described = loaded
+        sets = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
+        return cls(cfg, model, sets[0] if sets else None, list(described.get("stuff_classes", ())))
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the labels, as far as checkpoint or data set know them."""
+        metadata: Any = MetadataCatalog.get(self.dataset) if self.dataset else {}
+        return self.stuff_classes or list(metadata.get("stuff_classes", None) or ())
+
     def __call__(self, image: np.ndarray) -> list[LabelMap]:
         """Label maps of ``image``, (H, W, 3) uint8, RGB, and of its size: "classes", and those that the model adds."""
-        inputs = _as_input(self.cfg, image) | {"dataset": self.dataset}
-        output = self.model([inputs])[0]
-        classes = class_map(output["sem_seg"], *self._names_and_colours(len(output["sem_seg"])))
-        return label_maps(self.model, inputs, output, classes)
+        return self.answer([image])[0].found
+
+    def input_of(self, image: np.ndarray) -> dict[str, Any]:
+        """What the model takes, of an image (H, W, 3) uint8, RGB."""
+        return _as_input(self.cfg, image) | {"dataset": self.dataset}
+
+    @torch.no_grad()
+    def answer(self, images: Sequence[np.ndarray]) -> list[Answer[list[LabelMap]]]:
+        """Label maps of a batch of images, and routes."""
+        inputs = [self.input_of(image) for image in images]
+        answers = []
+        for given, output in zip(inputs, self.model(inputs) if inputs else [], strict=True):
+            classes = class_map(output["sem_seg"], *self._names_and_colours(len(output["sem_seg"])))
+            answers.append(Answer(label_maps(self.model, given, output, classes), output.get("route")))
+        return answers
 
     def _names_and_colours(self, count: int) -> tuple[list[str], list[Any]]:
         metadata: Any = MetadataCatalog.get(self.dataset) if self.dataset else {}
@@ -116,17 +210,76 @@ class Segmenter:
         known = registered or own
         colours = [tuple(np.divide(colour, 255)) for colour in metadata.get("stuff_colors", None) or ()]
         fits = len(known) == count
-        return known if fits else [f"class {i}" for i in range(count)], colours if len(colours) == count else []
+        return known if fits else _numbered(count), colours if len(colours) == count else []
 
 
-def load_predictor(weights: str, config_file: str = "", opts: Iterable[str] = ()) -> Predictor | Segmenter:
-    """What the checkpoint holds. Arguments and errors are those of ``Predictor.load``."""
-    loaded = load_model(weights, config_file, opts)
-    cfg, model, described = loaded
-    if not isinstance(model, SemanticSegmentor):
-        return Predictor.of(loaded)
-    sets = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
-    return Segmenter(cfg, model, sets[0] if sets else None, list(described.get("stuff_classes", ())))
+@dataclass
+class Classifier:
+    """An image classifier in evaluation mode.
+
+    Attributes:
+        classes: names in the order of the scores; empty where nobody named them, they are then numbers.
+    """
+
+    cfg: CfgNode
+    model: nn.Module
+    classes: list[str]
+
+    @classmethod
+    def of(cls, loaded: LoadedModel) -> "Classifier":
+        """The classifier of a model that is there."""
+        cfg, model, described = loaded
+        return cls(cfg, model, list(described.get("classes", ())))
+
+    def __call__(self, image: np.ndarray) -> Labels:
+        """Scores of the classes for one image, (H, W, 3) uint8, RGB, resized and cropped as in evaluation."""
+        return self.answer([image])[0].found
+
+    def input_of(self, image: np.ndarray) -> dict[str, Any]:
+        """What the model takes, of an image (H, W, 3) uint8, RGB."""
+        return ClassificationMapper(self.cfg, is_train=False)({"image": image})
+
+    @torch.no_grad()
+    def answer(self, images: Sequence[np.ndarray]) -> list[Answer[Labels]]:
+        """Scores for a batch of images, and routes."""
+        outputs = self.model([self.input_of(image) for image in images]) if len(images) else []
+        scores = [output["scores"].float().cpu().numpy() for output in outputs]
+        return [Answer(self.labels(row), output.get("route")) for row, output in zip(scores, outputs, strict=True)]
+
+    def labels(self, scores: np.ndarray) -> Labels:
+        """Scores (K,) with the names of the classes."""
+        return Labels(scores, self.classes if len(self.classes) == len(scores) else _numbered(len(scores)))
+
+
+def load_predictor(weights: str, config_file: str = "", opts: Iterable[str] = ()) -> ImagePredictor:
+    """What the checkpoint holds, ready for images: a :class:`Predictor`, :class:`Segmenter` or :class:`Classifier`, or
+    what a method makes of its own checkpoints, such as a cascade.
+
+    Arguments and errors are those of ``Predictor.load``.
+    """
+    opts = list(opts)
+    for method in methods() if not config_file else ():
+        own = method.predictor(weights, opts)
+        if own is not None:
+            return own
+    return predictor_of(load_model(weights, config_file, opts))
+
+
+def predictor_of(loaded: LoadedModel) -> Predictor | Segmenter | Classifier:
+    """The predictor of a model that is there.
+
+    Raises:
+        CheckpointError: see ``Predictor.load``, or the model sees no images.
+    """
+    model = loaded.model
+    problem = getattr(model, "sees_no_images", "")
+    if problem:
+        raise CheckpointError(f"{loaded.cfg.MODEL.WEIGHTS} cannot be used on images alone: {problem}")
+    if isinstance(model, SemanticSegmentor):
+        return Segmenter.of(loaded)
+    if getattr(model, "classifies_images", False):
+        return Classifier.of(loaded)
+    return Predictor.of(loaded)
 
 
 def _as_input(cfg: CfgNode, image: np.ndarray) -> dict[str, Any]:
@@ -137,6 +290,10 @@ def _as_input(cfg: CfgNode, image: np.ndarray) -> dict[str, Any]:
     resized = resize.get_transform(ordered).apply_image(np.ascontiguousarray(ordered))
     tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1), dtype=np.float32))
     return {"image": tensor, "height": height, "width": width}
+
+
+def _numbered(count: int) -> list[str]:
+    return [f"class {number}" for number in range(count)]
 
 
 def _names_from_catalog(cfg: CfgNode, rows: int) -> list[str]:

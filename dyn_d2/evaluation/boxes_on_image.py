@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import matplotlib
 import numpy as np
@@ -79,6 +80,19 @@ def picture(image: np.ndarray, boxes: np.ndarray, labels: Sequence[str], classes
     return figure
 
 
+def picture_with_lines(image: np.ndarray, lines: Sequence[str]) -> Figure:
+    """One image of at least 480 pixels (of at most 1600), with lines of text below it."""
+    longer = max(image.shape[:2])
+    scale = min(max(480, longer), 1600) / longer / 100
+    width, height, below = image.shape[1] * scale, image.shape[0] * scale, 0.2 * (len(lines) + 1)
+    figure = Figure(figsize=(max(width, 2.5), height + below), dpi=100)
+    axis = figure.add_axes((0, below / (height + below), 1, height / (height + below)))
+    axis.axis("off")
+    axis.imshow(image, interpolation="nearest")
+    figure.text(0.1 / figure.get_figwidth(), 0.08 / (height + below), "\n".join(lines), fontsize=9, va="bottom")
+    return figure
+
+
 def best_of(found: Instances, threshold: float, top: int) -> tuple[Instances, str]:
     """What of an image's detections to show, and that in words.
 
@@ -106,7 +120,7 @@ def picture_names(images: Sequence[str]) -> list[str]:
     seen: Counter[str] = Counter()
     names = []
     for file in images:
-        stem = Path(file).stem
+        stem = Path(urlsplit(file).path if "://" in file else file).stem or "image"
         names.append(f"{stem}_{seen[stem]}.png" if seen[stem] else f"{stem}.png")
         seen[stem] += 1
     return names

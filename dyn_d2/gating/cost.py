@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .exporting import is_exporting
+
 Pair = tuple[int, int]
 
 
@@ -44,13 +46,20 @@ def _conv_cost(
 
 def conv_cost(conv: nn.Conv2d, height: int, width: int) -> tuple[float, int, int]:
     """Multiply-adds per image of a convolution on a (height, width) map, and the size of its output."""
+    if is_exporting():
+        return 0.0, height, width
     channels = (conv.in_channels, conv.out_channels, conv.groups)
     return _conv_cost(channels, (height, width), conv.padding, conv.dilation, conv.kernel_size, conv.stride)
 
 
-@lru_cache(maxsize=8192)
 def unit_costs(cost: float, size: int, device: torch.device) -> Tensor:
     """(size,) tensor of equal costs, one for each element of a unit; not to be changed, as all who ask share it."""
+    # What export makes has no values, and nobody else may get it.
+    return torch.full((size,), cost, device=device) if is_exporting() else _unit_costs(cost, size, device)
+
+
+@lru_cache(maxsize=8192)
+def _unit_costs(cost: float, size: int, device: torch.device) -> Tensor:
     return torch.full((size,), cost, device=device)
 
 

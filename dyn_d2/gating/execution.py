@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .decisions import Decision
+from .exporting import chosen as chosen_in_graph
+from .exporting import is_exporting
 
 Layer = Callable[[Tensor], Tensor]
 
@@ -112,6 +114,9 @@ def run_block(
         (N, C', H', W'); may be ``skip`` itself.
     """
 
+    if is_exporting():
+        return chosen_in_graph(lambda part, part_skip: finish(branch(part) + part_skip), x, skip, decision.gate)
+
     def run(part: Tensor, part_skip: Tensor) -> Tensor:
         with running_statistics(owner, owner.training and single_value(part_skip)):
             return finish(branch(part).add_(part_skip))
@@ -133,6 +138,9 @@ def run_whole(block: Layer, x: Tensor, decision: Decision, *, owner: nn.Module) 
     Returns:
         The shape of ``x``; may be ``x`` itself.
     """
+
+    if is_exporting():
+        return chosen_in_graph(lambda part, _: block(part), x, x, decision.gate)
 
     def run(part: Tensor, _: Tensor) -> Tensor:
         with running_statistics(owner, owner.training and part.dim() == 4 and single_value(part)):

@@ -1,5 +1,6 @@
 """Gating's answers to the platform: it plugs in as methods do."""
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import nn
@@ -55,6 +56,22 @@ class Gating(Method):
             for name in policy.state_dict()
             if not name.endswith("num_batches_tracked")
         }
+
+    def export_problem(self, model: nn.Module, form: str) -> str | None:
+        policy = find_policy(getattr(model, "backbone", None))
+        if policy is not None and policy.stops:
+            return f"{type(policy).__name__} stops images for good, which no operator of ONNX says."
+        if policy is not None and policy.draws:
+            return f"{type(policy).__name__} draws its decisions at random: no file could be compared with it."
+        return None
+
+    def chooses(self, model: nn.Module) -> bool:
+        return find_policy(getattr(model, "backbone", None)) is not None
+
+    def exporting(self, model: nn.Module, form: str) -> AbstractContextManager[Any]:
+        from .exporting import exporting
+
+        return exporting(form)
 
     def parameter_groups(self, cfg: CfgNode, model: nn.Module, optimizer: Optimizer) -> None:
         policy = find_policy(getattr(model, "backbone", None))

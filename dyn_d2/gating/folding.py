@@ -13,12 +13,13 @@ from dyn_d2.ops.packed_conv import PackedConv
 from detectron2.layers import Conv2d
 
 from .cost import geometry
+from .exporting import is_exporting
 from .norms import has_statistics, running_norm
 
 
 def may_fold(x: Tensor) -> bool:
     """Whether convolutions on ``x`` may run folded: no gradient is wanted, and arithmetic is plain."""
-    return not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
+    return not is_exporting() and not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
 
 
 def folds(conv: Conv2d) -> bool:

@@ -17,6 +17,7 @@ from detectron2.layers import Conv2d
 
 from .cost import chain_cost, geometry
 from .decisions import Decision
+from .exporting import added, is_exporting
 from .execution import gather, run_by_choice, running_statistics, without_gradient
 from .folding import fold, folds, kept, may_fold
 
@@ -73,6 +74,8 @@ def run_groups(
     Returns:
         (N, C', H', W').
     """
+    if is_exporting():
+        return _in_graph(branches, x, skip, decision.gate, relu)
     gates = decision.gate.detach().tolist()
     opened = [[gate != 0 for gate in each] for each in gates]
     hard = all(gate in (0, 1) for each in gates for gate in each)
@@ -95,6 +98,15 @@ def run_groups(
     assert out is not None  # without skip, the first group is open for somebody
     out = out.clone() if out is skip else out
     return out.relu_() if relu else out
+
+
+def _in_graph(branches: Sequence[GroupBranch], x: Tensor, skip: Tensor | None, gate: Tensor, relu: bool) -> Tensor:
+    """``run_groups`` for a graph. Without skip the first group is the sum to begin with, as it is always open."""
+    numbers = range(len(branches))
+    total = branches[0](x) if skip is None else skip
+    for n in numbers[1:] if skip is None else numbers:
+        total = added(branches[n], x, total, gate[:, n])
+    return F.relu(total) if relu else total
 
 
 def _add(out: Tensor | None, rows: list[int], part: Tensor, gate: Tensor) -> Tensor:

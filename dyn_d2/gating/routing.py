@@ -10,6 +10,7 @@ from dyn_d2.utils.errors import UserError
 
 from .decisions import Decision
 from .execution import gather, move_to_front
+from .exporting import is_exporting
 from .trace import Cost, Step, Trace, Unit, current_trace, spread
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Router:
             )
         self.trace = Trace() if recorded is None else recorded
         self._context = self.trace.context
-        self._context.images = len(images)
+        self._context.images = images.shape[0]  # a symbol, perhaps, which len would fix
         self._policy, self._next, self._finished = policy, 0, False
         self.overwrite = False
         sizes = self._context.image_sizes
@@ -127,6 +128,8 @@ class Router:
             unit_cost: (size,), as for ``decide``.
             dense: of the network without gates; None: the sum of ``unit_cost``.
         """
+        if is_exporting():
+            return
         shape, rows, images = (len(decision.gate), len(unit_cost)), self._context.rows, self._context.images
 
         def executed() -> Tensor:

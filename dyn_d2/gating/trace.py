@@ -209,7 +209,7 @@ class Trace:
             gate: whether it is a cost of deciding; such a part costs the dense network nothing.
         """
         rows, images = self.context.rows, self.context.images
-        count, device = len(like), like.device  # not the map itself
+        count, device = like.shape[0], like.device  # not the map itself
 
         def each() -> Tensor:
             return spread(torch.full((count,), float(cost), device=device), rows, images)

@@ -8,6 +8,10 @@ Detectron2's own models are understood as they are. Others may answer by attribu
         checkpoint has them. Raises ValueError where that is not to be had.
     ``label_maps(inputs, output, classes) -> list[LabelMap]``: of a semantic segmentor, all maps to show of one image,
         of which ``classes`` is the one that every segmentor has; see ``evaluation.label_figures``.
+    ``sees_no_images``: text, why a model has no use for images alone.
+    ``graph_outputs(images) -> dict[str, Tensor]``: of an image classifier, its "scores" (N, K) for images
+        (N, C, H, W) that are not normalised yet, in a way that torch.export can trace.
+    ``export_problem() -> str | None``: of a model or its head, why it cannot be exported, as a whole sentence.
     ``label_set_problem(datasets, one_per_batch) -> str | None``: of a semantic segmentor or its head, which knows the
         labels of its data sets itself: what is wrong with training on these, whose batches have images of one of them
         (or of any).
@@ -68,6 +72,16 @@ def label_maps(model: Any, inputs: dict[str, Any], output: dict[str, Any], class
         output: of the semantic segmentor, for this image.
     """
     return model.label_maps(inputs, output, classes) if hasattr(model, "label_maps") else [classes]
+
+
+def exported_problem(model: Any) -> str | None:
+    """Why a model cannot be exported, as itself or its head says; None where they say nothing."""
+    for part in (model, getattr(model, "sem_seg_head", None), getattr(model, "roi_heads", None)):
+        if hasattr(part, "export_problem"):
+            problem = part.export_problem()
+            if problem:
+                return problem
+    return None
 
 
 def knows_its_labels(model: Any) -> bool:

@@ -7,6 +7,9 @@ _EXTRAS = {
     "cityscapesscripts": ("cityscapes", "Cityscapes' instances and scores"),
     "datumaro": ("convert", "further formats of annotations (--from datumaro:...)"),
     "h5py": ("hdf5", "features in HDF5 files"),
+    "onnx": ("export", "ONNX files"),
+    "onnxscript": ("export", "ONNX files"),
+    "onnxruntime": ("export", "running ONNX files"),
     "ray": ("ray", "trainings on a cluster (--cluster)"),
 }
 

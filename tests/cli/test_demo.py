@@ -4,8 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from PIL import Image
 from tiny_detection import CLASSES, save_detector
@@ -56,11 +61,47 @@ def test_pictures_and_json_by_class_name(folder) -> None:
     ("arguments", "message"),
     [
         (["--weights", "model_final.pth", "none.png"], "no such image: none.png"),
-        (["--weights", "model_final.pth", "other"], r"other is a folder: give image files, such as other/\*.jpg"),
+        (["--weights", "model_final.pth", "empty"], "no image or video in the folder empty"),
+        (["--weights", "model_final.pth", "nothing*.png"], r"no file matches nothing\*.png"),
         (["--weights", "none.pth", "other/001.png"], "checkpoint none.pth does not exist"),
     ],
 )
 def test_wrong_files_are_named(folder, monkeypatch, arguments, message) -> None:
     monkeypatch.chdir(folder)
+    (folder / "empty").mkdir(exist_ok=True)
     with pytest.raises((FileNotFoundError, ValueError, UserError), match=message):
         main(arguments)
+
+
+def _video(file: Path, frames: int) -> None:
+    video = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"MJPG"), 5, (48, 32))
+    for number in range(frames):
+        video.write(np.full((32, 48, 3), 20 * number, np.uint8))
+    video.release()
+
+
+def test_folders_patterns_videos_and_addresses(folder, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(folder)
+    _video(folder / "clip.avi", 5)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder / "other"))
+    handler.log_message = lambda *_: None
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/001.png?size=1"
+        sources = ["other", "data/images/*.png", "clip.avi", address, "other/001.png"]
+        weights = ["--weights", "model_final.pth", "--output", "all", "--every", "2", "--batch", "2"]
+        assert main([*sources, *weights]) == 0
+        with pytest.raises(UserError, match=r"/none.png cannot be fetched: Not Found"):
+            main([address.replace("001", "none"), *weights])
+        server.shutdown()
+    images = sorted(str(path.relative_to(folder)) for path in (folder / "data" / "images").glob("*.png"))
+    frames = [f"clip.avi#{number}" for number in (0, 2, 4)]
+    assert list(json.loads((folder / "all" / "detections.json").read_text())) == [
+        "other/001.png", *images, *frames, address
+    ]  # fmt: skip
+    coco = json.loads((folder / "all" / "coco.json").read_text())
+    assert [image["file_name"] for image in coco["images"]] == ["other/001.png", *images, *frames, address]
+    assert [category["name"] for category in coco["categories"]] == list(CLASSES)
+    assert {a["image_id"] for a in coco["annotations"]} <= set(range(1, len(coco["images"]) + 1))
+    drawn = cv2.VideoCapture(str(folder / "all" / "clip.mp4"))
+    assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and drawn.get(cv2.CAP_PROP_FRAME_WIDTH) == 480

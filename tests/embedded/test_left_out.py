@@ -9,7 +9,7 @@ from dyn_d2.backend import describe_backend
 if "embedded" not in describe_backend():
     pytest.skip("an installed Detectron2 leaves nothing out", allow_module_level=True)
 
-from detectron2.left_out import _NAMES
+from detectron2.left_out import _MODULES, _NAMES
 
 
 @pytest.mark.parametrize("package", _NAMES)
@@ -23,3 +23,19 @@ def test_asking_for_it_says_so(package: str) -> None:
             assert name in str(error.value) and f"leaves out {what}; install Detectron2" in str(error.value)
     with pytest.raises(AttributeError, match="no attribute 'NeverHeardOf'"):
         module.NeverHeardOf  # noqa: B018
+
+
+@pytest.mark.parametrize("module", _MODULES)
+def test_importing_a_module_that_is_left_out_says_so(module: str) -> None:
+    with pytest.raises(ImportError) as error:
+        importlib.import_module(f"detectron2.{module}")
+    assert f"detectron2.{module}: the embedded engine leaves out {_MODULES[module]}" in str(error.value)
+
+
+def test_from_imports_say_so_too_and_other_modules_are_unknown() -> None:
+    with pytest.raises(ImportError, match="leaves out the export of models"):
+        from detectron2 import export  # noqa: F401
+    with pytest.raises(ImportError, match="leaves out the export of models"):
+        from detectron2.export import TracingAdapter  # noqa: F401
+    with pytest.raises(ModuleNotFoundError, match="detectron2.never_heard_of"):
+        importlib.import_module("detectron2.never_heard_of")

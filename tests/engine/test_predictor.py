@@ -1,5 +1,6 @@
 """A predictor from a checkpoint alone."""
 
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -9,14 +10,20 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from pycocotools import mask as coco_mask
 from tiny_detection import CLASSES, save_detector
+from tiny_tasks import task_opts
 
-from dyn_d2.checkpoint import CheckpointError
+from dyn_d2.checkpoint import CheckpointError, DynCheckpointer, describe
+from dyn_d2.checkpoint.model import load_model
+from dyn_d2.cli.demo import main as demo
+from dyn_d2.config.read import read_cfg
 from dyn_d2.data.few_shot.sources import forget
-from dyn_d2.engine.predictor import Predictor
+from dyn_d2.engine.predictor import Classifier, Predictor, load_predictor, predictor_of
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +126,73 @@ def test_pickle_that_runs_code_is_refused(tmp_path, ending) -> None:
     with pytest.raises(CheckpointError, match="evil"):
         Predictor.load(str(file))
     assert not trace.exists()
+
+
+def test_a_batch_gives_what_single_images_give(weights, image) -> None:
+    predictor = Predictor.load(weights)
+    other = image[:, ::-1].copy()
+    for one, answer in zip((image, other), predictor.answer([image, other]), strict=True):
+        found = predictor(one)
+        assert torch.allclose(answer.found.scores, found.scores, atol=1e-4) and answer.route is None
+        assert torch.allclose(answer.found.pred_boxes.tensor, found.pred_boxes.tensor, atol=1e-2)
+    assert predictor.answer([]) == []
+
+
+def _save(folder: Path, task: str, metadata: dict, **keys) -> str:
+    """A tiny model of ``tiny_tasks`` whose data set is unknown where it is loaded."""
+    cfg = read_cfg("", task_opts(task, DATASETS__TRAIN="('elsewhere',)", INPUT__MIN_SIZE_TEST=64, **keys))
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    MetadataCatalog.get("elsewhere").set(**metadata)
+    DynCheckpointer(model, str(folder), metadata=describe(cfg, model)).save("model_final")
+    MetadataCatalog.remove("elsewhere")
+    return str(folder / "model_final.pth")
+
+
+def test_a_gated_classifier_names_classes_and_routes(tmp_path, image) -> None:
+    names = ["cat", "dog", "cow"]
+    keys = {"MODEL__POLICY__NAME": "skipnet_rnn", "INPUT__CLASSIFICATION__CROP_TEST": 40}
+    predictor = load_predictor(_save(tmp_path, "classifier", {"thing_classes": names}, **keys))
+    assert isinstance(predictor, Classifier)
+    found, route, _ = predictor.answer([image])[0]
+    assert found.classes == names and found.scores.sum() == pytest.approx(1) and found.best(2)[0][0] in names
+    assert found.best(3) == sorted(found.best(3), key=lambda pair: -pair[1])
+    inputs = [{"image": torch.from_numpy(image[4:44, 12:52].transpose(2, 0, 1)[::-1].copy())}]
+    assert np.allclose(predictor(image).scores, predictor.model(inputs)[0]["scores"].detach(), atol=1e-5)
+    assert 0 < route.executed <= route.dense + route.gates and len(route.open) == 7
+
+
+def test_demo_of_a_classifier_and_of_a_mask_detector(tmp_path, image, capsys) -> None:
+    Image.fromarray(image).save(tmp_path / "a.png")
+    keys = {"MODEL__POLICY__NAME": "skipnet_rnn"}
+    weights = _save(tmp_path / "one", "classifier", {"thing_classes": ["cat", "dog", "cow"]}, **keys)
+    assert demo([str(tmp_path / "a.png"), "--weights", weights, "--output", str(tmp_path / "out")]) == 0
+    (found,) = json.loads((tmp_path / "out" / "detections.json").read_text()).values()
+    assert [set(entry) for entry in found] == [{"class", "score"}] * 3
+    (route,) = json.loads((tmp_path / "out" / "routes.json").read_text()).values()
+    assert route["executed"] > 0 and all(isinstance(opened, bool) for opened in route["open"].values())
+    keys = {"MODEL__MASK_ON": True, "MODEL__ROI_MASK_HEAD__NUM_CONV": 1, "MODEL__ROI_MASK_HEAD__POOLER_RESOLUTION": 4}
+    weights = _save(tmp_path / "two", "rcnn_fpn", {"thing_classes": ["cat", "dog", "cow"]}, **keys)
+    assert demo([str(tmp_path / "a.png"), "--weights", weights, "--output", str(tmp_path / "out")]) == 0
+    content = json.loads((tmp_path / "out" / "coco.json").read_text())
+    assert content["annotations"] and content["images"][0]["height"] == 48
+    for entry in content["annotations"]:
+        mask = coco_mask.decode(entry["segmentation"])
+        assert mask.shape == (48, 64) and mask.sum() == entry["area"]
+
+
+def test_label_maps_are_written_as_numbers(tmp_path, image, capsys) -> None:
+    Image.fromarray(image).save(tmp_path / "a.png")
+    weights = _save(tmp_path, "semantic_fpn", {"stuff_classes": ["sand", "sea", "sky"]})
+    assert demo([str(tmp_path / "a.png"), "--weights", weights, "--output", str(tmp_path / "out")]) == 0
+    predictor = load_predictor(weights)
+    (labels,) = predictor(image)
+    with Image.open(tmp_path / "out" / "a_classes.png") as written:
+        assert np.array_equal(np.asarray(written), labels.numbers) and predictor.classes == ["sand", "sea", "sky"]
+
+
+def test_what_sees_no_images_says_so(weights) -> None:
+    loaded = load_model(weights)
+    loaded.model.sees_no_images = "it reads."
+    with pytest.raises(CheckpointError, match="cannot be used on images alone: it reads."):
+        predictor_of(loaded)

@@ -1,6 +1,8 @@
 """What this engine leaves out of Detectron2, and the one sentence that says so where somebody asks for it."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
 from typing import NoReturn
 
 # Package -> what is left out -> its names there.
@@ -29,6 +31,10 @@ _NAMES = {
         "test-time augmentation": "DatasetMapperTTA GeneralizedRCNNWithTTA",
         "vision transformers": "MViT SimpleFeaturePyramid SwinTransformer ViT",
     },
+    "modeling.backbone": {
+        "RegNet": "RegNet",
+        "vision transformers": "MViT SimpleFeaturePyramid SwinTransformer ViT get_vit_lr_decay_rate",
+    },
     "modeling.roi_heads": {
         "cascades of box heads": "CascadeROIHeads",
         "keypoints": "BaseKeypointRCNNHead KRCNNConvDeconvUpsampleHead ROI_KEYPOINT_HEAD_REGISTRY build_keypoint_head",
@@ -39,6 +45,59 @@ _NAMES = {
         "rotated boxes": "RotatedBoxes pairwise_iou_rotated",
     },
 }
+
+# Modules and packages of Detectron2 -> what is left out with them.
+_MODULES = {
+    "export": "the export of models (dyn-d2 export writes ONNX files)",
+    "projects": "Detectron2's projects",
+    "tracking": "tracking",
+    "config.compat": "configs of version 1",
+    "config.instantiate": "Python configs (use yaml)",
+    "config.lazy": "Python configs (use yaml)",
+    "data.benchmark": "the benchmark of loaders",
+    "evaluation.fast_eval_api": "the compiled COCO evaluation",
+    "evaluation.panoptic_evaluation": "panoptic segmentation",
+    "evaluation.rotated_coco_evaluation": "rotated boxes",
+    "layers.aspp": "DeepLab's blocks",
+    "layers.deform_conv": "deformable convolution",
+    "layers.losses": "losses that torchvision.ops has",
+    "layers.rotated_boxes": "rotated boxes",
+    "modeling.backbone.mvit": "vision transformers",
+    "modeling.backbone.regnet": "RegNet",
+    "modeling.backbone.swin": "vision transformers",
+    "modeling.backbone.utils": "vision transformers",
+    "modeling.backbone.vit": "vision transformers",
+    "modeling.meta_arch.fcos": "FCOS",
+    "modeling.meta_arch.panoptic_fpn": "panoptic segmentation",
+    "modeling.mmdet_wrapper": "models of mmdetection",
+    "modeling.proposal_generator.rrpn": "rotated boxes",
+    "modeling.roi_heads.cascade_rcnn": "cascades of box heads",
+    "modeling.roi_heads.keypoint_head": "keypoints",
+    "modeling.roi_heads.rotated_fast_rcnn": "rotated boxes",
+    "modeling.test_time_augmentation": "test-time augmentation",
+    "structures.keypoints": "keypoints",
+    "structures.rotated_boxes": "rotated boxes",
+    "utils.develop": "helpers for its own development",
+    "utils.testing": "helpers for its own tests",
+    "utils.tracing": "helpers for tracing",
+    "utils.video_visualizer": "the drawing of videos (dyn-d2 demo draws their frames)",
+}
+
+
+class _Refusal(MetaPathFinder):
+    """Asked last, for modules that nobody has found."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> None:
+        package, _, module = name.partition(".")
+        if package == __package__ and module in _MODULES:
+            # Not a ModuleNotFoundError, which "from detectron2 import export" would turn into another one.
+            raise ImportError(str(left_out(name, _MODULES[module])), name=name)
+
+
+def refuse_modules() -> None:
+    """Have imports of ``_MODULES`` say that they are left out."""
+    if not any(isinstance(finder, _Refusal) for finder in sys.meta_path):
+        sys.meta_path.append(_Refusal())
 
 
 def left_out(asked: str, what: str) -> NotImplementedError:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dyn_d2.gating import Router, Unit
 from dyn_d2.gating.cost import chain_cost
 from dyn_d2.gating.execution import running_statistics
+from dyn_d2.gating.exporting import is_exporting
 from dyn_d2.gating.policies.base import Policy, build_policy
 
 from detectron2.config import CfgNode
@@ -152,11 +153,15 @@ class GatedBackbone(Backbone):
 
     @staticmethod
     def _may_overwrite(x: Tensor, images: Tensor, features: dict[str, Tensor]) -> bool:
+        if is_exporting():
+            return False
         # Blocks hand through what they skip, so that a kept tensor can be the input of any block.
         kept = {feature.data_ptr() for feature in features.values()} | {images.data_ptr()}
         return not torch.is_grad_enabled() and x.data_ptr() not in kept
 
     def _run_fixed(self, name: str, block: CNNBlockBase, x: Tensor, router: Router) -> Tensor:
         router.trace.add_fixed(name, fixed_cost(block, *x.shape[-2:]), x)
+        if is_exporting():
+            return block(x)
         with running_statistics(block, not len(x)):  # all images may have stopped
             return block(x)

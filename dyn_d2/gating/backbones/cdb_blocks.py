@@ -90,9 +90,9 @@ class GroupSumBlock(GatedBlock):
         unit_cost = unit_costs(cost, len(self.groups) - self._always_open, x.device)
         decision = router.decide(x, unit_cost)
         router.record_units(self.name, decision, unit_cost)
-        gate = decision.gate.reshape(len(x), len(unit_cost))
+        gate = decision.gate.reshape(x.shape[0], len(unit_cost))
         if self._always_open:
-            gate = torch.cat([gate.new_ones(len(x), self._always_open), gate], 1)
+            gate = torch.cat([gate.new_ones(x.shape[0], self._always_open), gate], 1)
         return Decision(gate)
 
     def _skip(self, x: Tensor, router: Router) -> Tensor | None:

@@ -13,6 +13,7 @@ from dyn_d2.gating import Cost, Router, Unit
 from dyn_d2.gating.channels import chain_costs, run_chain, sparse_conv
 from dyn_d2.gating.cost import conv_cost
 from dyn_d2.gating.execution import running_statistics
+from dyn_d2.gating.exporting import is_exporting
 from dyn_d2.ops import channel_conv
 
 from detectron2.layers import Conv2d, get_norm
@@ -70,7 +71,7 @@ class _MoEBlock(GatedBlock):
         router.trace.costs.append(Cost(self.name, dense, executed, executed))
         if self.shortcut is not None:
             router.trace.add_fixed(f"{self.name}.shortcut", conv_cost(self.shortcut, *x.shape[-2:])[0], x)
-        if not self.training:
+        if not self.training and not is_exporting():
             # A projection is nobody else's; x is not read again after the chain's first layer.
             overwrite = router.overwrite or self.shortcut is not None
             return run_chain(x, layers, gates, self._skip_sparse(x), sparse=True, overwrite=overwrite)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dyn_d2.config.applied import notices_keys
 from dyn_d2.gating import Router, Unit
+from dyn_d2.gating.exporting import is_exporting
 from dyn_d2.gating.policies.base import Policy, build_policy
 from dyn_d2.modeling.backbone.timm import OwnPixels, TimmBackbone, timm_arguments
 from dyn_d2.modeling.backbone.timm_models import TimmModel, build_timm_model
@@ -82,7 +83,10 @@ class GatedTimmBackbone(TimmBackbone):
         """
         images = self._prepare(images)
         channels, height, width = images.shape[1:]
-        fixed, costs = self._multiply_adds[0](self._timm.features_of, (channels, height, width))
+        if is_exporting():
+            fixed, costs = 0.0, dict.fromkeys(self._multiply_adds[0].blocks, 0.0)
+        else:
+            fixed, costs = self._multiply_adds[0](self._timm.features_of, (channels, height, width))
         router = Router(self.policy, images)
         router.trace.add_fixed("model", fixed, images)
         with routed(Pass(router, costs, (height, width))):

@@ -129,6 +129,17 @@ class ImageClassifier(DynamicModel):
             trace.context.accuracies = (logits.argmax(1) == labels).float()
         return {"loss_cls": losses.mean()}
 
+    def graph_outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """{"scores": (N, K)} of images (N, C, H, W), for export."""
+        feature = self.backbone((images - self.pixel_mean) / self.pixel_std)[self.in_feature]
+        return {"scores": self.linear(feature.mean((2, 3))).float().softmax(-1)}
+
+    def export_problem(self) -> str | None:
+        """See ``modeling.answers``."""
+        if self.module_classifier is not None:
+            return "the policy chooses in Python which units the classes are predicted from, which no graph says."
+        return None
+
     def _pooled(self, feature: Tensor, images: ImageList) -> Tensor:
         """(N, C) means over the positions of each image; padding does not count."""
         height, width = images.tensor.shape[-2:]

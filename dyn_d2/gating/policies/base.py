@@ -67,6 +67,7 @@ class Policy(nn.Module):
         LATER_KEYS: config keys that the first stage does not depend on.
         units: what it decides about, in the order in which a backbone asks.
         stops: whether it ends the computation of some images early, so that ``stay`` is asked before each gated block.
+        draws: whether it decides at random in evaluation too.
         own_rate: tells training that SOLVER.BACKBONE_LR_FACTOR is not for its parameters.
         budget: what draws it to a share of the multiply-adds while it learns; None for nothing.
         frozen: whether this is one of the ``FROZEN_STAGES``.
@@ -78,6 +79,7 @@ class Policy(nn.Module):
     PROBABILITIES: bool = False
     LATER_KEYS: tuple[str, ...] = ()
     stops: bool = False
+    draws: bool = False
     own_rate: bool = True
     frozen: bool = False
 
@@ -140,7 +142,7 @@ class Policy(nn.Module):
     def gate_shape(self, index: int, features: Tensor) -> tuple[int, ...]:
         """Shape of the decision about unit ``index``: (N,) for a block, else (N, size)."""
         unit = self.units[index]
-        return (len(features),) if unit.kind == "block" else (len(features), unit.size)
+        return features.shape[:1] if unit.kind == "block" else (features.shape[0], unit.size)
 
     def begin_cost(self, height: int, width: int) -> float:
         """Multiply-adds per image of ``begin`` on an image of that size."""

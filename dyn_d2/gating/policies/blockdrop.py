@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from dyn_d2.gating import Decision, Step, Trace, Unit
 from dyn_d2.gating.cost import chain_cost, linear_cost
 from dyn_d2.gating.decisions import bernoulli, bounded, hard_threshold
+from dyn_d2.gating.exporting import is_exporting
 from dyn_d2.gating.losses import drop_reward, policy_gradient_loss, sampled_log_probs
 from dyn_d2.utils.errors import UserError
 from dyn_d2.utils.modules import ModuleListOf
@@ -163,6 +164,8 @@ class BlockDrop(Policy):
     @property
     def decided(self) -> int:
         """How many blocks, from the end, are decided about at this step of the curriculum; the others run."""
+        if is_exporting():  # whose graph has the whole policy
+            return len(self.units)
         count, step = len(self.units), int(self.steps)
         if step >= self.curriculum_iters:
             return count
@@ -179,7 +182,7 @@ class BlockDrop(Policy):
 
     def decide(self, index: int, features: Tensor, state: Tensor | None) -> Decision:
         if state is None or index < len(self.units) - self.decided:
-            return Decision(torch.ones(len(features), device=features.device))
+            return Decision(torch.ones(features.shape[:1], device=features.device))
         prob = state[:, index]
         if self.training:
             return bernoulli(bounded(prob, self.alpha))

@@ -39,6 +39,8 @@ def survival_rates(count: int, rate: float, schedule: str) -> list[float]:
 class RandomSkip(Policy):
     """Each image and each element of each unit draws for itself, from torch's global generator."""
 
+    draws = True
+
     def __init__(self, units: Sequence[Unit], *, rate: float, schedule: str = "constant") -> None:
         """
         Args:

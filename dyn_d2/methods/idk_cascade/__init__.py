@@ -6,6 +6,9 @@ Equation, table and figure numbers in this package are those of chapter 4 of Wan
 Networks for Efficient Learning and Inference, PhD thesis, UC Berkeley, 2020 (below: Wang 2020).
 """
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from dyn_d2.method import Method, register_method
 
 from .calibration import load_idk_cascade
@@ -17,6 +20,9 @@ from .outcome import Outcome, evaluate, oracle
 from .rules import Logistic, NetworkRule, Threshold
 from .search import Candidate, Goal, GoalNotReachedError
 from .table import PredictionTable
+
+if TYPE_CHECKING:
+    from dyn_d2.engine.predictor import ImagePredictor
 
 __all__ = [
     "METHODS",
@@ -50,3 +56,8 @@ class IDKCascadeMethod(Method):
     """Has no part in a training: it works on trained models, see ``report.py``."""
 
     name = "idk_cascade"
+
+    def predictor(self, weights: str, opts: Sequence[str]) -> "ImagePredictor | None":
+        from .predictor import IDKCascadePredictor
+
+        return IDKCascadePredictor.of_checkpoint(weights, opts)

@@ -76,11 +76,14 @@ def stored_path(weights: str | os.PathLike, first: str | os.PathLike) -> str:
     return os.path.relpath(Path(weights).resolve(), Path(first).resolve().parent)
 
 
-def load_idk_cascade(weights: str | os.PathLike, dataset: str) -> tuple[IDKCascade, dict[str, Any]]:
+def load_idk_cascade(
+    weights: str | os.PathLike, dataset: str, opts: Sequence[str] = ()
+) -> tuple[IDKCascade, dict[str, Any]]:
     """The IDK cascade that a checkpoint carries, ready to run, and what ``store`` was told about it.
 
     Args:
-        dataset: of the records that it will be given.
+        dataset: of the records that it will be given; "" for records that hold an image under "image".
+        opts: ``KEY VALUE ...`` that change the config of each model.
 
     Raises:
         FileNotFoundError: the checkpoint of a later model is not where it was.
@@ -90,7 +93,7 @@ def load_idk_cascade(weights: str | os.PathLike, dataset: str) -> tuple[IDKCasca
     models = []
     for number, member in enumerate(members):
         path = str(weights) if number == 0 else os.path.normpath(Path(weights).resolve().parent / member.weights)
-        model = NetworkModel.load(path, dataset, member.name)
+        model = NetworkModel.load(path, dataset, member.name, opts)
         if model.weights_hash() != member.weights_hash:
             raise CheckpointError(
                 f"{path} holds other weights than those that the IDK cascade in {weights} was calibrated with: "

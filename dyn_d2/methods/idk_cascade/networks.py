@@ -1,6 +1,7 @@
 """Networks of this package as members of an IDK cascade, straight from their checkpoints."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dyn_d2.checkpoint.model import load_model
 from dyn_d2.data.resumable import build_mapper
+from dyn_d2.engine.predictor import predictor_of
 from dyn_d2.evaluation.results import weights_hash
 from dyn_d2.gating.reports.routes import rest_cost
 
@@ -29,29 +31,44 @@ class NetworkModel(IDKCascadeModel):
     Costs are multiply-adds: those of the route where the network is gated, else counted once for each input size.
     """
 
-    def __init__(self, name: str, cfg: CfgNode, model: nn.Module, dataset: str, classes: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        cfg: CfgNode,
+        model: nn.Module,
+        dataset: str,
+        classes: Sequence[str] = (),
+        mapper: Callable[[dict[str, Any]], Any] | None = None,
+    ) -> None:
         """
         Args:
             cfg: the config of ``model``.
             dataset: of the records; says which mapper decodes them.
             classes: names in the order of the model's outputs; empty where nobody knows.
+            mapper: decodes records in place of the data set's.
         """
         self.name, self.cfg, self.model, self.classes = name, cfg, model.eval(), list(classes)
         self.classifies = cfg.MODEL.META_ARCHITECTURE in CLASSIFIERS
         self.device = "cuda" if cfg.MODEL.DEVICE.startswith("cuda") else "cpu"
-        self._mapper: Callable[[dict[str, Any]], Any] = build_mapper(cfg, dataset, is_train=False)
+        self._mapper = mapper or build_mapper(cfg, dataset, is_train=False)
         self._counted: dict[tuple[int, ...], float] = {}
         self._routes: list[float] | None = None
 
     @classmethod
-    def load(cls, weights: str, dataset: str, name: str = "") -> "NetworkModel":
+    def load(cls, weights: str, dataset: str, name: str = "", opts: Sequence[str] = ()) -> "NetworkModel":
         """From a checkpoint that dyn_d2 wrote.
+
+        Args:
+            dataset: of the records; "" for records that hold an image (H, W, 3) uint8, RGB, under "image".
+            opts: ``KEY VALUE ...`` that change the config.
 
         Raises:
             FileNotFoundError, CheckpointError: no such checkpoint, or it does not carry its config.
         """
-        cfg, model, described = load_model(weights)
-        return cls(name or default_name(weights), cfg, model, dataset, described.get("classes", ()))
+        loaded = load_model(weights, opts=opts)
+        cfg, model, described = loaded
+        mapper = None if dataset else partial(_of_image, predictor_of(loaded))
+        return cls(name or default_name(weights), cfg, model, dataset, described.get("classes", ()), mapper)
 
     def weights_hash(self) -> str:
         return weights_hash(self.model)
@@ -94,6 +111,10 @@ class NetworkModel(IDKCascadeModel):
         if not self.classifies:
             return image_losses([answer["instances"] for answer in answers], records)
         return super().losses(records, answers)
+
+
+def _of_image(predictor: Any, record: dict[str, Any]) -> dict[str, Any]:
+    return predictor.input_of(record["image"])
 
 
 def default_name(weights: str) -> str:

@@ -30,6 +30,10 @@ class TAFENet(NoticesKeys, nn.Module):
 
     descriptions: Tensor
     seen: Tensor
+    sees_no_images = (
+        "TAFE-Net classifies features that another network has made of images; dyn-d2 tafe-pictures shows what it finds "
+        "among those of a data set."
+    )
 
     @configurable
     def __init__(

@@ -8,6 +8,8 @@ from tiny_tasks import batch, task_opts
 
 from dyn_d2.checkpoint import CheckpointError, read_checkpoint
 from dyn_d2.config.read import read_cfg
+from dyn_d2.data.classification.mapper import decode
+from dyn_d2.engine.predictor import load_predictor
 from dyn_d2.methods.idk_cascade.calibration import Member, load_idk_cascade, read_stored, store, stored_path
 from dyn_d2.methods.idk_cascade.execution import IDKCascade
 from dyn_d2.methods.idk_cascade.networks import NetworkModel
@@ -112,3 +114,15 @@ def test_costs_of_a_gated_detector_are_its_route_and_its_heads():
     answers = model.answer(inputs)
     assert "instances" in answers[0] and model._routes is not None
     assert model.costs(inputs, answers)[0] == pytest.approx(model._count(inputs[0]), rel=1e-6)
+
+
+def test_a_stored_cascade_answers_images_of_no_data_set(weights, models):
+    records = DatasetCatalog.get(DATASET)[:4]
+    _store(weights, models, [Logistic("entropy", 3.0, -2.0)])
+    run = IDKCascade(models, [Logistic("entropy", 3.0, -2.0)]).run(records, 4)
+    predictor = load_predictor(weights[0])
+    answers = predictor.answer([decode(record) for record in records])
+    assert [answer.model for answer in answers] == [("fast", "slow")[level] for level in run.level]
+    for answer, wanted in zip(answers, run.answers, strict=True):
+        assert np.allclose(answer.found.scores, wanted, atol=1e-6) and answer.found.classes == predictor.classes
+    assert len(predictor.classes) == 10
