@@ -1,8 +1,8 @@
 """A budget: the share of the multiply-adds that a policy is drawn to while it learns (MODEL.POLICY.BUDGET).
 
-Two ways to reach it. A squared penalty, as in CDB's Eq. 12, for any policy with probabilities; or a price of computation
-that rises while the share is above the target and falls below it (dual ascent on "minimise the loss, share <= target"),
-which needs no weight to be found.
+Two ways to reach it, for any policy with probabilities. A squared penalty, as in CDB's Eq. 12; or a price of
+computation that rises while the share is above the target and falls below it (dual ascent on "minimise the loss, share
+<= target"), which needs no weight to be found.
 """
 
 import torch
@@ -18,8 +18,8 @@ from .trace import Trace
 def differentiable_share(trace: Trace) -> Tensor:
     """Executed multiply-adds as a share of the dense network's, mean over images: a number with gradient.
 
-    A unit whose gate carries a gradient counts as it ran, with the gradient of its gate (straight through); one that was
-    sampled counts with its probability, so that value and gradient are those of the expectation.
+    A unit whose gate carries a gradient counts as it ran, with the gradient of its gate (straight through); one that
+    was sampled counts with its probability, so that value and gradient are those of the expectation.
 
     Raises:
         UserError: a unit has no probabilities, or its cost is no number of its own (channels).
@@ -31,8 +31,8 @@ def differentiable_share(trace: Trace) -> Tensor:
         counted = decision.gate if decision.relaxed else decision.prob
         if step.unit_cost is None:
             raise UserError(
-                f"MODEL.POLICY.BUDGET.SHARE: what {step.unit.name} costs depends on other units; give a budget to policies "
-                "of blocks or groups."
+                f"MODEL.POLICY.BUDGET.SHARE: what {step.unit.name} costs depends on other units; give a budget to "
+                "policies of blocks or groups."
             )
         if counted is None:
             continue  # always open, as blocks that a curriculum has not reached

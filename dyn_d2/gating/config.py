@@ -22,6 +22,9 @@ RANGES: Rules = {
     "MODEL.POLICY.BUDGET.BY": choice("penalty", "price"),
     "MODEL.POLICY.BUDGET.WEIGHT": number(0),
     "MODEL.POLICY.BUDGET.RATE": number(0),
+    "SLIM.LEARN_SHARE": number(0, 1, above=True, below=True),
+    "SLIM.IMAGES": whole(1),
+    **stage_ranges("SLIM.PLAIN"),
     "MODEL.POLICY.SKIPNET.RELAXATION": choice("hard", "noisy", "soft"),
     "MODEL.POLICY.SKIPNET.ALPHA": number(0),
     "MODEL.POLICY.SKIPNET.BETA": number(0),
@@ -68,6 +71,7 @@ def add_keys(cfg: CN) -> None:
     _add_baseline_policy_keys(cfg)
     _add_blockdrop_keys(cfg)
     _add_stage_keys(cfg)
+    _add_slim_keys(cfg)
 
 
 def _add_gated_keys(cfg: CN) -> None:
@@ -108,16 +112,16 @@ def _add_policy_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY.TEMPERATURE = 1.0
     # Share to run, in (0, 1]: r and e of CDB, t of ConvNet-AIG, of units for random_skip and fixed.
     cfg.MODEL.POLICY.TARGET_RATE = 0.7
-    # Share of the multiply-adds, gates included, that policies with probabilities are drawn to while they learn: 0 for no
-    # budget. BY "penalty": WEIGHT * (share - SHARE)^2; "price": a price of computation that changes by RATE * (share -
-    # SHARE) in each step.
+    # Share of the multiply-adds, gates included, that policies with probabilities are drawn to while they learn: 0 for
+    # no budget. BY "penalty": WEIGHT * (share - SHARE)^2; "price": a price of computation that changes by RATE * (share
+    # - SHARE) in each step.
     cfg.MODEL.POLICY.BUDGET = CN({"SHARE": 0.0, "BY": "penalty", "WEIGHT": 10.0, "RATE": 0.05})
 
 
 def _add_skipnet_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY.SKIPNET = CN()
-    # Stage "sp": "hard" (rounded, gradient of the probability, Eq. 2.7), "noisy" (the same after logistic noise, so that
-    # gates far from the threshold are tried too) or "soft" (the probability, Table 2.3).
+    # Stage "sp": "hard" (rounded, gradient of the probability, Eq. 2.7), "noisy" (the same after logistic noise, so
+    # that gates far from the threshold are tried too) or "soft" (the probability, Table 2.3).
     cfg.MODEL.POLICY.SKIPNET.RELAXATION = "hard"
     # alpha of Eq. 2.5: what skipping everything is worth against the loss, in stage "hrl".
     cfg.MODEL.POLICY.SKIPNET.ALPHA = 1.0
@@ -198,6 +202,16 @@ def _add_blockdrop_keys(cfg: CN) -> None:
     # The first ITERS steps of stage "joint" decide about more and more blocks, from the last one on, with a gamma and a
     # weight of the entropy of their own.
     cfg.MODEL.POLICY.BLOCKDROP.CURRICULUM = CN({"ITERS": 0, "PENALTY": 1.0, "ENTROPY": 0.1})
+
+
+def _add_slim_keys(cfg: CN) -> None:
+    # dyn-d2 slim: which share of SOLVER.MAX_ITER gates learn; for the rest they are fixed. The rate is constant in the
+    # first part and falls to 0 along a cosine in the second; STEPS and LR_SCHEDULER_NAME are not used.
+    cfg.SLIM = CN({"LEARN_SHARE": 0.33})
+    # On how many training images the threshold is set to the budget; their labels are not looked at.
+    cfg.SLIM.IMAGES = 512
+    # SOLVER keys of the training without gates that comes first where MODEL.WEIGHTS is empty.
+    cfg.SLIM.PLAIN = stage_solver()
 
 
 OPTIMIZER_KEYS.update({"SOLVER.GATE_LR_FACTOR": 1.0, "SOLVER.GATE_WEIGHT_DECAY": -1.0})

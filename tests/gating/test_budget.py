@@ -97,7 +97,9 @@ def make_losses(name: str, *opts) -> dict[str, torch.Tensor]:
 
 def test_what_cannot_be_drawn_to_a_budget_says_so():
     for name, kind in (("deepmoe", "channel"), ("random_skip", "block"), ("all_open", "block"), ("pmn", "block")):
-        with pytest.raises(ValueError, match=f"{name} has no probabilities .* choose one of blockdrop, cdb, convnet_aig"):
+        with pytest.raises(
+            ValueError, match=f"{name} has no probabilities .* choose one of blockdrop, cdb, convnet_aig"
+        ):
             make(name, *BUDGET, kind=kind)
     policy = make("deepmoe", kind="channel")
     with pytest.raises(UserError, match="depends on other units"):

@@ -279,7 +279,7 @@ class SkipNetRNN(SkipNet):
         self.score = nn.Linear(self.WIDTH, 1)
         for name, parameter in [*self.lstm.named_parameters(), *self.score.named_parameters()]:
             (nn.init.zeros_ if "bias" in name else nn.init.xavier_uniform_)(parameter)
-        # N(0, 2 / 10) as published. The default of a linear layer leaves the first logits almost the same for all images.
+        # N(0, 2 / 10) as published. The default of a linear layer leaves first logits nearly the same for all images.
         for projection in self.projections:
             nn.init.normal_(projection.weight, std=math.sqrt(2 / self.WIDTH))
             nn.init.zeros_(projection.bias)

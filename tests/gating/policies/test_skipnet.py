@@ -140,7 +140,7 @@ def test_reinforcement_makes_blocks_that_pay_off_more_likely_and_others_less():
 
 
 def test_the_default_weight_moves_the_policy_by_whole_logits_where_skipping_is_free():
-    """The task's loss is the same whatever runs, and the rate is that of stages in a yaml, not one made for this test."""
+    """The task's loss is the same whatever runs; the rate is that of the yaml for digits."""
     policy = make("skipnet_rnn", "STAGE", "hrl", "SKIPNET.INIT_BIAS", 2.0)
     features, images = [torch.ones(64, 6, 2, 2)] * 4, torch.zeros(64, 3, 4, 4)
     optimizer = torch.optim.SGD(policy.parameters(), 0.03, momentum=0.9)
