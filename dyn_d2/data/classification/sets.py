@@ -89,6 +89,8 @@ PUBLISHED = {
         {"thing_classes": list(names.CIFAR10), "recipe": "cifar10"},
     ),
 }
+IMAGENETTE = "imagenette160_val"  # images of ImageNet's validation set, ten of its classes
+IMAGENETTE_ADDRESS = "https://github.com/fastai/imagenette (160 px; the images ILSVRC2012_val_*, one folder a class)"
 IMAGENET_ADDRESS = "https://www.image-net.org/ (ILSVRC 2012, one folder a class)"
 
 
@@ -106,6 +108,8 @@ def register_classification_sets() -> None:
         register_parts(f"{name}_train")
     for split in ("train", "val"):
         register_folders(f"imagenet_{split}", partial(_imagenet_folder, split), address=IMAGENET_ADDRESS)
+    register_folders(IMAGENETTE, lambda: root() / IMAGENETTE, address=IMAGENETTE_ADDRESS)
+    MetadataCatalog.get(IMAGENETTE).split = TEST
     MetadataCatalog.get("imagenet_train").split, MetadataCatalog.get("imagenet_val").split = TRAIN, TEST
     register_parts("imagenet_train", 0.02)  # Wang et al., UAI 2018, take 25.6k of 1.28M images
     for split in (TRAIN, TEST):

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from dyn_d2.checkpoint import CheckpointError, read_checkpoint
+from dyn_d2.data.classification import ensure_classes
 from dyn_d2.utils.atomic import atomic_write
 
+from . import answers
 from .execution import IDKCascade
-from .networks import NetworkModel
+from .members import is_checkpoint, load_member
 from .rules import Rule, rule_from_state
 
 ENTRY = "cascade"
@@ -20,7 +22,8 @@ ENTRY = "cascade"
 
 @dataclass(frozen=True)
 class Member:
-    """A model of a stored IDK cascade: its checkpoint, relative to the folder of the first one, and its hash."""
+    """A model of a stored IDK cascade: its checkpoint or file of answers, relative to the folder of the first one, or
+    what else it is named by, and its hash."""
 
     name: str
     weights: str
@@ -72,8 +75,20 @@ def read_stored(weights: str | os.PathLike) -> tuple[list[Member], list[Rule], d
 
 
 def stored_path(weights: str | os.PathLike, first: str | os.PathLike) -> str:
-    """The path of a later model's checkpoint, relative to the folder of the first model's."""
-    return os.path.relpath(Path(weights).resolve(), Path(first).resolve().parent)
+    """How a later model is stored: its path relative to the folder of the first one; a model of timm by its name."""
+    text = str(weights)
+    prefix = answers.PREFIX if text.startswith(answers.PREFIX) else ""
+    if not prefix and not is_checkpoint(text):
+        return text
+    return prefix + os.path.relpath(Path(text.removeprefix(prefix)).resolve(), Path(first).resolve().parent)
+
+
+def found_path(stored: str, first: str | os.PathLike) -> str:
+    """The inverse of ``stored_path``."""
+    prefix = answers.PREFIX if stored.startswith(answers.PREFIX) else ""
+    if not prefix and not is_checkpoint(stored):
+        return stored
+    return prefix + os.path.normpath(Path(first).resolve().parent / stored.removeprefix(prefix))
 
 
 def load_idk_cascade(
@@ -92,8 +107,10 @@ def load_idk_cascade(
     members, rules, about = read_stored(weights)
     models = []
     for number, member in enumerate(members):
-        path = str(weights) if number == 0 else os.path.normpath(Path(weights).resolve().parent / member.weights)
-        model = NetworkModel.load(path, dataset, member.name, opts)
+        path = str(weights) if number == 0 else found_path(member.weights, weights)
+        model = load_member(path, dataset, member.name, opts)
+        if dataset:
+            model.fit_classes(dataset, ensure_classes(dataset))
         if model.weights_hash() != member.weights_hash:
             raise CheckpointError(
                 f"{path} holds other weights than those that the IDK cascade in {weights} was calibrated with: "

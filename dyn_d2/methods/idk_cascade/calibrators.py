@@ -18,7 +18,9 @@ GRID, COST_AWARE, OBLIVIOUS = "grid", "cost_aware", "oblivious"
 METHODS: dict[str, tuple[str, str | None]] = {
     "confidence": (GRID, "confidence"),
     "entropy": (GRID, "entropy"),
+    "margin": (GRID, "margin"),
     "cost_aware": (COST_AWARE, "entropy"),
+    "cost_aware_margin": (COST_AWARE, "margin"),
     "cost_aware_network": (COST_AWARE, None),
     "oblivious": (OBLIVIOUS, "entropy"),
     "oblivious_network": (OBLIVIOUS, None),

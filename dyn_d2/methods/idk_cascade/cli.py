@@ -5,22 +5,32 @@ know.
         --held-out digits_train_held_out --test digits_test --accuracy 97.5 --output output/cascade
     dyn-d2 calibrate --weights ... --held-out ... --budget 0.5 --output output/cascade
 
+Instead of a checkpoint a model may be "timm:NAME", a pretrained classifier of timm ("timm:NAME@PIXELS" at another
+size), or "answers:FILE", the answers of a person or of anything else (see dyn_d2.methods.idk_cascade.answers).
+
 Thresholds are chosen on the held-out set; the test split and sets that a model was trained on are refused. Every method
 of --methods is calibrated and compared; the best one is stored in the checkpoint of the first model, from which
 dyn_d2.methods.idk_cascade.load_idk_cascade takes it. With --test the IDK cascade then really runs on the test images:
-realised accuracy, multiply-adds and time stand beside the expected ones. Writes cascade.json, cascade.md, curves.png
-and uncertainty.png.
+realised accuracy, multiply-adds and time stand beside the expected ones. Writes cascade.json, cascade.md, curves.png,
+uncertainty.png and, of classifiers, models.png (Fig. 4.2) and entropies.png (Fig. 4.5, with --seen on training images
+too).
 """
 
 import argparse
 from pathlib import Path
 
-from dyn_d2.data.parts import HELD_OUT, TEST
-from dyn_d2.gating.reports.route_statistics import run_names
+from dyn_d2.data.parts import HELD_OUT, TEST, TRAIN
 from dyn_d2.methods.idk_cascade.calibration import Member, store, stored_path
 from dyn_d2.methods.idk_cascade.calibrators import FOR_CLASSIFIERS, FOR_DETECTORS, METHODS
-from dyn_d2.methods.idk_cascade.figures import draw_curves, draw_time, draw_uncertainty
-from dyn_d2.methods.idk_cascade.networks import NetworkModel, default_name
+from dyn_d2.methods.idk_cascade.execution import IDKCascadeModel
+from dyn_d2.methods.idk_cascade.figures import (
+    draw_curves,
+    draw_entropies,
+    draw_model_statistics,
+    draw_time,
+    draw_uncertainty,
+)
+from dyn_d2.methods.idk_cascade.members import is_checkpoint, load_members
 from dyn_d2.methods.idk_cascade.report import (
     Measured,
     answer_all,
@@ -44,10 +54,9 @@ USUAL = tuple(name for name in FOR_CLASSIFIERS if not name.endswith("network"))
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--weights", nargs="+", required=True, help="checkpoints, from the cheapest model to the most expensive"
-    )
+    parser.add_argument("--weights", nargs="+", required=True, help="models, from the cheapest to the most expensive")
     parser.add_argument("--held-out", required=True, help="registered data set that thresholds are chosen on")
+    parser.add_argument("--seen", default="", help="registered data set that models were trained on, for entropies.png")
     parser.add_argument("--test", default="", help="registered data set to run the IDK cascade on")
     goal = parser.add_mutually_exclusive_group()
     goal.add_argument(
@@ -66,7 +75,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", required=True, help="folder for the report and the figures")
     args = parser.parse_args(argv)
     if len(args.weights) < 2:
-        parser.error("--weights needs two or more checkpoints, the cheapest model first")
+        parser.error("--weights needs two or more models, the cheapest model first")
     if args.accuracy is not None and 0 < args.accuracy <= 1:
         parser.error(f"--accuracy is in percent: {100 * args.accuracy:g}, not {args.accuracy:g}")
     if args.batch < 1:
@@ -74,21 +83,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def names_of(weights: list[str]) -> list[str]:
-    """Short names that tell the checkpoints apart."""
-    short = [default_name(path) for path in weights]
-    return short if len(set(short)) == len(short) else run_names(weights)
-
-
-def load(args: argparse.Namespace) -> list[NetworkModel]:
+def load(args: argparse.Namespace) -> list[IDKCascadeModel]:
     """The models, fit for each other and for the data."""
-    pairs = zip(args.weights, names_of(args.weights), strict=True)
-    models = [NetworkModel.load(weights, args.held_out, name) for weights, name in pairs]
+    models = load_members(args.weights, args.held_out)
     check_models(models, args.held_out, args.test)
     return models
 
 
-def methods_of(args: argparse.Namespace, models: list[NetworkModel]) -> tuple[str, ...]:
+def methods_of(args: argparse.Namespace, models: list[IDKCascadeModel]) -> tuple[str, ...]:
     """What --methods names, or what is usual for these models."""
     kind, known = ("classifiers", FOR_CLASSIFIERS) if models[0].classifies else ("detectors", FOR_DETECTORS)
     methods = tuple(args.methods or (USUAL if models[0].classifies else known))
@@ -111,6 +113,13 @@ def draw(args, models, swept, held_out: Measured, test: Measured | None, record:
     draw_curves(curves, shown.table, folder / "curves.png", label=f"{label}, {shown.dataset}")
     tables = {part.dataset: part.table for part in (held_out, test) if part}
     draw_uncertainty(tables, "entropy" if models[0].classifies else "box_entropy_sum", folder / "uncertainty.png")
+    if models[0].classifies:
+        if args.seen:
+            seen = answer_all(models, args.seen, TRAIN, args.batch, args.limit)
+            tables = {seen.dataset: seen.table, **tables}
+        draw_entropies(tables, "entropy", folder / "entropies.png")
+        speed = {str(args.batch): (1000 / shown.milliseconds).tolist()}
+        draw_model_statistics(shown.table, speed, folder / "models.png")
     if test and not models[0].classifies:
         inference = folder / "inference"
         points = time_curve(models, swept[record["stored"]], test, args.batch, inference, args.time_points)
@@ -143,7 +152,9 @@ def main(argv: list[str] | None = None) -> int:
     with atomic_write(output / "cascade.md") as file:
         file.write(to_markdown(record) + "\n")
     print(f"\n{to_markdown(record)}\n\nbest on the held-out images: {record['stored']}")
-    if not args.no_store:
+    if not args.no_store and not is_checkpoint(args.weights[0]):
+        print(f"not stored: {args.weights[0]} is no checkpoint that could carry it")
+    elif not args.no_store:
         members = [
             Member(model.name, stored_path(path, args.weights[0]), model.weights_hash())
             for model, path in zip(models, args.weights, strict=True)

@@ -1,5 +1,6 @@
 """An IDK cascade that runs: only the images that a model does not know reach the next one."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,9 +24,23 @@ class IDKCascadeModel:
     Attributes:
         name: for messages and tables.
         device: what its time is taken on, "cpu" or "cuda".
+        classifies: whether it answers with class probabilities (else with detections).
+        classes: what it knows, in the order of its probabilities; empty where nobody says.
+        weights: what it was loaded from, as a user names it; "" for a callable.
+        trained_on, tested_on: data sets, as far as is known.
+        own_milliseconds: an image, that are not taken by a clock here (a person's, a remote service's).
+        dtype: of what it computes with, for reports.
     """
 
     device = "cpu"
+    classifies = True
+    classes: Sequence[str] = ()
+    weights = ""
+    trained_on: Sequence[str] = ()
+    tested_on: Sequence[str] = ()
+    own_milliseconds = 0.0
+    dtype = torch.float32
+    _own_numbers: np.ndarray | None = None
 
     def __init__(self, name: str, predict: Callable[[Any], Any], cost: float) -> None:
         """
@@ -35,6 +50,33 @@ class IDKCascadeModel:
             cost: of an image, in a unit that all models of the IDK cascade share.
         """
         self.name, self._predict, self._cost = name, predict, float(cost)
+
+    def fit_classes(self, dataset: str, names: Sequence[str]) -> None:
+        """Hear what the labels of the records of ``dataset`` mean; the model may know more classes.
+
+        Raises:
+            ValueError: it lacks one.
+        """
+        if not self.classes or not names or list(self.classes) == list(names):
+            return
+        missing = [name for name in names if name not in self.classes]
+        if missing:
+            raise ValueError(
+                f"{self.name} knows {len(self.classes)} classes ({', '.join(self.classes[:5])}, ...), but not "
+                f"{', '.join(missing[:5])} of {dataset}: give models that know all {len(names)}."
+            )
+        self._own_numbers = np.array([list(self.classes).index(name) for name in names])
+
+    def check_images(self, records: Sequence[dict[str, Any]]) -> None:
+        """Whether the model can answer these images, before any model runs.
+
+        Raises:
+            ValueError: it cannot.
+        """
+
+    def weights_hash(self) -> str:
+        """Of what its answers depend on; "" where nobody knows."""
+        return ""
 
     def prepare(self, images: Any) -> Any:
         """From images to the input of ``answer``; not part of the time."""
@@ -55,6 +97,7 @@ class IDKCascadeModel:
             records: with the true class number under "label".
         """
         labels = np.array([int(record["label"]) for record in records])
+        labels = labels if self._own_numbers is None else self._own_numbers[labels]
         return (as_probabilities(answers, self.name).argmax(1) != labels).astype(np.float64)
 
 
@@ -68,6 +111,8 @@ class Run:
         costs: (n,) what was spent on each image, all models together.
         seconds: (N,) that the models ran; IDK classifiers are in ``deciding``.
         deciding: seconds of all IDK classifiers.
+        preparing: seconds of decoding and resizing, which are in neither.
+        processor: seconds of processor time of the models and IDK classifiers, all threads together.
     """
 
     answers: list[Any]
@@ -75,6 +120,8 @@ class Run:
     costs: np.ndarray
     seconds: np.ndarray
     deciding: float
+    preparing: float = 0.0
+    processor: float = 0.0
 
     @property
     def milliseconds(self) -> float:
@@ -108,22 +155,26 @@ class IDKCascade:
         count = len(images)
         answers: list[Any] = [None] * count
         level, costs = np.zeros(count, dtype=np.int64), np.zeros(count)
-        seconds, deciding, rows = np.zeros(len(self.models)), 0.0, np.arange(count)
+        seconds, rows = np.zeros(len(self.models)), np.arange(count)
+        deciding = preparing = processor = 0.0
         for number, model in enumerate(self.models):
             if not len(rows):
                 break
-            inputs = model.prepare(take(images, rows))
-            found, seconds[number] = timed(partial(model.answer, inputs), model.device)
+            inputs, taken = timed(partial(model.prepare, take(images, rows)), "cpu")
+            preparing += taken
+            found, taken, own = spent_on(partial(model.answer, inputs), model.device)
+            processor += own
             check_count(model, found, len(rows))
+            seconds[number] = taken + len(rows) * model.own_milliseconds / 1000
             costs[rows] += model.costs(inputs, found)
             for row, answer in zip(rows, found, strict=True):
                 answers[row] = answer
             level[rows] = number
             if number < len(self.rules):
-                h, taken = timed(partial(self.rules[number], found), "cpu")
-                deciding += taken
+                h, taken, own = spent_on(partial(self.rules[number], found), "cpu")
+                deciding, processor = deciding + taken, processor + own
                 rows = rows[np.asarray(h) > 0.5]
-        return Run(answers, level, costs, seconds, deciding)
+        return Run(answers, level, costs, seconds, deciding, preparing, processor)
 
     def run(self, images: Any, batch: int = 1) -> Run:
         """Many images, ``batch`` at a time; what remains undecided of a batch goes on at once, not with the next."""
@@ -134,6 +185,8 @@ class IDKCascade:
             np.concatenate([part.costs for part in parts] or [np.zeros(0)]),
             np.sum([part.seconds for part in parts], 0) if parts else np.zeros(len(self.models)),
             float(sum(part.deciding for part in parts)),
+            float(sum(part.preparing for part in parts)),
+            float(sum(part.processor for part in parts)),
         )
 
 
@@ -154,6 +207,13 @@ def timed(compute: Callable[[], Any], device: str) -> tuple[Any, float]:
     kept: list[Any] = []
     seconds = time_call(lambda: kept.append(compute()), device)
     return kept[0], seconds
+
+
+def spent_on(compute: Callable[[], Any], device: str) -> tuple[Any, float, float]:
+    """The result of ``compute``, its seconds, and its seconds of processor time, all threads together."""
+    before = time.process_time()
+    result, seconds = timed(compute, device)
+    return result, seconds, time.process_time() - before
 
 
 def check_count(model: IDKCascadeModel, answers: Sequence[Any], count: int) -> None:
@@ -190,7 +250,7 @@ def run_alone(model: IDKCascadeModel, images: Any, batch: int = 1) -> Alone:
         found, taken = timed(partial(model.answer, inputs), model.device)
         check_count(model, found, len(rows))
         spent += float(model.costs(inputs, found).sum())
-        seconds += taken
+        seconds += taken + len(rows) * model.own_milliseconds / 1000
         answers.extend(found)
     return Alone(answers, spent / len(answers), 1000 * seconds / len(answers))
 

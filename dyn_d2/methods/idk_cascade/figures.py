@@ -1,4 +1,5 @@
-"""IDK cascades as pictures: what they give for what they cost (Figs. 4.3, 4.4), where uncertainty lies (Fig. 4.5)."""
+"""IDK cascades as pictures: the models (Fig. 4.2), what cascades give for what they cost (Figs. 4.3, 4.4), and where
+uncertainty lies (Fig. 4.5)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -74,6 +75,71 @@ def draw_uncertainty(tables: Mapping[str, PredictionTable], name: str, path: str
     for axis in axes[-1]:
         axis.set_xlabel(name.replace("_", " "))
     axes[0, 0].legend(fontsize=8)
+    return save_figure(figure, path)
+
+
+def draw_entropies(tables: Mapping[str, PredictionTable], name: str, path: str | Path) -> Path:
+    """Fig. 4.5: how the measure ``name`` of each model is distributed over the images of each set, as shares of the
+    set. A model that has learned its training images by heart is far surer of them than of held-out ones.
+
+    Args:
+        tables: what to call the images -> the table; all of the same models.
+    """
+    first = next(iter(tables.values()))
+    figure = Figure(figsize=(4.0 * len(first.names), 3.0), layout="constrained")
+    axes = figure.subplots(1, len(first.names), squeeze=False)[0]
+    for number, (axis, model) in enumerate(zip(axes, first.names, strict=True)):
+        values = {title: measure(name, table.outputs[number]) for title, table in tables.items()}
+        least, most = min(v.min() for v in values.values()), max(v.max() for v in values.values())
+        bins = np.linspace(least, max(most, least + 1e-9), 30)
+        for place, (title, own) in enumerate(values.items()):
+            share = np.full(len(own), 1 / len(own))
+            label = f"{title}: mean {own.mean():.3f}"
+            axis.hist(own, bins, weights=share, color=f"C{place}", alpha=0.45, label=label)
+        axis.set(title=model, xlabel=name.replace("_", " "), ylabel="share of the images", yscale="log")
+        axis.legend(fontsize=7)
+        axis.spines[["top", "right"]].set_visible(False)
+    return save_figure(figure, path)
+
+
+def right_by_many(losses: np.ndarray) -> np.ndarray:
+    """(N + 1,) share of the images that exactly 0, 1, ..., N models answer rightly.
+
+    Args:
+        losses: (N, n) of zeros and ones.
+    """
+    right = (losses < 0.5).sum(0)
+    return np.bincount(right, minlength=len(losses) + 1) / max(losses.shape[1], 1)
+
+
+def draw_model_statistics(table: PredictionTable, throughput: Mapping[str, Sequence[float]], path: str | Path) -> Path:
+    """Fig. 4.2: multiply-adds, accuracy and throughput of the models, and how many images at least k of them answer
+    rightly.
+
+    Args:
+        throughput: batch size -> images a second of each model; may be empty.
+    """
+    figure = Figure(figsize=(13.0, 3.0), layout="constrained")
+    cost, accuracy, speed, many = figure.subplots(1, 4)
+    places = np.arange(len(table.names))
+    cost.bar(places, table.costs / 1e9, color="#4477aa")
+    cost.set(ylabel="multiply-adds (1e9)", title="(a)")
+    accuracy.bar(places, 100 * table.accuracies, color="#4477aa")
+    accuracy.set(ylabel="accuracy (%)", title="(b)")
+    for number, (batch, own) in enumerate(throughput.items()):
+        width = 0.8 / len(throughput)
+        speed.bar(places + (number - (len(throughput) - 1) / 2) * width, own, width, label=f"batch {batch}")
+    speed.set(ylabel="images a second" if throughput else "not measured", title="(c)")
+    if throughput:
+        speed.legend(fontsize=8)
+    for axis in (cost, accuracy, speed):
+        axis.set_xticks(places, table.names, rotation=20, fontsize=7)
+    at_least = right_by_many(table.losses)[::-1].cumsum()[::-1][1:]
+    many.bar(np.arange(1, len(at_least) + 1), 100 * at_least, color="#4477aa")
+    many.set(ylabel="images (%)", xlabel="right under at least so many models", title="(d)")
+    many.set_xticks(np.arange(1, len(at_least) + 1))
+    for axis in (cost, accuracy, speed, many):
+        axis.spines[["top", "right"]].set_visible(False)
     return save_figure(figure, path)
 
 

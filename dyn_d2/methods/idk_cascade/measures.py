@@ -13,6 +13,14 @@ def confidence(outputs: Any) -> np.ndarray:
     return as_probabilities(outputs).max(1)
 
 
+def margin(outputs: Any) -> np.ndarray:
+    """(n,) by how much the most probable class leads the second; small where the model is uncertain.
+
+    Not in Wang et al.: of a thousand classes an entropy counts a tail that says little about which of two it is."""
+    best = np.sort(as_probabilities(outputs), 1)
+    return best[:, -1] - best[:, -2]
+
+
 def entropy(outputs: Any) -> np.ndarray:
     """(n,) H = -sum_j m(x)_j log m(x)_j in nats (Eq. 4.6), 0 log 0 = 0; from 0 to log k.
 
@@ -54,12 +62,13 @@ def _scores(output: Any) -> np.ndarray:
 # Name -> function of n outputs of a model. Those of boxes are ours: Wang et al. 2018 have classifiers only.
 MEASURES: dict[str, Callable[[Any], np.ndarray]] = {
     "confidence": confidence,
+    "margin": margin,
     "entropy": entropy,
     "box_entropy_max": _of_boxes(np.max),
     "box_entropy_mean": _of_boxes(np.mean),
     "box_entropy_sum": _of_boxes(np.sum),
 }
-SMALL_IS_UNCERTAIN = ("confidence",)
+SMALL_IS_UNCERTAIN = ("confidence", "margin")
 
 
 def measure(name: str, outputs: Any) -> np.ndarray:

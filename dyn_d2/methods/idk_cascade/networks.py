@@ -49,6 +49,8 @@ class NetworkModel(IDKCascadeModel):
         """
         self.name, self.cfg, self.model, self.classes = name, cfg, model.eval(), list(classes)
         self.classifies = cfg.MODEL.META_ARCHITECTURE in CLASSIFIERS
+        self.weights, self.trained_on, self.tested_on = cfg.MODEL.WEIGHTS, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST
+        self.dtype = next(model.parameters()).dtype
         self.device = "cuda" if cfg.MODEL.DEVICE.startswith("cuda") else "cpu"
         self._mapper = mapper or build_mapper(cfg, dataset, is_train=False)
         self._counted: dict[tuple[int, ...], float] = {}
@@ -69,6 +71,17 @@ class NetworkModel(IDKCascadeModel):
         cfg, model, described = loaded
         mapper = None if dataset else partial(_of_image, predictor_of(loaded))
         return cls(name or default_name(weights), cfg, model, dataset, described.get("classes", ()), mapper)
+
+    def fit_classes(self, dataset: str, names: Sequence[str]) -> None:
+        """
+        Raises:
+            ValueError: it was trained for others, or in another order: its own evaluator could not judge it.
+        """
+        if self.classes and names and self.classes != list(names):
+            raise ValueError(
+                f"{self.name} knows {len(self.classes)} classes ({', '.join(self.classes[:5])}, ...), {dataset} "
+                f"has {len(names)} ({', '.join(names[:5])}, ...): they have to be the same in the same order."
+            )
 
     def weights_hash(self) -> str:
         return weights_hash(self.model)

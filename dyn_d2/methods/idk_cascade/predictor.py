@@ -10,7 +10,6 @@ from dyn_d2.engine.predictor import Answer, Labels
 
 from .calibration import ENTRY, load_idk_cascade
 from .execution import IDKCascade
-from .networks import NetworkModel
 
 
 class IDKCascadePredictor:
@@ -27,8 +26,7 @@ class IDKCascadePredictor:
     def load(cls, weights: str, opts: Sequence[str] = ()) -> "IDKCascadePredictor":
         """From the checkpoint of the first model; errors as of ``load_idk_cascade``."""
         cascade, _ = load_idk_cascade(weights, "", opts)
-        first = cascade.models[0]
-        return cls(cascade, first.classes if isinstance(first, NetworkModel) else ())
+        return cls(cascade, cascade.models[0].classes)
 
     @classmethod
     def of_checkpoint(cls, weights: str, opts: Sequence[str]) -> "IDKCascadePredictor | None":

@@ -24,7 +24,7 @@ from dyn_d2.utils.measure import describe_machine
 from detectron2.data import DatasetCatalog
 
 from .calibrators import calibrate, candidates, check_method
-from .execution import IDKCascade, Run, collect, realised
+from .execution import IDKCascade, IDKCascadeModel, Run, collect, realised
 from .networks import NetworkModel
 from .outcome import Outcome, evaluate, oracle
 from .search import Candidate, Goal, GoalNotReachedError, front
@@ -44,7 +44,7 @@ class Measured:
     milliseconds: np.ndarray
 
 
-def check_models(models: Sequence[NetworkModel], held_out: str, test: str = "") -> None:
+def check_models(models: Sequence[IDKCascadeModel], held_out: str, test: str = "") -> None:
     """
     Raises:
         KeyError: a data set is not registered.
@@ -60,13 +60,9 @@ def check_models(models: Sequence[NetworkModel], held_out: str, test: str = "") 
     for dataset in filter(None, (held_out, test)):
         names = ensure_classes(dataset)
         for model in models:
-            if model.classes and names and model.classes != names:
-                raise ValueError(
-                    f"{model.name} knows {len(model.classes)} classes ({', '.join(model.classes[:5])}, ...), {dataset} "
-                    f"has {len(names)} ({', '.join(names[:5])}, ...): they have to be the same in the same order."
-                )
-    trained = {name for model in models for name in model.cfg.DATASETS.TRAIN}
-    tested = {name for model in models for name in model.cfg.DATASETS.TEST} | ({test} if test else set())
+            model.fit_classes(dataset, names)
+    trained = {name for model in models for name in model.trained_on}
+    tested = {name for model in models for name in model.tested_on} | ({test} if test else set())
     if held_out == test:
         raise ValueError(f"{test} cannot be both the held-out and the test set.")
     problem = held_out_problem(held_out, trained, tested)
@@ -87,7 +83,7 @@ def check_order(table: PredictionTable) -> None:
         )
 
 
-def answer_all(models: Sequence[NetworkModel], dataset: str, split: str, batch: int, limit: int = 0) -> Measured:
+def answer_all(models: Sequence[IDKCascadeModel], dataset: str, split: str, batch: int, limit: int = 0) -> Measured:
     """Run each model on all images of a registered data set, or on ``limit`` of them, evenly spread.
 
     Raises:
@@ -98,6 +94,8 @@ def answer_all(models: Sequence[NetworkModel], dataset: str, split: str, batch: 
         records = [records[i] for i in np.linspace(0, len(records) - 1, limit).astype(int)]
     if not records:
         raise ValueError(f"{dataset} is empty: there is nothing to {'calibrate' if split == HELD_OUT else 'test'} on.")
+    for model in models:
+        model.check_images(records)
     logger.info(f"{dataset}: {len(records)} images, {len(models)} models")
     table, ms = collect(models, records, lambda m, answers: m.losses(records, answers), split, batch)
     return Measured(dataset, records, table, ms)
@@ -159,6 +157,11 @@ def judge(
     return main_metric(evaluator.evaluate() or {})
 
 
+def plain_metric(accuracy: float) -> dict[str, Any]:
+    """Top-1 accuracy of models that bring no evaluator, as ``judge`` gives it."""
+    return {"task": "classification", "name": "top1_accuracy", "value": 100 * accuracy}
+
+
 def expected_row(name: str, outcome: Outcome, milliseconds: np.ndarray, images: int) -> dict[str, Any]:
     """A row of the report from a table: costs of 1e9 multiply-adds, time by how many images reach each model."""
     return {
@@ -177,13 +180,16 @@ def realised_row(name: str, run: Run, test: Measured) -> dict[str, Any]:
 
 
 def run_on_test(
-    models: Sequence[NetworkModel], chosen: Candidate, test: Measured, batch: int, folder: Path
+    models: Sequence[IDKCascadeModel], chosen: Candidate, test: Measured, batch: int, folder: Path
 ) -> tuple[Run, dict[str, Any]]:
     """Run the IDK cascade on the test images, judged by their evaluator."""
     cascade = IDKCascade(models, chosen.rules)
     cascade(test.records[:batch])  # warm
     run = cascade.run(test.records, batch)
-    return run, judge(models[0], test.dataset, run.answers, test.records, folder)
+    own = [model for model in models if isinstance(model, NetworkModel)]
+    if len(own) < len(models):  # they may differ in the classes that they know
+        return run, plain_metric(realised(run, test.table).accuracy)
+    return run, judge(own[0], test.dataset, run.answers, test.records, folder)
 
 
 def time_curve(
@@ -214,7 +220,7 @@ def time_curve(
 
 
 def report(
-    models: Sequence[NetworkModel],
+    models: Sequence[IDKCascadeModel],
     held_out: Measured,
     test: Measured | None,
     found: dict[str, Candidate | str],
@@ -225,25 +231,29 @@ def report(
     sets = [held_out] if test is None else [held_out, test]
     described = []
     for i, model in enumerate(models):
-        entry = {"name": model.name, "weights": model.cfg.MODEL.WEIGHTS, "gflops": float(held_out.table.costs[i]) / 1e9}
+        entry = {"name": model.name, "weights": model.weights, "gflops": float(held_out.table.costs[i]) / 1e9}
         entry["sets"] = {
             part.dataset: {"accuracy": float(part.table.accuracies[i]), "milliseconds": float(part.milliseconds[i])}
             for part in sets
         }
         if test is not None:
-            entry["metric"] = judge(model, test.dataset, test.table.outputs[i], test.records, folder)
+            entry["metric"] = (
+                judge(model, test.dataset, test.table.outputs[i], test.records, folder)
+                if isinstance(model, NetworkModel)
+                else plain_metric(float(test.table.accuracies[i]))
+            )
         described.append(entry)
     return {
         "models": described,
         "oracle": {part.dataset: oracle(part.table).record() for part in sets},
         "methods": {name: _of_method(models, held_out, test, chosen, batch, folder) for name, chosen in found.items()},
         "batch": batch,
-        "machine": describe_machine(models[0].device, next(models[0].model.parameters()).dtype),
+        "machine": describe_machine(models[0].device, models[0].dtype),
     }
 
 
 def _of_method(
-    models: Sequence[NetworkModel],
+    models: Sequence[IDKCascadeModel],
     held_out: Measured,
     test: Measured | None,
     chosen: Candidate | str,

@@ -15,8 +15,17 @@ from torch.nn import functional as F
 
 from dyn_d2.utils.seeds import derive_seed
 
-from .measures import measure
-from .outcome import Outcome, evaluate, expected_cost, expected_loss, levels, objective, outcome_of_levels
+from .measures import SMALL_IS_UNCERTAIN, measure
+from .outcome import (
+    Outcome,
+    answering_level,
+    evaluate,
+    expected_cost,
+    expected_loss,
+    levels,
+    objective,
+    outcome_of_levels,
+)
 from .rules import PUBLISHED_WIDTHS, Logistic, Network, NetworkRule
 from .search import Candidate, Goal
 from .table import PredictionTable
@@ -39,25 +48,31 @@ def cost_aware_candidates(
         steps: of Adam on batches of 512; Wang 2020 has "stochastic gradient descent" without a rate.
     """
     values = np.stack([measure(name, outputs) for outputs in table.outputs[:-1]])
+    sign = -1 if name in SMALL_IS_UNCERTAIN else 1  # the search begins with sigmoids that rise
     weights, costs = np.asarray(lambdas, dtype=np.float64), table.costs / table.costs[-1]
     if joint:
-        slopes, intercepts = fit_logistic(values, table.losses, costs, weights, steps=steps)
+        slopes, intercepts = fit_logistic(sign * values, table.losses, costs, weights, steps=steps)
+        slopes = sign * slopes
     else:
         slopes, intercepts = _fit_one_by_one(name, values, table.losses, costs, weights, steps)
     found = []
     for row, weight in enumerate(weights):
         rules = tuple(Logistic(name, *pair) for pair in zip(slopes[row], intercepts[row], strict=True))
-        found.append(Candidate(rules, evaluate(table, rules), {"lambda": float(weight)}))
+        # From the values at hand: the rules would take the measure of all outputs again for every lambda.
+        h = np.stack([rule.of_values(own) for rule, own in zip(rules, values, strict=True)])
+        outcome = outcome_of_levels(answering_level(h), table.losses, table.costs)
+        found.append(Candidate(rules, outcome, {"lambda": float(weight)}))
     return found
 
 
 def _fit_one_by_one(name: str, values, losses, costs, weights, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    sign = -1 if name in SMALL_IS_UNCERTAIN else 1
     reaching = np.ones((len(weights), values.shape[1]))
     slopes, intercepts = [], []
     for level, own in enumerate(values):
         pair = [level, len(losses) - 1]
-        slope, intercept = fit_logistic(own[None], losses[pair], costs[pair], weights, reaching, steps)
-        slopes.append(slope[:, 0])
+        slope, intercept = fit_logistic(sign * own[None], losses[pair], costs[pair], weights, reaching, steps)
+        slopes.append(sign * slope[:, 0])
         intercepts.append(intercept[:, 0])
         h = [Logistic(name, a, b).of_values(own) for a, b in zip(slopes[-1], intercepts[-1], strict=True)]
         reaching = reaching * (np.stack(h) > 0.5)
@@ -85,30 +100,72 @@ def fit_logistic(
     """
     mean, std = values.mean(1, keepdims=True), values.std(1, keepdims=True) + 1e-12
     counting = np.ones((len(weights), values.shape[1])) if reaching is None else reaching
-    x, e, c, lam, count = (torch.from_numpy(np.asarray(part)).float()
+    x, e, c, lam, count = (np.asarray(part, dtype=np.float32)
                            for part in ((values - mean) / std, losses, costs, weights, counting))  # fmt: skip
-    begin = torch.stack([torch.quantile(x, q, dim=1) for q in _STARTS])  # S x M
-    slope = torch.full((len(_STARTS), len(lam), len(x), 1), 4.0, requires_grad=True)
-    intercept = (-4.0 * begin[:, None, :, None]).repeat(1, len(lam), 1, 1).requires_grad_()
-
-    def total(h: Tensor, rows: Tensor | slice) -> Tensor:  # S x L
-        each = expected_loss(h, e[:, rows]) + lam[:, None] * expected_cost(h, c)
-        return (each * count[:, rows]).mean(-1)
-
-    optimizer = torch.optim.Adam([slope, intercept], lr=0.1)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    begin = np.quantile(x, _STARTS, axis=1)  # S x M
+    line = np.empty((2, len(_STARTS), len(lam), len(x), 1), dtype=np.float32)  # slopes, intercepts
+    line[0], line[1] = 4.0, -4.0 * begin[:, None, :, None]
+    step = _Adam(line, 0.1, steps)
     generator = torch.Generator().manual_seed(derive_seed("idk logistic", values.shape[1]))
     for _ in range(steps):
-        rows = torch.randint(values.shape[1], (min(_BATCH, values.shape[1]),), generator=generator)
-        optimizer.zero_grad()
-        total(torch.sigmoid(slope * x[:, rows] + intercept), rows).sum().backward()
-        optimizer.step()
-        schedule.step()
-    with torch.no_grad():
-        best = torch.stack([total((slope[i] * x + intercept[i] > 0).float(), slice(None)) for i in range(len(slope))])
-        chosen = best.argmin(0), torch.arange(len(lam))
-        a, b = (part[chosen][..., 0].double().numpy() for part in (slope, intercept))
+        rows = torch.randint(values.shape[1], (min(_BATCH, values.shape[1]),), generator=generator).numpy()
+        h = _sigmoid(line[0] * x[:, rows] + line[1])
+        slope = gradient(h, e[:, rows], c, lam[:, None]) * h * (1 - h) * count[:, None, rows]
+        step(np.stack([(slope * x[:, rows]).mean(-1, keepdims=True), slope.mean(-1, keepdims=True)]))
+    best = np.stack([_hard(line[0, i] * x + line[1, i] > 0, e, c, lam, count) for i in range(len(begin))])
+    a, b = line[..., 0][:, best.argmin(0), np.arange(len(lam))].astype(np.float64)
     return a / std[:, 0], b - a * mean[:, 0] / std[:, 0]
+
+
+def gradient(h: np.ndarray, losses: np.ndarray, costs: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """(..., M, n) derivative with respect to each h of an image's part of J (Eq. 4.12, with 4.15 and 4.16).
+
+    J is linear in each h: passing an image on trades this model's loss for what is to come after it. Written out it
+    takes a tenth of the time of automatic differentiation, whose tensors are too small here.
+
+    Args:
+        h: (..., M, n).
+        losses: (N, n).
+        costs: (N,).
+        weight: lambda, of a shape that fits (..., n).
+    """
+    found = np.empty_like(h)
+    to_come = losses[-1] + weight * costs[-1]  # of an image that reaches the last model
+    for level in reversed(range(h.shape[-2])):
+        found[..., level, :] = to_come - losses[level]
+        p = h[..., level, :]
+        to_come = weight * costs[level] + (1 - p) * losses[level] + p * to_come
+    reach = np.cumprod(h[..., :-1, :], -2)
+    found[..., 1:, :] *= reach
+    return found
+
+
+def _hard(h: np.ndarray, losses: np.ndarray, costs: np.ndarray, weight: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """(L,) J under decisions h (L, M, n) of zeros and ones."""
+    decided = torch.from_numpy(h.astype(np.float32))
+    each = expected_loss(decided, torch.from_numpy(losses)).numpy()
+    each = each + weight[:, None] * expected_cost(decided, torch.from_numpy(costs)).numpy()
+    return (each * count).mean(-1)
+
+
+def _sigmoid(scores: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.clip(scores, -80, 80)))  # float32 overflows beyond 88
+
+
+class _Adam:
+    """Adam (Kingma and Ba 2015) on one array, in place; its rate falls to zero along a cosine."""
+
+    def __init__(self, values: np.ndarray, rate: float, steps: int) -> None:
+        self._values, self._rate, self._steps, self._done = values, rate, steps, 0
+        self._mean, self._square = np.zeros_like(values), np.zeros_like(values)
+
+    def __call__(self, slope: np.ndarray) -> None:
+        rate = self._rate * (1 + np.cos(np.pi * self._done / self._steps)) / 2
+        self._done += 1
+        self._mean += 0.1 * (slope - self._mean)
+        self._square += 0.001 * (slope**2 - self._square)
+        mean, square = self._mean / (1 - 0.9**self._done), self._square / (1 - 0.999**self._done)
+        self._values -= (rate * mean / (np.sqrt(square) + 1e-8)).astype(np.float32)
 
 
 def refined(make: Callable[[Sequence[float]], list[Candidate]], goal: Goal, lambdas: Sequence[float]) -> Candidate:

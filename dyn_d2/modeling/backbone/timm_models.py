@@ -147,9 +147,10 @@ def _check_name(timm: ModuleType, name: str) -> None:
         )
 
 
-def _create(timm: ModuleType, name: str, channels: int, from_hub: bool) -> tuple["TimmNetwork", bool]:
-    """The whole model without its classifier, and whether it takes images of any size."""
-    arguments = {"num_classes": 0, "pretrained": from_hub} | ({} if channels == 3 else {"in_chans": channels})
+def _create(timm: ModuleType, name: str, channels: int, from_hub: bool, classifies: bool) -> tuple["TimmNetwork", bool]:
+    """The whole model, with its classifier only where it ``classifies``, and whether it takes images of any size."""
+    arguments = {"pretrained": from_hub} | ({} if classifies else {"num_classes": 0})
+    arguments |= {} if channels == 3 else {"in_chans": channels}
     fixed = timm.get_pretrained_cfg(name).fixed_input_size
     try:
         if fixed:
@@ -171,17 +172,17 @@ def _create(timm: ModuleType, name: str, channels: int, from_hub: bool) -> tuple
 
 
 def _create_or_wait(
-    timm: ModuleType, name: str, channels: int, from_hub: bool, checkpoint: str
+    timm: ModuleType, name: str, channels: int, from_hub: bool, checkpoint: str, classifies: bool
 ) -> tuple["TimmNetwork", bool, bool]:
     """``_create``, and whether its weights are the hub's: where that cannot be reached, but a ``checkpoint`` of
     everything is loaded later, they are random."""
     try:
-        created = _create(timm, name, channels, from_hub)
+        created = _create(timm, name, channels, from_hub, classifies)
     except UserError as error:
         if not checkpoint:
             raise
         logger.warning(f"{error} Going on, as MODEL.WEIGHTS {checkpoint} is to give all weights.")
-        return *_create(timm, name, channels, False), False
+        return *_create(timm, name, channels, False, classifies), False
     if from_hub:
         logger.info(f"timm's {name} starts from the weights of timm's hub")
     return *created, from_hub
@@ -256,6 +257,22 @@ def build_pooled_model(name: str, weights: str) -> TimmModel:
     return model
 
 
+def build_timm_classifier(name: str, weights: str) -> TimmModel:
+    """A whole model of timm with its classifier, in evaluation mode: normalised images (N, 3, H, W) -> (N, K) scores
+    before the soft-max. It has no levels, and its parameters are frozen.
+
+    Args:
+        name, weights: as MODEL.TIMM.NAME and MODEL.TIMM.WEIGHTS.
+
+    Raises:
+        UserError, ValueError, FileNotFoundError: as of ``build_timm_model``.
+    """
+    start = _start(name, weights, 3, "", classifies=True)
+    model = start.filled(start.module.state_dict(), {}, 3)
+    model.module.eval().requires_grad_(False)
+    return model
+
+
 @dataclass(frozen=True)
 class _Start:
     """A whole model, and what it is filled with.
@@ -292,14 +309,14 @@ class _Start:
         )
 
 
-def _start(name: str, source: str, channels: int, checkpoint: str) -> _Start:
+def _start(name: str, source: str, channels: int, checkpoint: str, classifies: bool = False) -> _Start:
     timm = import_timm()
     _check_name(timm, name)
     package = package_for(name) if source == PRETRAINED else None
     if package is not None and package.path() is None:
         package = None
     from_hub = source == PRETRAINED and package is None
-    module, any_size, pretrained = _create_or_wait(timm, name, channels, from_hub, checkpoint)
+    module, any_size, pretrained = _create_or_wait(timm, name, channels, from_hub, checkpoint, classifies)
     return _Start(name, source, module, any_size, package, from_hub, pretrained)
 
 

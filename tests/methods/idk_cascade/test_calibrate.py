@@ -46,7 +46,9 @@ def test_classifiers(tmp_path, classifiers, capsys):
         tmp_path, classifiers, "--held-out", "digits_train_held_out", "--test", "digits_test", "--budget", "1.2",
         "--lambdas", "0.01", "0.2",
     )  # fmt: skip
-    assert record["methods"].keys() == {"confidence", "entropy", "cost_aware", "oblivious"}
+    assert record["methods"].keys() == {
+        "confidence", "entropy", "margin", "cost_aware", "cost_aware_margin", "oblivious",
+    }  # fmt: skip
     assert record["goal"] == {"accuracy": None, "budget": 1.2}
     for name in ("confidence", "entropy"):
         expected, realised = record["methods"][name]["rows"]
@@ -55,7 +57,7 @@ def test_classifiers(tmp_path, classifiers, capsys):
         reached = realised["reach"][1]
         costs = [model["gflops"] for model in record["models"]]
         assert realised["gflops"] == pytest.approx(costs[0] + reached * costs[1])
-    for file in ("curves.png", "uncertainty.png"):
+    for file in ("curves.png", "uncertainty.png", "models.png", "entropies.png"):
         assert (tmp_path / "out" / file).stat().st_size > 5000
     assert "| entropy" in (tmp_path / "out" / "cascade.md").read_text()
     _, about = load_idk_cascade(classifiers[0], "digits_test")

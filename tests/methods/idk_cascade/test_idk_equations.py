@@ -159,7 +159,7 @@ def test_tables_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match="at least two models"):
         PredictionTable.of_classifiers(["a"], [good], [0, 1, 0], [1], "held_out")
     with pytest.raises(ValueError, match="no measure of uncertainty"):
-        measure("margin", good)
+        measure("spread", good)
     with pytest.raises(ValueError, match="they are probabilities"):
         measure("box_entropy_max", [np.array([1.5])])
     with pytest.raises(ValueError, match="need 1 IDK classifiers, not 2"):

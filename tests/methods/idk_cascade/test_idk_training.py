@@ -7,13 +7,14 @@ from idk_tables import random_table
 from sklearn.linear_model import LogisticRegression
 
 from dyn_d2.methods.idk_cascade.calibrators import calibrate
-from dyn_d2.methods.idk_cascade.measures import entropy
-from dyn_d2.methods.idk_cascade.outcome import evaluate
+from dyn_d2.methods.idk_cascade.measures import entropy, margin
+from dyn_d2.methods.idk_cascade.outcome import evaluate, objective
 from dyn_d2.methods.idk_cascade.rules import Logistic, Network, NetworkRule, Threshold, rule_from_state
 from dyn_d2.methods.idk_cascade.search import Goal
 from dyn_d2.methods.idk_cascade.table import PredictionTable
 from dyn_d2.methods.idk_cascade.training import (
     cost_aware_candidates,
+    gradient,
     network_candidates,
     oblivious_candidate,
     oblivious_network_candidate,
@@ -105,3 +106,23 @@ def test_rules_survive_a_checkpoint(tmp_path):
     for broken in ({"kind": "oracle"}, {"kind": "threshold"}, {}):
         with pytest.raises(ValueError, match="calibrate it again"):
             rule_from_state(broken)
+
+
+def test_the_written_out_gradient_is_that_of_j():
+    table = random_table(4, images=30)
+    generator = np.random.default_rng(1)
+    h = torch.from_numpy(generator.uniform(size=(2, 3, 30))).requires_grad_()
+    weights = torch.tensor([0.1, 0.7], dtype=torch.float64)
+    losses, costs = torch.from_numpy(table.losses), torch.from_numpy(table.costs)
+    objective(h, losses, costs, weights).sum().backward()
+    found = gradient(h.detach().numpy(), table.losses, table.costs, weights.numpy()[:, None])
+    assert np.allclose(found / 30, h.grad.numpy(), atol=1e-12)
+
+
+def test_cost_aware_on_a_margin_passes_on_small_ones():
+    table = random_table(images=400)
+    (found,) = cost_aware_candidates(table, "margin", [0.1])
+    values = margin(table.outputs[0])
+    best = min(_objective(table, evaluate(table, [Threshold("margin", a)]), 0.1) for a in [2.0, *values])
+    assert found.rules[0].slope < 0 and _objective(table, found.outcome, 0.1) <= best + 0.012
+    assert found.outcome == evaluate(table, found.rules)
