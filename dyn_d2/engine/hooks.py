@@ -1,6 +1,8 @@
 """Hooks of DynTrainer."""
 
+import logging
 import math
+import time
 from typing import Any
 
 import torch
@@ -10,6 +12,8 @@ from dyn_d2.utils.seeds import seed_all
 
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer
 from detectron2.utils import comm
+
+logger = logging.getLogger(__name__)
 
 
 class DivergenceError(UserError, FloatingPointError):
@@ -25,6 +29,27 @@ class StepSeeds(HookBase):
 
     def before_step(self) -> None:
         seed_all(self._seed, "step", comm.get_rank(), self.trainer.iter)
+
+
+class FirstSteps(HookBase):
+    """Says that training moves, and for how long it will, before the first line of losses comes."""
+
+    SAID = (1, 5)  # iterations
+
+    def before_train(self) -> None:
+        self._began = time.perf_counter()
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1 - self.trainer.start_iter
+        if done not in self.SAID or not comm.is_main_process():
+            return
+        seconds = (time.perf_counter() - self._began) / done
+        left = self.trainer.max_iter - self.trainer.iter - 1
+        minutes, rest = divmod(round(left * seconds), 60)
+        logger.info(
+            f"iteration {self.trainer.iter + 1} of {self.trainer.max_iter}: {seconds:.2f} s each so far, about "
+            f"{minutes}:{rest:02d} (min:s) to go"
+        )
 
 
 class LossGuard(HookBase):

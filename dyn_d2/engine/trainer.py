@@ -22,7 +22,7 @@ from dyn_d2.data.resumable import EvaluationLoader, ResumableLoader, build_resum
 from dyn_d2.method import methods
 from dyn_d2.modeling.build import build_model
 from dyn_d2.modeling.freeze import VerifyFrozen, has_frozen_parts
-from dyn_d2.utils.atomic import remove_leftovers
+from dyn_d2.utils.atomic import atomic_write, remove_leftovers
 from dyn_d2.utils.seeds import seed_all
 
 from detectron2.data import MetadataCatalog
@@ -33,7 +33,7 @@ from detectron2.utils.events import EventWriter, get_event_storage, has_event_st
 
 from .feature_cache import FreshFeatures, evaluated_from_cache, predictor_alone
 from .frozen_maps import heads_alone
-from .hooks import DivergenceError, LossAverages, LossGuard, StepSeeds
+from .hooks import DivergenceError, FirstSteps, LossAverages, LossGuard, StepSeeds
 from .inputs import inputs_of
 from .lr_schedules import HALVING, POLY, halving_schedule, poly_schedule
 from .optimizers import chosen_optimizer
@@ -101,7 +101,7 @@ class DynTrainer(DefaultTrainer):
     def build_model(cls, cfg) -> nn.Module:
         """The model of ``cfg`` with the parts of MODEL.FREEZE frozen."""
         model = build_model(cfg)
-        logging.getLogger("detectron2.engine.defaults").info(f"Model:\n{model}")  # where the parent logs it
+        _note_model(cfg, model)
         return model
 
     @classmethod
@@ -169,6 +169,7 @@ class DynTrainer(DefaultTrainer):
         self._guard = LossGuard(self.model, _batch_hint(cfg))
         self._scalars = KeepScalars(self._writers, cfg.TEST.EVAL_PERIOD)
         own = [StepSeeds(cfg.SEED), self._guard, LossAverages(self.checkpointer.model), self._scalars]
+        own.append(FirstSteps())
         if has_frozen_parts(self.checkpointer.model):
             own += [VerifyFrozen(self.checkpointer.model), FreshFeatures(self.checkpointer.model)]
         for method in methods():
@@ -262,6 +263,20 @@ def evaluate(cfg) -> dict[str, Any]:
 def _iterations_done(cfg) -> int | None:
     """Iterations that the model under training has seen; None outside of training."""
     return min(get_event_storage().iter + 1, cfg.SOLVER.MAX_ITER) if has_event_storage() else None
+
+
+def _note_model(cfg, model: nn.Module) -> None:
+    """Its size in the log, and all of its modules, hundreds of lines, in OUTPUT_DIR/model.txt."""
+    parameters = list(model.parameters())
+    learned = sum(p.numel() for p in parameters if p.requires_grad)
+    path = Path(cfg.OUTPUT_DIR, "model.txt")
+    if comm.is_main_process() and path.parent.is_dir():
+        with atomic_write(path) as file:
+            file.write(f"{model}\n")
+    logger.info(
+        f"Model: {type(model).__name__}, {sum(p.numel() for p in parameters):,} parameters, {learned:,} of them learn; "
+        f"its modules are in {path}"
+    )
 
 
 def _batch_hint(cfg) -> str:

@@ -7,13 +7,17 @@ Naming: T IoU thresholds, R recall points, K classes, A area ranges.
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from tabulate import tabulate
 
-from detectron2.data import Metadata
+from dyn_d2.data.registered import registered_records
+
+from detectron2.data import DatasetCatalog, Metadata
+from detectron2.structures import BoxMode
 
 from .checked import CheckedCOCOEvaluator, evaluate_nothing
 
@@ -97,9 +101,49 @@ def group_results(
         ]
         text = tabulate(rows, headers=["classes", *per_class], tablefmt="pipe", disable_numparse=True)
         logger.info("%s of %s by classes:\n%s", task, metadata.name, text)
+        zero = [name for name, value in zip(classes, leading, strict=True) if value < 0.05]
+        if found_nothing := [name for name in zero if name in metadata.get("novel_classes", ())]:
+            logger.warning(f"{task}: {why_nothing(metadata, found_nothing)}")
     for metric in shown:
         results |= {f"{metric}-{name}": float(value) for name, value in zip(classes, per_class[metric], strict=True)}
     return results
+
+
+def why_nothing(metadata: Metadata, novel: Sequence[str]) -> str:
+    """Why novel classes may have an AP of 0, as far as the data tell, and what to try.
+
+    Args:
+        metadata: of the test set.
+    """
+    shots = (metadata.get("few_shot", None) or {}).get("shots")
+    sizes = _middle_sizes(metadata)
+    small = [f"{name} {sizes[name]:.0f} pixels" for name in novel if sizes.get(name, math.inf) < 32]
+    few = f"{shots} examples of each are few: try a larger FEW_SHOT.SHOTS, or other ones (FEW_SHOT.SEED)"
+    reasons = [few] if shots else []
+    if small:
+        reasons.append(
+            f"their objects are small ({', '.join(small)}, the middle of all): try larger INPUT.MIN_SIZE_TRAIN and "
+            "MIN_SIZE_TEST, and smaller MODEL.ANCHOR_GENERATOR.SIZES"
+        )
+    reasons.append(
+        "features that were learned from the base classes, and frozen, may not tell them apart: try FEW_SHOT.INIT "
+        "novel, a longer FEW_SHOT.FINETUNE.MAX_ITER, or FEW_SHOT.METHOD ft_full, which freezes nothing"
+    )
+    listed = "".join(f"\n  - {reason}" for reason in reasons)
+    return f"AP is 0 for the novel classes {', '.join(novel)}. What may be behind it:{listed}"
+
+
+def _middle_sizes(metadata: Metadata) -> dict[str, float]:
+    """Class -> median of the square root of the boxes' areas in a test set, in pixels of its images."""
+    sizes: dict[str, list[float]] = {}
+    if metadata.name not in DatasetCatalog.list():
+        return {}
+    for record in registered_records(metadata.name):
+        for annotation in record.get("annotations", ()):
+            x0, y0, x1, y1 = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+            name = metadata.thing_classes[annotation["category_id"]]
+            sizes.setdefault(name, []).append(math.sqrt(max(0.0, (x1 - x0) * (y1 - y0))))
+    return {name: float(np.median(values)) for name, values in sizes.items()}
 
 
 def _mean_precision(precision: np.ndarray) -> np.ndarray:

@@ -1,15 +1,24 @@
-"""What one process at a time may do: write to a folder, make a file."""
+"""What one process at a time may do: write to a folder, make a file.
 
-import fcntl
+The locks are filelock's, of the operating system (flock, or that of Windows): they are gone with the process.
+"""
+
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from .errors import UserError
 
-_held: dict[str, int] = {}  # folder -> descriptor of its lock, which is open as long as it is held
+_held: dict[str, FileLock] = {}  # folder -> its lock, as long as this process holds it
+_LOCK, _OWNER = ".lock", ".lock_owner"  # another than the lock, which who asks for it may empty
+
+
+def _lock(path: str | os.PathLike) -> FileLock:
+    return FileLock(os.fspath(path), thread_local=False)
 
 
 @contextmanager
@@ -19,8 +28,7 @@ def one_at_a_time(path: str | os.PathLike) -> Iterator[None]:
     Args:
         path: of the lock, a file that stays.
     """
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with _lock(path):
         yield
 
 
@@ -38,23 +46,23 @@ def hold_folder(folder: str | os.PathLike) -> None:
     if key in _held:
         return
     Path(key).mkdir(parents=True, exist_ok=True)
-    path = os.path.join(key, ".lock")
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    lock, owner = _lock(os.path.join(key, _LOCK)), Path(key, _OWNER)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.read(descriptor, 32).decode().strip()
-        os.close(descriptor)
+        lock.acquire(timeout=0)
+    except Timeout:
+        number = ""
+        with suppress(OSError):
+            number = owner.read_text(encoding="utf-8").strip()
         raise FolderInUse(
-            f"process {owner or '(unknown)'} is writing to {folder}: wait until it ends, stop it, or choose another "
+            f"process {number or '(unknown)'} is writing to {folder}: wait until it ends, stop it, or choose another "
             "OUTPUT_DIR."
         ) from None
-    except OSError:  # a file system without locks
-        os.close(descriptor)
-        return
-    os.truncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
-    _held[key] = descriptor
+    except (OSError, NotImplementedError):
+        if not os.access(key, os.W_OK):
+            raise
+        return  # a file system without locks
+    _held[key] = lock
+    owner.write_text(f"{os.getpid()}\n", encoding="utf-8")
 
 
 @contextmanager
@@ -65,7 +73,7 @@ def released_after() -> Iterator[None]:
         yield
     finally:
         for key in _held.keys() - before:
-            os.close(_held.pop(key))
+            _held.pop(key).release()
 
 
 def wait_until_free(folder: str | os.PathLike, seconds: float) -> None:
@@ -78,11 +86,17 @@ def wait_until_free(folder: str | os.PathLike, seconds: float) -> None:
 
 def is_held(folder: str | os.PathLike) -> bool:
     """Whether some process, this one or another, holds ``folder``."""
-    try:
-        with open(os.path.join(folder, ".lock")) as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if os.path.realpath(folder) in _held:
         return True
-    except OSError:  # nobody has trained there, or a file system without locks
+    path = Path(folder, _LOCK)
+    if not path.is_file():  # nobody has trained there
         return False
+    lock = _lock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):  # a file system without locks, or a folder of others
+        return False
+    lock.release()
     return False

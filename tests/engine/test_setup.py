@@ -203,7 +203,7 @@ def test_a_key_of_a_stage_wins_over_one_for_all_stages_beside_it(tmp_path, caplo
 
 
 def test_stage_keys_of_the_yaml() -> None:
-    cfg = read_cfg(str(CONFIGS / "custom.yaml"), ["FEW_SHOT.STAGE", "finetune"])
+    cfg = read_cfg(str(CONFIGS / "custom_gpu.yaml"), ["FEW_SHOT.STAGE", "finetune"])
     assert stage_schedule(cfg) == {"BASE_LR": 0.001, "MAX_ITER": 4000, "STEPS": (3500,), "WARMUP_ITERS": 10}
     cfg.FEW_SHOT.METHOD = "ft"
     assert stage_schedule(cfg)["MAX_ITER"] == 400 and stage_schedule(cfg)["STEPS"] == (350,)

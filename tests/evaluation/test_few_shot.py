@@ -248,3 +248,25 @@ def test_lvis_groups_agree_with_its_own_rare_ap(tmp_path, cfg):
     assert result["nAP"] == pytest.approx(result["APr"], abs=1e-6) and result["nAP"] > 0
     assert result["bAP"] == pytest.approx((result["APc"] + result["APf"]) / 2, abs=1e-6)
     assert "float" not in vars(np), "the alias that lvis needs must not stay behind"
+
+
+def test_a_novel_class_that_is_never_found_is_explained(caplog):
+    from dyn_d2.data.few_shot.sources import forget
+    from dyn_d2.evaluation.class_groups import group_results
+
+    from detectron2.data import DatasetCatalog
+
+    box = {"category_id": 1, "bbox": [0, 0, 12, 12], "bbox_mode": BoxMode.XYXY_ABS}
+    record = {"file_name": "a.png", "image_id": 1, "height": 64, "width": 64, "annotations": [box]}
+    DatasetCatalog.register("never_found", lambda: [record])
+    metadata = MetadataCatalog.get("never_found")
+    metadata.set(thing_classes=["ant", "bee"], novel_classes=["bee"], few_shot={"shots": 3})
+    try:
+        with caplog.at_level("WARNING", "dyn_d2"):
+            group_results({"AP": np.array([0.0, 7.0])}, metadata, {"n{}": ["bee"]}, (), "bbox")
+            assert not caplog.text
+            group_results({"AP": np.array([7.0, 0.0])}, metadata, {"n{}": ["bee"]}, (), "bbox")
+    finally:
+        forget("never_found")
+    for part in ("AP is 0 for the novel classes bee", "3 examples", "bee 12 pixels", "FEW_SHOT.METHOD ft_full"):
+        assert part in caplog.text

@@ -101,7 +101,7 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
         partial = path.with_suffix(".yaml.tmp")
         partial.write_text(cfg.dump())
         partial.replace(path)
-        logger.info("The full config is in %s:\n%s", path, cfg.dump())
+        logger.info("The full config is in %s", path)
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     if not getattr(args, "eval_only", False):
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK

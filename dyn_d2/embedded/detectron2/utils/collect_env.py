@@ -20,7 +20,7 @@ def _describe(package: str) -> str:
 
 
 def collect_env_info() -> str:
-    """A table of versions and devices, and torch's build settings."""
+    """A table of versions and devices."""
     rows = [("sys.platform", sys.platform), ("Python", sys.version.replace("\n", ""))]
     rows += [(package, _describe(package)) for package in _PACKAGES]
     rows.append(("CPU threads", torch.get_num_threads()))
@@ -31,7 +31,7 @@ def collect_env_info() -> str:
         rows.append((f"GPU {index}", f"{device.name}, {memory:.0f} GiB, arch {device.major}.{device.minor}"))
     if not torch.cuda.is_available():
         rows.append(("GPU", "none: torch.cuda.is_available() == False"))
-    return tabulate(rows) + "\n" + torch.__config__.show()
+    return tabulate(rows)
 
 
 if __name__ == "__main__":
