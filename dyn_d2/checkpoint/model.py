@@ -10,11 +10,13 @@ from torch import nn
 from dyn_d2.config import add_dyn_d2_config
 from dyn_d2.config.ranges import check_ranges
 from dyn_d2.config.read import merge_opts, read_cfg
+from dyn_d2.method import methods
 from dyn_d2.modeling.build import build_model
 
 from detectron2.config import CfgNode, get_cfg
 
 from .checkpointer import METADATA, CheckpointError, DynCheckpointer, LoadReport, read_checkpoint
+from .labels import restore_metadata
 
 
 class LoadedModel(NamedTuple):
@@ -43,7 +45,7 @@ def load_model(weights: str, config_file: str = "", opts: Iterable[str] = ()) ->
     if config_file:
         cfg = read_cfg(config_file, opts)
     elif "config" in described:
-        cfg = _own_config(weights, described)
+        cfg = own_config(weights, described)
         merge_opts(cfg, opts)
     else:
         raise CheckpointError(
@@ -78,7 +80,19 @@ def model_of(cfg: CfgNode, weights: str = "") -> tuple[nn.Module, LoadReport]:
     return model.eval(), checkpointer.report
 
 
-def _own_config(weights: str, described: dict[str, Any]) -> CfgNode:
+def own_config(weights: str, described: dict[str, Any]) -> CfgNode:
+    """The config that a checkpoint carries, not frozen; what it refers to is made known.
+
+    Args:
+        weights: the file, for messages.
+        described: its "dyn_d2" entry.
+
+    Raises:
+        CheckpointError: the config cannot be used here.
+    """
+    for method in methods():
+        method.restore(described)
+    restore_metadata(described)
     cfg = get_cfg()
     add_dyn_d2_config(cfg)
     try:

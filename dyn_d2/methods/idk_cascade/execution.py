@@ -76,6 +76,13 @@ class Run:
     seconds: np.ndarray
     deciding: float
 
+    def __repr__(self) -> str:
+        shares = ", ".join(f"{100 * share:.0f} %" for share in _shares(self.level, len(self.seconds)))
+        mean = float(self.costs.mean()) if len(self.costs) else 0.0
+        return (
+            f"Run({len(self.answers)} images, by model: {shares}, mean cost {mean:.4g}, {self.milliseconds:.1f} ms an image)"
+        )
+
     @property
     def milliseconds(self) -> float:
         """Mean of an image, decisions included."""
@@ -135,6 +142,11 @@ class IDKCascade:
             np.sum([part.seconds for part in parts], 0) if parts else np.zeros(len(self.models)),
             float(sum(part.deciding for part in parts)),
         )
+
+
+def _shares(level: np.ndarray, models: int) -> np.ndarray:
+    """(N,) the share of the images that each model answered."""
+    return np.bincount(level, minlength=models)[:models] / max(len(level), 1)
 
 
 def take(images: Any, rows: np.ndarray) -> Any:
