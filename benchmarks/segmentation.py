@@ -12,7 +12,7 @@ Cases:
     region_stage  res4 and res5 of a dilated ResNet-50 on so many pixels, and all that belongs to it: finding the pixels
                   in the mask, gathering, tables of neighbours, residuals
     dsspn         DSSPN on the universal tree, with images that wake 6 to 10 neurons each. Training: a step of the fixed
-                  structure (dense) and of the dynamic one, forward, backward and SGD; of the neurons alone, of the head
+                  structure (dense: all neurons that the labels need) and of the dynamic one, forward, backward and SGD; of the neurons alone, of the head
                   (transition and neurons) and of the whole model (backbone and head). Evaluation: the fixed structure,
                   and a flat head (DeepLab's atrous pyramid straight to the classes), against the dynamic one
 
@@ -214,9 +214,14 @@ def _run(compute: Callable[[Tensor], Tensor], train: bool, x: Tensor) -> None:
 
 def dsspn_cases(args: argparse.Namespace) -> Iterator[Comparison]:
     """DSSPN over a ResNet of output stride 8; see the head of this file."""
+    for labels in args.labels:
+        yield from _dsspn_cases_of(labels, args)
+
+
+def _dsspn_cases_of(label_set: str, args: argparse.Namespace) -> Iterator[Comparison]:
     torch.manual_seed(0)
     net = _dilated_resnet(args.depth, args.device)
-    head = tree_head(args.labels, net.output_shape()).to(args.device)
+    head = tree_head(label_set, net.output_shape()).to(args.device)
     heads = {"fixed": copy.deepcopy(head), "dynamic": head}
     heads["fixed"].dynamic = False
     generator = torch.Generator().manual_seed(0)
@@ -224,7 +229,7 @@ def dsspn_cases(args: argparse.Namespace) -> Iterator[Comparison]:
     images = torch.randn(args.batch, 3, 8 * args.size, 8 * args.size, generator=generator).to(args.device)
     make = _dsspn_steps if args.train else _dsspn_evaluations
     for name, dense, dynamic in make(net, heads, images, labels.to(args.device)):
-        name += f", {sum(awake) / len(awake):.1f} of {len(head.plan.needed)} neurons an image"
+        name += f", {label_set}, {sum(awake) / len(awake):.1f} of {len(head.plan.needed)} neurons an image"
         yield Comparison(name, dense, dynamic, _flops(*dynamic.values()) / _flops(*dense.values()))
 
 
@@ -351,7 +356,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, help="height and width of the maps; default: 65, DSSPN 24 (192 pixels)")
     parser.add_argument("--batch", type=int, help="images; default: 1, DSSPN 4")
     labels = ["leaves", *load_hierarchy("universal").datasets]
-    parser.add_argument("--labels", default="leaves", choices=labels, help="of DSSPN: a data set of the universal tree")
+    parser.add_argument("--labels", nargs="+", default=["coco_stuff", "leaves"], choices=labels,
+                        help="of DSSPN: data sets of the universal tree, whose neurons alone the fixed structure runs (as "
+                             "in the paper), or all leaves with all neurons")  # fmt: skip
     parser.add_argument("--depth", type=int, default=50, help="of the ResNet")
     parser.add_argument("--train", action="store_true", help="forward and backward")
     parser.add_argument("--rounds", type=int, default=10)

@@ -114,6 +114,7 @@ class Method:
         later_few_shot_keys: config keys that only the fine-tuning stages of few-shot training read.
         published_names, file_formats: of weights that checkpoints may come in.
         evaluators: evaluator_type of metadata -> (cfg, data set, output folder, class groups) -> evaluator.
+        nodes_of_heads: nodes of keys of MODEL that only ROI heads read, so that feature maps do not depend on them.
         ranges: config key -> which values it may have (``config/rules.py``); "*" may stand for the beginning of a name.
     """
 
@@ -123,6 +124,7 @@ class Method:
     published_names: Sequence[PublishedNames] = ()
     file_formats: Sequence[FileFormat] = ()
     evaluators: Mapping[str, BuildEvaluator] = {}
+    nodes_of_heads: Sequence[str] = ()
     ranges: "Mapping[str, Rule]" = {}
 
     # ------------------------------------------------------------------------------------------------------ config

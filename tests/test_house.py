@@ -11,10 +11,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dyn_d2"
 METHODS = sorted(path.name for path in (PACKAGE / "methods").iterdir() if (path / "__init__.py").is_file())
 LAYERS = ("utils", "platform", "gating", "methods", "cli")
 TOP = {"cli", "__main__"}
-# How the methods are called in words, config keys and class names.
+# How the methods are called in words, config keys and class names. "YOLO" alone is also a format of annotations.
 WORDS = (
-    r"tfa(_\w+)?|fsrw|(feature )?re-?weight\w*|yolo\w*|lstd\w*|darknet\w*|meta_?rcnn|tafe_?\w*|shape_?prop\w*|dsspn\w*"
-    r"|pmn\w*|multi_?path\w*|idk\w*|(deep )?layer[_ ]?cascade\w*"
+    r"tfa(_\w+)?|fsrw|(feature )?re-?weight\w*|model\.yolo|yolo\w+|lstd\w*|darknet\w*|meta_?rcnn|tafe_?\w*"
+    r"|shape_?prop\w*|dsspn\w*|pmn\w*|multi_?path\w*|idk\w*|(deep )?layer[_ ]?cascade\w*"
 )
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from dyn_d2.config import add_dyn_d2_config
 from dyn_d2.config.ranges import check_ranges
 from dyn_d2.config.read import merge_opts, read_cfg
+from dyn_d2.data.custom import register_custom
 from dyn_d2.method import methods
 from dyn_d2.modeling.build import build_model
 
@@ -52,6 +53,7 @@ def load_model(weights: str, config_file: str = "", opts: Iterable[str] = ()) ->
             f"{weights} does not carry its config: give the yaml it was trained with (--config-file)."
         )
     cfg.MODEL.WEIGHTS = weights
+    make_known(cfg, described)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     check_ranges(cfg)
@@ -61,6 +63,14 @@ def load_model(weights: str, config_file: str = "", opts: Iterable[str] = ()) ->
     cfg.freeze()
     model, _ = model_of(cfg)
     return LoadedModel(cfg, model, described)
+
+
+def make_known(cfg: CfgNode, described: dict[str, Any]) -> None:
+    """Tell the catalogues what checkpoint and config say about data sets that are not registered here: a head may ask
+    for their labels."""
+    if cfg.DATASETS.CUSTOM.FORMAT and cfg.DATASETS.CUSTOM.CLASSES:
+        register_custom(cfg, files=False)
+    restore_metadata(described)
 
 
 def model_of(cfg: CfgNode, weights: str = "") -> tuple[nn.Module, LoadReport]:
@@ -92,7 +102,6 @@ def own_config(weights: str, described: dict[str, Any]) -> CfgNode:
     """
     for method in methods():
         method.restore(described)
-    restore_metadata(described)
     cfg = get_cfg()
     add_dyn_d2_config(cfg)
     try:

@@ -14,6 +14,8 @@ COMMANDS = {
     "demo": Command("dyn_d2.cli.demo:main", "what a checkpoint sees in images", Group.LOOK),
     "show-tree": Command("dyn_d2.cli.show_tree:main", "a concept tree, beside a data set", Group.LOOK),
     "check-data": Command("dyn_d2.cli.check_data:main", "find broken annotations and images", Group.DATA),
+    "convert": Command("dyn_d2.cli.convert:main", "annotations of other programs to COCO's json", Group.DATA),
+    "show-data": Command("dyn_d2.cli.show_data:main", "pictures of a data set, before training", Group.LOOK),
     "prepare digit-scenes": Command(
         "dyn_d2.cli.prepare_digit_scenes:main", "a small data set, made on the spot", Group.DATA
     ),

@@ -22,7 +22,11 @@ from detectron2.config import CfgNode
 from detectron2.utils.events import has_event_storage
 
 # Key -> its value where nothing has to be done. Methods add theirs.
-OPTIMIZER_KEYS: dict[str, Any] = {"SOLVER.OPTIMIZER": "SGD", "SOLVER.BACKBONE_LR_FACTOR": 1.0}
+OPTIMIZER_KEYS: dict[str, Any] = {
+    "SOLVER.OPTIMIZER": "SGD",
+    "SOLVER.POLICY_OPTIMIZER": "",
+    "SOLVER.BACKBONE_LR_FACTOR": 1.0,
+}
 LOADER_KEYS: dict[str, Any] = {"INPUT.RANDOM_SCALE": [], "DATALOADER.ONE_DATASET_PER_BATCH": False}
 PARTIAL_MASKS = "INPUT.PARTIAL_MASKS"
 _CLASSIFIER = "MODEL.ROI_BOX_HEAD.CLASSIFIER"

@@ -32,6 +32,7 @@ def derive(cfg: CfgNode, given: Iterable[str] = ()) -> None:
         ValueError: a key has a value that does not exist, or that cannot be used (``ranges.py``).
     """
     from dyn_d2.data.classification import apply_classification
+    from dyn_d2.data.custom import apply_custom
     from dyn_d2.data.few_shot import apply_few_shot
     from dyn_d2.engine.schedules import given_for_stage, stage_schedule
 
@@ -41,6 +42,7 @@ def derive(cfg: CfgNode, given: Iterable[str] = ()) -> None:
     def set_key(key: str, value: Any, why: str) -> None:
         set_unless_given(cfg, key, value, given, why)
 
+    apply_custom(cfg, set_key)
     if cfg.FEW_SHOT.BENCHMARK:
         few_shot = apply_few_shot_method(cfg, given)
         full = few_shot is not None and few_shot.full

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -28,6 +29,8 @@ FREE_KEYS = {
     "FEW_SHOT.CACHE": True,
     "FEW_SHOT.CACHE_GB": True,
     "FEW_SHOT.CACHE_DIR": True,
+    "FEATURE_CACHE.GB": True,
+    "FEATURE_CACHE.DIR": True,
     "SOLVER.CHECKPOINT_PERIOD": True,
     "SOLVER.PREFLIGHT": True,
     "SOLVER.ALLOW_CHANGED_INPUTS": True,
@@ -68,6 +71,17 @@ def differing_keys(old: dict[str, Any], new: CfgNode, free: Iterable[str] = tupl
         if before.get(key) != after.get(key):
             lines.append(f"{key}: {before.get(key)} -> {after.get(key)}")
     return lines
+
+
+def check_is_folder(path: str) -> None:
+    """Whether OUTPUT_DIR is a folder, or can become one.
+
+    Raises:
+        OutputDirError: it, or a folder above it, is a file.
+    """
+    there = next((part for part in (Path(path), *Path(path).parents) if part.exists()), None)
+    if there is not None and not there.is_dir():
+        raise OutputDirError(f"OUTPUT_DIR {path} cannot be made: {there} is a file. Choose another OUTPUT_DIR.")
 
 
 def check_output_dir(cfg: CfgNode, resume: bool) -> None:

@@ -7,11 +7,14 @@ from typing import Any
 
 import yaml
 
+from dyn_d2.data.imports import import_modules
+
 from detectron2.config import CfgNode, get_cfg
 
 from . import add_dyn_d2_config
 from .names import merge_config
 from .ranges import text_lists
+from .rules import names
 from .yaml_files import can_be_decoded
 
 
@@ -22,12 +25,15 @@ def read_cfg(config_file: str = "", opts: Iterable[str] = ()) -> CfgNode:
         KeyError: unknown key, with the nearest known one.
         FileNotFoundError: no such yaml file, and no config of that name.
         ValueError: the file is no yaml of keys; ``opts`` are no pairs; a value is of another type than its key.
+        UserError: a module of DATASETS.IMPORT cannot be imported.
     """
     cfg = get_cfg()
     add_dyn_d2_config(cfg)
     if config_file:
         _merge(cfg, lambda: merge_config(cfg, config_file, text_lists()), f"{config_file}: ")
     merge_opts(cfg, opts)
+    if names().fits(cfg.DATASETS.IMPORT):  # anything else is refused where all values are looked at
+        import_modules(cfg.DATASETS.IMPORT, config_file)
     return cfg
 
 

@@ -14,6 +14,8 @@ from .validity.voc import read_xml
 
 Record = dict[str, Any]
 
+_OTHER_IMAGES = (".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".tif", ".tiff", ".webp")
+
 
 def json_records(
     found: CocoContent,
@@ -80,9 +82,18 @@ def voc_record(dirname: str, image_id: str, classes: tuple[str, ...]) -> Record:
             }
         )
     return {
-        "file_name": str(Path(dirname) / "JPEGImages" / f"{image_id}.jpg"),
+        "file_name": str(_voc_image(Path(dirname) / "JPEGImages", image_id)),
         "image_id": image_id,
         "height": image.height,
         "width": image.width,
         "annotations": annotations,
     }
+
+
+def _voc_image(folder: Path, image_id: str) -> Path:
+    """The jpg of VOC, or, where people's folders have another ending, the image of that name."""
+    usual = folder / f"{image_id}.jpg"
+    if usual.is_file():
+        return usual
+    others = (folder / f"{image_id}{suffix}" for suffix in _OTHER_IMAGES)
+    return next((path for path in others if path.is_file()), usual)

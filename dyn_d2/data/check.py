@@ -28,7 +28,7 @@ from .validity.annotation import box_defect
 from .validity.coco import CocoContent, DataError, annotations_by_image, examine, image_file, looks_like_lvis, read_json
 from .validity.consumers import BOXES, EVALUATION, IMAGES, LABELS, LOADER, MASK_EVALUATION, MASKS, spoils
 from .validity.ground_truth import missing_lvis_fields
-from .validity.images import DeepImageError, opening_error, require_readable
+from .validity.images import DeepImageError, instead_of, opening_error, require_readable
 from .validity.records import examine_records
 from .validity.values import flag, identity, is_integer, shown
 from .validity.voc import image_ids, image_list
@@ -209,7 +209,7 @@ def check_image_files(files: Sequence[ImageFile], read_images: bool) -> list[Pro
     def look(file: ImageFile) -> Problem | None:
         path, image_id, width, height = file
         if not Path(path).is_file():
-            return Problem("missing_image", path, "not found", image_id)
+            return Problem("missing_image", path, f"not found{instead_of(path)}", image_id)
         if not read_images:
             return None
         try:

@@ -6,6 +6,7 @@ installed Detectron2 end in an assertion, or leave objects out, at files that th
 registered with any other function is what that function returns.
 """
 
+import difflib
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -32,6 +33,25 @@ def registered_records(name: str) -> list[dict[str, Any]]:
     if not isinstance(found, list | tuple | Dataset):
         raise DataError(f"the function that {name} is registered with returns {type(found).__name__}, not a list.")
     return list(cast(Iterable[Any], found))
+
+
+def unregistered(names: Iterable[str], key: str = "") -> str:
+    """What to say of names that no data set has: which there are; "" where all are registered.
+
+    Args:
+        key: of the config, that names them.
+    """
+    known = sorted(DatasetCatalog.list())
+    missing = [name for name in dict.fromkeys(names) if name not in known]
+    if not missing:
+        return ""
+    near = list(dict.fromkeys(n for name in missing for n in difflib.get_close_matches(name, known, 3, 0.5)))
+    mean = f" Did you mean {' or '.join(near)}?" if near else ""
+    return (
+        f"{key}{' names ' if key else 'data set '}{', '.join(missing)}, not registered.{mean} DATASETS.CUSTOM takes "
+        "your own data by keys, DATASETS.IMPORT a module that registers them. These are registered: "
+        f"{', '.join(known)}."
+    )
 
 
 def _is_detectron2s(name: str) -> bool:

@@ -20,7 +20,10 @@ from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 
+from .partial_masks import PartialMaskMapper
+
 OBJECTS = "image_objects"  # of a record: (bbox, bbox_mode) of all annotated objects of its image
+_MAPPERS = (DatasetMapper, PartialMaskMapper)
 _FINITE = (T.ResizeShortestEdge, T.RandomFlip)
 _REMEMBERED = 20_000  # inputs; a few-shot set has hundreds of records and a few views of each
 
@@ -69,7 +72,7 @@ class ViewInput(dict):
 
 def views_problem(mapper: Any, records: Sequence[dict[str, Any]]) -> str:
     """Why the views of these records are not known beforehand; "" where they are."""
-    if type(mapper) is not DatasetMapper:
+    if type(mapper) not in _MAPPERS:
         return f"images are mapped by {type(mapper).__name__}"
     other = [type(aug).__name__ for aug in mapper.augmentations.augs if type(aug) not in _FINITE]
     if other:
@@ -140,15 +143,16 @@ class ViewMapper:
     def _with_truth(self, record: dict[str, Any], view: View) -> dict[str, Any]:
         """The input but for what differs from one position to another; nobody may change it."""
         annotations = record["annotations"]
-        identity = (view.file_name, view.name, *((a["category_id"], *map(float, a["bbox"])) for a in annotations))
+        objects = ((a["category_id"], "segmentation" in a, *map(float, a["bbox"])) for a in annotations)
+        identity = (view.file_name, view.name, *objects)
         if identity not in self._made:
             if len(self._made) >= _REMEMBERED:
                 self._made.clear()
             # Detectron2's mapper changes what it gets.
             made = {**record, "view": view, "identity": identity, "annotations": copy.deepcopy(annotations)}
-            objects = made.pop(OBJECTS, [])
+            every = made.pop(OBJECTS, [])
             self._mapper._transform_annotations(made, view.transforms, view.size)
-            made["objects"] = _boxes(objects, view)
+            made["objects"] = _boxes(every, view)
             self._made[identity] = made
         return self._made[identity]
 

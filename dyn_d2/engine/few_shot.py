@@ -137,9 +137,15 @@ def plan(config_file: str, opts: Iterable[str]) -> list[Stage]:
     classes, K shots of the novel ones).
 
     Raises:
-        ValueError: FEW_SHOT.BENCHMARK is not set, or FEW_SHOT.INIT is unknown.
+        ValueError: FEW_SHOT.BENCHMARK is not set, FEW_SHOT.INIT is unknown, or a stage is given.
     """
     opts = list(opts)
+    given = dict(zip(opts[::2], opts[1::2], strict=False))
+    if FewShotStage.KEY in given:
+        raise ValueError(
+            f"{FewShotStage.KEY} is given as {given[FewShotStage.KEY]!r}, but all stages of FEW_SHOT.METHOD are "
+            "planned here: leave it out, or train that stage alone with dyn-d2 train."
+        )
 
     def stage(name: str, parents: list[Stage]) -> Stage:
         cfg = build_cfg(config_file, [*opts, "FEW_SHOT.STAGE", name])

@@ -18,7 +18,7 @@ from dyn_d2.data.classification import check_labels, has_labels, require_files
 from dyn_d2.data.classification.check import check_images
 from dyn_d2.data.examined import Examined
 from dyn_d2.data.few_shot.stages import BASE, is_fine_tuning
-from dyn_d2.data.registered import registered_records
+from dyn_d2.data.registered import registered_records, unregistered
 from dyn_d2.data.semantic import check_label_maps, has_label_maps
 from dyn_d2.evaluation import prepare_evaluation, with_evaluators_of_model
 from dyn_d2.evaluation.quiet import quiet_tables
@@ -61,10 +61,13 @@ def check_files(cfg) -> None:
         PreflightError: lists the data sets' missing json files and folders, and a missing MODEL.WEIGHTS.
     """
     missing: dict[str, list[str]] = {}  # what is not there -> the data sets that need it
-    for name in dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]):
+    for name in dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL, *cfg.DATASETS.TEST]):
         for what, needed_by in _missing_files(name):
             missing.setdefault(what, []).append(needed_by)
-    problems = [f"{_of_sets(names)}{what}" for what, names in missing.items()]
+    problems = [
+        text for key in ("TRAIN", "VAL", "TEST") if (text := unregistered(cfg.DATASETS[key], f"DATASETS.{key}"))
+    ]
+    problems += [f"{_of_sets(names)}{what}" for what, names in missing.items()]
     problems += _missing_packages(cfg)
     weights = cfg.MODEL.WEIGHTS
     if weights and "://" not in weights and not PathManager.isfile(weights.partition("?")[0]):

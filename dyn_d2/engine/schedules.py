@@ -111,7 +111,7 @@ def own_schedule(node: Mapping[str, float | int | Sequence[int]]) -> Keys:
     for key, value in node.items():
         if isinstance(value, Sequence) and not isinstance(value, str):
             given |= {key: tuple(value)} if value else {}
-        elif value >= 0 if key == "WARMUP_ITERS" else value:
+        elif value >= 0 if key in ("WARMUP_ITERS", "WEIGHT_DECAY") else value:
             given[key] = value
     return given
 

@@ -10,7 +10,7 @@ import torch
 
 from dyn_d2.backend import describe_backend
 from dyn_d2.config.derive import derive
-from dyn_d2.config.output_dir import OutputDirError, check_output_dir
+from dyn_d2.config.output_dir import OutputDirError, check_is_folder, check_output_dir
 from dyn_d2.config.read import read_cfg, read_yaml
 from dyn_d2.utils.atomic import atomic_write
 from dyn_d2.utils.lock import hold_folder
@@ -59,10 +59,11 @@ def setup(args: argparse.Namespace, check: Callable[[CfgNode], None] = lambda cf
 
     Raises:
         KeyError, ValueError: from ``build_cfg``, or MODEL.DEVICE is not there.
-        OutputDirError: OUTPUT_DIR belongs to another run.
+        OutputDirError: OUTPUT_DIR belongs to another run, or cannot be a folder.
         FolderInUse: another process trains into OUTPUT_DIR now.
     """
     cfg = read_cfg(args.config_file, args.opts)
+    check_is_folder(cfg.OUTPUT_DIR)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="dyn_d2")
     logger.info(describe_backend())
     derive(cfg, args.opts[::2])

@@ -17,7 +17,12 @@ RANGES: Rules = {
     "MODEL.POLICY.THRESHOLD": number(0, 1, above=True, below=True),
     "MODEL.POLICY.TEMPERATURE": positive(),
     "MODEL.POLICY.TARGET_RATE": positive_share(),
-    "MODEL.POLICY.SKIPNET.RELAXATION": choice("hard", "soft"),
+    "MODEL.POLICY.PLAN": names(),
+    "MODEL.POLICY.BUDGET.SHARE": number(0, 1),
+    "MODEL.POLICY.BUDGET.BY": choice("penalty", "price"),
+    "MODEL.POLICY.BUDGET.WEIGHT": number(0),
+    "MODEL.POLICY.BUDGET.RATE": number(0),
+    "MODEL.POLICY.SKIPNET.RELAXATION": choice("hard", "noisy", "soft"),
     "MODEL.POLICY.SKIPNET.ALPHA": number(0),
     "MODEL.POLICY.SKIPNET.BETA": number(0),
     "MODEL.POLICY.SKIPNET.WEIGHT": number(0),
@@ -50,6 +55,7 @@ RANGES: Rules = {
     "SOLVER.GATE_LR_FACTOR": number(0),
     "SOLVER.GATE_WEIGHT_DECAY": number(),
     **stage_ranges("SOLVER.SECOND_STAGE"),
+    **stage_ranges("SOLVER.FIXED_STAGE"),
 }
 
 
@@ -90,8 +96,11 @@ def _add_policy_keys(cfg: CN) -> None:
     # "cdb", "convnet_aig", "blockdrop", "random_skip", "fixed", or one that a method brings (dyn_d2/methods).
     cfg.MODEL.POLICY.NAME = "all_open"
     # Stage of its training: "sp" or "hrl" of SkipNet, "joint" or "finetune" of DeepMoE, "pretrain" or "joint" of
-    # BlockDrop; "" for the first.
+    # BlockDrop, "learn" of ConvNet-AIG and CDB; "" for the first. Last "fixed" (not DeepMoE, whose "finetune" is that):
+    # the policy stays as it is and decides as in evaluation, and the network trains on the routes that this gives.
     cfg.MODEL.POLICY.STAGE = ""
+    # Which of them dyn-d2 stages trains, in their order; [] for those of the paper, without "fixed".
+    cfg.MODEL.POLICY.PLAN = []
     # SkipNet, ConvNet-AIG, CDB, BlockDrop: what the probability of a unit has to exceed to run in evaluation; SkipNet's
     # stage "sp" trains with it too. Where images stop early: what the probability of going on has to exceed.
     cfg.MODEL.POLICY.THRESHOLD = 0.5
@@ -99,18 +108,23 @@ def _add_policy_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY.TEMPERATURE = 1.0
     # Share to run, in (0, 1]: r and e of CDB, t of ConvNet-AIG, of units for random_skip and fixed.
     cfg.MODEL.POLICY.TARGET_RATE = 0.7
+    # Share of the multiply-adds, gates included, that policies with probabilities are drawn to while they learn: 0 for no
+    # budget. BY "penalty": WEIGHT * (share - SHARE)^2; "price": a price of computation that changes by RATE * (share -
+    # SHARE) in each step.
+    cfg.MODEL.POLICY.BUDGET = CN({"SHARE": 0.0, "BY": "penalty", "WEIGHT": 10.0, "RATE": 0.05})
 
 
 def _add_skipnet_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY.SKIPNET = CN()
-    # Stage "sp": "hard" (rounded, gradient of the probability, Eq. 2.7) or "soft" (the probability, Table 2.3).
+    # Stage "sp": "hard" (rounded, gradient of the probability, Eq. 2.7), "noisy" (the same after logistic noise, so that
+    # gates far from the threshold are tried too) or "soft" (the probability, Table 2.3).
     cfg.MODEL.POLICY.SKIPNET.RELAXATION = "hard"
-    # alpha of Eq. 2.5: what skipping is worth against the loss, in stage "hrl".
-    cfg.MODEL.POLICY.SKIPNET.ALPHA = 0.1
-    # beta, weight of the loss in the return; 0: alpha / N (the relaxed reward), 1: as Eq. 2.5 has it.
-    cfg.MODEL.POLICY.SKIPNET.BETA = 0.0
-    # Weight of the REINFORCE term.
-    cfg.MODEL.POLICY.SKIPNET.WEIGHT = 0.01
+    # alpha of Eq. 2.5: what skipping everything is worth against the loss, in stage "hrl".
+    cfg.MODEL.POLICY.SKIPNET.ALPHA = 1.0
+    # beta, weight of the loss in the return; 1: as Eq. 2.5 has it, 0: alpha / N (the relaxed reward).
+    cfg.MODEL.POLICY.SKIPNET.BETA = 1.0
+    # Weight of the REINFORCE term, 1 in Eq. 2.6; with 0.01 the policy does not move in any published schedule.
+    cfg.MODEL.POLICY.SKIPNET.WEIGHT = 1.0
     # Subtracted from the return: "none" or "self_critical" (the return of the greedy path, at a second forward pass).
     cfg.MODEL.POLICY.SKIPNET.BASELINE = "none"
     # The last layer of the gates is divided by it once, when stage "hrl" starts; 0.05 in the authors' ImageNet code.
@@ -192,6 +206,8 @@ OPTIMIZER_KEYS.update({"SOLVER.GATE_LR_FACTOR": 1.0, "SOLVER.GATE_WEIGHT_DECAY":
 def _add_stage_keys(cfg: CN) -> None:
     # SOLVER keys of every training stage of a policy after its first (MODEL.POLICY.STAGE), so that one yaml serves all.
     cfg.SOLVER.SECOND_STAGE = stage_solver()
+    # The same of stage "fixed", for which SECOND_STAGE does not hold.
+    cfg.SOLVER.FIXED_STAGE = stage_solver()
     # The rate of the policy's parameters, as a factor on that of the others.
     cfg.SOLVER.GATE_LR_FACTOR = 1.0
     # The weight decay of the policy's parameters; negative: as the others.

@@ -32,6 +32,10 @@ class Decision:
         """bool, the shape of ``gate``: what runs."""
         return self.gate.detach() != 0
 
+    def detached(self) -> "Decision":
+        """The same without gradients: closed units then need not run in training either."""
+        return Decision(*(None if value is None else value.detach() for value in (self.gate, self.prob, self.log_prob)))
+
     @property
     def relaxed(self) -> bool:
         """Whether a gradient flows through the gate, so that training needs the output of closed units too."""
@@ -43,6 +47,20 @@ def hard_threshold(prob: Tensor, threshold: float = 0.5) -> Decision:
     hard = (prob.detach() > threshold).to(prob.dtype)
     # The difference in brackets is exactly 0, so that closed gates are.
     return Decision(hard + (prob - prob.detach()), prob)
+
+
+def noisy_threshold(logit: Tensor, threshold: float = 0.5, temperature: float = 1.0) -> Decision:
+    """``hard_threshold`` of the probability after logistic noise on ``logit``, straight through (the binary case of
+    Gumbel noise): a gate far from the threshold is tried the other way now and then, and learns what that is worth.
+
+    Args:
+        logit: logarithm of the odds, (N,).
+        threshold: of the noisy probability.
+        temperature: of the sigmoid.
+    """
+    uniform = torch.rand_like(logit).clamp(1e-6, 1 - 1e-6)
+    noisy = torch.sigmoid((logit + torch.logit(uniform)) / temperature)
+    return Decision(hard_threshold(noisy, threshold).gate, torch.sigmoid(logit / temperature))
 
 
 def soft(prob: Tensor) -> Decision:

@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from dyn_d2.checkpoint.checkpointer import LoadReport
 from dyn_d2.config.derive import SetKey
+from dyn_d2.engine.optimizers import train_by_adam
 from dyn_d2.engine.schedules import own_schedule
 from dyn_d2.method import Method, register_method
 
@@ -18,7 +19,7 @@ from detectron2.evaluation import DatasetEvaluator
 from . import config
 from .hooks import GateCollapse, separate_gates
 from .meta_arch import find_policy
-from .policies.base import Policy, policy_class
+from .policies.base import FIXED, Policy, check_plan, policy_class
 
 
 @register_method
@@ -30,12 +31,14 @@ class Gating(Method):
         config.add_keys(cfg)
 
     def derive(self, cfg: CfgNode, given: set[str], set_key: SetKey) -> None:
-        """MODEL.POLICY.STAGE -> SOLVER keys of SOLVER.SECOND_STAGE."""
+        """MODEL.POLICY.STAGE -> SOLVER keys of SOLVER.SECOND_STAGE or FIXED_STAGE."""
         stage = cfg.MODEL.POLICY.STAGE
+        check_plan(cfg)
         if stage not in policy_class(cfg).STAGES[1:]:
             return
-        for key, value in own_schedule(cfg.SOLVER.SECOND_STAGE).items():
-            if f"SOLVER.SECOND_STAGE.{key}" in given:  # the more special one wins
+        node = "FIXED_STAGE" if stage == FIXED else "SECOND_STAGE"
+        for key, value in own_schedule(cfg.SOLVER[node]).items():
+            if f"SOLVER.{node}.{key}" in given:  # the more special one wins
                 cfg.SOLVER[key] = value
             else:
                 set_key(f"SOLVER.{key}", value, "stage " + stage)
@@ -74,6 +77,8 @@ class Gating(Method):
         policy = find_policy(getattr(model, "backbone", None))
         if policy is not None:
             separate_gates(optimizer, policy, cfg.SOLVER.GATE_LR_FACTOR, cfg.SOLVER.GATE_WEIGHT_DECAY)
+            if cfg.SOLVER.POLICY_OPTIMIZER == "Adam" and cfg.SOLVER.OPTIMIZER == "SGD":
+                train_by_adam(optimizer, policy.parameters())
 
     def hooks(self, cfg: CfgNode, model: nn.Module) -> list[HookBase]:
         return [GateCollapse()] if find_policy(getattr(model, "backbone", None)) is not None else []

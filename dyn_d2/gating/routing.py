@@ -41,11 +41,11 @@ class Router:
             UserError: a policy that is trained by losses of its own, and no meta-architecture that adds them.
         """
         recorded = current_trace()
-        if recorded is None and policy.training and policy.adds_losses and torch.is_grad_enabled():
+        if recorded is None and policy.training and policy.adds_to_task and torch.is_grad_enabled():
             raise UserError(
                 f"{type(policy).__name__} is trained by losses that this meta-architecture would not add: set "
                 "MODEL.META_ARCHITECTURE to DynamicRCNN, DynamicRetinaNet, DynamicSegmentor or ImageClassifier (own "
-                "code runs the backbone inside dyn_d2.gating.recording() and adds policy.losses)."
+                "code runs the backbone inside dyn_d2.gating.recording() and adds policy.training_losses)."
             )
         self.trace = Trace() if recorded is None else recorded
         self._context = self.trace.context
@@ -68,6 +68,8 @@ class Router:
         """
         unit: Unit = self._policy.units[self._next]
         decision = self._policy.decide(self._next, features, self._context.state)
+        if self._policy.frozen:  # through the features there would be a gradient even so
+            decision = decision.detached()
         cost = self._policy.decision_cost(self._next, *features.shape[-2:])
         if cost:
             self.trace.add_fixed(f"policy.{unit.name}", cost, features, gate=True)

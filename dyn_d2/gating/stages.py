@@ -13,7 +13,7 @@ from dyn_d2.config.derive import build_cfg
 from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.stages import Stage, StageError
 from dyn_d2.gating.meta_arch.dynamic import find_policy
-from dyn_d2.gating.policies.base import policy_class
+from dyn_d2.gating.policies.base import FIXED, check_plan, policy_class
 
 from detectron2.config import CfgNode
 
@@ -26,7 +26,8 @@ class PolicyStage(Stage):
     KEY = "MODEL.POLICY.STAGE"
 
     def later_keys(self) -> tuple[str, ...]:
-        return () if self.parents else ("SOLVER.SECOND_STAGE", *policy_class(self.cfg).LATER_KEYS)
+        fixed = () if self.name == FIXED else ("SOLVER.FIXED_STAGE", "MODEL.POLICY.PLAN")
+        return fixed if self.parents else (*fixed, "SOLVER.SECOND_STAGE", *policy_class(self.cfg).LATER_KEYS)
 
     def initial_weights(self, resume: bool) -> Path | None:
         """The model of the stage before."""
@@ -43,9 +44,13 @@ def plan(config_file: str, opts: Iterable[str]) -> list[Stage]:
     opts = list(opts)
     stages: list[Stage] = []
     cfg = read_cfg(config_file, opts)
-    names = policy_class(cfg).STAGES
+    check_plan(cfg)
+    names = list(cfg.MODEL.POLICY.PLAN) or [name for name in policy_class(cfg).STAGES if name != FIXED]
     if len(names) < 2:
-        raise StageError(f"MODEL.POLICY.NAME {cfg.MODEL.POLICY.NAME} is trained in one stage: use dyn-d2 train.")
+        raise StageError(
+            f"MODEL.POLICY.NAME {cfg.MODEL.POLICY.NAME} is trained in one stage: use dyn-d2 train, or name several in "
+            "MODEL.POLICY.PLAN."
+        )
     for name in names:
         cfg = build_cfg(config_file, [*opts, PolicyStage.KEY, name])
         stages.append(PolicyStage(name, Path(cfg.OUTPUT_DIR) / name, cfg, stages[-1:]))
@@ -59,17 +64,21 @@ def describe_policy(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
     return {"name": cfg.MODEL.POLICY.NAME, "stage": cfg.MODEL.POLICY.STAGE or policy_class(cfg).STAGES[0]}
 
 
-def previous_stage(cfg: CfgNode) -> str:
-    """The stage whose result stage MODEL.POLICY.STAGE starts from; "" for the first."""
+def previous_stages(cfg: CfgNode) -> tuple[str, ...]:
+    """The stages whose result stage MODEL.POLICY.STAGE may start from, the nearest first; () for the first stage."""
     stages, stage = policy_class(cfg).STAGES, cfg.MODEL.POLICY.STAGE
-    return stages[stages.index(stage) - 1] if stage in stages[1:] else ""
+    if stage not in stages[1:]:
+        return ()
+    before = stages[: stages.index(stage)][::-1]
+    return before if stage == FIXED else before[:1]
 
 
 def warn_of_other_stage(cfg: CfgNode, report: LoadReport) -> None:
     """Say so where a model is evaluated as one of another stage than it was trained in: some policies decide nothing in
     their first."""
-    trained, stage = report.metadata.get("policy") or {}, cfg.MODEL.POLICY.STAGE or policy_class(cfg).STAGES[0]
-    if trained and trained["name"] == cfg.MODEL.POLICY.NAME and trained["stage"] != stage:
+    first = policy_class(cfg).STAGES[0]
+    trained, stage = report.metadata.get("policy") or {}, cfg.MODEL.POLICY.STAGE or first
+    if trained and trained["name"] == cfg.MODEL.POLICY.NAME and (trained["stage"] or first) != stage:
         logger.warning(
             f"{report.source} was trained in stage {trained['stage']} of {trained['name']}, but is evaluated as one of "
             f"stage {stage}: add MODEL.POLICY.STAGE {trained['stage']}."
@@ -85,20 +94,21 @@ def enter_stage(cfg: CfgNode, model: nn.Module, report: LoadReport) -> None:
     Raises:
         CheckpointError: a later stage, and the weights are not those of the stage before it.
     """
-    policy, before, own = find_policy(getattr(model, "backbone", None)), previous_stage(cfg), cfg.MODEL.POLICY
+    policy, before, own = find_policy(getattr(model, "backbone", None)), previous_stages(cfg), cfg.MODEL.POLICY
     if policy is None or not before:
         return
-    remedy = f"set MODEL.WEIGHTS to the model_final.pth of stage {before}, or let dyn-d2 stages run both"
+    first, trained = policy_class(cfg).STAGES[0], report.metadata.get("policy") or {}
+    named = " or ".join(before)
+    remedy = f"set MODEL.WEIGHTS to the model_final.pth of stage {named}, or let dyn-d2 stages run both"
     if report.source == "nothing":
         raise CheckpointError(
-            f"MODEL.POLICY.STAGE {own.STAGE} of {own.NAME} starts from the result of stage {before}, but MODEL.WEIGHTS "
+            f"MODEL.POLICY.STAGE {own.STAGE} of {own.NAME} starts from the result of stage {named}, but MODEL.WEIGHTS "
             f"is empty: {remedy}."
         )
-    trained = report.metadata.get("policy") or {}
-    if trained and (trained["name"] != own.NAME or trained["stage"] not in (before, own.STAGE)):
+    if trained and (trained["name"] != own.NAME or (trained["stage"] or first) not in (*before, own.STAGE)):
         raise CheckpointError(
             f"{report.source} is of {trained['name']}, stage {trained['stage'] or '(the only one)'}, but "
-            f"MODEL.POLICY.STAGE {own.STAGE} of {own.NAME} starts from its stage {before}: {remedy}."
+            f"MODEL.POLICY.STAGE {own.STAGE} of {own.NAME} starts from its stage {named}: {remedy}."
         )
     gates = {id(parameter) for parameter in policy.parameters()}
     tensors = model.state_dict(keep_vars=True)

@@ -4,7 +4,7 @@ The methods that use a tree and the IoU by level of the evaluation all read the 
 (format: ``files.py``); those in ``trees/`` go by name.
 """
 
-from .files import load_hierarchy, save_hierarchy, shipped_hierarchies
+from .files import load_hierarchy, save_hierarchy, shipped_hierarchies, written_out
 from .tree import Hierarchy, HierarchyError
 
-__all__ = ["Hierarchy", "HierarchyError", "load_hierarchy", "save_hierarchy", "shipped_hierarchies"]
+__all__ = ["Hierarchy", "HierarchyError", "load_hierarchy", "save_hierarchy", "shipped_hierarchies", "written_out"]

@@ -12,6 +12,7 @@ Two mappings; a concept that has no children needs no line of its own::
 A file may instead name another tree and the data sets that it is cut to: ``{cut_of: universal, datasets: [ade20k]}``.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from functools import cache
@@ -25,6 +26,7 @@ from dyn_d2.utils.atomic import atomic_write
 from .tree import Hierarchy, HierarchyError
 
 _SHIPPED = Path(__file__).with_name("trees")
+_WRITTEN = "tree "  # a config would read json alone as a mapping
 
 
 def shipped_hierarchies() -> tuple[str, ...]:
@@ -33,7 +35,7 @@ def shipped_hierarchies() -> tuple[str, ...]:
 
 
 def load_hierarchy(name_or_path: str | os.PathLike) -> Hierarchy:
-    """A shipped tree by its name, or the tree of a yaml file.
+    """A shipped tree by its name, the tree of a yaml file, or one that is written out (``written_out``).
 
     Raises:
         FileNotFoundError: there is neither such a tree nor such a file.
@@ -42,6 +44,8 @@ def load_hierarchy(name_or_path: str | os.PathLike) -> Hierarchy:
     text = os.fspath(name_or_path)
     if text in shipped_hierarchies():
         return _shipped(text)
+    if text.startswith(_WRITTEN):
+        return _read_out(text.removeprefix(_WRITTEN))
     path = Path(text).expanduser()
     if not path.is_file():
         if text in _carried:
@@ -58,7 +62,7 @@ _carried: dict[str, Hierarchy] = {}  # by the name that a config has for them
 def trees_to_carry(*names: str) -> dict[str, dict[str, Any]]:
     """What a checkpoint has to carry of these trees, so that its config can be used where their files are not: name ->
     content; those that dyn_d2 ships are everywhere."""
-    return {name: load_hierarchy(name).as_dict() for name in names if name and name not in shipped_hierarchies()}
+    return {name: load_hierarchy(name).as_dict() for name in names if name and written_out(name) != name}
 
 
 def take_carried(trees: Any) -> None:
@@ -78,10 +82,33 @@ def _shipped(name: str) -> Hierarchy:
     return _load(_SHIPPED / f"{name}.yaml", name)
 
 
+def written_out(name_or_path: str | os.PathLike) -> str:
+    """What stands for a tree in a config that has to do without files: of a shipped one its name, of a file its
+    content in one line, which ``load_hierarchy`` takes."""
+    text = os.fspath(name_or_path)
+    if text in shipped_hierarchies() or text.startswith(_WRITTEN):
+        return text
+    return _WRITTEN + json.dumps(load_hierarchy(text).as_dict())
+
+
+@cache
+def _read_out(text: str) -> Hierarchy:
+    name = "the concept tree of the config"
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise HierarchyError(f"{name} is no json: {error}") from error
+    return _of_content(content, name)
+
+
 def _load(path: Path, name: str) -> Hierarchy:
     content = _read(path, name)
     if set(content) == {"cut_of", "datasets"}:
         return _cut(content, path, name)
+    return _of_content(content, name)
+
+
+def _of_content(content: dict[str, Any], name: str) -> Hierarchy:
     if "concepts" not in content or set(content) - {"concepts", "datasets"}:
         raise HierarchyError(f"{name} has the keys {sorted(content)}: 'concepts' and 'datasets' are wanted.")
     concepts, datasets = content["concepts"] or {}, content.get("datasets") or {}

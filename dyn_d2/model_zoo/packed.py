@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dyn_d2.checkpoint import CheckpointError, read_checkpoint
 from dyn_d2.checkpoint.checkpointer import METADATA
-from dyn_d2.checkpoint.model import LoadedModel, own_config
+from dyn_d2.checkpoint.model import LoadedModel, make_known, own_config
 from dyn_d2.modeling.build import build_model
 from dyn_d2.utils.atomic import atomic_write
 from dyn_d2.utils.errors import UserError
@@ -127,6 +127,7 @@ def _config(file: str, described: dict[str, Any]) -> CfgNode:
     if "config" not in described:
         raise CheckpointError(f"{file} does not carry its config, without which nobody knows what it is.")
     cfg = own_config(file, described)
+    make_known(cfg, described)
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", str(file)
     cfg.freeze()
     return cfg

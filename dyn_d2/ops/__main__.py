@@ -8,12 +8,13 @@ import sys
 
 import torch
 
-from . import channel_conv, message_passing
+from . import channel_conv, message_passing, region_depthwise
 
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     ready = {"channel_conv": channel_conv.load(), "message_passing": message_passing.load()}
+    ready["region_depthwise"] = region_depthwise.load()
     if torch.cuda.is_available():
         ready["message_passing on GPU"] = message_passing.load("cuda")
     for name, compiled in ready.items():

@@ -4,6 +4,7 @@ torch's ``conv2d`` lays weights out anew in each call, which takes longer than t
 or small. Here that is done once; bias, a sum and ReLU are part of the same pass over the memory.
 """
 
+from math import inf
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
-from dyn_d2.ops.onednn import has_operators
+from dyn_d2.ops.onednn import Limit, has_operators, limit_of, pointwise, rectify_
 
 
 def _available() -> bool:
@@ -48,24 +49,24 @@ class PackedConv:
         self._groups = groups
         self._size: torch.Size | None = None  # of the last map; what packed weights are for
 
-    def __call__(self, x: Tensor, total: Tensor | None = None, *, relu: bool = False) -> Tensor:
+    def __call__(self, x: Tensor, total: Tensor | None = None, *, relu: Limit = False) -> Tensor:
         """
         Args:
             x: (N, C, H, W).
             total: (N, C', H', W'), to which the result is added before the activation, in place.
-            relu: whether ReLU is the activation; otherwise there is none.
+            relu: the activation: False for none, True for ReLU, 6.0 for ReLU6.
 
         Returns:
             (N, C', H', W'); ``total`` itself if that is given.
         """
+        limit = limit_of(relu)
         if self._packs:
             x = x.contiguous(memory_format=torch.channels_last)
             if self._pack(x) and (total is None or total.is_contiguous(memory_format=torch.channels_last)):
-                return self._run_packed(x, total, relu)
+                return self._run_packed(x, total, limit)
         weight = self._weight.to_dense() if self._weight.is_mkldnn else self._weight
         out = F.conv2d(x, weight, self._bias, self._stride, self._padding, self._dilation, self._groups)
-        out = out if total is None else total.add_(out)
-        return out.relu_() if relu else out
+        return rectify_(out if total is None else total.add_(out), limit)
 
     def _pack(self, x: Tensor) -> bool:
         """Whether the weights are packed for maps of the size of x; they are if the last map had it too."""
@@ -79,11 +80,14 @@ class PackedConv:
             )
         return True
 
-    def _run_packed(self, x: Tensor, total: Tensor | None, relu: bool) -> Tensor:
+    def _run_packed(self, x: Tensor, total: Tensor | None, limit: float | None) -> Tensor:
         layer = self._weight, self._bias, self._padding, self._stride, self._dilation, self._groups
         if total is None:
-            return torch.ops.mkldnn._convolution_pointwise(x, *layer, "relu" if relu else "none", [], "")
-        return torch.ops.mkldnn._convolution_pointwise_(total, x, *layer, "add", 1.0, "relu" if relu else None, [], "")
+            return torch.ops.mkldnn._convolution_pointwise(x, *layer, *pointwise(limit), "")
+        if limit is not None and limit < inf:
+            return rectify_(torch.ops.mkldnn._convolution_pointwise_(total, x, *layer, "add", 1.0, None, [], ""), limit)
+        relu = None if limit is None else "relu"
+        return torch.ops.mkldnn._convolution_pointwise_(total, x, *layer, "add", 1.0, relu, [], "")
 
 
 if _available():  # so that torch's FlopCounterMode sees them

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from dyn_d2.ops.onednn import has_operators
+from dyn_d2.ops.onednn import Limit, has_operators, limit_of, pointwise, rectify_
 
 _CPU_VALUES = 2**19  # gathered at a time for each CPU thread, which leaves room in its cache
 _PIXELS = 128, 256  # least and most that each CPU thread works on at a time
@@ -186,7 +186,7 @@ class RegionMatrix:
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """
         Args:
-            weight: (C', C, kh, kw), as ``conv2d`` takes it; there are no groups.
+            weight: (C', C, kh, kw), as ``conv2d`` takes it; with groups there is ``GroupedRegionMatrix``.
             bias: (C',) or None for 0.
         """
         self.kernel, self.outputs = tuple(weight.shape[2:]), len(weight)
@@ -195,32 +195,29 @@ class RegionMatrix:
         self._packed = matrix.device.type == "cpu" and matrix.dtype == torch.float32 and _available()
         self._matrix = torch.ops.mkldnn._reorder_linear_weight(matrix, _PIXELS[1]) if self._packed else matrix.t()
 
-    def times(self, values: Tensor, relu: bool = False) -> Tensor:
+    def times(self, values: Tensor, relu: Limit = False) -> Tensor:
         """(m, K * C) -> (m, C')."""
+        limit = limit_of(relu)
         if self._packed:
-            return torch.ops.mkldnn._linear_pointwise(
-                values, self._matrix, self._bias, "relu" if relu else "none", [], ""
-            )
-        out = torch.addmm(self._bias.to(values.dtype), values, self._matrix.to(values.dtype))
-        return out.relu_() if relu else out
+            return torch.ops.mkldnn._linear_pointwise(values, self._matrix, self._bias, *pointwise(limit), "")
+        return rectify_(torch.addmm(self._bias.to(values.dtype), values, self._matrix.to(values.dtype)), limit)
 
-    def __call__(self, rows: Tensor, taps: Taps | None, total: Tensor | None = None, *, relu: bool = False) -> Tensor:
+    def __call__(self, rows: Tensor, taps: Taps | None, total: Tensor | None = None, *, relu: Limit = False) -> Tensor:
         """activation(convolution + bias [+ a sum]) of the chosen pixels.
 
         Args:
             rows: what is gathered from; (n, C) of the chosen pixels themselves for a kernel of 1 x 1 without ``taps``.
             total: (n, C'), to which the result is added before the activation, in place.
-            relu: whether ReLU is the activation; otherwise there is none.
+            relu: the activation: False for none, True for ReLU, 6.0 for ReLU6.
 
         Returns:
             (n, C'); ``total`` itself if that is given.
         """
         out = total
         for start, end, values in _pieces(rows, taps):
-            part = self.times(values, relu and total is None)[: end - start]
+            part = self.times(values, relu if total is None else False)[: end - start]
             if total is not None:
-                own = total[start:end].add_(part)
-                _ = own.relu_() if relu else own
+                rectify_(total[start:end].add_(part), limit_of(relu))
             elif start == 0 and end == (len(rows) if taps is None else len(taps)):
                 return part
             else:
@@ -282,14 +279,17 @@ def _spread(grad_rows: Tensor, values: Tensor, start: int, end: int, taps: Taps 
     grad_rows.index_add_(0, index.clamp(min=0), values)
 
 
-def region_conv(rows: Tensor, weight: Tensor, bias: Tensor | None = None, taps: Taps | None = None) -> Tensor:
+def region_conv(
+    rows: Tensor, weight: Tensor, bias: Tensor | None = None, taps: Taps | None = None, groups: int = 1
+) -> Tensor:
     """Convolution of stride 1 on chosen pixels, with gradients for rows, weight and bias.
 
     Args:
         rows: (m, C), what is gathered from: the values of a region, or of all pixels (``map_rows``).
-        weight: (C', C, kh, kw).
+        weight: (C', C / groups, kh, kw).
         bias: (C',).
         taps: of the chosen pixels among ``rows``; None for a kernel of 1 x 1 on the pixels that ``rows`` are of.
+        groups: of channels, as in ``conv2d``.
 
     Returns:
         (n, C'): what the dense convolution gives at the chosen pixels, if rows that are not there are 0.
@@ -298,12 +298,18 @@ def region_conv(rows: Tensor, weight: Tensor, bias: Tensor | None = None, taps: 
         ValueError: weight, rows and taps do not fit each other.
     """
     kernel = weight.shape[2] * weight.shape[3]
-    if rows.shape[1] != weight.shape[1] or kernel != (1 if taps is None else taps.index.shape[1]):
+    fits = rows.shape[1] == weight.shape[1] * groups and len(weight) % groups == 0
+    if not fits or kernel != (1 if taps is None else taps.index.shape[1]):
         raise ValueError(
-            f"region_conv: a weight of {tuple(weight.shape)} does not fit rows of {rows.shape[1]} channels and "
-            f"{1 if taps is None else taps.index.shape[1]} taps; convolutions with groups are not supported."
+            f"region_conv: a weight of {tuple(weight.shape)} in {groups} groups does not fit rows of {rows.shape[1]} "
+            f"channels and {1 if taps is None else taps.index.shape[1]} taps."
         )
-    out = _RegionConv.apply(rows, weight, taps)
+    if groups > 1:
+        from .grouped_region import grouped_region_conv
+
+        out = grouped_region_conv(rows, weight, groups, taps)
+    else:
+        out = _RegionConv.apply(rows, weight, taps)
     return out if bias is None else out + bias.to(out.dtype)
 
 

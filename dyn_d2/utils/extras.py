@@ -5,6 +5,7 @@ import importlib.util
 # Imported name -> the extra of pyproject.toml that brings it, and what needs it.
 _EXTRAS = {
     "cityscapesscripts": ("cityscapes", "Cityscapes' instances and scores"),
+    "datumaro": ("convert", "further formats of annotations (--from datumaro:...)"),
     "h5py": ("hdf5", "features in HDF5 files"),
     "onnx": ("export", "ONNX files"),
     "onnxscript": ("export", "ONNX files"),

@@ -42,6 +42,7 @@ class TensorStore:
 
     Attributes:
         folder: where they lie; made when the first entry is written.
+        limit_gb: what all may take, in 10^9 bytes.
     """
 
     def __init__(self, folder: str | os.PathLike, limit_gb: float, limit_key: str = "FEW_SHOT.CACHE_GB") -> None:
@@ -51,7 +52,7 @@ class TensorStore:
             limit_key: the config key that says so, for messages.
         """
         self._limit_key = limit_key
-        self.folder, self._limit = Path(folder), int(limit_gb * 1e9)
+        self.folder, self.limit_gb, self._limit = Path(folder), limit_gb, int(limit_gb * 1e9)
         self._total, self._scanned = 0, -float("inf")
         self._used: set[str] = set()
         self._said: set[str] = set()

@@ -75,7 +75,7 @@ def test_images_wake_6_to_10_neurons(tool, labels):
         shown = {plan.concepts[label] for label in found.unique().tolist()}
         above = {name for name in plan.needed if any(name in plan._tree.ancestors(concept) for concept in shown)}
         assert len(above) == count
-    assert len(plan.needed) == {"leaves": 62, "coco_stuff": 47}[labels]
+    assert len(plan.needed) == {"leaves": 56, "coco_stuff": 41}[labels]
 
 
 def test_the_scores_lead_to_the_labels_and_as_many_neurons_run(tool):

@@ -53,6 +53,11 @@ def test_the_novel_stage_is_shared_by_methods_on_one_base_model(opts) -> None:
     assert [stage.folder.name for stage in cosine][:2] == ["base_cosine_split1", "novel_cosine_split1_2shot_seed0"]
 
 
+def test_a_single_stage_is_not_for_the_chain(opts) -> None:
+    with pytest.raises(ValueError, match="FEW_SHOT.STAGE is given as 'joint'.*dyn-d2 train"):
+        plan("", [*opts, "FEW_SHOT.STAGE", "joint"])
+
+
 def test_methods_of_one_stage(opts) -> None:
     (joint,), (shots,) = (plan("", [*opts, "FEW_SHOT.METHOD", name]) for name in ("joint", "joint_shots"))
     assert joint.name == "joint" and joint.folder.name == "joint_split1" and not joint.parents

@@ -11,7 +11,7 @@ from tool_runs import ROOT, TIMEOUT, start, train_net_here
 
 from dyn_d2.checkpoint import CheckpointError
 from dyn_d2.config.derive import build_cfg
-from dyn_d2.config.output_dir import OutputDirError, check_output_dir
+from dyn_d2.config.output_dir import OutputDirError, check_is_folder, check_output_dir
 from dyn_d2.engine.resume import drop_metrics_from
 from dyn_d2.engine.trainer import DynTrainer
 
@@ -148,3 +148,11 @@ def test_metrics_in_any_order(tmp_path, rows, iteration, kept, left) -> None:
     path.write_text("".join(lines.values()))
     assert drop_metrics_from(str(path), iteration, kept) == max(left)
     assert path.read_text() == "".join(lines[row] for row in left)
+
+
+def test_an_output_folder_below_a_file(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    check_is_folder(str(tmp_path / "new" / "folder"))
+    for folder in ("file", "file/below/it"):
+        with pytest.raises(OutputDirError, match=f"{tmp_path}/file is a file"):
+            check_is_folder(str(tmp_path / folder))

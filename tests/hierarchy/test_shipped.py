@@ -21,7 +21,8 @@ NEVER = "street sign;hat;shoe;eye glasses;plate;mirror;window;desk;door;blender;
 
 
 def test_names():
-    assert set(shipped_hierarchies()) == {*COUNTS, "universal", "cifar10", "cifar100", "digits", "digit_scenes"}
+    others = {"universal", "cifar10", "cifar100", "digits", "digit_scenes", "street", "voc_2012"}
+    assert set(shipped_hierarchies()) == {*COUNTS, *others}
 
 
 def test_digit_scenes():
@@ -43,11 +44,11 @@ def test_universal_tree_has_the_shape_of_the_papers():
     tree = load_hierarchy("universal")
     assert {name: len(tree.labels(name)) for name in tree.datasets} == COUNTS
     papers = tree.cut(*PAPERS_SETS)
-    assert len(papers.concepts) - 1 == 359  # "359 concepts" (DSSPN sec. 4.1) beside the root
+    assert len(papers.concepts) == 354  # of "359 concepts" (DSSPN sec. 4.1), whose tree is not published
     assert set(tree.concepts) - set(papers.concepts) == {"bedclothes"}  # Pascal-Context's own
-    assert tree.max_depth == 5
-    supers = [name for name in tree.concepts if tree.depth(name) == 3]
-    assert len(supers) == 27  # COCO-Stuff's
+    assert tree.max_depth == 3
+    assert len(tree.children["entity"]) == 27  # COCO-Stuff's super-classes, told apart at the root as in Fig. 2
+    assert (len(tree.neurons), len(tree.cut("coco_stuff").neurons)) == (56, 41)
     assert [len(tree.children[name]) for name in tree.neurons if len(tree.children[name]) < 2] == []
     labelled = {concept for name in tree.datasets for concept in tree.labels(name).values()}
     assert set(tree.leaves) <= labelled  # nothing is there for its own sake
@@ -62,9 +63,9 @@ def test_own_trees_are_cuts(name):
 
 def test_things_and_stuff_of_coco_stuff_are_where_they_belong():
     tree = load_hierarchy("coco_stuff")
-    concepts = list(tree.labels("coco_stuff").values())
-    assert all("things" in tree.ancestors(concept) for concept in concepts[:91])
-    assert all("stuff" in tree.ancestors(concept) for concept in concepts[91:])
+    above = [[*tree.path(concept)][1] for concept in tree.labels("coco_stuff").values()]
+    assert all(name.endswith("-things") or name == "person" for name in above[:91])
+    assert all(name.endswith("-stuff") for name in above[91:])
 
 
 def test_names_are_those_of_coco():
@@ -98,7 +99,8 @@ def test_registered_classes_are_the_labels():
     for name, data in PUBLISHED.items():
         for split in data.splits:
             metadata = MetadataCatalog.get(f"{name}_{split}")
-            assert metadata.stuff_classes == list(load_hierarchy(data.label_set).labels(data.label_set))
+            tree = load_hierarchy(data.tree)
+            assert (metadata.hierarchy, metadata.stuff_classes) == (tree.name, list(tree.labels(data.label_set)))
 
 
 def test_files_hold_lines_that_a_person_can_read():

@@ -5,6 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from dyn_d2.ops import region_conv as module
+from dyn_d2.ops import region_depthwise
+from dyn_d2.ops.grouped_region import GroupedRegionMatrix
 from dyn_d2.ops.region_conv import Region, RegionMatrix, map_rows, region_conv, region_max_pool, to_map
 
 SIZE = (3, 9, 11)
@@ -137,6 +139,38 @@ def test_rows_and_maps():
     assert region.counts().tolist() == region.mask.flatten(1).sum(1).tolist()
     last = x.contiguous(memory_format=torch.channels_last)
     assert map_rows(last).data_ptr() == last.data_ptr()
+
+
+@pytest.mark.parametrize("groups", [2, 6])
+@pytest.mark.parametrize("name", ["empty", "full", "some"])
+@pytest.mark.parametrize(("kernel", "dilation"), [((1, 1), (1, 1)), ((3, 3), (2, 2)), ((5, 3), (1, 3))])
+def test_groups(kernel, dilation, name, groups, monkeypatch):
+    """Depthwise with as many groups as channels; values, sums, rectifiers and gradients."""
+    region = Region.of(_masks()[name])
+    x = torch.randn(SIZE[0], 6, *SIZE[1:], dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(6, 6 // groups, *kernel, dtype=torch.float64, requires_grad=True)
+    padding = [dilation[i] * (kernel[i] // 2) for i in (0, 1)]
+    dense = F.conv2d(x * region.mask[:, None], weight, None, 1, padding, dilation, groups)
+    expected = map_rows(dense)[region.index]
+    rows, taps = map_rows(x)[region.index], None if kernel == (1, 1) else region.taps(kernel, dilation, region)
+    out = region_conv(rows, weight, None, taps, groups)
+    torch.testing.assert_close(out, expected)
+    target = torch.randn_like(out)
+    own = torch.autograd.grad((out * target).sum(), (x, weight), retain_graph=True)
+    for one, other in zip(own, torch.autograd.grad((expected * target).sum(), (x, weight)), strict=True):
+        torch.testing.assert_close(one, other)
+    bias, expected = torch.randn(6), expected.detach().float()
+    for compiled in (True, False):
+        if not compiled:
+            monkeypatch.setattr(region_depthwise, "load", lambda: False)
+        packed = GroupedRegionMatrix(weight.float(), bias, groups)
+        close = {"atol": 1e-5, "rtol": 1e-5}
+        torch.testing.assert_close(packed(rows.detach().float(), taps), expected + bias, **close)
+        found = packed(rows.detach().float(), taps, relu=6.0)
+        torch.testing.assert_close(found, (expected + bias).clamp(0, 6), **close)
+        total = torch.ones_like(expected)
+        assert packed(rows.detach().float(), taps, total, relu=True) is total
+        torch.testing.assert_close(total, (expected + bias + 1).relu(), **close)
 
 
 def test_what_does_not_fit_is_said():

@@ -9,7 +9,15 @@ SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR
 
 def stage_solver() -> CN:
     # What one stage has of its own; 0, [], -1 and "" mean as in SOLVER.
-    return CN({"BASE_LR": 0.0, "MAX_ITER": 0, "STEPS": [], "WARMUP_ITERS": -1, "LR_SCHEDULER_NAME": ""})
+    own = {
+        "BASE_LR": 0.0,
+        "MAX_ITER": 0,
+        "STEPS": [],
+        "WARMUP_ITERS": -1,
+        "LR_SCHEDULER_NAME": "",
+        "WEIGHT_DECAY": -1.0,
+    }
+    return CN(own)
 
 
 def stage_ranges(node: str) -> dict[str, Rule]:
@@ -20,6 +28,7 @@ def stage_ranges(node: str) -> dict[str, Rule]:
         "STEPS": each(whole(1), 0, rising=True),
         "WARMUP_ITERS": whole(-1),
         "LR_SCHEDULER_NAME": choice("", *SCHEDULERS),
+        "WEIGHT_DECAY": number(0) | choice(-1.0),
     }
     return {f"{node}.{key}": rule for key, rule in rules.items()}
 
@@ -31,6 +40,10 @@ def add_run_keys(cfg: CN) -> None:
     cfg.SOLVER.REFERENCE_BATCH = 0
     # Scale rate, steps, warm-up and iterations when IMS_PER_BATCH differs from REFERENCE_BATCH.
     cfg.SOLVER.AUTO_SCALE = True
+    # Of DATALOADER.SAMPLER_TRAIN "RandomSubsetTrainingSampler": which share of the images is trained on, as SEED
+    # chooses. Detectron2 reads the key and has no default for it.
+    if "RANDOM_SUBSET_RATIO" not in cfg.DATALOADER:
+        cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0
     # Let DDP look for parameters without a gradient; models that skip blocks ask for it themselves.
     cfg.SOLVER.FIND_UNUSED_PARAMETERS = False
     # Check data, checkpoint and head against each other, and try the evaluation on two images, before the first step.
@@ -47,6 +60,9 @@ def add_run_keys(cfg: CN) -> None:
 def add_solver_keys(cfg: CN) -> None:
     # "SGD" (Detectron2's) or "Adam", which does not read MOMENTUM.
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # Of the parameters of a policy, which decide what is computed: "" for SOLVER.OPTIMIZER, or "Adam" (its rate is
+    # SOLVER.BASE_LR times SOLVER.GATE_LR_FACTOR).
+    cfg.SOLVER.POLICY_OPTIMIZER = ""
     # For SOLVER.LR_SCHEDULER_NAME "WarmupPolyLR": rate * (1 - iteration / MAX_ITER) ** POLY_LR_POWER, ...
     cfg.SOLVER.POLY_LR_POWER = 0.9
     # ... but not below this share of the rate.

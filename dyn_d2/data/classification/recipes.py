@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image
 
 from dyn_d2.data.parts import register_parts
+from dyn_d2.data.registered import unregistered
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -50,6 +51,8 @@ def apply_classification(cfg: CfgNode, set_key: Callable[[str, Any, str], None])
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     if _classifies(cfg.MODEL.META_ARCHITECTURE):
         others = [name for name in names if not is_classification(name)]
+        if unknown := unregistered(names, "DATASETS"):
+            raise ValueError(unknown)
         if others:
             raise ValueError(
                 f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, but {', '.join(others)} is no registered "

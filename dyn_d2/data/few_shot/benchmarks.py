@@ -144,7 +144,7 @@ def get_benchmark(cfg: CfgNode) -> FewShotBenchmark:
     if few_shot.BENCHMARK == "custom":
         from .custom import custom_benchmark  # which needs what is here
 
-        benchmark = custom_benchmark(few_shot.CUSTOM)
+        benchmark = custom_benchmark(cfg)
     elif few_shot.BENCHMARK in BENCHMARKS:
         benchmark = BENCHMARKS[few_shot.BENCHMARK]
     else:

@@ -28,7 +28,10 @@ def source_files(name: str) -> list[Path]:
         KeyError: no such data set.
     """
     if name not in DatasetCatalog:
-        raise KeyError(f"Data set {name!r} is not registered. Known: {', '.join(sorted(DatasetCatalog))}.")
+        raise KeyError(
+            f"Data set {name!r} is not registered (DATASETS.CUSTOM takes your own data by keys, DATASETS.IMPORT a "
+            f"module that registers them); these are: {', '.join(sorted(DatasetCatalog))}."
+        )
     meta = MetadataCatalog.get(name)
     if meta.get("json_file"):
         return [Path(meta.json_file)]

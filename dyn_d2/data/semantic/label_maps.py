@@ -18,6 +18,7 @@ from dyn_d2.utils.atomic import atomic_write
 Record = dict[str, Any]
 
 IGNORE = 255
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 
 
 class LabelTable:
@@ -122,6 +123,9 @@ def read_classes(path: str | os.PathLike, classes: int, ignore_label: int = IGNO
 def load_pairs(images: str | os.PathLike, maps: str | os.PathLike, image_suffix: str = ".jpg") -> list[Record]:
     """A record for every label map in the folder ``maps``, sorted by name, with the image of that name in ``images``.
 
+    Args:
+        image_suffix: of the images; "" for any that an image can have.
+
     Returns:
         Records with file_name, sem_seg_file_name and image_id, the name without its ending.
 
@@ -131,7 +135,9 @@ def load_pairs(images: str | os.PathLike, maps: str | os.PathLike, image_suffix:
     paths = sorted(Path(maps).glob("*.png"))
     if not paths:
         raise FileNotFoundError(f"{maps} holds no *.png.")
-    present = set(os.listdir(images))
+    present = {name: name for name in sorted(os.listdir(images))}
+    if not image_suffix:
+        present = {Path(name).stem: name for name in present if Path(name).suffix.lower() in IMAGE_SUFFIXES}
     missing = [path.stem + image_suffix for path in paths if path.stem + image_suffix not in present]
     if missing:
         raise FileNotFoundError(
@@ -140,7 +146,7 @@ def load_pairs(images: str | os.PathLike, maps: str | os.PathLike, image_suffix:
         )
     return [
         {
-            "file_name": os.path.join(images, path.stem + image_suffix),
+            "file_name": os.path.join(images, present[path.stem + image_suffix]),
             "sem_seg_file_name": str(path),
             "image_id": path.stem,
         }

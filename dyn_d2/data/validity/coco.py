@@ -22,6 +22,7 @@ from .values import LONGEST_SIDE, MOST_PIXELS, brief, flag, identity, size, whol
 
 SECTIONS = ("images", "annotations", "categories")
 # The lists of an LVIS image, in which its evaluation looks up whether a detection counts.
+_OTHER_FORMATS = (".xml", ".txt", ".yaml", ".yml")
 LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
@@ -88,6 +89,12 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
         FileNotFoundError: no such file.
         DataError: not json, another top level, or a key that an object has twice; names the file.
     """
+    if os.path.isdir(path) or os.path.splitext(path)[1].lower() in _OTHER_FORMATS:
+        what = "a folder" if os.path.isdir(path) else "no json"
+        raise DataError(
+            f"{path} is {what}, and a json in COCO's format is wanted. `dyn-d2 convert {path} --output OUT.json` makes "
+            "one of the annotations of other programs; DATASETS.CUSTOM reads VOC and YOLO folders as they are."
+        )
     try:
         with open(path, encoding="utf-8-sig") as file:  # programs for Windows begin with a byte order mark
             value = json.load(file, object_pairs_hook=_object)

@@ -6,6 +6,8 @@ photograph becomes white. Nobody but the user knows which values mean black and 
 """
 
 import os
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 
@@ -56,3 +58,28 @@ def opening_error(path: str | os.PathLike, error: Exception) -> str:
             "PIL.Image.MAX_IMAGE_PIXELS in the program that reads it"
         )
     return f"{error}" or type(error).__name__
+
+
+def instead_of(path: str | os.PathLike) -> str:
+    """Where an image that is missing seems to be, as the end of a message: its base name is there, but its folder is
+    not ("images/" before it, or missing), or it has the separators of Windows. "" where it is nowhere near."""
+    plain = PurePosixPath(os.fspath(path).replace("\\", "/"))
+    folder = next((parent for parent in plain.parents if os.path.isdir(parent)), None)
+    if folder is None:
+        return ""
+    found = _by_name(str(folder)).get(plain.name)
+    if found is None:
+        return ""
+    advice = f"; {found} is there: correct file_name, or the folder of images"
+    return advice + (" (file_name has \\ of Windows in it)" if "\\" in os.fspath(path) else "")
+
+
+@lru_cache(maxsize=16)
+def _by_name(folder: str) -> dict[str, str]:
+    """Base name -> path of the files of a folder and of those in it."""
+    found: dict[str, str] = {}
+    for entry in sorted(Path(folder).iterdir()):
+        files = [entry] if entry.is_file() else sorted(entry.iterdir()) if os.access(entry, os.R_OK | os.X_OK) else []
+        for file in files:
+            found.setdefault(file.name, str(file))
+    return found

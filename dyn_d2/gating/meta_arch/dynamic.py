@@ -62,7 +62,7 @@ class DynamicModel(NoticesKeys, nn.Module):
         if not self.training:
             return with_routes(output, trace)
         trace.context.greedy = greedy
-        losses = {**output, **policy.losses(trace, output)}
+        losses = {**output, **policy.training_losses(trace, output)}
         if has_event_storage():
             put_scalars(trace)
         return losses

@@ -8,11 +8,14 @@ from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
 from dyn_d2.gating import Decision, TakenLevels, Trace, Unit
+from dyn_d2.gating.budget import Budget
 from dyn_d2.modeling.freeze import freeze_whole
 
 from detectron2.config import CfgNode
 
 logger = logging.getLogger(__name__)
+
+FIXED = "fixed"  # the last stage of policies that learn: they stay as they are, and the network trains on their routes
 
 
 class PolicyRegistry(Registry):
@@ -58,26 +61,32 @@ class Policy(nn.Module):
     Attributes:
         KINDS: the kinds of unit that the policy can decide about.
         STAGES: names of the stages of its training, in order; ("",) where there is one.
-        FROZEN_STAGES: those of them in which the policy itself does not change and decides as in evaluation;
-            ``build_policy`` sees to it.
+        FROZEN_STAGES: those of them in which the policy itself does not change and decides as in evaluation, so that
+            the network trains on the routes that evaluation takes; ``build_policy`` sees to it.
+        PROBABILITIES: whether its decisions have probabilities, so that it can be drawn to a budget.
         LATER_KEYS: config keys that the first stage does not depend on.
         units: what it decides about, in the order in which a backbone asks.
         stops: whether it ends the computation of some images early, so that ``stay`` is asked before each gated block.
         draws: whether it decides at random in evaluation too.
         own_rate: tells training that SOLVER.BACKBONE_LR_FACTOR is not for its parameters.
+        budget: what draws it to a share of the multiply-adds while it learns; None for nothing.
+        frozen: whether this is one of the ``FROZEN_STAGES``.
     """
 
     KINDS: tuple[str, ...] = ("block", "group", "channel")
     STAGES: tuple[str, ...] = ("",)
     FROZEN_STAGES: tuple[str, ...] = ()
+    PROBABILITIES: bool = False
     LATER_KEYS: tuple[str, ...] = ()
     stops: bool = False
     draws: bool = False
     own_rate: bool = True
+    frozen: bool = False
 
     def __init__(self, units: Sequence[Unit]) -> None:
         super().__init__()
         self.units = tuple(units)
+        self.budget: Budget | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode, units: Sequence[Unit]) -> dict[str, Any]:
@@ -149,6 +158,19 @@ class Policy(nn.Module):
         return type(self).losses is not Policy.losses
 
     @property
+    def adds_to_task(self) -> bool:
+        """Whether ``training_losses`` may return any."""
+        return not self.frozen and (self.adds_losses or self.budget is not None)
+
+    def training_losses(self, trace: Trace, task: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What a training step adds to the losses of the task: ``losses`` and that of the budget; nothing where the
+        policy is frozen. Arguments as for ``losses``."""
+        if self.frozen:
+            return {}
+        budget = {} if self.budget is None else {"loss_budget": self.budget(trace)}
+        return {**self.losses(trace, task), **budget}
+
+    @property
     def wants_greedy(self) -> bool:
         """Whether ``losses`` needs ``trace.context.greedy``: the trace of another forward pass, without gradient and
         with the backbone in evaluation mode, where policies choose what is most likely. Its context has
@@ -188,11 +210,26 @@ def policy_class(cfg: CfgNode) -> type[Policy]:
     return policy
 
 
+def check_plan(cfg: CfgNode) -> None:
+    """
+    Raises:
+        ValueError: MODEL.POLICY.PLAN is no selection of the policy's stages, in their order.
+    """
+    plan, stages = list(cfg.MODEL.POLICY.PLAN), policy_class(cfg).STAGES
+    if plan != [stage for stage in stages if stage and stage in plan]:
+        named = [stage for stage in stages if stage]
+        raise ValueError(
+            f"MODEL.POLICY.PLAN is {plan}: name stages of {cfg.MODEL.POLICY.NAME} in their order "
+            + (f"({', '.join(named)})." if named else "(it has none: leave it empty).")
+        )
+
+
 def build_policy(cfg: CfgNode, units: Sequence[Unit]) -> Policy:
     """The policy MODEL.POLICY.NAME for these units, frozen where MODEL.POLICY.STAGE is one of its ``FROZEN_STAGES``.
 
     Raises:
-        ValueError: from ``policy_class``, or the policy cannot decide about units of this kind.
+        ValueError: from ``policy_class``, the policy cannot decide about units of this kind, or has no probabilities
+            that MODEL.POLICY.BUDGET could draw to a share.
     """
     chosen = policy_class(cfg)
     kinds = {unit.kind for unit in units}
@@ -203,7 +240,15 @@ def build_policy(cfg: CfgNode, units: Sequence[Unit]) -> Policy:
             "MODEL.GATED.UNIT."
         )
     policy = chosen(units, **chosen.from_config(cfg, units))
+    policy.budget = Budget.of_keys(cfg)
+    if policy.budget is not None and (not chosen.PROBABILITIES or "channel" in kinds):
+        able = sorted(name for name, entry in POLICY_REGISTRY if entry.PROBABILITIES)
+        raise ValueError(
+            f"MODEL.POLICY.BUDGET.SHARE is {cfg.MODEL.POLICY.BUDGET.SHARE}, but {cfg.MODEL.POLICY.NAME} has no "
+            f"probabilities that could be drawn to it: set it to 0, or choose one of {', '.join(able)}."
+        )
     if cfg.MODEL.POLICY.STAGE in chosen.FROZEN_STAGES:
         freeze_whole(policy)
+        policy.frozen = True
         logger.info(f"frozen: the policy, in stage {cfg.MODEL.POLICY.STAGE} of {cfg.MODEL.POLICY.NAME}")
     return policy

@@ -22,7 +22,7 @@ from dyn_d2.utils.modules import ModuleListOf
 
 from detectron2.config import CfgNode
 
-from .base import POLICY_REGISTRY, Policy
+from .base import FIXED, POLICY_REGISTRY, Policy
 from .gate_layers import GateNorm, ValidArea, apply_linear, check_threshold, pool_valid, valid_area, zero_padding
 
 WIDTHS = (16, 32, 64)  # of the three stages
@@ -88,7 +88,9 @@ class BlockDrop(Policy):
     """A policy network before the backbone, its sampling, curriculum and reward."""
 
     KINDS = ("block",)
-    STAGES = ("pretrain", "joint")
+    STAGES = ("pretrain", "joint", FIXED)
+    FROZEN_STAGES = (FIXED,)
+    PROBABILITIES = True
     LATER_KEYS = (
         "MODEL.POLICY.THRESHOLD",
         *(f"MODEL.POLICY.BLOCKDROP.{key}" for key in ("ALPHA", "PENALTY", "WEIGHT", "INIT_BIAS", "CURRICULUM")),
@@ -111,7 +113,7 @@ class BlockDrop(Policy):
         """
         Args:
             units: blocks.
-            stage: "pretrain" or "joint".
+            stage: "pretrain", "joint" or "fixed".
             threshold: a block runs where its probability is greater.
             alpha: bounds the probabilities in sampling.
             penalty: gamma, the negative reward of a wrong answer.
@@ -156,7 +158,8 @@ class BlockDrop(Policy):
         return self.training and self.stage == "joint"
 
     def enter_stage(self) -> None:
-        self.steps.zero_()
+        if self.stage == "joint":
+            self.steps.zero_()
 
     @property
     def decided(self) -> int:
@@ -191,7 +194,7 @@ class BlockDrop(Policy):
         Raises:
             UserError: the model does not say how right its predictions are.
         """
-        if self.stage == "pretrain":
+        if self.stage != "joint":
             return {}
         greedy = trace.context.greedy
         own, other = trace.context.accuracies, None if greedy is None else greedy.context.accuracies

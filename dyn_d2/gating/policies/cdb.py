@@ -23,7 +23,7 @@ from dyn_d2.utils.modules import ModuleListOf
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from .base import POLICY_REGISTRY, Policy
+from .base import FIXED, POLICY_REGISTRY, Policy
 from .gate_layers import ValidArea, apply_linear, check_rate, check_threshold, pool_valid, valid_area
 
 
@@ -75,6 +75,9 @@ class CDB(Policy):
     """Context-aware group controllers; of whole blocks too."""
 
     KINDS = ("group", "block")
+    STAGES = ("learn", FIXED)
+    FROZEN_STAGES = (FIXED,)
+    PROBABILITIES = True
     categories: Tensor
 
     def __init__(

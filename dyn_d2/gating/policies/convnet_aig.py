@@ -16,7 +16,7 @@ from dyn_d2.utils.modules import ModuleListOf
 
 from detectron2.config import CfgNode
 
-from .base import POLICY_REGISTRY, Policy
+from .base import FIXED, POLICY_REGISTRY, Policy
 from .gate_layers import (
     GateNorm,
     ValidArea,
@@ -56,6 +56,9 @@ class ConvNetAIG(Policy):
     """A gate for each block, and a loss that draws the share of images that run it towards a target."""
 
     KINDS = ("block",)
+    STAGES = ("learn", FIXED)
+    FROZEN_STAGES = (FIXED,)
+    PROBABILITIES = True
 
     def __init__(
         self,

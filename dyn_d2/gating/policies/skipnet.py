@@ -1,12 +1,14 @@
-"""SkipNet (Wang et al., ECCV 2018): which residual blocks run. Three gates, and training in two stages.
+"""SkipNet (Wang et al., ECCV 2018): which residual blocks run. Three gates, and training in stages.
 
 Stage "sp" (supervised pre-training) rounds the gate and gives it the gradient of the probability (Eq. 2.7), or uses the
-probability itself (RELAXATION "soft", Table 2.3). Stage "hrl" samples the gates and adds REINFORCE with the relaxed
-reward (Eq. 2.6). In evaluation a block runs where its probability exceeds the threshold.
+probability itself (RELAXATION "soft", Table 2.3). Stage "hrl" samples the gates and adds REINFORCE (Eq. 2.6). Stage
+"fixed", which is ours, trains the network on the routes that evaluation takes. In evaluation a block runs where its
+probability exceeds the threshold.
 
 Numbers of equations, figures and tables: see the sources in ``policies/__init__.py``.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +19,13 @@ from torch.nn import functional as F
 
 from dyn_d2.gating import Decision, Step, Trace, Unit
 from dyn_d2.gating.cost import chain_cost, linear_cost, lstm_cost
-from dyn_d2.gating.decisions import bernoulli, hard_threshold, soft
+from dyn_d2.gating.decisions import bernoulli, hard_threshold, noisy_threshold, soft
 from dyn_d2.gating.losses import policy_gradient_loss, sampled_log_probs, skip_returns
 from dyn_d2.utils.modules import ModuleListOf
 
 from detectron2.config import CfgNode
 
-from .base import POLICY_REGISTRY, Policy
+from .base import FIXED, POLICY_REGISTRY, Policy
 from .gate_layers import (
     GateNorm,
     ValidArea,
@@ -49,7 +51,9 @@ class SkipNet(Policy):
     """What the three gates share: relaxation, sampling and the losses. A subclass computes ``logit``."""
 
     KINDS = ("block",)
-    STAGES = ("sp", "hrl")
+    STAGES = ("sp", "hrl", FIXED)
+    FROZEN_STAGES = (FIXED,)
+    PROBABILITIES = True
     LATER_KEYS = tuple(
         f"MODEL.POLICY.SKIPNET.{key}" for key in ("ALPHA", "BETA", "WEIGHT", "BASELINE", "HRL_TEMPERATURE")
     )
@@ -64,16 +68,16 @@ class SkipNet(Policy):
         temperature: float = 1.0,
         hrl_temperature: float = 1.0,
         init_bias: float = 0.0,
-        alpha: float = 0.1,
-        beta: float = 0.0,
-        weight: float = 0.01,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        weight: float = 1.0,
         baseline: str = "none",
     ) -> None:
         """
         Args:
             units: blocks.
-            stage: "sp" or "hrl".
-            relaxation: of stage "sp": "hard" (Eq. 2.7) or "soft".
+            stage: "sp", "hrl" or "fixed".
+            relaxation: of stage "sp": "hard" (Eq. 2.7), "noisy" (the same after logistic noise) or "soft".
             threshold: a block runs where its probability is greater.
             temperature: of the sigmoid.
             hrl_temperature: the last layer of the gates is divided by it when stage "hrl" starts from the weights of
@@ -86,7 +90,7 @@ class SkipNet(Policy):
         """
         super().__init__(units)
         self.stage = check_choice("STAGE", stage, self.STAGES)
-        self.relaxation = check_choice("SKIPNET.RELAXATION", relaxation, ("hard", "soft"))
+        self.relaxation = check_choice("SKIPNET.RELAXATION", relaxation, ("hard", "noisy", "soft"))
         self.baseline = check_choice("SKIPNET.BASELINE", baseline, ("none", "self_critical"))
         self.threshold = check_threshold(threshold)
         self.temperature = check_positive("TEMPERATURE", temperature)
@@ -121,11 +125,14 @@ class SkipNet(Policy):
         return SkipNetState(valid_area(images, image_sizes))
 
     def decide(self, index: int, features: Tensor, state: SkipNetState) -> Decision:
-        prob = torch.sigmoid(self.logit(index, features, state).float() / self.temperature)
+        logit = self.logit(index, features, state).float()
+        prob = torch.sigmoid(logit / self.temperature)
         if self.training and self.stage == "hrl":
             return bernoulli(prob)
         if self.training and self.relaxation == "soft":
             return soft(prob)
+        if self.training and self.relaxation == "noisy":
+            return noisy_threshold(logit, self.threshold, self.temperature)
         return hard_threshold(prob, self.threshold)
 
     @property
@@ -272,6 +279,10 @@ class SkipNetRNN(SkipNet):
         self.score = nn.Linear(self.WIDTH, 1)
         for name, parameter in [*self.lstm.named_parameters(), *self.score.named_parameters()]:
             (nn.init.zeros_ if "bias" in name else nn.init.xavier_uniform_)(parameter)
+        # N(0, 2 / 10) as published. The default of a linear layer leaves the first logits almost the same for all images.
+        for projection in self.projections:
+            nn.init.normal_(projection.weight, std=math.sqrt(2 / self.WIDTH))
+            nn.init.zeros_(projection.bias)
         nn.init.constant_(self.score.bias, self.init_bias)
 
     def last_layers(self) -> list[nn.Linear]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from dyn_d2.config.derive import SetKey
 from dyn_d2.hierarchy.files import take_carried, trees_to_carry
 from dyn_d2.method import Method, register_method
 
@@ -31,3 +32,8 @@ class DSSPN(Method):
 
     def restore(self, described: Mapping[str, Any]) -> None:
         take_carried(described.get("dsspn_trees"))
+
+    def derive(self, cfg: CfgNode, given: set[str], set_key: SetKey) -> None:
+        """The tree of one's own label maps is that of the head."""
+        if cfg.DATASETS.CUSTOM.FORMAT == "semantic" and cfg.DATASETS.CUSTOM.TREE:
+            set_key("MODEL.DSSPN.TREE", cfg.DATASETS.CUSTOM.TREE, "DATASETS.CUSTOM.TREE")

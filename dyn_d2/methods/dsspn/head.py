@@ -65,7 +65,7 @@ class DSSPNHead(NoticesKeys, nn.Module):
         test_sets: Sequence[str] = (),
         width: int = 48,
         bottleneck: int = 256,
-        transition_channels: int = 128,
+        transition_channels: int = 64,
         rates: Sequence[int] = (6, 12, 18),
         block: str = "concat",
         dynamic: bool = True,

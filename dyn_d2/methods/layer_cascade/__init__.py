@@ -7,7 +7,15 @@ from dyn_d2.method import Method, PublishedNames, register_method
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator
 
-from . import config, head, inception_resnet, meta_arch, resnet, timm_names  # noqa: F401  the parts register themselves
+from . import (  # noqa: F401  the parts register themselves
+    config,
+    head,
+    inception_resnet,
+    meta_arch,
+    mobile,
+    resnet,
+    timm_names,
+)
 
 
 @register_method

@@ -9,6 +9,7 @@ RANGES: Rules = {
     "MODEL.LAYER_CASCADE.TRAIN_THRESHOLDS": each(share()),
     "MODEL.LAYER_CASCADE.INITIAL_ITERS": whole(0),
     "MODEL.LAYER_CASCADE.STAGE_WEIGHTS": each(number(0)),
+    "MODEL.LAYER_CASCADE.DROPOUT": number(0, 1, below=True),
     "MODEL.LAYER_CASCADE.ASPP": each(whole(1, 1000), 0),
     "MODEL.INCEPTION_RESNET.BLOCKS": each(whole(1, 1000), 3, 3),
 }
@@ -28,6 +29,8 @@ def add_keys(cfg: CN) -> None:
     cfg.MODEL.LAYER_CASCADE.STAGE_WEIGHTS = [1.0, 1.0, 1.0]
     # Dilations of 3x3 convolutions whose sum is the hidden layer of the last classifier (ASPP); [] for one without.
     cfg.MODEL.LAYER_CASCADE.ASPP = []
+    # Share of the hidden values of each classifier that are dropped in training ("DSN + Dropout" of the paper).
+    cfg.MODEL.LAYER_CASCADE.DROPOUT = 0.0
     # IRNet, for build_cascade_inception_resnet_backbone.
     cfg.MODEL.INCEPTION_RESNET = CN()
     # How many A, B and C blocks: 5, 10, 5 in the paper; the published weights are of 10, 20, 10.

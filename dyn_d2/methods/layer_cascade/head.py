@@ -24,15 +24,17 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from detectron2.utils.events import get_event_storage, has_event_storage
 
 from .backbone import STAGES, STRIDE, StageFeatures, record_pixels
-from .pixels import Features, conv, pixel_cost, restrict, rows_of
+from .pixels import Features, conv, drop, pixel_cost, restrict, rows_of
 from .resnet import check_norm
 
 
 class StageClassifier(nn.Module):
     """A hidden layer of 3x3 convolutions, whose sum passes ReLU, and a 1x1 convolution to the classes."""
 
-    def __init__(self, channels: int, width: int, num_classes: int, norm: str, dilations: Sequence[int] = (1,)) -> None:
+    def __init__(self, channels: int, width: int, num_classes: int, norm: str, dilations: Sequence[int] = (1,),
+                 dropout: float = 0.0) -> None:  # fmt: skip
         super().__init__()
+        self.dropout = dropout
         self.hidden = nn.ModuleList(
             Conv2d(channels, width, 3, padding=d, dilation=d, bias=not norm, norm=get_norm(norm, width))
             for d in dilations
@@ -49,7 +51,7 @@ class StageClassifier(nn.Module):
         for layer in self.hidden:
             total = conv(layer, x, total, relu=layer is self.hidden[-1])
         assert total is not None  # there is a convolution for each dilation
-        return conv(self.predictor, total)
+        return conv(self.predictor, drop(total, self.dropout) if self.training else total)
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -73,6 +75,7 @@ class LayerCascadeHead(NoticesKeys, nn.Module):
         initial_iters: int = 0,
         stage_weights: Sequence[float] = (1.0, 1.0, 1.0),
         aspp: Sequence[int] = (),
+        dropout: float = 0.0,
         loss_weight: float = 1.0,
         ignore_value: int = 255,
     ) -> None:
@@ -87,6 +90,7 @@ class LayerCascadeHead(NoticesKeys, nn.Module):
             initial_iters: iterations before ``train_thresholds`` hold; all pixels pass all stages until then.
             stage_weights: factors of the losses of the stages.
             aspp: dilations in the hidden layer of the last stage; () for one convolution without.
+            dropout: share of the hidden values that are dropped in training.
             loss_weight: a further factor of all losses.
             ignore_value: label of pixels that do not count in the losses.
 
@@ -97,7 +101,8 @@ class LayerCascadeHead(NoticesKeys, nn.Module):
         if not set(STAGES) <= input_shape.keys():
             raise ValueError(
                 "LayerCascadeHead classifies after each stage of a backbone: use MODEL.BACKBONE.NAME "
-                "build_cascade_resnet_backbone or build_cascade_inception_resnet_backbone."
+                "build_cascade_resnet_backbone, build_cascade_inception_resnet_backbone or "
+                "build_cascade_mobile_backbone."
             )
         check_norm("MODEL.SEM_SEG_HEAD.NORM", norm)
         if len(stage_weights) != len(STAGES):
@@ -110,7 +115,7 @@ class LayerCascadeHead(NoticesKeys, nn.Module):
             dilations = tuple(aspp) if aspp and name == STAGES[-1] else (1,)
             channels = input_shape[name].channels
             assert channels is not None  # a backbone knows them
-            classifier = StageClassifier(channels, width, num_classes, norm, dilations)
+            classifier = StageClassifier(channels, width, num_classes, norm, dilations, dropout)
             self.add_module(name, classifier)
 
     @classmethod
@@ -126,6 +131,7 @@ class LayerCascadeHead(NoticesKeys, nn.Module):
             "initial_iters": keys.INITIAL_ITERS,
             "stage_weights": keys.STAGE_WEIGHTS,
             "aspp": keys.ASPP,
+            "dropout": keys.DROPOUT,
             "loss_weight": head.LOSS_WEIGHT,
             "ignore_value": head.IGNORE_VALUE,
         }

@@ -17,6 +17,8 @@ from torch.nn import functional as F
 
 from dyn_d2.gating.execution import running_statistics
 from dyn_d2.gating.folding import fold, folds, kept, may_fold
+from dyn_d2.ops.grouped_region import GroupedRegionMatrix
+from dyn_d2.ops.onednn import Limit, limit_of, rectify_
 from dyn_d2.ops.packed_conv import PackedConv
 from dyn_d2.ops.region_conv import Region, RegionMatrix, Taps, map_rows, region_conv, region_max_pool
 
@@ -82,20 +84,20 @@ def rows_of(x: Features) -> Tensor:
 
 
 @overload
-def conv(layer: nn.Module, x: Tensor, total: Tensor | None = None, *, relu: bool = False) -> Tensor: ...
+def conv(layer: nn.Module, x: Tensor, total: Tensor | None = None, *, relu: Limit = False) -> Tensor: ...
 
 
 @overload
-def conv(layer: nn.Module, x: Features, total: Features | None = None, *, relu: bool = False) -> Features: ...
+def conv(layer: nn.Module, x: Features, total: Features | None = None, *, relu: Limit = False) -> Features: ...
 
 
-def conv(layer: Any, x: Any, total: Any = None, *, relu: bool = False) -> Any:
+def conv(layer: Any, x: Any, total: Any = None, *, relu: Limit = False) -> Any:
     """activation(norm(convolution) [+ a sum]).
 
     Args:
         layer: a ``detectron2.layers.Conv2d`` of stride 1 where x are pixels, and without an activation of its own.
         total: what is added; without gradients the result takes its place in memory.
-        relu: whether ReLU is the activation; otherwise there is none.
+        relu: the activation: False for none, True for ReLU, 6.0 for ReLU6.
     """
     maps = isinstance(x, Tensor)
     values = x if maps else x.rows
@@ -108,7 +110,7 @@ def conv(layer: Any, x: Any, total: Any = None, *, relu: bool = False) -> Any:
     out = layer(x) if maps else _conv_rows(layer, x)
     if total is not None:
         out = out + (total if maps else total.rows)
-    out = F.relu_(out) if relu else out
+    out = rectify_(out, limit_of(relu))
     return out if maps else Pixels(out, x.region)
 
 
@@ -127,13 +129,16 @@ class _Folded:
         return PackedConv(self._weight, self._bias, **self._geometry)
 
     @cached_property
-    def region(self) -> RegionMatrix:
+    def region(self) -> RegionMatrix | GroupedRegionMatrix:
+        groups = self._geometry["groups"]
+        if groups > 1:
+            return GroupedRegionMatrix(self._weight, self._bias, groups)
         return RegionMatrix(self._weight, self._bias)
 
 
 def _conv_rows(layer: Any, x: Pixels) -> Tensor:
     table, taps = x.gathered_by(layer.kernel_size, layer.dilation)
-    out = region_conv(table, layer.weight, layer.bias, taps)
+    out = region_conv(table, layer.weight, layer.bias, taps, layer.groups)
     if layer.norm is not None:
         with running_statistics(layer.norm, len(out) <= 1):
             out = layer.norm(out[:, :, None, None])[:, :, 0, 0]
@@ -148,6 +153,13 @@ def max_pool(x: Features, kernel: int, dilation: int) -> Features:
     table, taps = x.gathered_by((kernel, kernel), (dilation, dilation))
     assert taps is not None  # as for every kernel of more than one pixel
     return Pixels(region_max_pool(table, taps), x.region)
+
+
+def drop(x: Features, share: float) -> Features:
+    """Dropout, as in training."""
+    if not share:
+        return x
+    return F.dropout(x, share) if isinstance(x, Tensor) else replace(x, rows=F.dropout(x.rows, share))
 
 
 def cat(parts: Sequence[Any]) -> Features:

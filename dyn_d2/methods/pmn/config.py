@@ -11,6 +11,7 @@ RANGES: Rules = {
     "MODEL.POLICY.PMN.HOPS": whole(1, 1000),
     "MODEL.POLICY.PMN.OFF_LEVEL_WEIGHT": share(),
     "MODEL.POLICY.PMN.WEIGH": choice("logits", "probabilities"),
+    "MODEL.POLICY.PMN.OUTPUT": choice("classes", "concepts"),
     "MODEL.POLICY.PMN.WIDTH": whole(1, CHANNELS),
     "MODEL.POLICY.PMN.ALPHA": number(0.5, 1, above=True),
     "MODEL.POLICY.PMN.STOP_ALPHA": number(0.5, 1, above=True),
@@ -18,6 +19,7 @@ RANGES: Rules = {
     "MODEL.POLICY.PMN.WEIGHT": number(0),
     "MODEL.POLICY.PMN.TRAIN_ON": choice("sampled", "both"),
     "MODEL.POLICY.PMN.INIT_BIAS": number(-1000, 1000),
+    "MODEL.POLICY.PMN.PRETRAIN": choice("last", "all"),
     "MODEL.SEM_SEG_HEAD.ASPP_RATES": each(whole(1, 1000)),
 }
 
@@ -43,6 +45,9 @@ def add_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY.PMN.OFF_LEVEL_WEIGHT = 0.8
     # What beta multiplies: "logits" (the formula) or "probabilities".
     cfg.MODEL.POLICY.PMN.WEIGH = "logits"
+    # What F of Eq. 6 predicts: "classes", or "concepts" (those above the classes too, as in the paper; the score of a
+    # class is the sum along the way to it).
+    cfg.MODEL.POLICY.PMN.OUTPUT = "classes"
     # Width of the LSTM and of its input.
     cfg.MODEL.POLICY.PMN.WIDTH = 512
     # alpha of Eq. 12 for levels, and of Eq. 11 for going on. With 0.8 for the latter, a sampled path is longer than k
@@ -57,5 +62,8 @@ def add_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY.PMN.TRAIN_ON = "sampled"
     # Logit of going on, at the start.
     cfg.MODEL.POLICY.PMN.INIT_BIAS = 0.0
+    # Which modules predict in stage "pretrain": the "last" (the paper; the others start stage "joint" at chance then),
+    # or "all", each with a loss of its own.
+    cfg.MODEL.POLICY.PMN.PRETRAIN = "last"
     # Rates of the atrous convolutions of PMNHead.
     cfg.MODEL.SEM_SEG_HEAD.ASPP_RATES = [6, 12, 18, 24]

@@ -95,7 +95,7 @@ class PMNHead(NoticesKeys, nn.Module):
             assert conv.bias is not None
             nn.init.zeros_(conv.bias)
         self.projections = nn.ModuleDict(convs)
-        self.aspp = AtrousPyramid(width, num_classes, rates)
+        self.aspp = AtrousPyramid(width, num_classes + combine.inner, rates)
         self.combine = combine
 
     @classmethod

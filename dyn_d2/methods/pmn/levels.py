@@ -1,7 +1,7 @@
 """The knowledge levels of PMN (Liang, CVPR 2019): which of them a module may take, and what taking them weighs.
 
 A level is a concept with at least two children. Concepts with one child decide nothing: they are passed over, so that a
-way through them counts as one step. Shape shorthand: N images, M levels, K classes.
+way through them counts as one step. Shape shorthand: N images, M levels, K classes, I concepts above the classes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,13 +21,24 @@ class KnowledgeLevels:
         start: bool (M,), what the first module may take.
         reach: bool (M, M), ``reach[i, j]``: level j lies within the hops below level i.
         children: bool (M, K), the classes that are children of a level; None: all are, of the one level.
+        inner_children: bool (M, I), the other concepts that are.
+        above: bool (I, K), which of these, all but the root, are above a class.
     """
 
     def __init__(
-        self, names: Sequence[str], labels: Sequence[str], start: Tensor, reach: Tensor, children: Tensor | None
+        self,
+        names: Sequence[str],
+        labels: Sequence[str],
+        start: Tensor,
+        reach: Tensor,
+        children: Tensor | None,
+        inner_children: Tensor | None = None,
+        above: Tensor | None = None,
     ) -> None:
         self.names, self.labels = tuple(names), tuple(labels)
         self.start, self.reach, self.children = start, reach, children
+        self.inner_children = torch.zeros(len(names), 0, dtype=torch.bool) if inner_children is None else inner_children
+        self.above = torch.zeros(0, len(labels), dtype=torch.bool) if above is None else above
 
     @classmethod
     def flat(cls) -> "KnowledgeLevels":
@@ -64,10 +75,22 @@ class KnowledgeLevels:
         start = torch.zeros(len(names), dtype=torch.bool)
         start[[place[name] for name in [*top, *_within(step, top, hops)]]] = True
         children = torch.tensor([[concept in below[name] for concept in labels.values()] for name in names])
-        return cls(names, list(labels), start, reach, children)
+        inner = [concept for concept in tree.concepts[1:] if concept not in labels.values()]
+        inner_children = torch.tensor([[concept in below[name] for concept in inner] for name in names])
+        above = [[concept in tree.ancestors(label) for label in labels.values()] for concept in inner]
+        found = torch.tensor(above, dtype=torch.bool).view(len(inner), len(labels))
+        return cls(names, list(labels), start, reach, children, inner_children.bool(), found)
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def concepts_of(self, num_classes: int, names: Sequence[str] = ()) -> tuple[Tensor, Tensor]:
+        """For a head that predicts the K classes and then the I concepts above them: bool (M, K + I), which of these
+        are children of a level, and ``above``; arguments and errors as of ``children_of``."""
+        children = self.children_of(num_classes, names)
+        columns = [self.labels.index(name) for name in names] if names and len(self.labels) else slice(None)
+        above = self.above[:, columns] if self.labels else torch.zeros(0, num_classes, dtype=torch.bool)
+        return torch.cat([children, self.inner_children], 1), above
 
     def children_of(self, num_classes: int, names: Sequence[str] = ()) -> Tensor:
         """``children`` for a head with that many classes.

@@ -4,7 +4,7 @@ CVPR 2019).
 After each module a recurrent policy decides whether to go on (Eq. 1, 2) and, if so, which levels the module takes (Eq.
 3 to 5), among those that the graph search allows. The predictions of modules that took levels are weighted and averaged
 (Eq. 6) by the head: ``ImageClassifier`` or ``PMNHead``. Stage "pretrain" trains the network with a prediction from its
-last module, stage "joint" network and policy together (Eq. 7 to 12).
+last module, or from each of them by itself, stage "joint" network and policy together (Eq. 7 to 12).
 """
 
 from collections.abc import Sequence
@@ -82,6 +82,7 @@ class PMN(Policy):
         weight: float = 1.0,
         train_on: str = "sampled",
         init_bias: float = 0.0,
+        pretrain: str = "last",
     ) -> None:
         """
         Args:
@@ -103,11 +104,14 @@ class PMN(Policy):
             weight: of the policy gradient beside the task's loss.
             train_on: which predictions the network learns from: "sampled", or "both" (the greedy ones as well).
             init_bias: first logit of q_k.
+            pretrain: which modules predict in stage "pretrain": the "last" one, or "all" of them, each with a loss of
+                its own, so that none of them starts stage "joint" at chance.
         """
         super().__init__(units)
         self.stage = check_choice("STAGE", stage, self.STAGES)
         self.actions = check_choice("PMN.ACTIONS", actions, LEARNED + HEURISTICS)
         self.train_on = check_choice("PMN.TRAIN_ON", train_on, ("sampled", "both"))
+        self.pretrain = check_choice("PMN.PRETRAIN", pretrain, ("last", "all"))
         self.threshold = check_threshold(threshold)
         self.alpha, self.stop_alpha = _check_bound("ALPHA", alpha), _check_bound("STOP_ALPHA", stop_alpha)
         self.usage_weight, self.weight, self.overlap = usage_weight, check_positive("PMN.WEIGHT", weight), overlap
@@ -159,6 +163,7 @@ class PMN(Policy):
             "weight": pmn.WEIGHT,
             "train_on": pmn.TRAIN_ON,
             "init_bias": pmn.INIT_BIAS,
+            "pretrain": pmn.PRETRAIN,
         }
 
     def build_classifier(self, cfg) -> ModuleClassifier:
@@ -190,12 +195,20 @@ class PMN(Policy):
     def adds_losses(self) -> bool:
         return self.learns
 
+    @property
+    def _alone(self) -> dict[str, int]:
+        """Rollouts of stage "pretrain" in which one module predicts alone, and which: all but the last one, whose
+        prediction is the greedy one."""
+        if not (self.training and self.stage == "pretrain" and self.pretrain == "all"):
+            return {}
+        return {f"module {module}": module for module in range(len(self.modules_at) - 1)}
+
     def begin(self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None) -> PMNState:
         count, device = len(images), images.device
         samples = self.training and self.learns
-        names = (GREEDY, SAMPLED) if samples else (GREEDY,)
+        names = (GREEDY, SAMPLED) if samples else (GREEDY, *self._alone)
         rollouts = {name: Rollout.begin(count, len(self.levels), device) for name in names}
-        trained = ((SAMPLED, GREEDY) if self.train_on == "both" else (SAMPLED,)) if samples else (GREEDY,)
+        trained = ((SAMPLED, GREEDY) if self.train_on == "both" else (SAMPLED,)) if samples else names
         return PMNState(valid_area(images, image_sizes), torch.arange(count, device=device), rollouts, trained)
 
     def stay(self, index: int, features: Tensor, state: PMNState) -> Tensor | None:
@@ -273,8 +286,11 @@ class PMN(Policy):
         predicts = module == last if alone else bool(selected[module])
         shape = len(state.rows), len(self.levels)
         going = torch.full(shape[:1], module < last, dtype=torch.bool, device=state.rows.device)
-        levels = torch.full(shape, predicts, dtype=torch.bool, device=state.rows.device)
-        return {GREEDY: (going, levels, None)}
+        chosen = {GREEDY: predicts} | {name: module == own for name, own in self._alone.items()}
+        return {
+            name: (going, torch.full(shape, here, dtype=torch.bool, device=state.rows.device), None)
+            for name, here in chosen.items()
+        }
 
     def stay_cost(self, index: int) -> float:
         if not self.learns or index <= self.modules_at[0]:

@@ -8,6 +8,8 @@ Networks for Efficient Learning and Inference, PhD thesis, UC Berkeley, 2020 (be
 
 from collections.abc import Mapping
 
+from torch import nn
+
 from dyn_d2.checkpoint.surgery import Rows
 from dyn_d2.method import Method, register_method
 
@@ -23,6 +25,7 @@ SALIENCY = "roi_heads.shape_prop.saliency."
 @register_method
 class ShapeProp(Method):
     name = "shapeprop"
+    nodes_of_heads = ("MODEL.SHAPE_PROP",)
     ranges = config.RANGES
 
     def add_keys(self, cfg: CfgNode) -> None:
@@ -48,3 +51,14 @@ class ShapeProp(Method):
         if not (cfg.MODEL.MASK_ON and cfg.MODEL.SHAPE_PROP.OUTPUT_MAPS):
             return []
         return [ShapeQualityEvaluator(dataset_name, mask_groups(cfg, MetadataCatalog.get(dataset_name)))]
+
+    def evaluators_of_model(
+        self, cfg: CfgNode, model: nn.Module, dataset_name: str, folder: str
+    ) -> list[DatasetEvaluator]:
+        from dyn_d2.evaluation.partial_masks import mask_groups
+
+        from .true_boxes import TrueBoxEvaluator
+
+        if not (cfg.MODEL.MASK_ON and cfg.TEST.MASKS_IN_TRUE_BOXES):
+            return []
+        return [TrueBoxEvaluator(cfg, model, dataset_name, mask_groups(cfg, MetadataCatalog.get(dataset_name)))]

@@ -2,7 +2,7 @@
 Table 8.2)."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -67,7 +67,6 @@ def objects_without_masks(cfg: CfgNode) -> list[Record]:
     return found
 
 
-@torch.no_grad()
 def predict_masks(cfg: CfgNode, model: nn.Module, records: Sequence[Record]) -> dict[str, Any]:
     """Masks of the given boxes, in COCO's format.
 
@@ -92,7 +91,7 @@ def predict_masks(cfg: CfgNode, model: nn.Module, records: Sequence[Record]) -> 
     for record in tqdm(records, desc="masks", unit=" images", delay=2):
         image_id, name = record["image_id"], record["file_name"]
         images[image_id] = {"id": image_id, "file_name": name, "width": record["width"], "height": record["height"]}
-        for annotation, mask in _masks(mapper, model, model.roi_heads, record):
+        for annotation, mask in masks_of(mapper, model, record):
             annotations.append(_annotation(len(annotations) + 1, record, annotation, mask))
     total = sum(len(record["annotations"]) for record in records)
     logger.info(f"masks for {len(annotations):,} of {total:,} objects; those of the others are empty")
@@ -104,8 +103,16 @@ def predict_masks(cfg: CfgNode, model: nn.Module, records: Sequence[Record]) -> 
     }
 
 
-def _masks(mapper: DatasetMapper, model: MaskModel, heads: MaskHeads, record: Record) -> Iterable[tuple[Record, Any]]:
-    """Annotations of one image, with (H, W) bool masks."""
+@torch.no_grad()
+def masks_of(mapper: DatasetMapper, model: MaskModel, record: Record) -> list[tuple[Record, Any]]:
+    """Annotations of one image, with the (H, W) bool masks of their boxes; those whose mask is empty are left out.
+
+    Args:
+        mapper: of images without annotations.
+        model: in evaluation mode; its ``roi_heads`` are ``MaskHeads``.
+    """
+    heads = model.roi_heads
+    assert isinstance(heads, MaskHeads)  # as who calls has seen to
     inputs = mapper({key: value for key, value in record.items() if key != "annotations"})
     height, width = inputs["image"].shape[1:]
     objects = record["annotations"]
@@ -119,9 +126,8 @@ def _masks(mapper: DatasetMapper, model: MaskModel, heads: MaskHeads, record: Re
     features = model.backbone(model.preprocess_image([inputs]).tensor)
     (found,) = heads.forward_with_given_boxes(features, [known[boxes.nonempty()].to(model.device)])
     found = detector_postprocess(found, record["height"], record["width"]).to("cpu")
-    for number, mask in zip(found.number.tolist(), found.pred_masks.numpy(), strict=True):
-        if mask.any():
-            yield objects[number], mask
+    pairs = zip(found.number.tolist(), found.pred_masks.numpy(), strict=True)
+    return [(objects[number], mask) for number, mask in pairs if mask.any()]
 
 
 def _annotation(number: int, record: Record, annotation: Record, mask: Any) -> Record:

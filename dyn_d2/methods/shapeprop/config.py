@@ -47,5 +47,7 @@ def add_keys(cfg: CN) -> None:
     # Factors of the losses on saliency and shape activation.
     cfg.MODEL.SHAPE_PROP.SALIENCY_WEIGHT = 1.0
     cfg.MODEL.SHAPE_PROP.SHAPE_WEIGHT = 1.0
+    # Evaluate also the masks of the true boxes, so that what the detector finds does not matter.
+    cfg.TEST.MASKS_IN_TRUE_BOXES = False
     # Detections carry saliency and shape activation, for pictures and for measuring them.
     cfg.MODEL.SHAPE_PROP.OUTPUT_MAPS = False

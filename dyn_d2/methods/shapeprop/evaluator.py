@@ -6,6 +6,8 @@ values. Here an object's value is the best over the detections of its class whos
 or more (the rule by which regions are labelled in training); objects without such a detection count in no mean, but in
 "found". Maps are resized into their box and pasted into the image, and held against the object's whole mask.
 
+Objects are also told by their size, as COCO has it, by "s", "m" and "l" behind the name (Fig. 8.9).
+
 A map that tells nothing, with one value everywhere, is the whole box; its overlap stands beside the others, "box_IoU".
 """
 
@@ -26,6 +28,7 @@ from detectron2.utils import comm
 MAPS = {"saliency_IoU": "pred_saliency", "shape_IoU": "pred_shape"}
 COLUMNS = (*MAPS, "box_IoU")
 BOX_IOU = 0.5
+SIZES = {"s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, np.inf)}  # pixels of an object
 LEVELS = 256  # of a map's values; 0 is outside of its box
 LEAST = 4  # level of a map's least value: pasted maps fade to a quarter in the corners of their box
 
@@ -74,8 +77,8 @@ class ShapeQualityEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
-        # Of each object: class, and the best overlap of each map; None for an object that was not found.
-        self._objects: list[tuple[int, list[float] | None]] = []
+        # Of each object: class, pixels, and the best overlap of each map; None for an object that was not found.
+        self._objects: list[tuple[int, int, list[float] | None]] = []
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         for given, output in zip(inputs, outputs, strict=True):
@@ -88,7 +91,7 @@ class ShapeQualityEvaluator(DatasetEvaluator):
                 )
             self._objects += self._judge(self._records[given["image_id"]], found)
 
-    def _judge(self, record: dict, found) -> list[tuple[int, list[float] | None]]:
+    def _judge(self, record: dict, found) -> list[tuple[int, int, list[float] | None]]:
         size = found.image_size
         annotations = [a for a in record["annotations"] if not a.get("iscrowd", 0) and a.get("segmentation")]
         if not annotations:
@@ -108,7 +111,7 @@ class ShapeQualityEvaluator(DatasetEvaluator):
                 maps.append(torch.zeros_like(maps[0]))
                 pasted = (paste_maps(values, found.pred_boxes.tensor[rows], size) for values in maps)
                 best = [max(best_overlap(values, mask) for values in maps) for maps in pasted]
-            judged.append((label, best))
+            judged.append((label, int(mask.sum()), best))
         return judged
 
     def evaluate(self) -> dict[str, dict[str, float]]:
@@ -116,17 +119,23 @@ class ShapeQualityEvaluator(DatasetEvaluator):
         gathered = comm.gather(self._objects, dst=0)
         if not comm.is_main_process():
             return {}
-        by_class: list[list[list[float] | None]] = [[] for _ in self._metadata.thing_classes]
+        by_class: list[list[tuple[int, list[float] | None]]] = [[] for _ in self._metadata.thing_classes]
         for part in gathered:
-            for label, best in part:
-                by_class[label].append(best)
-        found = [[best for best in objects if best] for objects in by_class]
+            for label, size, best in part:
+                by_class[label].append((size, best))
+        found = [[(size, best) for size, best in objects if best] for objects in by_class]
         share = [100 * len(f) / len(o) if o else np.nan for f, o in zip(found, by_class, strict=True)]
         per_class = {"found": np.array(share)}
         for row, name in enumerate(COLUMNS):
-            means = [100 * np.mean([best[row] for best in objects]) if objects else np.nan for objects in found]
-            per_class[name] = np.array(means)
+            per_class[name] = np.array([_mean([best[row] for _, best in objects]) for objects in found])
+            for letter, (least, most) in SIZES.items():
+                chosen = [[best[row] for size, best in objects if least <= size < most] for objects in found]
+                per_class[name + letter] = np.array([_mean(values) for values in chosen])
         return {"shape": group_results(per_class, self._metadata, self._groups, COLUMNS, "shape")}
+
+
+def _mean(values: list[float]) -> float:
+    return 100 * float(np.mean(values)) if values else float("nan")
 
 
 def _corners(annotation: dict) -> list[float]:

@@ -99,7 +99,8 @@ def _conv(inputs: int, outputs: int, kernel: int = 3, norm: str = "", activation
         norm=get_norm(norm, outputs),
         activation=activation,
     )
-    weight_init.c2_msra_fill(layer)
+    # As published: by fan-out where a convolution looks at neighbours, uniformly by fan-in where it looks at one place.
+    (weight_init.c2_xavier_fill if kernel == 1 else weight_init.c2_msra_fill)(layer)
     return layer
 
 

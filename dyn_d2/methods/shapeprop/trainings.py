@@ -12,6 +12,7 @@ from typing import Any
 from dyn_d2.checkpoint.model import model_of
 from dyn_d2.config.derive import build_cfg
 from dyn_d2.config.read import read_cfg
+from dyn_d2.engine.frozen_maps import maps_folder
 from dyn_d2.engine.job_queue import quiet
 from dyn_d2.engine.stages import Stage
 from dyn_d2.utils.atomic import write_json
@@ -28,16 +29,23 @@ class Host:
     Attributes:
         title: in tables.
         heads, shape_prop_heads: MODEL.ROI_HEADS.NAME without and with ShapeProp.
+        detector: its modules that masks do not need to change.
     """
 
     title: str
     heads: str
     shape_prop_heads: str
+    detector: tuple[str, ...]
 
 
 HOSTS = {  # by MODEL.META_ARCHITECTURE
-    "GeneralizedRCNN": Host("Mask R-CNN", "DynROIHeads", "ShapePropROIHeads"),
-    "RetinaMask": Host("RetinaMask", "MaskROIHeads", "ShapePropMaskROIHeads"),
+    "GeneralizedRCNN": Host(
+        "Mask R-CNN",
+        "DynROIHeads",
+        "ShapePropROIHeads",
+        ("backbone", "proposal_generator", "roi_heads.box_head", "roi_heads.box_predictor"),
+    ),
+    "RetinaMask": Host("RetinaMask", "MaskROIHeads", "ShapePropMaskROIHeads", ("backbone", "head")),
 }
 
 
@@ -49,6 +57,7 @@ class Method:
         title: its row of the table; "{}" stands for the host.
         shape_prop: with ShapeProp.
         opts: KEY VALUE pairs.
+        deeper: the mask head has about as many parameters more, in further convolutions, as ShapeProp would add.
         all_masks: it has all masks, whatever the setting: an upper bound.
         teacher: the method whose model predicts the masks that are missing.
     """
@@ -56,6 +65,7 @@ class Method:
     title: str
     shape_prop: bool = False
     opts: tuple[str, ...] = ()
+    deeper: bool = False
     all_masks: bool = False
     teacher: str = ""
 
@@ -73,6 +83,9 @@ METHODS = {
     "no_mil": Method("{} + ShapeProp, no MIL", True, ("MODEL.SHAPE_PROP.MIL", "False")),
     "no_propagation": Method("{} + ShapeProp, no propagation", True, ("MODEL.SHAPE_PROP.PROPAGATION", "False")),
     "no_integration": Method("{} + ShapeProp, no integration", True, ("MODEL.SHAPE_PROP.INTEGRATION", "none")),
+    "channel_agnostic": Method("{} + ShapeProp, channel-agnostic", True, ("MODEL.SHAPE_PROP.CHANNEL_AGNOSTIC", "True")),
+    "other_norm": Method("{} + ShapeProp, ", True),
+    "more_parameters": Method("{}, more parameters in the mask head", deeper=True),
     "oracle": Method("{}, all masks", all_masks=True),
     "oracle_shapeprop": Method("{} + ShapeProp, all masks", True, all_masks=True),
 }
@@ -92,10 +105,29 @@ def methods_of(cfg: CfgNode, more: Iterable[Sequence[str]] = ()) -> dict[str, Me
         raise ValueError(f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}: use {' or '.join(HOSTS)}.")
     host = HOSTS[cfg.MODEL.META_ARCHITECTURE].title
     known = {name: replace(method, title=method.title.format(host)) for name, method in METHODS.items()}
+    known |= {
+        name: replace(method, opts=(*method.opts, "MODEL.ROI_MASK_HEAD.NUM_CONV", str(_depth_with_as_many(cfg))))
+        for name, method in known.items()
+        if method.deeper
+    }
+    norm = "" if cfg.MODEL.SHAPE_PROP.NORM else "GN"
+    title = known["other_norm"].title + ("group norm" if norm else "no norm")
+    known["other_norm"] = replace(known["other_norm"], title=title, opts=("MODEL.SHAPE_PROP.NORM", norm))
     for name, base, *opts in more:
         _check_methods([base], known)
         known[name] = replace(known[base], title=name, opts=(*known[base].opts, *opts))
     return known
+
+
+def _depth_with_as_many(cfg: CfgNode) -> int:
+    """Convolutions of a plain mask head that has about the parameters of a mask head with ShapeProp before it."""
+    head, shapes = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.SHAPE_PROP
+    width, channels, encoded = shapes.CONV_DIM, cfg.MODEL.FPN.OUT_CHANNELS, shapes.INTEGRATION == "encoding"
+    stack = width * (channels + (shapes.NUM_CONV - 1) * width)
+    added = stack * (1 if shapes.SHARE_FEATURES or not shapes.PROPAGATION else 2)
+    if encoded:
+        added += width * (1 + (shapes.NUM_CONV - 1) * width) + width * head.CONV_DIM
+    return head.NUM_CONV + round(added / head.CONV_DIM**2)
 
 
 def _check_methods(names: Iterable[str], known: Mapping[str, Method]) -> None:
@@ -106,7 +138,11 @@ def _check_methods(names: Iterable[str], known: Mapping[str, Method]) -> None:
 
 @dataclass(frozen=True)
 class Cell:
-    """One final model: a name of a method, "category" or "image_P" (masks of P percent of the images), and a seed."""
+    """One final model: a name of a method, a setting, and a seed.
+
+    Settings are "category" (masks of INPUT.PARTIAL_MASKS.CLASSES), "image_P" (masks of P percent of the images) and
+    "data_P" (P percent of the images and all of their masks, nothing of the others: Fig. 8.6).
+    """
 
     method: str
     setting: str
@@ -121,11 +157,14 @@ class Schedule:
         mask_iterations: with masks.
         box_iterations: before that without, once a seed for all methods; 0: each starts from MODEL.WEIGHTS.
         mask_rate: SOLVER.BASE_LR with masks; None: the config's.
+        frozen: with masks only what predicts these learns, the detector stays as it is; FEATURE_CACHE may keep its
+            feature maps then, for all methods of a seed.
     """
 
     mask_iterations: int
     box_iterations: int = 0
     mask_rate: float | None = None
+    frozen: bool = False
 
 
 class MaskStage(Stage):
@@ -173,28 +212,29 @@ def cells(
         if not values:
             raise ValueError(f"not a single {what} is given.")
     for setting in settings:
-        _image_share(setting)
+        _shares(setting)
     return list(dict.fromkeys(Cell(m, setting, seed) for seed, setting, m in product(seeds, settings, methods)))
 
 
-def _image_share(setting: str) -> float:
-    """Share of the images whose masks are used.
+def _shares(setting: str) -> tuple[float, float]:
+    """Share of the images that are trained on, and of these that of the images whose masks are used.
 
     Raises:
         ValueError: no such setting.
     """
     if setting == CATEGORY:
-        return 1.0
+        return 1.0, 1.0
     kind, _, percent = setting.partition("_")
     try:
         share = float(percent) / 100
-        if kind != "image" or not 0 < share <= 1:
+        if kind not in ("image", "data") or not 0 < share <= 1:
             raise ValueError
     except ValueError:
         raise ValueError(
-            f"unknown setting {setting!r}: use {CATEGORY}, or image_10 for masks of 10 percent of the images."
+            f"unknown setting {setting!r}: use {CATEGORY}, image_10 for masks of 10 percent of the images, or data_10 "
+            "for 10 percent of the images with their masks."
         ) from None
-    return share
+    return (share, 1.0) if kind == "data" else (1.0, share)
 
 
 def plan(
@@ -242,19 +282,23 @@ class _Planner:
             chain = self.stages(Cell(method.teacher, cell.setting, cell.seed))
             start, teacher = (chain[0] if len(chain) > 1 else None), chain[-1]
         else:
-            start, teacher = self._detector(cell.seed), None
+            start, teacher = self._detector(cell), None
             chain = [start] if start else []
         masked = list(self.cfg.INPUT.PARTIAL_MASKS.CLASSES)
         if method.all_masks:
             name, data = f"{cell.method}_seed{cell.seed}", _partial_masks([], 1.0)
         else:
             name = f"{cell.method}_{cell.setting}_seed{cell.seed}"
-            data = _partial_masks(masked if cell.setting == CATEGORY else [], _image_share(cell.setting))
+            images, share = _shares(cell.setting)
+            data = _partial_masks(masked if cell.setting == CATEGORY else [], share) | _thinned(images)
         own: dict[str, Any] = {**data, **self._solver(self.schedule.mask_iterations), "TEST.MASKED_CLASSES": masked}
         own["MODEL.ROI_HEADS.NAME"] = self._host.shape_prop_heads if method.shape_prop else self._host.heads
         own["MODEL.SHAPE_PROP.OUTPUT_MAPS"] = method.shape_prop  # only these have maps
         if self.schedule.mask_rate is not None:
             own["SOLVER.BASE_LR"] = self.schedule.mask_rate
+        if self.schedule.frozen:
+            own["MODEL.FREEZE"] = self._host.detector
+            own["FEATURE_CACHE.DIR"] = maps_folder(self.cfg)
         if teacher:
             own["INPUT.PARTIAL_MASKS.PSEUDO"] = teacher.folder / "predicted_masks.json"
         return [*chain, self._stage(name, cell.seed, own, method.opts, start, teacher)]
@@ -263,17 +307,20 @@ class _Planner:
     def _host(self) -> Host:
         return HOSTS[self.cfg.MODEL.META_ARCHITECTURE]
 
-    def _detector(self, seed: int) -> Stage | None:
+    def _detector(self, cell: Cell) -> Stage | None:
         """The common detector without masks."""
+        images = 1.0 if self.known[cell.method].all_masks else _shares(cell.setting)[0]
         if not self.schedule.box_iterations:
             return None
         own = {
             "MODEL.MASK_ON": False,
             "MODEL.ROI_HEADS.NAME": self._host.heads,
             **_partial_masks([], 1.0),
+            **_thinned(images),
             **self._solver(self.schedule.box_iterations),
         }
-        return self._stage(f"box_seed{seed}", seed, own)
+        name = f"box_{cell.setting}" if images < 1 else "box"
+        return self._stage(f"{name}_seed{cell.seed}", cell.seed, own)
 
     def _stage(self, name: str, seed: int, own: dict[str, Any], more: Iterable[str] = (), *parents: Any) -> MaskStage:
         own = own | {"SEED": seed, "INPUT.PARTIAL_MASKS.SEED": seed}
@@ -293,3 +340,10 @@ class _Planner:
 
 def _partial_masks(classes: list[str], fraction: float) -> dict[str, Any]:
     return {"INPUT.PARTIAL_MASKS.CLASSES": classes, "INPUT.PARTIAL_MASKS.FRACTION": fraction}
+
+
+def _thinned(images: float) -> dict[str, Any]:
+    """Keys that train on a share of the images, the same for one SEED."""
+    if images == 1:
+        return {}
+    return {"DATALOADER.SAMPLER_TRAIN": "RandomSubsetTrainingSampler", "DATALOADER.RANDOM_SUBSET_RATIO": images}

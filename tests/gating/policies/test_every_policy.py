@@ -21,7 +21,7 @@ def _losses(policy, trace: Trace) -> dict[str, torch.Tensor]:
         rollout.accuracy = torch.rand(images)
     if policy.wants_greedy:
         trace.context.greedy = Trace(trace.steps, context=Context(accuracies=torch.rand(images)))
-    return policy.losses(trace, {"loss_cls": trace.context.image_losses.mean()})
+    return policy.training_losses(trace, {"loss_cls": trace.context.image_losses.mean()})
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)

@@ -4,6 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from dyn_d2.methods.layer_cascade.inception_resnet import InceptionBlock, Reduction
+from dyn_d2.methods.layer_cascade.mobile import MobileBlock
 
 
 def masked_stage(parts, x, mask):
@@ -21,6 +22,8 @@ def masked_stage(parts, x, mask):
             wide = F.pad(x, (part.dilation,) * 4, value=float("-inf"))
             pooled = F.max_pool2d(wide, 3, 1, 0, part.dilation) * mask
             x = _cat([_branches(part, x, mask), pooled])
+        elif isinstance(part, MobileBlock):
+            x = _inverted(part, x, mask)
         else:
             x = _residual(part, x, mask)
     return x * mask
@@ -43,6 +46,14 @@ def _residual(block, x, mask):
         out = layer(out).relu() * mask
     skip = x if block.shortcut is None else block.shortcut(x)
     return (layers[-1](out) + skip).relu() * mask
+
+
+def _inverted(block, x, mask):
+    out = x
+    for layer in block.layers:
+        out = layer.conv(out)
+        out = (out if layer.relu is False else out.clamp(0, 6)) * mask
+    return out + x * mask if block.skip else out
 
 
 def _cat(parts):

@@ -9,12 +9,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from dyn_d2.config import add_dyn_d2_config
 from dyn_d2.gating import recording
 from dyn_d2.methods.layer_cascade.backbone import STAGES
+from dyn_d2.methods.layer_cascade.mobile import ConvNormAct, LayerCascadeMobile
 from dyn_d2.methods.layer_cascade.pixels import restrict
-from dyn_d2.ops import region_conv
+from dyn_d2.ops import region_conv, region_depthwise
 from dyn_d2.ops.region_conv import Region, to_map
+from dyn_d2.utils.errors import UserError
 
 from detectron2.config import get_cfg
-from detectron2.layers import ShapeSpec
+from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import build_backbone
 
 
@@ -26,9 +28,19 @@ def as_map(x) -> torch.Tensor:
 KINDS = {
     "resnet18": ("build_cascade_resnet_backbone", ["MODEL.RESNETS.DEPTH", 18]),
     "resnet50": ("build_cascade_resnet_backbone", ["MODEL.RESNETS.DEPTH", 50]),
+    "lite0": ("build_cascade_mobile_backbone", ["MODEL.TIMM.NAME", "tf_efficientnet_lite0"]),
     "inception": ("build_cascade_inception_resnet_backbone", ["MODEL.INCEPTION_RESNET.BLOCKS", [1, 1, 2]]),
 }
-COMMON = ["MODEL.RESNETS.NORM", "BN", "MODEL.INCEPTION_RESNET.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0]
+COMMON = [
+    "MODEL.RESNETS.NORM",
+    "BN",
+    "MODEL.INCEPTION_RESNET.NORM",
+    "BN",
+    "MODEL.TIMM.NORM",
+    "BN",
+    "MODEL.BACKBONE.FREEZE_AT",
+    0,
+]
 SIZE = (2, 5, 6)
 
 
@@ -94,6 +106,8 @@ def test_all_pixels_give_what_the_whole_map_gives(net):
 
 @torch.no_grad()
 def test_counted_is_what_runs(net, monkeypatch):
+    if isinstance(net, LayerCascadeMobile) and not region_depthwise.load():
+        pytest.skip("torch does not count what its code for depthwise convolutions does")
     monkeypatch.setattr(region_conv, "_available", lambda: False)  # oneDNN multiplies some rows more, to round them up
     monkeypatch.setattr(region_conv, "_MULTIPLE", 1)
     images = torch.randn(SIZE[0], 3, SIZE[1] * 8, SIZE[2] * 8)
@@ -151,6 +165,51 @@ def test_weights_of_plain_resnets_fit_and_mean_the_same(depth):
     images = torch.randn(1, 3, 96, 128)
     with torch.no_grad():
         _close(net(images)["stage3"][:, :, ::4, ::4], plain(images)["res5"])
+
+
+@pytest.mark.parametrize("name, first", [("tf_efficientnet_lite0", 1), ("mobilenetv2_100", 0)])
+def test_mobile_networks_are_those_of_timm(name, first):
+    """Without strides they are the plain networks, read at every place; TensorFlow's kernels lie a pixel further."""
+    timm = pytest.importorskip("timm")
+    net = _backbone("lite0", "MODEL.TIMM.NAME", name, "MODEL.PIXEL_STD", [1.0, 1.0, 1.0])
+    plain = timm.create_model(name, features_only=True, out_indices=(2, 3, 4)).eval()
+    layers = [layer for layer in net.modules() if isinstance(layer, Conv2d)]
+    convs = [layer for layer in plain.modules() if isinstance(layer, nn.Conv2d)]
+    norms = [layer for layer in plain.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert len(layers) == len(convs) == len(norms)
+    with torch.no_grad():
+        for layer, conv, norm in zip(layers, convs, norms, strict=True):
+            conv.weight.copy_(layer.weight)
+            for key in ("weight", "bias", "running_mean", "running_var"):
+                getattr(norm, key).copy_(getattr(layer.norm, key))
+        images = torch.randn(1, 3, 64, 96)
+        net.pixels = nn.Identity()
+        found = net(images)
+        for stage, expected, step in zip(STAGES, plain(images), (1, 2, 4), strict=True):
+            start = (step - 1) * first
+            _close(found[stage][:, :, start::step, start::step], expected)
+            assert found[stage].shape[-2:] == (8, 12)
+
+
+def test_mobile_networks_that_need_whole_maps_are_refused():
+    pytest.importorskip("timm")
+    for name, why in (("semnasnet_050", "squeeze and excitation"), ("resnet18", "no chain of inverted residuals")):
+        with pytest.raises(UserError, match=f"{name}.*{why}.*EfficientNet-Lite"):
+            _backbone("lite0", "MODEL.TIMM.NAME", name)
+    layer, norm = nn.Conv2d(4, 4, 2), nn.BatchNorm2d(4)
+    norm.act = nn.ReLU()
+    with pytest.raises(UserError, match="2 x 2 has no middle"):
+        ConvNormAct(layer, norm, "BN")
+    norm.act = nn.Hardswish()
+    with pytest.raises(UserError, match="activation Hardswish"):
+        ConvNormAct(nn.Conv2d(4, 4, 3), norm, "BN")
+
+
+def test_a_frozen_mobile_network_has_constants_up_to_its_stride():
+    net = _backbone("lite0", "MODEL.BACKBONE.FREEZE_AT", 3).train()
+    assert not any(p.requires_grad for p in net.first.parameters())
+    assert all(p.requires_grad for p in net.second.parameters())
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in net.first.modules())
 
 
 def test_what_cannot_be_is_said():

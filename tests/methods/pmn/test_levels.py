@@ -116,3 +116,22 @@ def test_adding_keeps_the_gradient_and_takes_no_images():
     total = add_weighted(total, scores[:0], torch.zeros(0, dtype=torch.int64), torch.zeros(0, 3), 4)
     total.sum().backward()
     assert torch.equal(scores.grad, torch.full((2, 3), 0.5)) and not total[[1, 3]].any()
+
+
+def test_concepts_above_the_classes():
+    pets = tree().cut("pets")
+    levels = KnowledgeLevels.of_tree(tree(), "pets")
+    names = CLASSES[::-1]  # the order of a head
+    children, above = levels.concepts_of(len(names), names)
+    inner = [concept for concept in pets.concepts[1:] if concept not in CLASSES]
+    assert set(inner) == {"living", "animal", "mammal", "bird", "tool", "box"} and len(above) == len(inner)
+    for i, concept in enumerate(inner):
+        assert {names[k] for k in above[i].nonzero()[:, 0]} == set(CLASSES) & slow_under(concept)
+    for m, level in enumerate(levels.names):
+        found = {(*names, *inner)[k] for k in children[m].nonzero()[:, 0]}
+        assert found == slow_below(level) & {*names, *inner}
+    assert KnowledgeLevels.flat().concepts_of(5, list("abcde"))[1].shape == (0, 5)
+
+
+def slow_under(name: str) -> set[str]:
+    return {name}.union(*(slow_under(child) for child in CHILDREN.get(name, [])))

@@ -90,6 +90,36 @@ def test_weights_of_one_are_a_plain_average():
         WeightedAverage(children, 0)
 
 
+def test_a_class_gets_the_scores_of_all_concepts_above_it():
+    state, children, above = random_state(), torch.rand(3, 6) < 0.5, torch.rand(2, 4) < 0.6
+    linear = torch.nn.Linear(4, 6)
+    combine = WeightedAverage(children, 0.8, above=above)
+    found = combine(state, lambda features, rows: linear(features))
+    scores = {
+        (output.module, n): linear(features)
+        for output in state.outputs
+        for features, n in zip(output.features, output.rows.tolist(), strict=True)
+    }
+    assert combine.inner == 2
+    for n in range(7):
+        mean = slow_logits(state, SAMPLED, n, scores, children, 0.8)
+        expected = [mean[k] + sum(mean[4 + i] for i in range(2) if above[i, k]) for k in range(4)]
+        torch.testing.assert_close(found[SAMPLED][n], torch.stack(expected))
+    with pytest.raises(ValueError, match="OUTPUT to classes"):
+        WeightedAverage(children, 0.8, "probabilities", above)
+
+
+def test_concepts_are_learnt_in_classification_and_cost_what_they_do():
+    keys = {"MODEL__POLICY__PMN__TREE": "digits", "MODEL__IMAGE_CLASSIFIER__NUM_CLASSES": 10}
+    model = classifier(**keys, MODEL__POLICY__PMN__OUTPUT="concepts").train()
+    inner = model.module_classifier.inner
+    assert inner.out_features == 4  # of the 15 concepts of the tree neither root nor class
+    with EventStorage():
+        losses = model(batch(4))
+    sum(losses.values()).backward()
+    assert inner.weight.grad.abs().sum() > 0 and model.linear.weight.grad.abs().sum() > 0
+
+
 def test_predictions_have_a_part():
     prediction = Prediction(torch.tensor([True, False]), torch.ones(2, 1).bool(), torch.tensor([False, True]))
     assert prediction.part(torch.tensor([1])).plain.tolist() == [True]

@@ -10,6 +10,7 @@ from toy_gated import ask, features_for, make, policy_cfg, units
 from dyn_d2.gating import Unit
 from dyn_d2.gating.policies import build_policy
 from dyn_d2.methods.pmn.levels import KnowledgeLevels
+from dyn_d2.methods.pmn.module_predictions import WeightedAverage
 from dyn_d2.methods.pmn.policy import PMN, usage_reward
 from dyn_d2.methods.pmn.rollout import GREEDY, SAMPLED
 from dyn_d2.utils.errors import UserError
@@ -268,3 +269,15 @@ def test_trees_come_from_the_config():
     policy = make("pmn", "PMN.TREE", "cifar10", "PMN.WIDTH", 8)
     assert len(policy.levels) == 7 and policy.levels.names[0] == "thing" and policy.score.out_features == 8
     assert len(make("pmn", "PMN.TREE", "cifar10", "PMN.ACTIONS", "modules").levels) == 1
+
+
+def test_what_a_module_scores_in_pretraining_is_its_rollout():
+    policy = PMN(units(count=3), stage="pretrain", levels=LEVELS, width=8, pretrain="all").train()
+    state = ask(policy, features_for(policy, 2)).context.state
+    own = iter([torch.full((2, 2), float(module)) for module in range(3)])
+    found = WeightedAverage(torch.ones(4, 2).bool(), 0.8)(state, lambda features, rows: next(own))
+    means = {name: logits.mean().item() for name, logits in found.items()}
+    assert means == {"greedy": 2.0, "module 0": 0.0, "module 1": 1.0}
+    assert state.trained == tuple(found)
+    policy.eval()
+    assert [output.module for output in ask(policy, features_for(policy, 2)).context.state.outputs] == [2]

@@ -156,3 +156,11 @@ def test_shape_activations_are_judged_where_the_model_gives_them(tmp_path) -> No
     assert [type(evaluator) for evaluator in both] == [GroupedCOCOEvaluator, ShapeQualityEvaluator]
     DatasetCatalog.remove(tmp_path.name)
     MetadataCatalog.remove(tmp_path.name)
+
+
+def test_sizes_of_objects_are_told_apart(shapes) -> None:
+    evaluator = ShapeQualityEvaluator(shapes[0], {})
+    evaluator.process(INPUTS, OUTPUTS)
+    result = evaluator.evaluate()["shape"]
+    assert result["shape_IoUs"] == result["shape_IoU"]  # all have 200 pixels
+    assert np.isnan(result["shape_IoUm"]) and np.isnan(result["box_IoUl"])

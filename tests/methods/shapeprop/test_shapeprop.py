@@ -348,3 +348,12 @@ def test_surgery_moves_saliency_by_class_name() -> None:
         assert torch.equal(new[SALIENCY + "weight"][row], old[source])
     next_heads = roi_heads(ROI_BOX_HEAD__CLASSIFIER="cosine", ROI_HEADS__NUM_CLASSES=4)
     next_heads.load_state_dict({name.removeprefix("roi_heads."): value for name, value in new.items()})
+
+
+def test_layers_that_look_at_one_place_start_as_published() -> None:
+    torch.manual_seed(0)
+    layers = ShapeProp(64, num_classes=20, conv_dim=64, num_conv=1)
+    for layer in (layers.saliency, layers.propagation.weights):
+        bound = (3 / 64) ** 0.5  # uniform, variance 1 / fan-in
+        assert layer.weight.abs().max() <= bound and not layer.bias.any()
+        assert layer.weight.std().item() == pytest.approx(1 / 8, rel=0.1)

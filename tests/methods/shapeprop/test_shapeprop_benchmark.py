@@ -16,7 +16,7 @@ from dyn_d2.engine.stages import DONE, StageError
 from dyn_d2.methods.shapeprop.benchmark import rows, run, summarise
 from dyn_d2.methods.shapeprop.trainings import HOSTS, METHODS, Cell, Schedule, cells, methods_of, plan
 
-from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling import ROI_HEADS_REGISTRY, build_model
 
 SCHEDULE = Schedule(mask_iterations=12, box_iterations=24)
 FEW = ["INPUT.PARTIAL_MASKS.CLASSES", "['red', 'green']"]
@@ -152,6 +152,10 @@ def test_other_methods_and_hosts(opts) -> None:
 @pytest.mark.parametrize("config", sorted((ROOT / "configs" / "ShapeProp").glob("*.yaml")), ids=lambda path: path.stem)
 def test_all_methods_on_each_config(config, tmp_path) -> None:
     opts = ["OUTPUT_DIR", str(tmp_path)]
+    if read_cfg(str(config)).FEW_SHOT.BENCHMARK == "custom":  # files that are not here
+        of_data = tiny_opts(write_boxes(tmp_path, 1), tmp_path)
+        opts += [part for key, value in zip(of_data[::2], of_data[1::2], strict=True) if "CUSTOM" in key
+                 for part in (key, value)] + FEW  # fmt: skip
     known = methods_of(read_cfg(str(config), opts))
     plans = plan(str(config), opts, cells(list(known), ["category"], [0], known), Schedule(30, 100), known)
     host = HOSTS[read_cfg(str(config), opts).MODEL.META_ARCHITECTURE]
@@ -204,3 +208,43 @@ def test_gain_is_over_the_same_seeds() -> None:
     plain, shape = rows(results, METHODS)
     assert plain.gain is None and plain.metrics["AP"].mean == 15
     assert shape.gain.mean == 3 and math.isnan(shape.gain.half_width) and shape.gap_closed is None
+
+
+def test_thinned_data_have_a_detector_of_their_own(opts) -> None:
+    plans = plans_of(opts, ["mask_rcnn", "oracle"], ["data_50", "image_50"], [1])
+    by_cell = {(cell.method, cell.setting): stages for cell, stages in plans.items()}
+    box, masks = (stage.cfg for stage in by_cell["mask_rcnn", "data_50"])
+    for cfg in (box, masks):
+        assert cfg.DATALOADER.SAMPLER_TRAIN == "RandomSubsetTrainingSampler"
+        assert cfg.DATALOADER.RANDOM_SUBSET_RATIO == 0.5 and cfg.SEED == 1
+    assert masks.INPUT.PARTIAL_MASKS.FRACTION == 1.0 and masks.INPUT.PARTIAL_MASKS.CLASSES == []
+    assert by_cell["mask_rcnn", "data_50"][0].folder.name == "box_data_50_seed1"
+    assert by_cell["mask_rcnn", "image_50"][0].folder.name == "box_seed1"
+    assert by_cell["mask_rcnn", "image_50"][0].cfg.DATALOADER.SAMPLER_TRAIN == "TrainingSampler"
+    assert by_cell["oracle", "data_50"][0].folder.name == "box_seed1"  # all data in any setting
+
+
+def test_frozen_detectors_share_their_maps(opts) -> None:
+    frozen = Schedule(mask_iterations=12, box_iterations=24, frozen=True)
+    plans = plans_of(opts, ["mask_rcnn", "shapeprop"], ["category"], [0], frozen)
+    detectors = [stages[0].cfg for stages in plans.values()]
+    rows = [stages[1].cfg for stages in plans.values()]
+    assert all(cfg.MODEL.FREEZE == [] for cfg in detectors)
+    assert all(
+        "proposal_generator" in cfg.MODEL.FREEZE and "roi_heads.box_predictor" in cfg.MODEL.FREEZE for cfg in rows
+    )
+    assert rows[0].FEATURE_CACHE.DIR == rows[1].FEATURE_CACHE.DIR and rows[0].FEATURE_CACHE.DIR.endswith("feature_maps")
+
+
+def test_a_deeper_mask_head_has_as_many_parameters(opts) -> None:
+    more = ["MODEL.SHAPE_PROP.CONV_DIM", "32", "MODEL.ROI_MASK_HEAD.CONV_DIM", "32", "MODEL.FPN.OUT_CHANNELS", "32"]
+    count = {}
+    for name in ("mask_rcnn", "shapeprop", "more_parameters"):
+        known = methods_of(read_cfg("", [*opts, *more]))
+        cell = Cell(name, "category", 0)
+        cfg = plan("", [*opts, *more], [cell], Schedule(4), known)[cell][-1].cfg
+        model = build_model(cfg)
+        parts = [getattr(model.roi_heads, part, None) for part in ("mask_head", "shape_prop")]
+        count[name] = sum(p.numel() for part in parts if part for p in part.parameters())
+    added = count["shapeprop"] - count["mask_rcnn"]
+    assert count["more_parameters"] - count["mask_rcnn"] == pytest.approx(added, rel=0.2)

@@ -28,18 +28,23 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--method", nargs="+", action="append", default=[], metavar=("NAME", "BASE"),
                         help="another method: BASE with KEY VALUE ...; may be repeated; an option follows")  # fmt: skip
     parser.add_argument("--settings", default="category,image_10,image_2",
-                        help="category: masks of INPUT.PARTIAL_MASKS.CLASSES; image_P: of P %% of images")  # fmt: skip
+                        help="category: masks of INPUT.PARTIAL_MASKS.CLASSES; image_P: of P %% of images; "
+                        "data_P: P %% of images, with their masks")  # fmt: skip
     parser.add_argument("--seeds", type=numbers, default=[0], help="such as 0-2")
     parser.add_argument("--box-iterations", type=int, default=0,
                         help="train a detector without masks first, one a seed for all methods")  # fmt: skip
     parser.add_argument("--mask-iterations", type=int, help="of the training with masks; default: the config's")
     parser.add_argument("--mask-rate", type=float, help="SOLVER.BASE_LR of the training with masks")
+    parser.add_argument("--freeze-detector", action="store_true",
+                        help="with masks only what predicts these learns; see FEATURE_CACHE")  # fmt: skip
     add_options(parser)
     parser.add_argument("--table", action="store_true", help="only write the table of what is trained")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
     args = parser.parse_args(argv)
     if args.box_iterations < 0 or (args.mask_iterations is not None and args.mask_iterations < 1):
         parser.error("--mask-iterations has to be at least 1, --box-iterations at least 0")
+    if args.freeze_detector and not args.box_iterations:
+        parser.error("--freeze-detector needs a detector that is trained before: give --box-iterations")
     if any(len(method) < 2 for method in args.method):
         parser.error("--method needs a name and the method that it varies")
     return args
@@ -50,7 +55,9 @@ def main(argv: list[str] | None = None) -> int:
     setup_logger(name="dyn_d2")
     cfg = read_cfg(args.config_file, args.opts)
     known = methods_of(cfg, args.method)
-    schedule = Schedule(args.mask_iterations or cfg.SOLVER.MAX_ITER, args.box_iterations, args.mask_rate)
+    schedule = Schedule(
+        args.mask_iterations or cfg.SOLVER.MAX_ITER, args.box_iterations, args.mask_rate, args.freeze_detector
+    )
     names = dict.fromkeys([*args.methods.split(","), *(name for name, *_ in args.method)])
     plans = plan(
         args.config_file, args.opts, cells(list(names), args.settings.split(","), args.seeds, known), schedule, known

@@ -1,0 +1,98 @@
+"""Convolution with groups on chosen pixels only, depthwise among them; see region_conv.py.
+
+Shape shorthand: n chosen pixels, C channels, C' output channels, G groups, K taps of a kernel.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dyn_d2.ops.onednn import Limit, limit_of, rectify_
+from dyn_d2.ops.region_conv import Taps
+from dyn_d2.ops.region_depthwise import depthwise
+
+
+class GroupedRegionMatrix:
+    """What ``RegionMatrix`` is for a convolution with groups; for inference."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, groups: int) -> None:
+        """
+        Args:
+            weight: (C', C / G, kh, kw), as ``conv2d`` takes it.
+            bias: (C',) or None for 0.
+            groups: G.
+        """
+        weight = weight.detach()
+        self.outputs, self._groups = len(weight), groups
+        self._bias = weight.new_zeros(len(weight)) if bias is None else bias.detach()
+        self._depthwise = is_depthwise(weight, groups)
+        self._matrix = _by_tap(weight) if self._depthwise else _by_group(weight, groups)
+
+    def __call__(self, rows: Tensor, taps: Taps | None, total: Tensor | None = None, *, relu: Limit = False) -> Tensor:
+        """Arguments as of ``RegionMatrix``."""
+        limit = limit_of(relu)
+        index = _index(rows, taps)
+        if self._depthwise:
+            out = depthwise(rows, index, self._matrix, self._bias, limit if total is None else None)
+            return out if total is None else rectify_(total.add_(out), limit)
+        out = _grouped(rows, index, self._matrix.to(rows.dtype), self._groups) + self._bias.to(rows.dtype)
+        return rectify_(out if total is None else total.add_(out), limit)
+
+
+def is_depthwise(weight: Tensor, groups: int) -> bool:
+    """Whether each channel has a kernel of its own, and gives one channel."""
+    return weight.shape[1] == 1 and len(weight) == groups
+
+
+def grouped_region_conv(rows: Tensor, weight: Tensor, groups: int, taps: Taps | None) -> Tensor:
+    """(n, C'), with gradients for rows and weight; arguments as of ``region_conv``."""
+    index = _index(rows, taps)
+    if is_depthwise(weight, groups):
+        return _Depthwise.apply(rows, _by_tap(weight), index)
+    return _grouped(rows, index, _by_group(weight, groups).to(rows.dtype), groups)
+
+
+def _index(rows: Tensor, taps: Taps | None) -> Tensor:
+    """(n, K): the rows that each pixel reads."""
+    return torch.arange(len(rows), device=rows.device)[:, None] if taps is None else taps.index
+
+
+def _by_tap(weight: Tensor) -> Tensor:
+    """(C, 1, kh, kw) -> (K, C)."""
+    return weight.flatten(1).t().contiguous()
+
+
+def _by_group(weight: Tensor, groups: int) -> Tensor:
+    """(C', C / G, kh, kw) -> (G, K * C / G, C' / G)."""
+    return weight.flatten(2).view(groups, -1, *weight.flatten(2).shape[1:]).permute(0, 3, 2, 1).flatten(1, 2)
+
+
+def _grouped(rows: Tensor, index: Tensor, matrix: Tensor, groups: int) -> Tensor:
+    """(m, C) rows, (n, K) index and (G, K * C / G, C' / G) matrix -> (n, C')."""
+    padded = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])  # its last row, -1, is a neighbour that is not there
+    values = padded[index].unflatten(2, (groups, -1)).permute(2, 0, 1, 3).flatten(2)
+    return torch.bmm(values, matrix).permute(1, 0, 2).flatten(1)
+
+
+class _Depthwise(torch.autograd.Function):
+    """Keeps rows, not the K times as many values that are gathered from them."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weight, index)
+        return depthwise(rows, index, weight.to(rows.dtype), rows.new_zeros(rows.shape[1]))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        rows, weight, index = ctx.saved_tensors
+        grad = grad.to(rows.dtype)
+        grad_rows, grad_weight = torch.zeros_like(rows), torch.zeros_like(weight)
+        for tap, neighbours in enumerate(index.unbind(1)):
+            there = (neighbours >= 0).nonzero()[:, 0]
+            where, own = neighbours[there], grad[there]
+            grad_rows.index_add_(0, where, own * weight[tap].to(rows.dtype))
+            grad_weight[tap] = (rows[where] * own).sum(0).to(weight.dtype)
+        return grad_rows, grad_weight, None
