@@ -2,7 +2,7 @@
 
     from dyn_d2 import model_zoo
 
-    predictor = model_zoo.get("tfa_cos_voc_split1_10shot_lite0")
+    predictor = model_zoo.get(model_zoo.names()[0])
     found = predictor(image)
 
 What is shipped of a model is what it learned; frozen backbones come from their packages (``dyn_d2[pretrained]``). See

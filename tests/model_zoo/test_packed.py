@@ -29,7 +29,7 @@ def test_numbers_come_back_as_exactly_as_bits_allow(weights, bits, error, tmp_pa
     ):
         assert given.dtype == wanted.dtype and given.shape == wanted.shape
         most = wanted.abs().max() if wanted.is_floating_point() and wanted.dim() > 1 else torch.tensor(0.0)
-        assert ((given - wanted).abs().max() <= error * most), name
+        assert (given - wanted).abs().max() <= error * most, name
     numbers = sum(p.numel() for p in whole.model.parameters())
     assert size < 1.15 * numbers * bits / 8 + 200_000 and small.described["classes"] == list(CLASSES)
 

@@ -79,9 +79,8 @@ class Run:
     def __repr__(self) -> str:
         shares = ", ".join(f"{100 * share:.0f} %" for share in _shares(self.level, len(self.seconds)))
         mean = float(self.costs.mean()) if len(self.costs) else 0.0
-        return (
-            f"Run({len(self.answers)} images, by model: {shares}, mean cost {mean:.4g}, {self.milliseconds:.1f} ms an image)"
-        )
+        took = f"mean cost {mean:.4g}, {self.milliseconds:.1f} ms an image"
+        return f"Run({len(self.answers)} images, by model: {shares}, {took})"
 
     @property
     def milliseconds(self) -> float:
