@@ -90,9 +90,8 @@ def set_share(gated: Any, images: list[Tensor], share: float) -> None:
 @torch.no_grad()
 def flops_share(gated: Any, image: Tensor) -> float:
     """Executed multiply-adds of an image, gates included, as a share of the plain network's."""
-    with recording() as trace:
-        gated([{"image": image}])
-    return float(trace.executed().mean()) / trace.dense()
+    route = gated([{"image": image}])[0]["route"]
+    return route.executed / route.dense
 
 
 def measure(depth: int, size: int, share: float, images: int, rounds: int, warm_up: int = 3) -> dict[str, Any]:

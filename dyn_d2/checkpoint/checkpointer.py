@@ -24,6 +24,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from . import torchvision_names
+from .labels import ENTRY, describe_labels
 from .validate import CheckpointError, require_description, require_sound_file, require_trainer_state, require_weights
 
 _TORCHVISION = PublishedNames("torchvision", torchvision_names.from_torchvision, torchvision_names.settings)
@@ -55,6 +56,7 @@ def describe(cfg, model: nn.Module | None = None) -> dict[str, Any]:
     described = {
         "classes": list(metadata.get("thing_classes", [])) if metadata else [],
         "stuff_classes": list(metadata.get("stuff_classes", [])) if metadata else [],
+        ENTRY: describe_labels(list(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]))),
         "base_classes": list(metadata.get("base_classes", [])) if metadata else [],
         "novel_classes": list(metadata.get("novel_classes", [])) if metadata else [],
         "stage": cfg.FEW_SHOT.STAGE if cfg.FEW_SHOT.BENCHMARK else "",

@@ -11,11 +11,13 @@ from dyn_d2.config import add_dyn_d2_config
 from dyn_d2.config.ranges import check_ranges
 from dyn_d2.config.read import merge_opts, read_cfg
 from dyn_d2.data.custom import register_custom
+from dyn_d2.method import methods
 from dyn_d2.modeling.build import build_model
 
 from detectron2.config import CfgNode, get_cfg
 
 from .checkpointer import METADATA, CheckpointError, DynCheckpointer, LoadReport, read_checkpoint
+from .labels import restore_metadata
 
 
 class LoadedModel(NamedTuple):
@@ -44,15 +46,14 @@ def load_model(weights: str, config_file: str = "", opts: Iterable[str] = ()) ->
     if config_file:
         cfg = read_cfg(config_file, opts)
     elif "config" in described:
-        cfg = _own_config(weights, described)
+        cfg = own_config(weights, described)
         merge_opts(cfg, opts)
     else:
         raise CheckpointError(
             f"{weights} does not carry its config: give the yaml it was trained with (--config-file)."
         )
     cfg.MODEL.WEIGHTS = weights
-    if cfg.DATASETS.CUSTOM.FORMAT and cfg.DATASETS.CUSTOM.CLASSES:
-        register_custom(cfg, files=False)  # a head may ask for labels and their tree, which the config has
+    make_known(cfg, described)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     check_ranges(cfg)
@@ -62,6 +63,14 @@ def load_model(weights: str, config_file: str = "", opts: Iterable[str] = ()) ->
     cfg.freeze()
     model, _ = model_of(cfg)
     return LoadedModel(cfg, model, described)
+
+
+def make_known(cfg: CfgNode, described: dict[str, Any]) -> None:
+    """Tell the catalogues what checkpoint and config say about data sets that are not registered here: a head may ask
+    for their labels."""
+    if cfg.DATASETS.CUSTOM.FORMAT and cfg.DATASETS.CUSTOM.CLASSES:
+        register_custom(cfg, files=False)
+    restore_metadata(described)
 
 
 def model_of(cfg: CfgNode, weights: str = "") -> tuple[nn.Module, LoadReport]:
@@ -81,7 +90,18 @@ def model_of(cfg: CfgNode, weights: str = "") -> tuple[nn.Module, LoadReport]:
     return model.eval(), checkpointer.report
 
 
-def _own_config(weights: str, described: dict[str, Any]) -> CfgNode:
+def own_config(weights: str, described: dict[str, Any]) -> CfgNode:
+    """The config that a checkpoint carries, not frozen; what it refers to is made known.
+
+    Args:
+        weights: the file, for messages.
+        described: its "dyn_d2" entry.
+
+    Raises:
+        CheckpointError: the config cannot be used here.
+    """
+    for method in methods():
+        method.restore(described)
     cfg = get_cfg()
     add_dyn_d2_config(cfg)
     try:

@@ -22,6 +22,7 @@ COMMANDS = {
     "prepare few-shot": Command("dyn_d2.data.few_shot.prepare:main", "files of K-shot sets of a benchmark", Group.DATA),
     "prepare semantic": Command("dyn_d2.cli.prepare_semantic:main", "label maps from published files", Group.DATA),
     "surgery": Command("dyn_d2.cli.surgery:main", "fit a predictor to other classes, by name", Group.WEIGHTS),
+    "zoo-table": Command("dyn_d2.cli.zoo_table:main", "a page of models from their results", Group.EVALUATE),
     "export": Command("dyn_d2.cli.export:main", "an ONNX file whose gates still skip", Group.WEIGHTS),
     "configs": Command("dyn_d2.cli.configs:main", "names for --config-file", Group.HERE),
     "doctor": Command("dyn_d2.doctor:main", "what does not fit here, and its remedy", Group.HERE, registers=False),

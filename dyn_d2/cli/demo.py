@@ -11,7 +11,7 @@ another video), and for all together
     NAME_MAP.png      of a segmentor: each label map, pixels are numbers of labels
     routes.json       of a dynamic network: which parts ran for which image, and what that cost
 
-Where no detection reaches the threshold, the best ones are shown with their scores. The pictures of a semantic segmentor
+Where no detection reaches the threshold, the best ones are shown with their scores. Pictures of a semantic segmentor
 show the classes of the pixels, at each depth of the concept tree where there is one (DSSPN), and the stages that
 settled them (Layer Cascade). Labels are those of the first set in DATASETS.TEST; a model of several sets predicts
 another one's after --opts DATASETS.TEST "('NAME',)".
@@ -172,5 +172,7 @@ def main(argv: list[str] | None = None) -> int:
     run(writer, files, options.batch, options.every)
     print(f"pictures and detections.json are in {options.output}")
     if writer.unreadable:
-        raise UserError(f"{len(writer.unreadable)} of {len(files)} images are unreadable: {', '.join(writer.unreadable)}")
+        raise UserError(
+            f"{len(writer.unreadable)} of {len(files)} images are unreadable: {', '.join(writer.unreadable)}"
+        )
     return 0

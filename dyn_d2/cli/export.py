@@ -3,8 +3,8 @@
     dyn-d2 export --weights output/model_final.pth --output model.onnx
 
 Classifiers, semantic segmentors, Faster and Mask R-CNN and RetinaNet can be exported; what cannot says why. A gated
-network keeps its gates: with --gates if (the default) each block is an If of ONNX, so that the runtime computes only what
-the gates choose, one image at a time; with --gates dense all blocks run, multiplied by their gates, in batches.
+network keeps its gates: with --gates if (the default) each block is an If of ONNX, so that the runtime computes only
+what the gates choose, one image at a time; with --gates dense all blocks run, multiplied by their gates, in batches.
 
 Images of any size fit, in steps of what the network divides them by, unless --size fixes one, which some models need.
 The file says in its metadata what its classes are and how images have to be resized.

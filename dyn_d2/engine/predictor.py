@@ -255,9 +255,16 @@ def load_predictor(weights: str, config_file: str = "", opts: Iterable[str] = ()
     """What the checkpoint holds, ready for images: a :class:`Predictor`, :class:`Segmenter` or :class:`Classifier`, or
     what a method makes of its own checkpoints, such as a cascade.
 
-    Arguments and errors are those of ``Predictor.load``.
+    Args:
+        weights: a checkpoint, or "zoo:NAME" for a model that comes with dyn_d2 (``dyn_d2.model_zoo``).
+
+    Other arguments and errors are those of ``Predictor.load``.
     """
     opts = list(opts)
+    if weights.startswith("zoo:"):
+        from dyn_d2.model_zoo import get
+
+        return get(weights)
     for method in methods() if not config_file else ():
         own = method.predictor(weights, opts)
         if own is not None:

@@ -30,9 +30,7 @@ class CocoFile:
         image_id = len(self.images) + 1
         self.images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
         masks = np.asarray(found.pred_masks) if found.has("pred_masks") else None
-        rows = zip(
-            found.pred_boxes.tensor.tolist(), found.scores.tolist(), found.pred_classes.tolist(), strict=True
-        )
+        rows = zip(found.pred_boxes.tensor.tolist(), found.scores.tolist(), found.pred_classes.tolist(), strict=True)
         for number, ((x0, y0, x1, y1), score, label) in enumerate(rows):
             entry = {
                 "id": len(self.annotations) + 1,

@@ -133,7 +133,9 @@ class RCNNForm(nn.Module):
         maps = [features[name] for name in rpn.in_features]
         logits, deltas = rpn.rpn_head(maps)
         found = []
-        levels = zip(anchors_of(rpn.anchor_generator, maps), by_position(logits, 1), by_position(deltas, 4), strict=True)
+        levels = zip(
+            anchors_of(rpn.anchor_generator, maps), by_position(logits, 1), by_position(deltas, 4), strict=True
+        )
         for anchors, scores, moves in levels:
             values, index = best(scores[:, 0], rpn.pre_nms_topk[False])
             found.append((rpn.box2box_transform.apply_deltas(rows(moves, index), rows(anchors, index)), values))

@@ -49,7 +49,9 @@ class ExportReport:
     def lines(self) -> list[str]:
         """In words."""
         size = os.path.getsize(self.file) / 1e6
-        kind = self.described["task"] + ("" if self.described["gates"] is None else f", gates: {self.described['gates']}")
+        kind = self.described["task"] + (
+            "" if self.described["gates"] is None else f", gates: {self.described['gates']}"
+        )
         return [f"{self.file}: {kind}, {size:.1f} MB", *(str(difference) for difference in self.differences)]
 
 
@@ -165,8 +167,7 @@ def _traced(form: Form, gates: str, sizes: Sequence[tuple[int, int]], step: int 
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(
             f"{type(form.model).__name__} cannot be written as a graph{'' if step is None else ' of any size'}: "
-            f"{first.strip().rstrip('.')}."
-            + ("" if step is None else " A fixed size may do (--size HEIGHT WIDTH).")
+            f"{first.strip().rstrip('.')}." + ("" if step is None else " A fixed size may do (--size HEIGHT WIDTH).")
         ) from error
 
 

@@ -17,8 +17,8 @@ from detectron2.layers import Conv2d
 
 from .cost import chain_cost, geometry
 from .decisions import Decision
-from .exporting import added, is_exporting
 from .execution import gather, run_by_choice, running_statistics, without_gradient
+from .exporting import added, is_exporting
 from .folding import fold, folds, kept, may_fold
 
 Layer = Callable[[Tensor], Tensor]

@@ -14,6 +14,7 @@ A file may instead name another tree and the data sets that it is cut to: ``{cut
 
 import json
 import os
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,33 @@ def load_hierarchy(name_or_path: str | os.PathLike) -> Hierarchy:
         return _read_out(text.removeprefix(_WRITTEN))
     path = Path(text).expanduser()
     if not path.is_file():
+        if text in _carried:
+            return _carried[text]
         raise FileNotFoundError(
             f"Concept tree {text!r} is neither a yaml file nor one of {', '.join(shipped_hierarchies())}."
         )
     return _load(path, str(path))
+
+
+_carried: dict[str, Hierarchy] = {}  # by the name that a config has for them
+
+
+def trees_to_carry(*names: str) -> dict[str, dict[str, Any]]:
+    """What a checkpoint has to carry of these trees, so that its config can be used where their files are not: name ->
+    content; those that dyn_d2 ships are everywhere."""
+    return {name: load_hierarchy(name).as_dict() for name in names if name and written_out(name) != name}
+
+
+def take_carried(trees: Any) -> None:
+    """Make trees of a checkpoint known by their names, for ``load_hierarchy`` where there is no such file.
+
+    Raises:
+        HierarchyError: one of them is no tree.
+    """
+    for name, content in trees.items() if isinstance(trees, Mapping) else ():
+        concepts, datasets = content.get("concepts", {}), content.get("datasets", {})
+        _check_types(concepts, datasets, str(name))
+        _carried[str(name)] = Hierarchy(concepts, datasets, name=str(name))
 
 
 @cache  # trees do not change

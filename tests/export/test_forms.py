@@ -76,7 +76,11 @@ def test_dense_forms_take_batches() -> None:
 def test_suppression_within_groups_is_that_of_torchvision() -> None:
     torch.manual_seed(0)
     corner = 40 * torch.rand(200, 2) - 10
-    boxes, scores, groups = torch.cat([corner, corner + 20 * torch.rand(200, 2)], 1), torch.rand(200), torch.randint(3, (200,))
+    boxes, scores, groups = (
+        torch.cat([corner, corner + 20 * torch.rand(200, 2)], 1),
+        torch.rand(200),
+        torch.randint(3, (200,)),
+    )
     kept = survivors(boxes, scores, groups, 0.5)
     values, index = best(kept, 250)
     wanted = batched_nms(boxes, scores, groups, 0.5)

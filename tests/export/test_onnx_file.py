@@ -6,11 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-for package in ("onnx", "onnxscript", "onnxruntime"):
-    pytest.importorskip(package)
-
-import onnx
 import torch
 from PIL import Image
 from test_forms import MASKS, tiny
@@ -21,6 +16,10 @@ from dyn_d2.export import export_onnx
 from dyn_d2.export.compare import session, trial_image
 
 from detectron2.data import MetadataCatalog
+
+onnx = pytest.importorskip("onnx")
+for package in ("onnxscript", "onnxruntime"):
+    pytest.importorskip(package)
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "export.md"
 

@@ -1,7 +1,11 @@
 """What follows from the choice of a classification data set: class count, augmentation, mean and spread."""
 
 from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from dyn_d2.data.parts import register_parts
 from dyn_d2.data.registered import unregistered
@@ -10,6 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 
+from .readers import IMAGE_SUFFIXES
 from .sets import ensure_classes, is_classification, register_folders
 
 # Recipe -> mean and standard deviation of red, green and blue (0 to 255), keys of INPUT.CLASSIFICATION (others: off).
@@ -25,9 +30,11 @@ RECIPES: dict[str, tuple[list[float], list[float], dict[str, Any]]] = {
         {"RANDOM_RESIZED_CROP": 224, "FLIP": True, "RESIZE_TEST": 256, "CROP_TEST": 224},
     ),
     "digits": ([77.9] * 3, [95.9] * 3, {}),
+    "small_images": ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375], _CROP_FLIP),
 }
 OFF = {"PAD_CROP": 0, "RANDOM_RESIZED_CROP": 0, "FLIP": False, "RESIZE_TEST": 0, "CROP_TEST": 0}
 CUSTOM = "custom_images"
+SMALL, LOOKED_AT = 64, 50  # sides in pixels up to which images of one size keep it; how many are looked at
 
 
 def apply_classification(cfg: CfgNode, set_key: Callable[[str, Any, str], None]) -> None:
@@ -92,10 +99,25 @@ def _register_custom(cfg: CfgNode, set_key: Callable[[str, Any, str], None]) -> 
         raise ValueError("CLASSIFICATION.CUSTOM.TEST needs CLASSIFICATION.CUSTOM.TRAIN, whose folders are the classes.")
     if not train:
         return
+    recipe = "small_images" if _are_small(train) else "imagenet"
     for split, folder in (("train", train), ("test", test)):
         if folder:
-            register_folders(f"{CUSTOM}_{split}", folder, classes_from=train)
+            register_folders(f"{CUSTOM}_{split}", folder, classes_from=train, recipe=recipe)
             MetadataCatalog.get(f"{CUSTOM}_{split}").split = split
         sets = (f"{CUSTOM}_{split}",) if folder else ()
         set_key(f"DATASETS.{split.upper()}", sets, f"CLASSIFICATION.CUSTOM.{split.upper()}")
     register_parts(f"{CUSTOM}_train")
+
+
+def _are_small(folder: str) -> bool:
+    """Whether the images below ``folder`` are all of one small size, as far as the first ones tell: enlarging them to
+    224 pixels would cost a hundred times as much."""
+    sizes = set()
+    files = (path for path in sorted(Path(folder).glob("*/*")) if path.suffix.lower() in IMAGE_SUFFIXES)
+    for path in islice(files, LOOKED_AT):
+        try:
+            with Image.open(path) as image:
+                sizes.add(image.size)
+        except OSError:  # told where it is read
+            continue
+    return len(sizes) == 1 and max(next(iter(sizes))) <= SMALL

@@ -132,10 +132,13 @@ def count_text(count: float) -> str:
 
 
 def span(percent: np.ndarray) -> tuple[float, float]:
-    """Range of an axis that shows all of ``percent``, at least ten points wide, in steps of five."""
+    """Range of an axis that shows all of ``percent``, at least ten points wide, in steps of five; it ends at 100 where
+    nothing is more, which only gates can make it."""
     low, high = 5 * np.floor(percent.min() / 5), 5 * np.ceil(percent.max() / 5)
     if high - low < 10:
         low, high = low - 5, high + 5
+    if percent.max() <= 100 < high:
+        low, high = min(low, 90.0), 100.0
     return max(float(low), 0.0), float(high)
 
 

@@ -109,8 +109,10 @@ def load_images(table: RouteTable, indices: Sequence[int]) -> tuple[dict[int, np
     if absent:
         try:
             records = {str(r.get("image_id")): r for r in registered_records(table.dataset)}
-        except (KeyError, OSError, ValueError) as error:
-            problem = f"some images are not shown: {error.args[0] if error.args else error}"
+        except KeyError:  # whose own message lists all data sets
+            problem = f"some images are not shown: data set {table.dataset} is not registered here"
+        except (OSError, ValueError) as error:
+            problem = f"some images are not shown: {error}"
     for index in indices:
         record = records.get(table.image_ids[index]) if index in absent else {"file_name": table.file_names[index]}
         try:

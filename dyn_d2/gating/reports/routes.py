@@ -320,7 +320,7 @@ class RouteEvaluator(DatasetEvaluator):
                 "level_modules": list(routes[0].levels),
                 "level_bits": _packed_levels(routes),
                 **{cost: [getattr(route, cost) for route in routes] for cost in _COSTS},
-                "file_names": [str(record.get("file_name", "")) for record in inputs],
+                "file_names": [_found_anywhere(str(record.get("file_name", ""))) for record in inputs],
                 "image_ids": [str(record.get("image_id", "")) for record in inputs],
                 "heights": [_size(record)[0] for record in inputs],
                 "widths": [_size(record)[1] for record in inputs],
@@ -383,6 +383,11 @@ class RouteEvaluator(DatasetEvaluator):
             **{cost: np.concatenate([np.asarray(part[cost], dtype=float) for part in parts]) for cost in _COSTS},
             **columns,
         )
+
+
+def _found_anywhere(name: str) -> str:
+    """The name of a file as one that any working directory can use; addresses and what is no file stay."""
+    return str(Path(name).resolve()) if name and Path(name).is_file() else name
 
 
 def _packed_levels(routes: Sequence[Route]) -> np.ndarray:

@@ -231,6 +231,10 @@ class DSSPNHead(NoticesKeys, nn.Module):
             )
         return cast(LabelPlan, self._plans[self._plan_number[self._concepts_of[dataset]]])
 
+    def export_problem(self) -> str:
+        """See ``modeling/answers.py``."""
+        return "DSSPN chooses concepts and their regions in Python, image by image, which no graph says."
+
     def forward(
         self, features: Mapping[str, Tensor], targets: Tensor | None = None
     ) -> tuple[Tensor | None, dict[str, Tensor]]:

@@ -123,6 +123,12 @@ class Run:
     preparing: float = 0.0
     processor: float = 0.0
 
+    def __repr__(self) -> str:
+        shares = ", ".join(f"{100 * share:.0f} %" for share in _shares(self.level, len(self.seconds)))
+        mean = float(self.costs.mean()) if len(self.costs) else 0.0
+        took = f"mean cost {mean:.4g}, {self.milliseconds:.1f} ms an image"
+        return f"Run({len(self.answers)} images, by model: {shares}, {took})"
+
     @property
     def milliseconds(self) -> float:
         """Mean of an image, decisions included."""
@@ -188,6 +194,11 @@ class IDKCascade:
             float(sum(part.preparing for part in parts)),
             float(sum(part.processor for part in parts)),
         )
+
+
+def _shares(level: np.ndarray, models: int) -> np.ndarray:
+    """(N,) the share of the images that each model answered."""
+    return np.bincount(level, minlength=models)[:models] / max(len(level), 1)
 
 
 def take(images: Any, rows: np.ndarray) -> Any:

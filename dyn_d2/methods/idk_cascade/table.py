@@ -92,6 +92,13 @@ class PredictionTable:
                 f"the costs of {', '.join(self.names)} are {self.costs.tolist()}: they have to be positive."
             )
 
+    def __repr__(self) -> str:
+        right = ", ".join(
+            f"{name} {100 * (1 - loss):.1f} % right at {cost:.4g}"
+            for name, loss, cost in zip(self.names, self.losses.mean(1), self.costs, strict=True)
+        )
+        return f"PredictionTable({self.losses.shape[1]} images, {self.split}: {right})"
+
     @classmethod
     def of_classifiers(
         cls, names: Sequence[str], probabilities: Sequence[Any], labels: Any, costs: Sequence[float], split: str

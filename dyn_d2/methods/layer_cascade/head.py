@@ -136,6 +136,10 @@ class LayerCascadeHead(NoticesKeys, nn.Module):
             "ignore_value": head.IGNORE_VALUE,
         }
 
+    def export_problem(self) -> str:
+        """See ``modeling/answers.py``."""
+        return "Layer Cascade leaves out the pixels that are settled, which no operator of ONNX says."
+
     def forward(
         self, features: StageFeatures, targets: Tensor | None = None
     ) -> tuple[Tensor | None, dict[str, Tensor]]:

@@ -107,6 +107,10 @@ class MultiPathClassifier(DynamicModel, nn.Module):
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
+    def export_problem(self) -> str:
+        """See ``modeling/answers.py``."""
+        return "routers send images down paths of their own in Python, which no graph says."
+
     def force_open(self) -> None:
         """Send every image down the deepest path: what the routes are compared with."""
         self.backbone.policy = LastSink(self.backbone.policy.units).eval()

@@ -4,6 +4,12 @@ Liang, Learning Personalized Modular Network Guided by Structured Knowledge, CVP
 its.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from dyn_d2.hierarchy.files import take_carried, trees_to_carry
 from dyn_d2.method import Method, register_method
 
 from detectron2.config import CfgNode
@@ -18,3 +24,11 @@ class PMN(Method):
 
     def add_keys(self, cfg: CfgNode) -> None:
         config.add_keys(cfg)
+
+    def describe(self, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """The concept tree, where it is a file of the user's."""
+        own = cfg.MODEL.POLICY.NAME == self.name
+        return {"pmn_trees": trees_to_carry(cfg.MODEL.POLICY.PMN.TREE)} if own else {}
+
+    def restore(self, described: Mapping[str, Any]) -> None:
+        take_carried(described.get("pmn_trees"))

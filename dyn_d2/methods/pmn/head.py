@@ -112,6 +112,10 @@ class PMNHead(NoticesKeys, nn.Module):
             "ignore_value": head.IGNORE_VALUE,
         }
 
+    def export_problem(self) -> str:
+        """See ``modeling/answers.py``."""
+        return "the policy chooses in Python which modules an image is segmented from, which no graph says."
+
     def forward(
         self, features: dict[str, Tensor], targets: Tensor | None = None
     ) -> tuple[Tensor | None, dict[str, Tensor]]:

@@ -31,8 +31,8 @@ class TAFENet(NoticesKeys, nn.Module):
     descriptions: Tensor
     seen: Tensor
     sees_no_images = (
-        "TAFE-Net classifies features that another network has made of images; dyn-d2 tafe-pictures shows what it finds "
-        "among those of a data set."
+        "TAFE-Net classifies features that another network has made of images; dyn-d2 tafe-pictures shows what it "
+        "finds among those of a data set."
     )
 
     @configurable
@@ -129,6 +129,10 @@ class TAFENet(NoticesKeys, nn.Module):
         scores = features.new_full((len(features), len(self.classes)), -torch.inf)
         scores[:, candidates] = self.scores(features, self.descriptions[candidates])
         return [{"scores": row} for row in scores.float()]
+
+    def export_problem(self) -> str:
+        """See ``modeling/answers.py``."""
+        return "TAFE-Net classifies features by weights that descriptions make, and sees no images."
 
     def losses(self, features: Tensor, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Eq. 5.6 and beta times Eq. 5.7, over the tasks of this step."""

@@ -37,6 +37,10 @@ class ReweightedByClass(nn.Module):
     pixel_std: Tensor
     vectors: ClassVectors | None = None
 
+    def export_problem(self) -> str:
+        """See ``modeling/answers.py``."""
+        return "its weights come from class vectors, which a file does not have."
+
     def init_reweighting(self, reweighting: ReweightingNet | FeatureReweightingNet | None, channels: int) -> None:
         """Called by the constructor; ``channels`` is the width m of class vectors."""
         self.reweighting, self.reweighted_channels = reweighting, channels

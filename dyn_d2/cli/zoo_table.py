@@ -1,0 +1,39 @@
+"""The table of models, MODEL_ZOO.md, from records of evaluations (results.json) and the models that come with dyn_d2.
+
+    dyn-d2 zoo-table output/ --output MODEL_ZOO.md --commands commands.yaml
+
+Folders are searched at any depth. Runs that differ in nothing but the seed are one row. --commands names a yaml file of
+lines "name of a folder, without its seed: how it was trained".
+"""
+
+import argparse
+from pathlib import Path
+
+import yaml
+
+from dyn_d2 import model_zoo
+from dyn_d2.evaluation.zoo_table import rows_of, rows_of_cards, to_markdown
+from dyn_d2.utils.atomic import atomic_write
+from dyn_d2.utils.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="*", help="results.json files, or folders that hold some")
+    parser.add_argument("--output", default="MODEL_ZOO.md", help="the page to write (default: %(default)s)")
+    parser.add_argument("--commands", default="", help="yaml file: name -> how it was trained")
+    args = parser.parse_args(argv)
+    commands = yaml.safe_load(Path(args.commands).read_text()) if args.commands else {}
+    if not isinstance(commands, dict):
+        raise UserError(f"{args.commands} has to hold lines 'name: command'.")
+    names = model_zoo.names()
+    shipped = rows_of_cards(
+        {name: model_zoo.card(name) for name in names}, {n: model_zoo.path_of(n).stat().st_size for n in names}
+    )
+    rows = [*shipped, *(rows_of(args.results, {str(k): str(v) for k, v in commands.items()}) if args.results else [])]
+    if not rows:
+        raise UserError("no model comes with dyn_d2 yet: give results.json files, or folders that hold some.")
+    with atomic_write(args.output) as file:
+        file.write(to_markdown(rows))
+    print(f"{len(rows)} models: {args.output}")
+    return 0

@@ -1,0 +1,52 @@
+"""The table of models: a row for the seeds of a model, with their mean and interval."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dyn_d2.cli.zoo_table import main
+from dyn_d2.evaluation.zoo_table import rows_of, rows_of_cards, to_markdown
+from dyn_d2.utils.errors import UserError
+
+
+def _record(folder: Path, value: float, iterations: int = 100, **tasks) -> Path:
+    folder.mkdir(parents=True)
+    metrics = {"digits_test": {"classification": {"top1_accuracy": value}, **tasks}}
+    record = {"metrics": metrics, "iterations": iterations, "train_sets": ["digits_train"], "seed": 1}
+    (folder / "results.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_seeds_are_one_row_and_other_trainings_another(tmp_path) -> None:
+    routes = {"routes": {"GFLOPs": 0.25}}
+    for seed, value in enumerate((90.0, 92.0, 94.0)):
+        _record(tmp_path / f"skipnet_seed{seed}", value, **routes)
+    _record(tmp_path / "longer" / "skipnet_seed0", 97.0, 500)
+    (tmp_path / "skipnet_seed1" / "model_final.pth").write_bytes(b"0" * 1_500_000)
+    long, short = sorted(rows_of([tmp_path], {"skipnet": "dyn-d2 train"}), key=lambda row: -row.iterations)
+    assert (short.name, short.values, short.gflops) == ("skipnet", [90.0, 92.0, 94.0], [0.25] * 3)
+    # t(0.975, 2) is 4.303, s is 2
+    assert short.cells() == (
+        "skipnet", "`dyn-d2 train`", "digits_test", "classification top1_accuracy", "3", "92.0 ± 5.0", "0.25", "100",
+        "1.5", "-",
+    )  # fmt: skip
+    assert long.cells()[4:9] == ("1", "97.0", "-", "500", "-")
+
+
+def test_cards_of_shipped_models_are_rows_too(tmp_path) -> None:
+    card = {"command": "dyn-d2 few-shot", "data": "boxes", "metric": "bbox nAP50", "values": [50.0], "iterations": 3}
+    (row,) = rows_of_cards({"small": card}, {"small": 900_000})
+    assert row.cells() == ("small", "`dyn-d2 few-shot`", "boxes", "bbox nAP50", "1", "50.0", "-", "3", "0.9", "small")
+    assert "| small" in to_markdown([row])
+
+
+def test_the_command_writes_a_page(tmp_path, capsys) -> None:
+    _record(tmp_path / "a", 90.0)
+    assert main([str(tmp_path), "--output", str(tmp_path / "MODEL_ZOO.md")]) == 0
+    assert "| a " in (tmp_path / "MODEL_ZOO.md").read_text()
+    with pytest.raises(UserError, match="none does not exist"):
+        rows_of([tmp_path / "none"])
+    (tmp_path / "a" / "results.json").write_text("{}")
+    with pytest.raises(UserError, match="is no record of an evaluation"):
+        rows_of([tmp_path])
