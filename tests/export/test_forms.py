@@ -23,11 +23,6 @@ MASKS = {
     "MODEL__ROI_MASK_HEAD__NUM_CONV": 1,
     "MODEL__ROI_MASK_HEAD__POOLER_RESOLUTION": 4,
 }
-    "MODEL__MASK_ON": True,
-    "MODEL__RPN__PRE_NMS_TOPK_TEST": 100,
-    "MODEL__ROI_MASK_HEAD__NUM_CONV": 1,
-    "MODEL__ROI_MASK_HEAD__POOLER_RESOLUTION": 4,
-}
 
 
 def tiny(task: str, **keys):
