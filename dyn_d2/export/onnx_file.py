@@ -190,6 +190,7 @@ def _quiet() -> Iterator[None]:
 
 def _save(program: Any, file: Path, entries: dict[str, Any]) -> None:
     program.model.metadata_props[KEY] = json.dumps(entries)
+    weights_into_branches(program.model)
     ends = set(program.model.graph.outputs)
     for node in program.model.graph.all_nodes():
         for value in node.outputs:
@@ -202,6 +203,32 @@ def _save(program: Any, file: Path, entries: dict[str, Any]) -> None:
         os.replace(part, file)
     finally:
         part.unlink(missing_ok=True)
+
+
+def weights_into_branches(model: Any) -> int:
+    """Move weights that one branch of an ``If`` alone uses into that branch, and tell how many.
+
+    onnxruntime brings convolutions into its fast layout, and joins them with what follows, only where the weights are
+    of the same graph: without this a block in a branch takes nearly twice the time.
+
+    Args:
+        model: an ``onnx_ir.Model``, which is changed.
+    """
+    weights, moved = model.graph.initializers, 0
+    branches = [
+        attribute.as_graph()
+        for node in model.graph
+        for attribute in node.attributes.values()
+        if attribute.type.name == "GRAPH"
+    ]
+    for branch in branches:
+        used = {value.name: value for node in branch for value in node.inputs if value is not None}
+        for name, value in used.items():
+            if weights.get(name) is value and all(use.node.graph is branch for use in value.uses()):
+                weights.pop(name)
+                branch.register_initializer(value)
+                moved += 1
+    return moved
 
 
 def _classes(form: Form, described: dict[str, Any]) -> list[str]:

@@ -76,7 +76,8 @@ def label_maps(model: Any, inputs: dict[str, Any], output: dict[str, Any], class
 
 def exported_problem(model: Any) -> str | None:
     """Why a model cannot be exported, as itself or its head says; None where they say nothing."""
-    for part in (model, getattr(model, "sem_seg_head", None), getattr(model, "roi_heads", None)):
+    parts: list[Any] = [model, getattr(model, "sem_seg_head", None), getattr(model, "roi_heads", None)]
+    for part in parts:
         if hasattr(part, "export_problem"):
             problem = part.export_problem()
             if problem:
