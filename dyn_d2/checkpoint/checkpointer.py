@@ -305,6 +305,14 @@ class DynCheckpointer(DetectionCheckpointer):
             torch.save({**data, **extra}, file)
         self.tag_last_checkpoint(os.path.basename(path))
 
+    def save_weights(self, name: str) -> None:
+        """Write ``save_dir/name.pth`` with the model alone: nothing to go on from, and not the last checkpoint."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        described = {} if self.metadata is None else {METADATA: self.metadata}
+        with atomic_write(os.path.join(self.save_dir, f"{name}.pth"), "wb") as file:
+            torch.save({"model": self.model.state_dict(), **described}, file)
+
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         with atomic_write(os.path.join(self.save_dir, "last_checkpoint")) as file:
             file.write(last_filename_basename)

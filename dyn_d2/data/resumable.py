@@ -26,12 +26,13 @@ from dyn_d2.utils.seeds import derive_seed
 
 from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.data.common import DatasetFromList
-from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.data.detection_utils import SizeMismatchError, build_augmentation
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 
 from .classification import ClassificationMapper, has_labels, is_classification
 from .partial_masks import PartialMaskMapper, partly_masked
+from .pixel_changes import PixelChanges
 from .random_scale import scale_crop_flip
 from .sound_dicts import sound_dicts
 from .views import evaluation_mapper
@@ -335,16 +336,23 @@ def _groups(cfg, records: list[dict], labels: bool) -> list[int] | None:
 def build_mapper(cfg, dataset_name: str, is_train: bool) -> Callable[[dict], dict | None]:
     """The mapper that fits the data set: of images with a label, that of a method, or Detectron2's of images with
     objects, in training on masks the one for which some objects may have none."""
+    changes = [PixelChanges(cfg.INPUT.ALBUMENTATIONS)] if is_train and cfg.INPUT.ALBUMENTATIONS else []
     if is_classification(dataset_name):
         return ClassificationMapper(cfg, is_train=is_train)
     if is_train and cfg.INPUT.RANDOM_SCALE:
-        return DatasetMapper(cfg, is_train=True, augmentations=scale_crop_flip(cfg))
+        return DatasetMapper(cfg, is_train=True, augmentations=[*changes, *scale_crop_flip(cfg)])
     for method in methods():
         own = method.mapper(cfg, dataset_name, is_train)
         if own is not None:
+            if changes:
+                raise ValueError(
+                    f"INPUT.ALBUMENTATIONS is not read by {type(own).__name__}, which maps {dataset_name}."
+                )
             return own
     mapper = PartialMaskMapper if is_train and cfg.MODEL.MASK_ON else DatasetMapper
-    return mapper(cfg, is_train=is_train)
+    if not changes:
+        return mapper(cfg, is_train=is_train)
+    return mapper(cfg, is_train=True, augmentations=[*changes, *build_augmentation(cfg, is_train=True)])
 
 
 def _kept(records: list[dict]) -> Dataset:

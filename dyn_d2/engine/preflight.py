@@ -34,8 +34,10 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from .best import problems_of_best
 from .feature_cache import cache_folder, evaluated_from_cache
 from .trainer import DynTrainer
+from .writers import missing_writers
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +70,7 @@ def check_files(cfg) -> None:
         text for key in ("TRAIN", "VAL", "TEST") if (text := unregistered(cfg.DATASETS[key], f"DATASETS.{key}"))
     ]
     problems += [f"{_of_sets(names)}{what}" for what, names in missing.items()]
-    problems += _missing_packages(cfg)
+    problems += _missing_packages(cfg) + problems_of_best(cfg)
     weights = cfg.MODEL.WEIGHTS
     if weights and "://" not in weights and not PathManager.isfile(weights.partition("?")[0]):
         problems.append(f"MODEL.WEIGHTS {weights} does not exist{_how_to_make(cfg)}.")
@@ -114,7 +116,9 @@ def _missing_packages(cfg) -> list[str]:
     wanted = types(cfg.DATASETS.TEST) & set(WHOLE_SPLIT) | types(cfg.DATASETS.TRAIN) & {"cityscapes_instance"}
     if wanted and is_missing("cityscapesscripts"):
         return [f"{how_to_install('cityscapesscripts')}."]
-    return []
+    if cfg.INPUT.ALBUMENTATIONS and is_missing("albumentations"):
+        return [f"{how_to_install('albumentations')}."]
+    return missing_writers(cfg)
 
 
 def _how_to_make(cfg) -> str:

@@ -31,6 +31,8 @@ from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage, has_event_storage
 
+from .average import WeightAverage, averaged
+from .best import KeepBest, stopped_after
 from .feature_cache import FreshFeatures, evaluated_from_cache, predictor_alone
 from .frozen_maps import heads_alone
 from .hooks import DivergenceError, FirstSteps, LossAverages, LossGuard, StepSeeds
@@ -46,6 +48,7 @@ from .resume import (
     load_to_resume,
     write_final_model,
 )
+from .writers import chosen_writers
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +74,8 @@ class DynTrainer(DefaultTrainer):
     three things: each pads its own images to one size, has its own batch statistics (norms "BN"; "FrozenBN", "GN" and
     "SyncBN" do not differ), and draws by itself which anchors and regions enter the losses.
     """
+
+    stopped = False
 
     def __init__(self, cfg) -> None:
         # Not DefaultTrainer's: it cannot wrap a CPU model for several processes, and has its own checkpointer.
@@ -156,10 +161,11 @@ class DynTrainer(DefaultTrainer):
             names = cfg.DATASETS.TEST
             evaluators = [with_evaluators_of_model(cls.build_evaluator(cfg, name), cfg, bare, name) for name in names]
         done = _iterations_done(cfg)
-        with evaluated_from_cache(cfg, bare, final=done in (None, cfg.SOLVER.MAX_ITER)):
+        with averaged(bare), evaluated_from_cache(cfg, bare, final=done in (None, cfg.SOLVER.MAX_ITER)):
             results = super().test(cfg, model, evaluators)
         if comm.is_main_process() and cfg.DATASETS.TEST:
-            record = evaluation_record(cfg, bare, results, done)
+            with averaged(bare):
+                record = evaluation_record(cfg, bare, results, done)
             write_results(os.path.join(cfg.OUTPUT_DIR, RESULTS_FILE), record)
         return results
 
@@ -170,6 +176,10 @@ class DynTrainer(DefaultTrainer):
         self._scalars = KeepScalars(self._writers, cfg.TEST.EVAL_PERIOD)
         own = [StepSeeds(cfg.SEED), self._guard, LossAverages(self.checkpointer.model), self._scalars]
         own.append(FirstSteps())
+        if cfg.SOLVER.EMA:
+            own.append(WeightAverage(self.checkpointer.model, cfg.SOLVER.EMA, self.checkpointer))
+        if cfg.SOLVER.BEST.METRIC:  # before what saves and evaluates, which take the best
+            own.append(KeepBest(cfg, self.checkpointer.model, self.checkpointer, self.test))
         if has_frozen_parts(self.checkpointer.model):
             own += [VerifyFrozen(self.checkpointer.model), FreshFeatures(self.checkpointer.model)]
         for method in methods():
@@ -177,14 +187,29 @@ class DynTrainer(DefaultTrainer):
         return own + super().build_hooks()
 
     def build_writers(self) -> list[EventWriter]:
-        self._writers += super().build_writers()
+        self._writers += [*super().build_writers(), *chosen_writers(self.cfg)]
         return self._writers
+
+    def stop(self) -> None:
+        """Take the step at hand for the last one; what there is left of the loop does nothing."""
+        self.stopped = True
+        self.iter = self.storage.iter = self.max_iter - 1
+
+    def before_step(self) -> None:
+        if not self.stopped:
+            super().before_step()
+
+    def after_step(self) -> None:
+        if not self.stopped:
+            super().after_step()
 
     def after_train(self) -> None:
         self.iter = min(self.iter, self.max_iter)  # where no step is left, an installed Detectron2 counts one more
         super().after_train()
 
     def run_step(self) -> None:
+        if self.stopped:
+            return
         try:
             super().run_step()
         except DivergenceError:
@@ -262,7 +287,9 @@ def evaluate(cfg) -> dict[str, Any]:
 
 def _iterations_done(cfg) -> int | None:
     """Iterations that the model under training has seen; None outside of training."""
-    return min(get_event_storage().iter + 1, cfg.SOLVER.MAX_ITER) if has_event_storage() else None
+    if not has_event_storage():
+        return None
+    return stopped_after() or min(get_event_storage().iter + 1, cfg.SOLVER.MAX_ITER)
 
 
 def _note_model(cfg, model: nn.Module) -> None:

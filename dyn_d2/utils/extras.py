@@ -5,6 +5,9 @@ import importlib.util
 # Imported name -> the extra of pyproject.toml that brings it, and what needs it.
 _EXTRAS = {
     "cityscapesscripts": ("cityscapes", "Cityscapes' instances and scores"),
+    "albumentations": ("albumentations", "INPUT.ALBUMENTATIONS"),
+    "wandb": ("wandb", "SOLVER.WRITERS wandb"),
+    "mlflow": ("mlflow", "SOLVER.WRITERS mlflow"),
     "datumaro": ("convert", "further formats of annotations (--from datumaro:...)"),
     "h5py": ("hdf5", "features in HDF5 files"),
     "onnx": ("export", "ONNX files"),

@@ -74,9 +74,20 @@ def test_it_goes_on_where_it_was_saved() -> None:
 def test_what_cannot_be_asked_for() -> None:
     network, _ = _networks()
     with pytest.raises(ValueError, match="share a group with others"):
-        train_by_adam(PartlyAdam(_sgd(network).param_groups, 0.1), network[2].parameters())
-    cfg = read_cfg("", ["SOLVER.POLICY_OPTIMIZER", "Adam", "SOLVER.CLIP_GRADIENTS.ENABLED", "True"])
-    with pytest.raises(ValueError, match="POLICY_OPTIMIZER Adam does not clip"):
+        train_by_adam(PartlyAdam(_sgd(network).param_groups, read_cfg("", [])), network[2].parameters())
+    cfg = read_cfg("", ["SOLVER.POLICY_OPTIMIZER", "Adam", "SOLVER.OPTIMIZER", "AdamW"])
+    with pytest.raises(ValueError, match="POLICY_OPTIMIZER Adam beside SOLVER.OPTIMIZER AdamW"):
         chosen_optimizer(cfg, _sgd(network))
     plain = _sgd(network)
     assert chosen_optimizer(read_cfg("", []), plain) is plain
+
+
+def test_gradients_of_both_parts_are_clipped() -> None:
+    opts = ["SOLVER.POLICY_OPTIMIZER", "Adam", "SOLVER.CLIP_GRADIENTS.ENABLED", "True",
+            "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0.001"]  # fmt: skip
+    network, _ = _networks()
+    mixed = chosen_optimizer(read_cfg("", opts), _sgd(network))
+    separate_gates(mixed, network[2], 0.05, 0.02)
+    train_by_adam(mixed, network[2].parameters())
+    _step(network, mixed, seed=0)
+    assert max(parameter.grad.abs().max().item() for parameter in network.parameters()) == pytest.approx(0.001)

@@ -1,5 +1,7 @@
 """Keys of one's own data sets, whatever the task."""
 
+from dyn_d2.config.applied import LOADER_KEYS
+
 from detectron2.config import CfgNode as CN
 
 
@@ -37,3 +39,7 @@ def add_data_keys(cfg: CN) -> None:
     # one whose labels are CLASSES). The content of the file replaces its name, so that checkpoints have it.
     cfg.DATASETS.CUSTOM.TREE = ""
     cfg.DATASETS.CUSTOM.LABEL_SET = ""
+    # Training: changes of pixels by albumentations (an extra), e.g. ["GaussianBlur(p=0.2)", "RandomGamma(p=0.5)"].
+    # None that moves pixels. Read for images with objects or label maps, and for classification.
+    cfg.INPUT.ALBUMENTATIONS = []
+    LOADER_KEYS["INPUT.ALBUMENTATIONS"] = []

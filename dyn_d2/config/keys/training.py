@@ -58,8 +58,22 @@ def add_run_keys(cfg: CN) -> None:
 
 
 def add_solver_keys(cfg: CN) -> None:
-    # "SGD" (Detectron2's) or "Adam", which does not read MOMENTUM.
+    # "SGD" (Detectron2's), or any other of torch.optim by its name, such as "AdamW", which do not read MOMENTUM.
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # What that optimizer takes beside rate and decay, e.g. ["betas=(0.9, 0.95)"].
+    cfg.SOLVER.OPTIMIZER_OPTIONS = []
+    # A running average of the weights (torch.optim.swa_utils) with this decay, e.g. 0.999: it is what is evaluated, and
+    # left as model_ema.pth beside model_final.pth. 0: none.
+    cfg.SOLVER.EMA = 0.0
+    # Keep the best model by a metric of DATASETS.VAL, such as "bbox/AP", "sem_seg/mIoU" or
+    # "classification/top1_accuracy", as model_best.pth, and end with it; "" does not. It is looked at every
+    # TEST.EVAL_PERIOD iterations.
+    cfg.SOLVER.BEST = CN({"METRIC": "", "MODE": "max"})
+    # Stop after so many of these evaluations without a better one; 0 never does.
+    cfg.SOLVER.BEST.PATIENCE = 0
+    # Where scalars go beside console, metrics.json and TensorBoard: "wandb", "mlflow", and in which project there.
+    cfg.SOLVER.WRITERS = []
+    cfg.SOLVER.PROJECT = "dyn_d2"
     # Of the parameters of a policy, which decide what is computed: "" for SOLVER.OPTIMIZER, or "Adam" (its rate is
     # SOLVER.BASE_LR times SOLVER.GATE_LR_FACTOR).
     cfg.SOLVER.POLICY_OPTIMIZER = ""

@@ -2,12 +2,15 @@
 
 import io
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torchvision import transforms
+
+from dyn_d2.data.pixel_changes import PixelChanges
 
 from detectron2.config import configurable
 from detectron2.data.detection_utils import read_image
@@ -51,6 +54,7 @@ class ClassificationMapper:
         resize_test: int = 0,
         crop_test: int = 0,
         image_format: str = "RGB",
+        changes: Sequence[str] = (),
     ) -> None:
         """
         Args:
@@ -63,6 +67,7 @@ class ClassificationMapper:
             resize_test: length of the shorter side.
             crop_test: size of the square that is cut out of the middle after that.
             image_format: "RGB" or "BGR", order of the channels of the result.
+            changes: transforms of albumentations, before all others; see ``pixel_changes``.
 
         Raises:
             ValueError: another ``image_format``.
@@ -72,6 +77,7 @@ class ClassificationMapper:
         self._pad = pad_crop if is_train else 0
         self._flip = flip and is_train
         self._reverse = image_format == "BGR"
+        self._changes = PixelChanges(changes) if changes and is_train else None
         steps: list[Any] = []
         if is_train:
             if random_resized_crop:
@@ -96,6 +102,7 @@ class ClassificationMapper:
             "resize_test": keys.RESIZE_TEST,
             "crop_test": keys.CROP_TEST,
             "image_format": cfg.INPUT.FORMAT,
+            "changes": list(cfg.INPUT.ALBUMENTATIONS) if is_train else [],
         }
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -110,6 +117,8 @@ class ClassificationMapper:
         pixels = decode(record)
         mapped: dict[str, Any] = {key: record[key] for key in ("label", "image_id", "file_name") if key in record}
         mapped["height"], mapped["width"] = pixels.shape[:2]
+        if self._changes is not None:
+            pixels = self._changes.get_transform(pixels).apply_image(pixels)
         if self._pil_steps is not None:
             pixels = np.asarray(self._pil_steps(Image.fromarray(pixels)))
         if self._pad:

@@ -138,8 +138,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="features of one batch have different shapes"):
         model(inputs)
     for opts, message in (
-        (["SOLVER.OPTIMIZER", "Lion"], "SOLVER.OPTIMIZER is 'Lion': use 'SGD' or 'Adam'"),
-        (["SOLVER.OPTIMIZER", "Adam", "SOLVER.CLIP_GRADIENTS.ENABLED", "True"], "does not clip gradients"),
+        (["SOLVER.OPTIMIZER", "Lion"], "SOLVER.OPTIMIZER is 'Lion': use one of .*AdamW"),
         (["SOLVER.TASK_LR_FACTOR", "-1.0"], "SOLVER.TASK_LR_FACTOR is -1.0"),
     ):
         with pytest.raises(ValueError, match=message):
