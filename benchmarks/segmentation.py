@@ -9,12 +9,13 @@
 Cases:
 
     region_conv   single convolutions (with their norm folded in) on 10, 25, 50 and 100 % of the pixels
-    region_stage  res4 and res5 of a dilated ResNet-50 on so many pixels, and all that belongs to it: finding the pixels
-                  in the mask, gathering, tables of neighbours, residuals
+    region_stage  stages 2 and 3 (res4 and res5) of a dilated ResNet-50, or of --net, on so many pixels, and all that
+                  belongs to it: finding the pixels in the mask, gathering, tables of neighbours, residuals
     dsspn         DSSPN on the universal tree, with images that wake 6 to 10 neurons each. Training: a step of the fixed
-                  structure (dense: all neurons that the labels need) and of the dynamic one, forward, backward and SGD; of the neurons alone, of the head
-                  (transition and neurons) and of the whole model (backbone and head). Evaluation: the fixed structure,
-                  and a flat head (DeepLab's atrous pyramid straight to the classes), against the dynamic one
+                  structure (dense: all neurons that the labels need) and of the dynamic one, forward, backward and SGD;
+                  of the neurons alone, of the head (transition and neurons) and of the whole model (backbone and head).
+                  Evaluation: the fixed structure, and a flat head (DeepLab's atrous pyramid straight to the classes),
+                  against the dynamic one
 
 All ways of computing the same run in turns, so that a slow minute of the machine hits all. Dense is the fastest of
 several: torch's layers in both memory layouts, and oneDNN with packed weights. Printed are
@@ -182,7 +183,10 @@ def region_stage_cases(args: argparse.Namespace) -> Iterator[Comparison]:
     """Stages of Layer Cascade on maps, in evaluation as layers in two layouts and as it runs, and on chosen pixels."""
     cfg = get_cfg()
     add_dyn_d2_config(cfg)
-    cfg.merge_from_list(["MODEL.BACKBONE.NAME", "build_cascade_resnet_backbone", "MODEL.RESNETS.DEPTH", args.depth])
+    kind, keys = "resnet", ["MODEL.RESNETS.DEPTH", args.depth]
+    if args.net:
+        kind, keys = "mobile", ["MODEL.TIMM.NAME", args.net]
+    cfg.merge_from_list(["MODEL.BACKBONE.NAME", f"build_cascade_{kind}_backbone", "MODEL.BACKBONE.FREEZE_AT", 0, *keys])
     torch.manual_seed(0)
     net = build_backbone(cfg, ShapeSpec(channels=3)).to(args.device).train(args.train)
     generator = torch.Generator().manual_seed(0)
@@ -200,7 +204,10 @@ def region_stage_cases(args: argparse.Namespace) -> Iterator[Comparison]:
             dense[layout] = partial(plain, x.contiguous(memory_format=form))
         ratio = float(mask.float().mean())
         yield Comparison(
-            f"res{3 + stage} of ResNet-{args.depth}, {ratio:.0%}", dense, {"region": partial(pixels, given)}, ratio
+            f"stage {stage + 1} of {args.net or f'ResNet-{args.depth}'}, {ratio:.0%}",
+            dense,
+            {"region": partial(pixels, given)},
+            ratio,
         )
 
 
@@ -357,9 +364,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, help="images; default: 1, DSSPN 4")
     labels = ["leaves", *load_hierarchy("universal").datasets]
     parser.add_argument("--labels", nargs="+", default=["coco_stuff", "leaves"], choices=labels,
-                        help="of DSSPN: data sets of the universal tree, whose neurons alone the fixed structure runs (as "
-                             "in the paper), or all leaves with all neurons")  # fmt: skip
+                        help="of DSSPN: data sets of the universal tree, whose neurons alone the fixed structure runs, "
+                        "as in the paper, or all leaves with all neurons")  # fmt: skip
     parser.add_argument("--depth", type=int, default=50, help="of the ResNet")
+    parser.add_argument("--net", default="", help="region_stage: a network of timm with depthwise convolutions, such "
+                        "as tf_efficientnet_lite0")  # fmt: skip
     parser.add_argument("--train", action="store_true", help="forward and backward")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--warm-up", type=int, default=2)

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dyn_d2.ops.onednn import Limit, limit_of, rectify_
-from dyn_d2.ops.region_conv import Taps
-from dyn_d2.ops.region_depthwise import depthwise
+from dyn_d2.ops.region_conv import Region, Taps, map_rows
+from dyn_d2.ops.region_depthwise import depthwise, load
 
 
 class GroupedRegionMatrix:
@@ -39,6 +39,39 @@ class GroupedRegionMatrix:
             return out if total is None else rectify_(total.add_(out), limit)
         out = _grouped(rows, index, self._matrix.to(rows.dtype), self._groups) + self._bias.to(rows.dtype)
         return rectify_(out if total is None else total.add_(out), limit)
+
+
+class DenseDepthwise:
+    """A dilated depthwise convolution of whole maps, which oneDNN is slow at: that of a region of all pixels."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, dilation: tuple[int, int]) -> None:
+        """
+        Args:
+            weight: (C, 1, kh, kw).
+            bias: (C,).
+        """
+        self._kernel, self._dilation = (weight.shape[2], weight.shape[3]), dilation
+        self._matrix = GroupedRegionMatrix(weight, bias, len(weight))
+        self._taps: tuple[tuple[int, int, int], Taps] | None = None  # of the last size of maps
+
+    @staticmethod
+    def suits(
+        weight: Tensor, *, stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int], groups: int
+    ) -> bool:
+        """Whether it is a convolution of this kind that keeps the size of maps, and the compiled kernel is there."""
+        keeps = all(p == d * (side // 2) for p, d, side in zip(padding, dilation, weight.shape[2:], strict=True))
+        depthwise_alone = is_depthwise(weight, groups) and dilation != (1, 1) and stride == (1, 1) and keeps
+        return depthwise_alone and weight.device.type == "cpu" and weight.dtype == torch.float32 and load()
+
+    def __call__(self, x: Tensor, total: Tensor | None = None, *, relu: Limit = False) -> Tensor:
+        """Arguments as of ``PackedConv``."""
+        size = len(x), *x.shape[2:]
+        if self._taps is None or self._taps[0] != size:
+            every = Region(torch.arange(size[0] * size[1] * size[2]), size)
+            self._taps = size, every.taps(self._kernel, self._dilation)
+        rows = self._matrix(map_rows(x), self._taps[1], relu=relu if total is None else False)
+        out = rows.view(*size, -1).permute(0, 3, 1, 2)
+        return out if total is None else rectify_(total.add_(out), limit_of(relu))
 
 
 def is_depthwise(weight: Tensor, groups: int) -> bool:

@@ -45,6 +45,22 @@ class ConceptChanges:
         return "\n".join(lines)
 
 
+def backbone_alone(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """A checkpoint with the backbone of a model alone, and how many tensors that has.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    model = {
+        name.removeprefix("module."): value
+        for name, value in checkpoint["model"].items()
+        if name.removeprefix("module.").startswith("backbone.")
+    }
+    if not model:
+        raise CheckpointError("the checkpoint holds no backbone: there are no parameters named backbone.*.")
+    return {"model": model}, len(model)
+
+
 def fit_concepts(checkpoint: dict[str, Any], head: DSSPNHead, seed: int = 0) -> tuple[dict[str, Any], ConceptChanges]:
     """A checkpoint for a model with ``head``.
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from dyn_d2.gating.execution import running_statistics
 from dyn_d2.gating.folding import fold, folds, kept, may_fold
-from dyn_d2.ops.grouped_region import GroupedRegionMatrix
+from dyn_d2.ops.grouped_region import DenseDepthwise, GroupedRegionMatrix
 from dyn_d2.ops.onednn import Limit, limit_of, rectify_
 from dyn_d2.ops.packed_conv import PackedConv
 from dyn_d2.ops.region_conv import Region, RegionMatrix, Taps, map_rows, region_conv, region_max_pool
@@ -125,7 +125,9 @@ class _Folded:
         self._geometry = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
 
     @cached_property
-    def dense(self) -> PackedConv:
+    def dense(self) -> PackedConv | DenseDepthwise:
+        if DenseDepthwise.suits(self._weight, **self._geometry):
+            return DenseDepthwise(self._weight, self._bias, self._geometry["dilation"])
         return PackedConv(self._weight, self._bias, **self._geometry)
 
     @cached_property

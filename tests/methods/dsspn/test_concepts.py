@@ -12,7 +12,7 @@ from dyn_d2.config.read import read_cfg
 from dyn_d2.hierarchy import Hierarchy, load_hierarchy, save_hierarchy
 from dyn_d2.methods.dsspn import cli
 from dyn_d2.methods.dsspn.head import DSSPNHead
-from dyn_d2.methods.dsspn.surgery import fit_concepts
+from dyn_d2.methods.dsspn.surgery import backbone_alone, fit_concepts
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
@@ -92,6 +92,18 @@ def test_what_does_not_fit_is_named():
         fit_concepts(_checkpoint(_head(OLD, block="parent")), _head(BETWEEN, block="parent"))
     with pytest.raises(CheckpointError, match="holds no DSSPN"):
         fit_concepts({"model": {"backbone.weight": torch.zeros(1)}}, _head(OLD))
+
+
+def test_the_backbone_alone():
+    weights = {
+        "module.backbone.stem.weight": torch.ones(2),
+        "sem_seg_head.x": torch.zeros(1),
+        "pixel_mean": torch.ones(3),
+    }
+    checkpoint, count = backbone_alone({"model": weights, "iteration": 7})
+    assert count == 1 and checkpoint == {"model": {"backbone.stem.weight": weights["module.backbone.stem.weight"]}}
+    with pytest.raises(CheckpointError, match="no backbone"):
+        backbone_alone({"model": {"sem_seg_head.x": torch.zeros(1)}})
 
 
 def test_tool(squares, tmp_path, monkeypatch, capsys):

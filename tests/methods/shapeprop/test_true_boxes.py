@@ -21,21 +21,24 @@ def test_shares_are_means_over_thresholds() -> None:
     assert np.isnan(shares(np.zeros(0))["share"])
 
 
-class Painter(nn.Module):
-    """Paints the left half of a box of class 0, all of others; what it looks at are the boxes alone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone, self.roi_heads, self.device = nn.Identity(), self, torch.device("cpu")
-
-    def preprocess_image(self, batched_inputs):
-        return None
-
+class Heads(nn.Module):
     def forward_with_given_boxes(self, features, instances):
         return []
 
 
+class Painter(nn.Module):
+    """What a model with masks has; ``painted`` does its work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.roi_heads, self.device = nn.Identity(), Heads(), torch.device("cpu")
+
+    def preprocess_image(self, batched_inputs):
+        return None
+
+
 def painted(mapper, model, record):
+    """The left half of a box of class 0, all of others."""
     found = []
     for annotation in record["annotations"]:
         x, y, w, h = map(int, annotation["bbox"])
