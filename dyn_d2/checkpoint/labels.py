@@ -23,11 +23,18 @@ def restore_metadata(described: Mapping[str, Any]) -> None:
     """Tell the catalogue about data sets of a checkpoint that it knows no labels of."""
     stored = described.get(ENTRY)
     for name, entries in stored.items() if isinstance(stored, Mapping) else ():
+        if not isinstance(entries, Mapping) or not _are_names(entries.get("stuff_classes")):
+            continue  # edited, or of a later version: the model is then used as if it named no labels
         metadata = MetadataCatalog.get(str(name))
-        if isinstance(entries, Mapping) and not metadata.get("stuff_classes", None):
-            for key in KEYS:
-                if key in entries and metadata.get(key, None) is None:
-                    metadata.set(**{key: entries[key]})
+        if metadata.get("stuff_classes", None):
+            continue
+        for key in KEYS:
+            if isinstance(entries.get(key), str | list) and metadata.get(key, None) is None:
+                metadata.set(**{key: entries[key]})
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
 
 
 def _plain(value: Any) -> Any:

@@ -123,9 +123,10 @@ def to_markdown(rows: Sequence[Row]) -> str:
     table = tabulate([row.cells() for row in rows], headers=HEADERS, tablefmt="github", disable_numparse=True)
     return (
         "# Models\n\n"
-        "Made by `dyn-d2 zoo-table` from the records of evaluations; do not edit. Values are percent, of several "
-        "seeds the mean\nand the half width of its 95 % confidence interval (Student's t). GFLOPs are 1e9 multiply-adds of "
-        "the gated network that\nran for an image. Models that come with dyn_d2 load by `dyn_d2.model_zoo.get(NAME)`.\n\n"
+        "Made by `dyn-d2 zoo-table` from the records of evaluations; do not edit.\n"
+        "Values are percent, of several seeds the mean and the half width of its 95 % confidence interval.\n"
+        "GFLOPs are 1e9 multiply-adds of the gated network that ran for an image.\n"
+        "Models that come with dyn_d2 load by `dyn_d2.model_zoo.get(NAME)`.\n\n"
         f"{table}\n"
     )
 

@@ -72,6 +72,8 @@ def take_carried(trees: Any) -> None:
         HierarchyError: one of them is no tree.
     """
     for name, content in trees.items() if isinstance(trees, Mapping) else ():
+        if not isinstance(content, Mapping):
+            raise HierarchyError(f"the tree {name} of a checkpoint is a {type(content).__name__}: the file was edited.")
         concepts, datasets = content.get("concepts", {}), content.get("datasets", {})
         _check_types(concepts, datasets, str(name))
         _carried[str(name)] = Hierarchy(concepts, datasets, name=str(name))

@@ -195,3 +195,17 @@ def test_broken_images_end_evaluation_with_their_names(image_folders) -> None:
     loader = DynTrainer.build_test_loader(build_cfg(BASE, opts), "custom_images_test")
     with pytest.raises(UserError, match=re.escape(str(broken))):
         list(loader)
+
+
+@pytest.mark.parametrize(("side", "recipe", "crop"), [(24, "small_images", 0), (65, "imagenet", 224)])
+def test_small_images_of_one_size_keep_it(tmp_path, side, recipe, crop) -> None:
+    for name in ("dark", "light"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (side, side)).save(tmp_path / name / "a.png")
+    cfg = build_cfg("", ["MODEL.META_ARCHITECTURE", "ImageClassifier", "CLASSIFICATION.CUSTOM.TRAIN", str(tmp_path)])
+    assert MetadataCatalog.get("custom_images_train").recipe == recipe
+    assert cfg.INPUT.CLASSIFICATION.CROP_TEST == cfg.INPUT.CLASSIFICATION.RANDOM_RESIZED_CROP == crop
+    told = build_cfg("", ["MODEL.META_ARCHITECTURE", "ImageClassifier", "CLASSIFICATION.CUSTOM.TRAIN", str(tmp_path),
+                          "INPUT.CLASSIFICATION.RECIPE", "imagenet"])  # fmt: skip
+    assert told.INPUT.CLASSIFICATION.CROP_TEST == 224
+    forget("custom_images_train")

@@ -8,6 +8,8 @@ import pytest
 from route_tables import route_table
 
 from dyn_d2.gating.cli import routes
+from dyn_d2.gating.reports.route_figures import span
+from dyn_d2.gating.reports.route_statistics import load_images
 
 BLOCKS = {"res2.1": 1, "res3.0": 1, "res3.1": 1}
 
@@ -52,3 +54,17 @@ def test_several_models_without_labels_or_images(tmp_path, capsys):
         routes.main([*files, "--names", "x", "--output", str(tmp_path / "out")])
     with pytest.raises(FileNotFoundError, match="evaluate a gated model"):
         routes.main([str(tmp_path / "routes.npz"), "--output", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(
+    ("percent", "limits"),
+    [((97, 100), (90, 100)), ((60, 100), (60, 100)), ((52, 53), (45, 60)), ((98, 103), (95, 105)), ((0, 2), (0, 10))],
+)
+def test_an_axis_of_percent_ends_at_100(percent, limits):
+    assert span(np.array(percent, float)) == limits
+
+
+def test_a_data_set_that_is_not_here_is_named_alone(tmp_path):
+    table = route_table({"res2.0": 1}, images=4, dataset="mine_val")
+    images, problem = load_images(table, [0, 1])
+    assert not images and problem == "some images are not shown: data set mine_val is not registered here"
