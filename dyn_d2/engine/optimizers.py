@@ -49,8 +49,8 @@ def chosen_optimizer(cfg: CfgNode, sgd: Optimizer) -> Optimizer:
     name, options = cfg.SOLVER.OPTIMIZER, options_of(list(cfg.SOLVER.OPTIMIZER_OPTIONS))
     if cfg.SOLVER.POLICY_OPTIMIZER not in ("", name) and name != "SGD":
         raise ValueError(
-            f"SOLVER.POLICY_OPTIMIZER {cfg.SOLVER.POLICY_OPTIMIZER} beside SOLVER.OPTIMIZER {name}: the network's has to "
-            "be SGD, or the same."
+            f"SOLVER.POLICY_OPTIMIZER {cfg.SOLVER.POLICY_OPTIMIZER} beside SOLVER.OPTIMIZER {name}: the network's has "
+            "to be SGD, or the same."
         )
     if name == "SGD":
         if options:
