@@ -124,7 +124,7 @@ def test_training_stops_early_with_the_best_model(tmp_path, monkeypatch):
     assert all(torch.equal(value, final["model"][name]) for name, value in best["model"].items())
     assert "trainer" in final and "trainer" not in best and best["dyn_d2"]["classes"] == ["bright", "dark"]
     record, validation = (json.loads((path / "results.json").read_text()) for path in (out, out / "validation"))
-    assert record["iteration"] == done and set(record["metrics"]) == {"custom_test"}
+    assert record["iteration_evaluated"] == done and set(record["metrics"]) == {"custom_test"}
     assert set(validation["metrics"]) == {"custom_train_held_out"}
     assert not (out / "model_ema.pth").exists()  # the best is of averaged weights already
     rows = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
