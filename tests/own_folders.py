@@ -102,3 +102,19 @@ def write_class_folders(folder: Path, images: int = 6) -> Path:
                 pixels = generator.integers(-30, 30, (16, 16, 3)) + colour
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / part / name / f"{number}.png")
     return folder
+
+
+def write_labelme_folder(folder: Path, images: int = 8) -> Path:
+    """Images, and LabelMe's json beside each; returns ``folder``."""
+    content = json.loads(write_boxes(folder / "source", images).read_text())
+    for image in content["images"]:
+        (folder / "source" / "images" / image["file_name"]).rename(folder / image["file_name"])
+        shapes = []
+        for a in (a for a in content["annotations"] if a["image_id"] == image["id"]):
+            x, y, w, h = a["bbox"]
+            shape = {"label": CLASSES[a["category_id"] - 1], "points": [[x, y], [x + w, y + h]], "group_id": None}
+            shapes.append({**shape, "shape_type": "rectangle"})
+        about = {"imagePath": image["file_name"], "imageWidth": image["width"], "imageHeight": image["height"]}
+        (folder / image["file_name"]).with_suffix(".json").write_text(json.dumps({"shapes": shapes, **about}))
+    (folder / "source" / "instances.json").unlink()
+    return folder

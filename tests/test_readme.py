@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from own_folders import write_voc_folder
 from PIL import Image
 from sklearn.datasets import load_sample_images
+from tiny_detection import CLASSES
 from tool_runs import ROOT, environment
 from warm_processes import run_warm
 
@@ -29,13 +31,14 @@ SMALL_DATA = ["--num-train", "48", "--num-val", "6", "--quiet"]
 ONE_CELL = {"ft_full,tfa_fc,tfa_cos": "tfa_cos", "1,5,10": "5", "0-4": "0", "--jobs 2": "--jobs 1"}
 SMALL_CLASSIFIER = ["MODEL.RESNETS.DEPTH", "8", "SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "()"]
 SMALL_CLASSIFIER += ["SOLVER.SECOND_STAGE.MAX_ITER", "2", "SOLVER.SECOND_STAGE.STEPS", "[]"]
+SMALL_CELLS = ["FEW_SHOT.BASE.MAX_ITER", "3", "FEW_SHOT.NOVEL.MAX_ITER", "2", "FEW_SHOT.FINETUNE.MAX_ITER", "2"]
 SMALL_FSRW = ["MODEL.YOLO.SIZE", "128", "MODEL.REWEIGHTING.SUPPORT_SIZE", "64", "FEW_SHOT.FINETUNE.MAX_ITER", "4"]
 SMALL_FSRW += ["FEW_SHOT.MAX_OBJECTS", "0"]  # few of the small set's images have no more objects
+JOURNEYS = ("own_data",)  # tests/docs/test_own_data.py runs these
 ELSEWHERE = ("make ", "source ", "export ", "DYN_D2_BACKEND=")  # CI, or nothing to see
 NEEDS_DATA = ("voc.yaml", "coco.yaml", "lvis.yaml")
 LEFT_BEHIND = {  # files that the commands of a page write, and more than how many bytes they have
     "README": {"pictures/photo.png": 1000},
-    "own_data": {"pictures/photo.png": 1000},
     "gating": {"output/skipnet/routes/index.html": 10_000},
     "idk_cascade": {"output/cascade/cascade.md": 100},
 }
@@ -55,7 +58,7 @@ def _commands(page: Path) -> list[str]:
 
 
 def _own_data(folder: Path) -> None:
-    """my_classes.yaml over DigitScenes, as somebody's own data."""
+    """my_classes.yaml over DigitScenes, as somebody's own data, and blood cells that are coloured boxes."""
     digits = folder / "datasets" / "digit_scenes"
     custom = {"NAME": "mine"}
     for part, name in (("TRAIN", "train"), ("TEST", "val")):
@@ -68,6 +71,15 @@ def _own_data(folder: Path) -> None:
         "FEW_SHOT": {"BENCHMARK": "custom", "CUSTOM": custom},
     }
     (folder / "my_classes.yaml").write_text(yaml.safe_dump(content))
+    cells = write_voc_folder(folder / "BCCD_Dataset" / "BCCD", images=24)
+    names = dict(zip(CLASSES, ("RBC", "WBC", "Platelets", "RBC"), strict=True))
+    pictures = cells / "JPEGImages"
+    (pictures / "BloodImage_00007.jpg").write_bytes((pictures / "001.jpg").read_bytes())
+    for file in (cells / "Annotations").iterdir():
+        text = file.read_text()
+        for old, new in names.items():
+            text = text.replace(f"<name>{old}<", f"<name>{new}<")
+        file.write_text(text)
 
 
 def _argv(command: str) -> list[str]:
@@ -95,8 +107,9 @@ def _argv(command: str) -> list[str]:
         words += ["--timed", "2", "--opts", *SMALL_CLASSIFIER]
     elif "SkipNet/digits.yaml" in command:
         words += SMALL_CLASSIFIER
-    elif "--config-file" in words and "check-data" not in command:
+    elif "--config-file" in words and "check-data" not in command and "show-data" not in command:
         at = words.index("OUTPUT_DIR") if "OUTPUT_DIR" in words else len(words)
+        words = [*words, *(SMALL_CELLS if "bccd.yaml" in command else [])]
         words = [*words[:at], *QUICK, *(SMALL_FSRW if "FSRW" in command else []), *words[at:]]
     return words
 
@@ -125,7 +138,7 @@ def _run(command: str, folder: Path) -> subprocess.CompletedProcess:
 @pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("page", [page for page in PAGES if _commands(page)], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [p for p in PAGES if _commands(p) and p.stem not in JOURNEYS], ids=lambda p: p.stem)
 def test_commands_run_in_their_order(page, folder):
     for command in _commands(page):
         run = _run(command, folder)

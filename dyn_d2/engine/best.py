@@ -49,6 +49,8 @@ class KeepBest(HookBase):
     which comes early after SOLVER.BEST.PATIENCE evaluations without a better one, the model becomes that one, and it is
     what is scored on DATASETS.TEST and left as model_final.pth. Register it before what saves and evaluates."""
 
+    trainer: Any  # a DynTrainer
+
     def __init__(self, cfg: CfgNode, model: nn.Module, checkpointer: Any, test: Callable[..., Any]) -> None:
         """
         Args:

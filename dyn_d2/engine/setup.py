@@ -6,8 +6,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from dyn_d2.backend import describe_backend
 from dyn_d2.config.derive import derive
 from dyn_d2.config.output_dir import OutputDirError, check_is_folder, check_output_dir
@@ -19,6 +17,8 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+
+from .needs import say_needs
 
 logger = logging.getLogger(__name__)
 
@@ -40,16 +40,6 @@ def _choose_seed(cfg: CfgNode, resume: bool) -> None:
         logger.info(f"SEED: {cfg.SEED} (drawn at random; set SEED to repeat this run)")
 
 
-def _check_device(cfg: CfgNode) -> None:
-    if torch.cuda.is_available():
-        return
-    if cfg.MODEL.DEVICE.startswith("cuda"):
-        raise ValueError(
-            f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but torch finds no GPU here: add MODEL.DEVICE cpu to the command, or "
-            "see what dyn-d2 doctor says if there should be one."
-        )
-
-
 def setup(args: argparse.Namespace, check: Callable[[CfgNode], None] = lambda cfg: None) -> CfgNode:
     """The frozen config of a command line (Detectron2's ``default_argument_parser``), with logging and seeds set up
     and the config written to OUTPUT_DIR.
@@ -66,8 +56,8 @@ def setup(args: argparse.Namespace, check: Callable[[CfgNode], None] = lambda cf
     check_is_folder(cfg.OUTPUT_DIR)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="dyn_d2")
     logger.info(describe_backend())
+    say_needs(cfg)
     derive(cfg, args.opts[::2])
-    _check_device(cfg)
     resume, evaluate = getattr(args, "resume", False), getattr(args, "eval_only", False)
     _choose_seed(cfg, resume)
     if not evaluate:

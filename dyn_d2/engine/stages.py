@@ -21,7 +21,7 @@ import yaml
 from dyn_d2.checkpoint.files import FINAL, is_whole, tagged
 from dyn_d2.checkpoint.validate import are_inputs
 from dyn_d2.config.output_dir import NEUTRAL_KEYS, differing_keys, is_below
-from dyn_d2.config.read import flatten, read_yaml
+from dyn_d2.config.read import flatten, read_cfg, read_yaml
 from dyn_d2.data.fingerprint import forget_fingerprints
 from dyn_d2.utils.atomic import write_json
 from dyn_d2.utils.errors import UserError
@@ -30,6 +30,7 @@ from detectron2.config import CfgNode
 
 from .inputs import ALLOW, changed, inputs_of, listed
 from .launch import processes
+from .needs import say_needs
 
 logger = logging.getLogger(__name__)
 
@@ -248,6 +249,7 @@ def train_all(plan: Plan, description: str | None) -> int:
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, as for dyn-d2 train")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format=f"[{Path(sys.argv[0]).stem}] %(message)s", stream=sys.stdout)
+    say_needs(read_cfg(args.config_file, args.opts))
     last = train_stages(plan, args.config_file, args.opts, ["--num-gpus", str(args.num_gpus)])
     logger.info(f"model: {last.weights}\nresults: {last.folder / 'results.json'}")
     return 0

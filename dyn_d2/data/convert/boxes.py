@@ -65,7 +65,8 @@ def _of_coco(content: dict[str, Any], labels: tuple[str, ...]) -> Found:
     for a in content["annotations"]:
         x, y, w, h = a["bbox"]
         mask = a.get("segmentation")
-        polygons, rle = (), None
+        polygons: tuple[tuple[tuple[float, float], ...], ...] = ()
+        rle = None
         if isinstance(mask, dict):
             rle = mask
         elif mask:

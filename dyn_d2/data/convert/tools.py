@@ -51,7 +51,7 @@ def _labelme_shape(entry: dict[str, Any]) -> Shape | None:
         return Shape(label, (x0, y0, x1, y1))
     if kind == "polygon" and len(points) > 2:
         return Shape(label, polygons=(tuple(points),))
-    return Shape(label, polygons=(circle(*points),)) if kind == "circle" else None
+    return Shape(label, polygons=(circle(points[0], points[1]),)) if kind == "circle" else None
 
 
 def _joined(parts: list[Shape]) -> Shape:

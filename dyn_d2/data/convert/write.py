@@ -80,7 +80,9 @@ class _Images:
     """The images below a folder by their names, whatever folders and endings annotations put around these."""
 
     def __init__(self, folder: Path) -> None:
-        self._by_path, self._by_name, self._by_stem = {}, {}, {}
+        self._by_path: dict[str, Path] = {}
+        self._by_name: dict[str, list[Path]] = {}
+        self._by_stem: dict[str, list[Path]] = {}
         for path in images_in(folder):
             self._by_path[path.relative_to(folder).as_posix()] = path
             self._by_name.setdefault(path.name, []).append(path)
@@ -125,7 +127,8 @@ def _annotation(shape: Shape, width: int, height: int) -> tuple[dict[str, Any] |
     cut = (x0, y0, x1, y1) != sides
     if x1 <= x0 or y1 <= y0:
         return None, cut
-    value = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": int(shape.crowd)}
+    value: dict[str, Any] = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)}
+    value["iscrowd"] = int(shape.crowd)
     if shape.polygons:
         value["segmentation"] = [_within(polygon, width, height) for polygon in shape.polygons if len(polygon) > 2]
         value["area"] = sum(_area(flat) for flat in value["segmentation"])

@@ -2,6 +2,8 @@
 
 import os
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from dyn_d2.data.classification.sets import ensure_classes, register_folders
 from dyn_d2.data.few_shot.sources import forget
@@ -13,6 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .boxes import require, same_classes
 from .keys import KEY, CustomData
+from .yolo import image_size
 
 
 def register_label_maps(data: CustomData, files: bool) -> tuple[str, ...]:
@@ -31,7 +34,7 @@ def register_label_maps(data: CustomData, files: bool) -> tuple[str, ...]:
         if files:
             require({f"{KEY}.{part.upper()}": maps, f"{KEY}.{part.upper()}_IMAGES": images})
         forget(name)
-        DatasetCatalog.register(name, partial(load_pairs, str(images), str(maps), ""))
+        DatasetCatalog.register(name, partial(load_sized_pairs, str(images), str(maps)))
         MetadataCatalog.get(name).set(
             evaluator_type="sem_seg",
             image_root=str(images),
@@ -41,6 +44,14 @@ def register_label_maps(data: CustomData, files: bool) -> tuple[str, ...]:
             **({"hierarchy": data.tree, "label_set": label_set} if tree else {}),
         )
     return tuple(classes)
+
+
+def load_sized_pairs(images: str, maps: str) -> list[dict[str, Any]]:
+    """Records of ``load_pairs`` with the sizes of the images, which batches are grouped by."""
+    records = load_pairs(images, maps, "")
+    for record in records:
+        record["width"], record["height"] = image_size(Path(record["file_name"]))
+    return records
 
 
 def _label_set(data: CustomData, tree: Hierarchy) -> str:
