@@ -34,7 +34,8 @@ class Decision:
 
     def detached(self) -> "Decision":
         """The same without gradients: closed units then need not run in training either."""
-        return Decision(*(None if value is None else value.detach() for value in (self.gate, self.prob, self.log_prob)))
+        prob, log_prob = (None if value is None else value.detach() for value in (self.prob, self.log_prob))
+        return Decision(self.gate.detach(), prob, log_prob)
 
     @property
     def relaxed(self) -> bool:
