@@ -186,7 +186,7 @@ def test_units_and_errors():
 @pytest.mark.parametrize(("kind", "block"), [("A", MoEBasicBlock), ("B", MoEBottleneckB)])
 def test_bottleneck_b_takes_the_place_of_basic_blocks(kind, block):
     """A modified ResNet-18, as Fig. 3.5 has it: hidden layers as wide as the trunk, the 3x3 three times."""
-    keys = {"MODEL__GATED__UNIT": "channel", "MODEL__GATED__BOTTLENECK": kind, "MODEL__GATED__WIDEN": 3}
+    keys = {"MODEL__GATED__UNIT": "channel", "MODEL__GATED__BOTTLENECK": kind, "MODEL__GATED__WIDEN": 3.0}
     net = build(gated_cfg(**keys)).eval()
     blocks = [module for module in net.modules() if isinstance(module, MoEBasicBlock | MoEBottleneckB)]
     assert len(blocks) == 8 and all(type(each) is block for each in blocks)
