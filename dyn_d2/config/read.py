@@ -41,7 +41,17 @@ def merge_opts(cfg: CfgNode, opts: Iterable[str]) -> None:
     """``KEY VALUE ...`` on top of ``cfg``; errors as in ``read_cfg``."""
     pairs = list(opts)
     check_pairs(pairs, cfg)
-    _merge(cfg, lambda: cfg.merge_from_list(pairs))
+    _merge(cfg, lambda: cfg.merge_from_list(_with_points(pairs, cfg)))
+
+
+def _with_points(words: Sequence[Any], known: Mapping[str, Any]) -> list[Any]:
+    """The same pairs, whole numbers with a point where the key has one: MODEL.GATED.WIDEN 3 means 3.0."""
+    values, found = flatten(known), list(words)
+    for place in range(0, len(found) - 1, 2):
+        value = str(found[place + 1])
+        if isinstance(values.get(found[place]), float) and re.fullmatch(r"[+-]?[0-9]{1,300}", value, re.ASCII):
+            found[place + 1] = f"{value}.0"
+    return found
 
 
 def check_pairs(words: Sequence[Any], known: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ RANGES: Rules = {
     "MODEL.GATED.BOTTLENECK": choice("A", "B"),
     "MODEL.GATED.WIDEN": number(0, 16, above=True),
     "MODEL.GATED.WIDEN_LAYERS": choice("W1-High", "W1-Mid", "W4-Low", "W13-All"),
+    "MODEL.GATED.WIDTHS": each(whole(1, CHANNELS), 0),
     "MODEL.GATED.GROUPS": whole(1, 1024),
     "MODEL.GATED.WIDTH_MULT": number(0, 16, above=True),
     "MODEL.POLICY.THRESHOLD": number(0, 1, above=True, below=True),
@@ -37,6 +38,8 @@ RANGES: Rules = {
     "MODEL.POLICY.DEEPMOE.LAMBDA": number(0),
     "MODEL.POLICY.DEEPMOE.MU": number(0),
     "MODEL.POLICY.DEEPMOE.THRESHOLD": number(0),
+    "MODEL.POLICY.DEEPMOE.TARGET_RATE": number(0, 1),
+    "MODEL.POLICY.CDB.RATES": choice("evaluation", "noisy"),
     "MODEL.POLICY.CDB.WIDTH": whole(1, CHANNELS),
     "MODEL.POLICY.CDB.CATEGORIES": each(whole(0, 100_000), 0),
     "MODEL.POLICY.CDB.CATEGORY_WEIGHTS": each(number(0)),
@@ -80,12 +83,15 @@ def _add_gated_keys(cfg: CN) -> None:
     cfg.MODEL.GATED.UNIT = "block"
     # Whether the first block of the first stage of a ResNet is a unit too (BlockDrop); SkipNet always runs it.
     cfg.MODEL.GATED.FIRST_BLOCK = False
-    # Bottleneck block of DeepMoE: "A" gates the outputs of its 1x1 and 3x3 convolution, "B" that of the 3x3 one.
+    # Bottleneck block of DeepMoE: "A" gates the outputs of its 1x1 and 3x3 convolution, "B" that of the 3x3 one. With
+    # "B" networks of basic blocks (ResNet-18, 34, 6n+2) have bottlenecks B in their places, as wide as their trunk.
     cfg.MODEL.GATED.BOTTLENECK = "A"
     # How many times as many gated channels as the plain network DeepMoE has: 1 is "narrow", 2 "wide".
     cfg.MODEL.GATED.WIDEN = 1.0
     # Which convolutions of VGG16 that widens: "W1-High", "W1-Mid", "W4-Low" or "W13-All", the rows of Table 3.4.
     cfg.MODEL.GATED.WIDEN_LAYERS = "W13-All"
+    # Channels of the 13 convolutions of VGG16, in place of the two keys above; [] for them.
+    cfg.MODEL.GATED.WIDTHS = []
     # N of CDB: groups of a block.
     cfg.MODEL.GATED.GROUPS = 2
     # Backbone below build_gated_fpn_backbone and build_gated_retinanet_fpn_backbone.
@@ -149,6 +155,11 @@ def _add_deepmoe_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY.DEEPMOE.MU = 0.0
     # In evaluation, gates up to this value are closed as well.
     cfg.MODEL.POLICY.DEEPMOE.THRESHOLD = 0.0
+    # Whether the embedding goes through a soft-max over its dimensions, the "latent mixture weights" of Sec. 3.1.
+    cfg.MODEL.POLICY.DEEPMOE.SOFTMAX = False
+    # Share of the channels that is to run: LAMBDA is asked in full where a tenth more runs, and nothing where this many
+    # do; 0 for LAMBDA all the time.
+    cfg.MODEL.POLICY.DEEPMOE.TARGET_RATE = 0.0
 
 
 def _add_cdb_keys(cfg: CN) -> None:
@@ -167,6 +178,9 @@ def _add_cdb_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY.CDB.NOISE = 1.0
     # alpha_2 of Eq. 15, weight of the execution and FLOPs losses.
     cfg.MODEL.POLICY.CDB.RESOURCE_WEIGHT = 1.0
+    # Whose rates Eq. 10 to 14 draw to TARGET_RATE: those of the decisions that evaluation would take, or those with the
+    # noise of Eq. 9 ("noisy"), which are nearer to a half.
+    cfg.MODEL.POLICY.CDB.RATES = "evaluation"
 
 
 def _add_baseline_policy_keys(cfg: CN) -> None:

@@ -128,7 +128,7 @@ def test_anchors_and_merge_keys_are_fine(tmp_path) -> None:
         (["SEED", "3", "x"], "'x' after SEED 3 has no partner"),
         (["SEED", "3", "--resume"], "--resume after SEED 3: flags come first"),
         (["SEED", "three"], "SEED is three: use a whole number"),
-        (["SOLVER.BASE_LR", "1"], "SOLVER.BASE_LR is 1: use a number with a point"),
+        (["SOLVER.BASE_LR", "x1"], "SOLVER.BASE_LR is x1: use a number with a point"),
         (["OUTPUT_DIR", "7"], "OUTPUT_DIR is 7: use text"),
         (["MODEL", "7"], "MODEL is 7: it is a section"),
     ],
@@ -137,6 +137,11 @@ def test_command_line(opts, named) -> None:
     with pytest.raises(ValueError) as caught:
         read_cfg("", opts)
     assert named in str(caught.value)
+
+
+def test_a_whole_number_stands_for_a_number_with_a_point() -> None:
+    cfg = read_cfg("", ["MODEL.GATED.WIDEN", "3", "SOLVER.BASE_LR", 1, "SEED", "3", "OUTPUT_DIR", "out"])
+    assert cfg.MODEL.GATED.WIDEN == 3.0 and isinstance(cfg.SOLVER.BASE_LR, float) and cfg.SEED == 3
 
 
 _PIECES = st.sampled_from(

@@ -135,6 +135,9 @@ def make_stage(
     if unit not in ("block", "group", "channel"):
         raise ValueError(f'MODEL.GATED.UNIT is {unit!r}: use "block", "group" or "channel".')
     stride = arguments.pop("stride")
+    if unit == "channel" and not bottleneck and cfg.MODEL.GATED.BOTTLENECK == "B":
+        # "A modified ResNet-18 with bottleneck-B" (Fig. 3.5) is all that is said; in place of a 3x3 a 1x1 and a 3x3.
+        bottleneck = out_channels
     make = {"block": _block_classes, "group": _group_classes, "channel": _channel_classes}[unit]
     first, others, arguments = make(cfg, bottleneck, arguments)
     blocks: list[CNNBlockBase] = []

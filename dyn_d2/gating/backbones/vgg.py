@@ -26,7 +26,8 @@ VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)
 
 # Which convolutions are widened, from 0: rows of DeepMoE's Table 3.4. Its appendix is lost; the parameters and
 # multiply-adds of the first two rows are those of the 12th convolution times 3 and of the 6th times 9. The same number
-# of parameters (24.2 million) comes from a factor of 5.66 for the lowest four and of 1.28 for all.
+# of parameters (24.2 million) comes from a factor of 5.66 for the lowest four and of 1.28 for all, with fewer
+# multiply-adds than the table has: docs/deepmoe.md names widths that give both (MODEL.GATED.WIDTHS).
 WIDENED = {"W1-High": (11,), "W1-Mid": (5,), "W4-Low": (0, 1, 2, 3), "W13-All": tuple(range(13))}
 
 
@@ -146,28 +147,40 @@ class GatedVGG(Backbone):
         return sparse_conv(x, conv, norm, x_gate, gate)
 
 
+def widths_of(gated: CfgNode) -> list[list[int]]:
+    """Channels of the convolutions of each stage, from MODEL.GATED.
+
+    Raises:
+        ValueError: WIDTHS has another length, or stands beside WIDEN.
+    """
+    plain = [channels for stage in VGG16 for channels in stage]
+    wide = WIDENED[gated.WIDEN_LAYERS]
+    flat = list(gated.WIDTHS) or [round(c * gated.WIDEN) if i in wide else c for i, c in enumerate(plain)]
+    if len(flat) != len(plain):
+        raise ValueError(f"MODEL.GATED.WIDTHS has {len(flat)} numbers: VGG-16 has {len(plain)} convolutions.")
+    if gated.WIDTHS and gated.WIDEN != 1:
+        raise ValueError(f"MODEL.GATED.WIDTHS says all: leave MODEL.GATED.WIDEN at 1.0, not {gated.WIDEN}.")
+    rest = iter(flat)
+    return [[next(rest) for _ in stage] for stage in VGG16]
+
+
 @BACKBONE_REGISTRY.register()
 @notices_keys
 def build_gated_vgg_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GatedVGG:
-    """VGG16-BN from MODEL.RESNETS.{NORM, OUT_FEATURES}, MODEL.GATED.{WIDEN, WIDEN_LAYERS} and MODEL.POLICY; features
-    stage1 ... stage5. MODEL.BACKBONE.FREEZE_AT counts stages.
+    """VGG16-BN from MODEL.RESNETS.{NORM, OUT_FEATURES}, MODEL.GATED.{WIDEN, WIDEN_LAYERS, WIDTHS} and MODEL.POLICY;
+    features stage1 ... stage5. MODEL.BACKBONE.FREEZE_AT counts stages.
 
     Raises:
-        ValueError: MODEL.GATED.UNIT or WIDEN_LAYERS has a value that cannot be.
+        ValueError: MODEL.GATED.UNIT, WIDEN_LAYERS or WIDTHS has a value that cannot be.
     """
     gated = cfg.MODEL.GATED
     if gated.UNIT != "channel":
         raise ValueError(f'MODEL.GATED.UNIT is {gated.UNIT!r}: what can be switched off in a VGG is "channel".')
     if gated.WIDEN_LAYERS not in WIDENED:
         raise ValueError(f"MODEL.GATED.WIDEN_LAYERS is {gated.WIDEN_LAYERS!r}: use one of {', '.join(WIDENED)}.")
-    wide, index = WIDENED[gated.WIDEN_LAYERS], 0
-    widths: list[list[int]] = []
-    for stage in VGG16:
-        widths.append([round(c * gated.WIDEN) if index + i in wide else c for i, c in enumerate(stage)])
-        index += len(stage)
     return GatedVGG(
         channels_of(input_shape),
-        widths,
+        widths_of(gated),
         partial(build_policy, cfg),
         norm=cfg.MODEL.RESNETS.NORM,
         out_features=cfg.MODEL.RESNETS.OUT_FEATURES,

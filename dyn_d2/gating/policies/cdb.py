@@ -29,12 +29,13 @@ from .gate_layers import ValidArea, apply_linear, check_rate, check_threshold, p
 
 @dataclass
 class CDBState:
-    """Of one forward pass: the area of each image, the last h (N, d), and the category scores (N, K) of each controller
-    so far (in training only)."""
+    """Of one forward pass: the area of each image, the last h (N, d), and of each controller so far the category scores
+    (N, K) and the gates that evaluation would take (both in training only)."""
 
     valid: ValidArea | None
     hidden: Tensor | None = None
     category_scores: list[Tensor] = field(default_factory=list)
+    settled: list[Tensor] = field(default_factory=list)
 
 
 class Controller(nn.Module):
@@ -92,6 +93,7 @@ class CDB(Policy):
         noise: float = 1.0,
         threshold: float = 0.5,
         resource_weight: float = 1.0,
+        noisy_rates: bool = False,
     ) -> None:
         """
         Args:
@@ -104,13 +106,15 @@ class CDB(Policy):
             noise: standard deviation of the noise of Eq. 9.
             threshold: in evaluation a group runs where its probability is greater; 0.5 is the arg-max.
             resource_weight: of L_res in Eq. 15.
+            noisy_rates: whether L_res counts the decisions with noise. Noise draws rates to a half: a network that was
+                held at 70 % with it ran 82 % without.
         """
         super().__init__(units)
         self.target = check_rate("TARGET_RATE", target)
         self.threshold = check_threshold(threshold)
         if noise < 0:
             raise ValueError(f"MODEL.POLICY.CDB.NOISE is {noise}: a standard deviation cannot be negative.")
-        self.noise, self.resource_weight = noise, resource_weight
+        self.noise, self.resource_weight, self.noisy_rates = noise, resource_weight, noisy_rates
         if categories and (min(categories) < 0 or not category_weights):
             raise ValueError("MODEL.POLICY.CDB.CATEGORIES count from 0, and need CATEGORY_WEIGHTS.")
         self.category_weights = [
@@ -136,6 +140,7 @@ class CDB(Policy):
             "noise": policy.CDB.NOISE,
             "threshold": policy.THRESHOLD,
             "resource_weight": policy.CDB.RESOURCE_WEIGHT,
+            "noisy_rates": policy.CDB.RATES == "noisy",
         }
 
     def begin(self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None) -> CDBState:
@@ -149,6 +154,8 @@ class CDB(Policy):
             return hard_threshold(logits.softmax(-1)[..., 1], self.threshold)
         if controller.category is not None:
             state.category_scores.append(apply_linear(controller.category, state.hidden))
+        if not self.noisy_rates:
+            state.settled.append(hard_threshold(logits.softmax(-1)[..., 1], self.threshold).gate)
         return noisy_argmax(logits, self.noise)
 
     def decision_cost(self, index: int, height: int, width: int) -> float:
@@ -156,7 +163,8 @@ class CDB(Policy):
 
     def losses(self, trace: Trace, task: dict[str, Tensor]) -> dict[str, Tensor]:
         """L_exec, L_flops and, where images have labels, L_ctg of Eq. 15."""
-        gates = [step.decision.gate for step in trace.steps]
+        settled = trace.context.state.settled
+        gates = settled or [step.decision.gate for step in trace.steps]
         unit_costs = [step.unit_cost for step in trace.steps if step.unit_cost is not None]  # groups have them
         executed = executed_cost(gates, unit_costs)
         losses = {

@@ -2,7 +2,8 @@
 
 A shallow network embeds the image before the backbone starts; a bias-free linear head with ReLU for each gated layer
 turns the embedding into gates (Eq. 3.6). Stage "joint" adds sparsity and embedding losses (Eq. 3.7), stage "finetune"
-sets both to 0 and keeps embedding and gates as they are.
+sets both to 0 and keeps embedding and gates as they are. With ``target_rate`` lambda is a price that is asked only
+while more channels run than wanted.
 
 Numbers of equations: see the sources in ``policies/__init__.py``.
 """
@@ -25,6 +26,8 @@ from detectron2.config import CfgNode
 
 from .base import POLICY_REGISTRY, Policy
 from .gate_layers import GateNorm, ValidArea, apply_linear, check_choice, pool_valid, valid_area, zero_padding
+
+_MARGIN = 0.1  # of the share of channels, over which the price rises to lambda
 
 
 class EmbeddingNet(nn.Module):
@@ -74,6 +77,8 @@ class DeepMoE(Policy):
         sparsity_weight: float = 0.001,
         embedding_weight: float = 0.0,
         threshold: float = 0.0,
+        softmax: bool = False,
+        target_rate: float = 0.0,
         num_classes: int = 0,
     ) -> None:
         """
@@ -85,6 +90,9 @@ class DeepMoE(Policy):
             sparsity_weight: lambda of Eq. 3.7.
             embedding_weight: mu of Eq. 3.7; with 0 there is no embedding classifier.
             threshold: in evaluation, gates that are not greater are closed as well.
+            softmax: whether the embedding goes through a soft-max, "latent mixture weights" (Sec. 3.1).
+            target_rate: share of the channels that is to run, mean over images and channels: the price of a gate falls
+                from lambda, where a tenth more runs, to nothing, where this many run. 0: lambda all the time.
             num_classes: of the embedding classifier.
         """
         super().__init__(units)
@@ -97,15 +105,16 @@ class DeepMoE(Policy):
         if min(sparsity_weight, embedding_weight, threshold) < 0:
             raise ValueError("MODEL.POLICY.DEEPMOE.LAMBDA, MU and THRESHOLD cannot be negative.")
         self.sparsity_weight, self.embedding_weight = sparsity_weight, embedding_weight
-        self.threshold = threshold
+        self.threshold, self.softmax, self.target_rate = threshold, softmax, target_rate
         self.embedding = EmbeddingNet(layers, width)
         self.heads = ModuleListOf(nn.Linear(width, unit.size, bias=False) for unit in self.units)
         # A normalised embedding is about 1 / sqrt(2 pi) in each dimension after ReLU and pooling. These weights make
         # new gates about 1 with a spread of 0.1. Symmetric weights, as usual for a linear layer, would close half of
         # the channels at the start, and a channel that is closed for every image never gets a gradient again.
-        mean = math.sqrt(2 * math.pi) / width
+        # Of a soft-max the dimensions sum to 1.
+        mean = 1.0 if softmax else math.sqrt(2 * math.pi) / width
         for head in self.heads:
-            nn.init.normal_(head.weight, mean, mean)
+            nn.init.normal_(head.weight, mean, 0.1 * math.sqrt(width) if softmax else mean)
         self.classifier = nn.Linear(width, num_classes) if embedding_weight > 0 and num_classes > 0 else None
 
     @classmethod
@@ -118,12 +127,15 @@ class DeepMoE(Policy):
             "sparsity_weight": policy.DEEPMOE.LAMBDA,
             "embedding_weight": policy.DEEPMOE.MU,
             "threshold": policy.DEEPMOE.THRESHOLD,
+            "softmax": policy.DEEPMOE.SOFTMAX,
+            "target_rate": policy.DEEPMOE.TARGET_RATE,
             "num_classes": cfg.MODEL.IMAGE_CLASSIFIER.NUM_CLASSES,
         }
 
     def begin(self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None) -> Tensor:
         """(N, width), the embedding."""
-        return self.embedding(images, valid_area(images, image_sizes))
+        found = self.embedding(images, valid_area(images, image_sizes))
+        return found.float().softmax(1) if self.softmax else found
 
     def begin_cost(self, height: int, width: int) -> float:
         return self.embedding.cost(height, width)
@@ -137,6 +149,14 @@ class DeepMoE(Policy):
     def decision_cost(self, index: int, height: int, width: int) -> float:
         return linear_cost(self.heads[index])
 
+    def price(self, gates: Sequence[Tensor]) -> Tensor | float:
+        """lambda, or what is asked of it at the share of the channels that run in this batch. A function of the batch
+        alone, so that a resumed training goes on as it would have."""
+        if not self.target_rate:
+            return self.sparsity_weight
+        running = sum((gate.detach() > 0).float().sum() for gate in gates) / max(sum(gate.numel() for gate in gates), 1)
+        return self.sparsity_weight * torch.as_tensor((running - self.target_rate) / _MARGIN).clamp(0, 1)
+
     @property
     def adds_losses(self) -> bool:
         return self.stage == "joint"
@@ -146,7 +166,7 @@ class DeepMoE(Policy):
         if self.stage == "finetune":
             return {}
         gates = [step.decision.gate for step in trace.steps]
-        losses = {"loss_gates": self.sparsity_weight * gate_sparsity(gates)}
+        losses = {"loss_gates": self.price(gates) * gate_sparsity(gates)}
         if self.classifier is not None and trace.context.labels is not None:
             scores = apply_linear(self.classifier, trace.context.state)
             losses["loss_embedding"] = self.embedding_weight * F.cross_entropy(scores, trace.context.labels)

@@ -65,6 +65,8 @@ def calibrate(
         return stage_wise(table, name, goal, points)
     if kind == COST_AWARE and name is not None:
         return refined(lambda values: cost_aware_candidates(table, name, values, joint), goal, lambdas or LAMBDAS)
+    if among is None and kind == GRID and name is not None:
+        among = grid_candidates(table, name, points, only_front=True)
     return goal.choose(candidates(table, method, points=points, lambdas=lambdas) if among is None else among)
 
 

@@ -1,6 +1,5 @@
 """Thresholds by grid search, and the choice among IDK cascades at an accuracy or budget (Eq. 4.10, 4.11)."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -97,9 +96,15 @@ def alphas(values: np.ndarray, name: str, points: int = POINTS) -> np.ndarray:
     return np.unique(np.append(found, beyond))
 
 
-def grid_candidates(table: PredictionTable, name: str, points: int = POINTS) -> list[Candidate]:
+def grid_candidates(
+    table: PredictionTable, name: str, points: int = POINTS, only_front: bool = False
+) -> list[Candidate]:
     """An IDK cascade for every threshold of the measure ``name``; with more than two models, for every combination of
-    thresholds of all levels, of which fewer are tried so that there are at most ``COMBINATIONS``."""
+    thresholds of all levels, of which fewer are tried so that there are at most ``COMBINATIONS``.
+
+    Args:
+        only_front: leave out those that another one beats, see ``front``; the choice for a goal is the same.
+    """
     levels = len(table.names) - 1
     each = max(2, min(points, int(COMBINATIONS ** (1 / levels) + 1e-9) - 1))
     options = []
@@ -108,8 +113,11 @@ def grid_candidates(table: PredictionTable, name: str, points: int = POINTS) -> 
         rules = [Threshold(name, float(alpha)) for alpha in alphas(values, name, each)]
         options.append([(rule, rule.of_values(values)) for rule in rules])
     losses, reach = _all_combinations([np.stack([h for _, h in option]) for option in options], table.losses)
+    wanted = _front_of(1 - losses, table.costs @ reach) if only_front else range(len(losses))
+    sizes = [len(option) for option in options]
     found = []
-    for number, chosen in enumerate(itertools.product(*options)):
+    for number in wanted:
+        chosen = [option[place] for option, place in zip(options, np.unravel_index(number, sizes), strict=True)]
         shares = reach[:, number]
         cost = float(shares @ table.costs)
         passed = tuple(float(b / a) if a else 0.0 for a, b in zip(shares, shares[1:], strict=False))
@@ -118,6 +126,14 @@ def grid_candidates(table: PredictionTable, name: str, points: int = POINTS) -> 
         )
         found.append(Candidate(tuple(rule for rule, _ in chosen), outcome))
     return found
+
+
+def _front_of(accuracies: np.ndarray, costs: np.ndarray) -> np.ndarray:
+    """Numbers of those that no other beats in both, from the cheapest on."""
+    order = np.lexsort((-accuracies, costs))
+    best = np.maximum.accumulate(accuracies[order])
+    better = np.concatenate([[True], best[1:] > best[:-1]])
+    return order[better]
 
 
 def _all_combinations(decisions: Sequence[np.ndarray], losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

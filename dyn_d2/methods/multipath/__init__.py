@@ -8,6 +8,9 @@ from dyn_d2.method import Method, register_method
 from detectron2.config import CfgNode
 
 from . import backbone, config, meta_arch, policy  # noqa: F401  the parts register themselves
+from .hybrid import register_hybrid
+
+register_hybrid()
 
 
 @register_method

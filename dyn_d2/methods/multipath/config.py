@@ -16,6 +16,8 @@ RANGES: Rules = {
     "MODEL.POLICY.PATHS.TEMPERATURE": number(0),
     "MODEL.POLICY.PATHS.HALVING": whole(1),
     "MODEL.POLICY.PATHS.COMPUTE_WEIGHT": number(0),
+    "MODEL.POLICY.PATHS.COMPUTE_WEIGHTS": each(number(0), 0),
+    "MODEL.POLICY.PATHS.COMPUTE_SCALE": number(0, above=True),
     "MODEL.POLICY.PATHS.DECISION_WEIGHT": number(0),
     "MODEL.POLICY.PATHS.REGRESSION_WEIGHT": number(0),
 }
@@ -50,6 +52,11 @@ def add_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY.PATHS.HALVING = 20000
     # k_cpt, what a multiply-add costs: 0 to 6.4e-8 in the authors' code.
     cfg.MODEL.POLICY.PATHS.COMPUTE_WEIGHT = 1e-8
+    # Several k_cpt: each image of a training step draws one, and the routers see it, so that one network serves all of
+    # them. Evaluation takes COMPUTE_WEIGHT for all images. [] for COMPUTE_WEIGHT in training too.
+    cfg.MODEL.POLICY.PATHS.COMPUTE_WEIGHTS = []
+    # alpha, what k_cpt is multiplied by as an input of the routers.
+    cfg.MODEL.POLICY.PATHS.COMPUTE_SCALE = 1e7
     # k_dec of the actor: keeps scores small, decisions soft.
     cfg.MODEL.POLICY.PATHS.DECISION_WEIGHT = 0.01
     # k_cre of the critics: weight of their regression.

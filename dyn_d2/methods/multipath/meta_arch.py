@@ -1,6 +1,7 @@
 """Image classification by a network of many paths, each of which ends in an exit with a classifier of its own."""
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from .policy import Exits, LastSink, PathPolicy, PathState
 logger = logging.getLogger(__name__)
 
 _RATE = "gradient_rate"
+FLOOR = 1e-6  # of probabilities in the loss of an exit, as in the authors' code
 
 
 @META_ARCH_REGISTRY.register()
@@ -156,7 +158,7 @@ class MultiPathClassifier(DynamicModel, nn.Module):
     def _train(self, trace: Trace, images: Tensor, found: list[ExitFeatures], labels: Tensor) -> dict[str, Tensor]:
         tree, policy = self.backbone.tree, self.backbone.policy
         logits = {exit_.layer: self.exits[str(exit_.layer)](exit_.features).float() for exit_ in found}
-        losses = {layer: F.cross_entropy(rows, labels, reduction="none") for layer, rows in logits.items()}
+        losses = {layer: floored_cross_entropy(rows, labels) for layer, rows in logits.items()}
         wrong = {layer: (rows.argmax(1) != labels).float() for layer, rows in logits.items()}
         weights_learn = False
         if isinstance(policy, PathPolicy):
@@ -216,6 +218,18 @@ class MultiPathClassifier(DynamicModel, nn.Module):
             squares = squares / comm.get_world_size()
         for (part, _), rate in zip(parts, squares.rsqrt().unbind(), strict=True):
             setattr(part, _RATE, rate)
+
+
+def floored_cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
+    """(n,) -log(floor / K + (1 - floor) p_y), floor = 1e-6: however sure an exit is of a wrong class, its loss is at
+    most log(K / floor) nats (16.1 for ten classes), so that one image cannot outweigh the others of a path.
+
+    Args:
+        scores: (n, K) before the soft-max.
+    """
+    right = F.log_softmax(scores.float(), 1).gather(1, labels[:, None]).squeeze(1)
+    least = right.new_tensor(FLOOR / scores.shape[1]).log()
+    return -torch.logaddexp(least.expand_as(right), right + math.log1p(-FLOOR))
 
 
 def _scale_gradients(part: nn.Module) -> None:

@@ -156,7 +156,7 @@ def costs_to_go(
     tree: PathTree,
     scores: Mapping[int, Tensor],
     exit_costs: Mapping[int, Tensor],
-    layer_costs: Sequence[float],
+    layer_costs: Sequence[float | Tensor],
     optimistic: bool = False,
 ) -> dict[int, Tensor]:
     """(N, n_l) for each junction: what it costs from each of its sinks on, without gradient.
@@ -165,7 +165,7 @@ def costs_to_go(
 
     Args:
         exit_costs: (N,) of each exit, by its layer.
-        layer_costs: of each layer with its router, in the same unit.
+        layer_costs: of each layer with its router, in the same unit; of all images or of each (N,).
     """
     found: dict[int, Tensor] = {}
     value: dict[int, Tensor] = {}

@@ -49,10 +49,12 @@ class Exits:
 
 @dataclass
 class PathState:
-    """Of one forward pass: the scores (n, n_l) of each junction that was reached, by the number of its unit."""
+    """Of one forward pass: the scores (n, n_l) of each junction that was reached, by the number of its unit, and what a
+    multiply-add costs, for all images or for each (N,)."""
 
     scores: dict[int, Tensor] = field(default_factory=dict)
     exits: Exits | None = None
+    price: float | Tensor = 0.0
 
 
 class Router(nn.Module):
@@ -103,6 +105,8 @@ class PathPolicy(Policy):
         compute_weight: float = 0.0,
         score_weight: float = 0.01,
         class_error: bool = False,
+        compute_weights: Sequence[float] = (),
+        compute_scale: float = 1e7,
     ) -> None:
         """
         Args:
@@ -113,13 +117,19 @@ class PathPolicy(Policy):
             compute_weight: k_cpt, what a multiply-add costs, in nats.
             score_weight: k_dec of the actor, k_cre of a critic.
             class_error: critics regress 1 for a wrong answer and 0 for a right one in place of the cross entropy.
+            compute_weights: several k_cpt, of which each image of a training step draws one; routers see it.
+            compute_scale: alpha, what it is multiplied by there.
         """
         super().__init__(units)
         check_positive("PATHS.TEMPERATURE", temperature)
         check_positive("PATHS.HALVING", halving)
-        if compute_weight < 0 or score_weight < 0:
-            raise ValueError("MODEL.POLICY.PATHS: COMPUTE_WEIGHT, DECISION_WEIGHT and REGRESSION_WEIGHT are 0 or more.")
-        routers = [Router(unit.channels, unit.size, widths) for unit in self.units]
+        if min(compute_weight, score_weight, *compute_weights) < 0:
+            raise ValueError(
+                "MODEL.POLICY.PATHS: COMPUTE_WEIGHT(S), DECISION_WEIGHT and REGRESSION_WEIGHT are 0 or more."
+            )
+        self._prices, self._scale = [float(price) for price in compute_weights], compute_scale
+        seen = 1 if self._prices else 0
+        routers = [Router(unit.channels + seen, unit.size, widths) for unit in self.units]
         self.routers, self._router_costs = nn.ModuleList(routers), [router.cost() for router in routers]
         self._temperature, self._halving = temperature, halving
         self.compute_weight, self.score_weight, self._class_error = compute_weight, score_weight, class_error
@@ -139,10 +149,15 @@ class PathPolicy(Policy):
             "compute_weight": keys.COMPUTE_WEIGHT,
             "score_weight": cls.score_weight_of(keys),
             "class_error": keys.CLASS_ERROR,
+            "compute_weights": list(keys.COMPUTE_WEIGHTS),
+            "compute_scale": keys.COMPUTE_SCALE,
         }
 
     def begin(self, images: Tensor, image_sizes: Any) -> PathState:
-        return PathState()
+        if not (self._prices and self.training):
+            return PathState(price=self.compute_weight)
+        prices = images.new_tensor(self._prices, dtype=torch.float32)
+        return PathState(price=prices[torch.randint(len(prices), (len(images),), device=images.device)])
 
     def decide(self, index: int, features: Tensor, state: PathState) -> Decision:
         """One-hot (n, n_l).
@@ -154,7 +169,11 @@ class PathPolicy(Policy):
             raise ValueError(
                 "routers have batch norm: SOLVER.IMS_PER_BATCH has to give each process two images or more."
             )
-        scores = self.routers[index](features.flatten(1))
+        flat = features.flatten(1)
+        if self._prices:  # in training, where each image has its own, all of them come here
+            price = torch.as_tensor(state.price, device=flat.device).float() * self._scale
+            flat = torch.cat([flat.float(), price.expand(len(flat))[:, None]], 1)
+        scores = self.routers[index](flat)
         state.scores[index] = scores
         choice = scores.detach().argmax(1)
         return Decision(F.one_hot(choice, self.units[index].size).float(), (scores / self.temperature()).softmax(1))
@@ -182,9 +201,14 @@ class PathPolicy(Policy):
                 f"{type(self).__name__} learns from the losses of exits, which this meta-architecture does not tell: "
                 "set MODEL.META_ARCHITECTURE MultiPathClassifier."
             )
-        return self.path_losses(exits, self.by_layer(trace.context.state, exits.tree))
+        state = trace.context.state
+        return self.path_losses(exits, self.by_layer(state, exits.tree), state.price)
 
-    def path_losses(self, exits: Exits, scores: dict[int, Tensor]) -> dict[str, Tensor]:
+    def path_losses(self, exits: Exits, scores: dict[int, Tensor], price: float | Tensor) -> dict[str, Tensor]:
+        """
+        Args:
+            price: k_cpt of all images or of each (N,).
+        """
         raise NotImplementedError
 
     def score_loss(self, exits: Exits, errors: dict[int, Tensor]) -> Tensor:
@@ -205,14 +229,14 @@ class PathActor(PathPolicy):
     def score_weight_of(keys: CfgNode) -> float:
         return keys.DECISION_WEIGHT
 
-    def path_losses(self, exits: Exits, scores: dict[int, Tensor]) -> dict[str, Tensor]:
+    def path_losses(self, exits: Exits, scores: dict[int, Tensor], price: float | Tensor) -> dict[str, Tensor]:
         shares = exits.shares
         spent = torch.zeros_like(shares.layers[0])
         for p, cost in zip(shares.layers, exits.layer_costs, strict=True):
             spent = spent + p * cost
         for layer, cost in exits.exit_costs.items():
             spent = spent + shares.exits[layer] * cost
-        found = {"loss_compute": self.compute_weight * spent.mean()}
+        found = {"loss_compute": (price * spent).mean()}
         if scores:
             found["loss_decisions"] = self.score_loss(exits, scores)
         return found
@@ -229,12 +253,12 @@ class PathCritic(PathPolicy):
     def score_weight_of(keys: CfgNode) -> float:
         return keys.REGRESSION_WEIGHT
 
-    def path_losses(self, exits: Exits, scores: dict[int, Tensor]) -> dict[str, Tensor]:
+    def path_losses(self, exits: Exits, scores: dict[int, Tensor], price: float | Tensor) -> dict[str, Tensor]:
         if not scores:
             return {}
         answers = exits.wrong if self._class_error else exits.losses
-        ends = {layer: answers[layer] + self.compute_weight * cost for layer, cost in exits.exit_costs.items()}
-        layers = [self.compute_weight * cost for cost in exits.layer_costs]
+        ends = {layer: answers[layer] + price * cost for layer, cost in exits.exit_costs.items()}
+        layers = [price * cost for cost in exits.layer_costs]
         targets = costs_to_go(exits.tree, scores, ends, layers, self.optimistic)
         return {"loss_routers": self.score_loss(exits, {layer: r + targets[layer] for layer, r in scores.items()})}
 

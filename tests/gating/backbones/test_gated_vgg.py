@@ -7,11 +7,11 @@ from torch import nn
 
 from dyn_d2.config import add_dyn_d2_config
 from dyn_d2.gating import Decision, recording
-from dyn_d2.gating.backbones.vgg import GatedVGG
+from dyn_d2.gating.backbones.vgg import GatedVGG, widths_of
 from dyn_d2.gating.policies.all_open import AllOpen
 from dyn_d2.gating.policies.base import Policy
 
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import build_backbone
 
@@ -115,8 +115,31 @@ def test_widened_as_in_table_3_4(layers, factor, million):
 
 
 @pytest.mark.parametrize(
+    ("widths", "million", "multiply_adds"),
+    [
+        ([514, 514, 610, 610, 256, 256, 256, *[512] * 6], 24.18, 43.16),
+        ([140, 140, 279, 279, *[320] * 3, *[640] * 6], 24.18, 8.15),
+    ],
+)
+def test_widths_that_give_rows_of_table_3_4(widths, million, multiply_adds):
+    """Counted by hand, without gates: 32 x 32 pixels, 100 classes."""
+    stages = widths_of(CfgNode({"WIDTHS": widths, "WIDEN": 1.0, "WIDEN_LAYERS": "W13-All"}))
+    assert [len(stage) for stage in stages] == [2, 2, 3, 3, 3] and sum(stages, []) == widths
+    parameters, spent, before = 100.0, 0.0, 3
+    for side, stage in zip((32, 16, 8, 4, 2), stages, strict=True):
+        for channels in stage:
+            parameters += 9 * before * channels + 2 * channels
+            spent += 9 * before * channels * side**2
+            before = channels
+    assert (parameters + 100 * before) / 1e6 == pytest.approx(million, abs=0.06)
+    assert (spent + 100 * before) / 1e8 == pytest.approx(multiply_adds, rel=0.001)
+
+
+@pytest.mark.parametrize(
     ("gated", "message"),
     [
+        ({"UNIT": "channel", "WIDTHS": [64, 64]}, "WIDTHS has 2 numbers"),
+        ({"UNIT": "channel", "WIDTHS": [64] * 13, "WIDEN": 2.0}, "leave MODEL.GATED.WIDEN at 1.0"),
         ({"UNIT": "block"}, "MODEL.GATED.UNIT is 'block'"),
         ({"UNIT": "channel", "WIDEN_LAYERS": "all"}, "use one of W1-High, W1-Mid, W4-Low, W13-All"),
     ],

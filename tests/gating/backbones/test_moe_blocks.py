@@ -3,7 +3,7 @@
 import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
-from gated_nets import Forced
+from gated_nets import Forced, build, gated_cfg
 from torch import nn
 
 from dyn_d2.gating import Decision, Router
@@ -181,3 +181,17 @@ def test_units_and_errors():
     assert [(u.name, u.size) for u in make(MoEBottleneckB, widen=2.0).units(1)] == [("res3.1.conv2", 12)]
     with pytest.raises(ValueError, match="GN .* mixes channels"):
         MoEBasicBlock(32, 32, norm="GN")
+
+
+@pytest.mark.parametrize(("kind", "block"), [("A", MoEBasicBlock), ("B", MoEBottleneckB)])
+def test_bottleneck_b_takes_the_place_of_basic_blocks(kind, block):
+    """A modified ResNet-18, as Fig. 3.5 has it: hidden layers as wide as the trunk, the 3x3 three times."""
+    keys = {"MODEL__GATED__UNIT": "channel", "MODEL__GATED__BOTTLENECK": kind, "MODEL__GATED__WIDEN": 3.0}
+    net = build(gated_cfg(**keys)).eval()
+    blocks = [module for module in net.modules() if isinstance(module, MoEBasicBlock | MoEBottleneckB)]
+    assert len(blocks) == 8 and all(type(each) is block for each in blocks)
+    assert [unit.size for unit in net.policy.units] == [3 * w for w in (64, 64, 128, 128, 256, 256, 512, 512)]
+    with torch.no_grad():
+        assert net(torch.randn(1, 3, 32, 32))["res5"].shape == (1, 512, 1, 1)
+    if kind == "B":
+        assert [conv.out_channels for conv in (blocks[0].conv1, blocks[0].conv2, blocks[0].conv3)] == [64, 192, 64]

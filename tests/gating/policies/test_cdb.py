@@ -54,7 +54,7 @@ def test_noise_is_there_in_training_only_and_can_be_turned_off():
 
 
 def test_losses_are_equations_8_11_and_12():
-    policy = make("cdb", "TARGET_RATE", 0.4, "CDB.CATEGORY_WEIGHTS", [0.5, 2.0], kind="group")
+    policy = make("cdb", "TARGET_RATE", 0.4, "CDB.CATEGORY_WEIGHTS", [0.5, 2.0], "CDB.RATES", "noisy", kind="group")
     labels = torch.tensor([1, 0, 9, 9, 4])
     trace = ask(policy, features_for(policy), labels=labels)
     trace.add_fixed("stem", 500.0, labels)
@@ -71,6 +71,17 @@ def test_losses_are_equations_8_11_and_12():
         for weight, scores in zip(weights, trace.context.state.category_scores, strict=True)
     )
     assert losses["loss_category"].item() == pytest.approx(category, rel=1e-5)
+
+
+def test_rates_are_those_of_evaluation_unless_asked_otherwise():
+    policy = make("cdb", "TARGET_RATE", 0.4, "CDB.CATEGORY", False, kind="group").train()
+    features = features_for(policy)
+    losses = policy.losses(ask(policy, features), {})
+    settled = gates(ask(policy.eval(), features))
+    execution = sum((0.4 - gate.mean().item()) ** 2 for gate in settled)
+    assert losses["loss_execution"].item() == pytest.approx(execution, abs=1e-5)
+    losses["loss_execution"].backward()
+    assert policy.controllers[0].scores.weight.grad.abs().sum() > 0
 
 
 def test_category_heads_are_not_computed_in_evaluation_and_need_labels():
@@ -113,15 +124,18 @@ def test_bad_values_name_their_key():
 
 @pytest.mark.parametrize("target", [0.3, 0.7])
 @pytest.mark.parametrize("kind", ["group", "block"])
-def test_the_resource_losses_alone_reach_the_target(kind, target):
-    policy = make("cdb", "TARGET_RATE", target, "CDB.CATEGORY", False, kind=kind)
+@pytest.mark.parametrize("rates", ["noisy", "evaluation"])
+def test_the_resource_losses_alone_reach_the_target(kind, target, rates):
+    """In training with noise, or in evaluation without: whichever is counted."""
+    policy = make("cdb", "TARGET_RATE", target, "CDB.CATEGORY", False, "CDB.RATES", rates, kind=kind)
     optimizer = torch.optim.SGD(policy.parameters(), 0.5, momentum=0.9)
     for _ in range(80):
         trace = ask(policy, features_for(policy, 32, 1, 1), torch.zeros(32, 3, 4, 4))
         optimizer.zero_grad()
         sum(policy.losses(trace, {}).values()).backward()
         optimizer.step()
-    rates = torch.stack(
+    policy.train(rates == "noisy")
+    found = torch.stack(
         [torch.stack([gate.mean() for gate in gates(ask(policy, features_for(policy, 200, 1, 1)))]) for _ in range(5)]
     )
-    assert abs(rates.mean().item() - target) < 0.05
+    assert abs(found.mean().item() - target) < 0.05

@@ -98,3 +98,33 @@ def test_bad_values_name_their_key():
         make("deepmoe", "DEEPMOE.LAYERS", 0, kind="channel")
     with pytest.raises(ValueError, match="LAMBDA, MU and THRESHOLD"):
         make("deepmoe", "DEEPMOE.LAMBDA", -1.0, kind="channel")
+
+
+def test_latent_mixture_weights_are_a_soft_max_of_the_embedding():
+    plain, mixed = (make("deepmoe", "DEEPMOE.SOFTMAX", on, kind="channel", size=64) for on in (False, True))
+    mixed.embedding.load_state_dict(plain.embedding.state_dict())
+    images = torch.randn(16, 3, 32, 32)
+    embedding, weights = (policy.eval().begin(images, None) for policy in (plain, mixed))
+    assert torch.allclose(weights, embedding.softmax(1)) and torch.allclose(weights.sum(1), torch.ones(16))
+    values = torch.cat(gates(ask(mixed.train(), features_for(mixed, 16), images)))
+    assert (values > 0).float().mean() > 0.99 and 0.7 < values.mean().item() < 1.3
+
+
+def test_the_price_falls_to_nothing_at_the_target():
+    policy = make("deepmoe", "DEEPMOE.LAMBDA", 0.5, "DEEPMOE.TARGET_RATE", 0.5, kind="channel")
+    for running, price in ((1.0, 0.5), (0.6, 0.5), (0.55, 0.25), (0.5, 0.0), (0.2, 0.0)):
+        gate = (torch.arange(100) < 100 * running).float()[None]
+        assert float(policy.price([gate, gate])) == pytest.approx(price, abs=1e-6)
+    assert make("deepmoe", "DEEPMOE.LAMBDA", 0.5, kind="channel").price([gate]) == 0.5
+
+
+def test_sparsity_stops_at_the_target():
+    policy = make("deepmoe", "DEEPMOE.LAMBDA", 0.1, "DEEPMOE.TARGET_RATE", 0.5, kind="channel", size=64)
+    optimizer = torch.optim.SGD(policy.parameters(), 0.02)
+    images = torch.randn(8, 3, 16, 16)
+    for _ in range(150):
+        trace = ask(policy, features_for(policy, 8, 1, 1), images)
+        optimizer.zero_grad()
+        policy.losses(trace, {})["loss_gates"].backward()
+        optimizer.step()
+    assert 0.4 < float((torch.cat(gates(trace)) > 0).float().mean()) < 0.6

@@ -127,10 +127,15 @@ def test_oracle_of_graded_losses_takes_the_best_model():
 
 
 def test_table_4_2_adds_up():
-    """Its FLOPs are 1.7 + IDK rate * 3.7, the costs of its two models."""
-    for rate, flops in ((67.5, 4.198), (51.7, 3.613), (48.9, 3.509), (40.1, 3.184), (29.9, 2.806)):
-        h = torch.tensor([[rate / 100]])
-        assert float(expected_cost(h, torch.tensor([1.7, 3.7]))) == pytest.approx(flops, abs=2e-3)
+    """IDK rate -> FLOPs and relative cost, all rows: 1.7 + IDK rate * 3.7, the costs of its two models."""
+    rows = [
+        (67.5, 4.198, 1.135), (51.7, 3.613, 0.977), (48.9, 3.509, 0.949), (40.1, 3.184, 0.861), (40.0, 3.179, 0.859),
+        (36.5, 3.051, 0.824), (33.7, 2.947, 0.796), (32.8, 2.915, 0.788), (29.9, 2.806, 0.759), (30.6, 2.832, 0.766),
+        (30.5, 2.827, 0.764),
+    ]  # fmt: skip
+    for rate, flops, relative in rows:
+        cost = float(expected_cost(torch.tensor([[rate / 100]]), torch.tensor([1.7, 3.7])))
+        assert cost == pytest.approx(flops, abs=2e-3) and cost / 3.7 == pytest.approx(relative, abs=6e-4)
 
 
 @pytest.mark.parametrize(

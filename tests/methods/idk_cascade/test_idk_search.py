@@ -115,3 +115,17 @@ def test_the_dearer_of_two_equals_is_not_chosen():
     expensive = Candidate(rules, type(outcome)(outcome.accuracy, (1.0,), (1.0, 1.0), 3.0, 1.5))
     assert Goal(accuracy=0.1).choose([expensive, Candidate(rules, outcome)]).outcome is outcome
     assert Goal(budget=2.0).choose([expensive, Candidate(rules, outcome)]).outcome is outcome
+
+
+@pytest.mark.parametrize("models", [2, 3, 4])
+def test_all_combinations_at_once_are_those_one_by_one(models):
+    table = random_table(models, images=41)
+    found = grid_candidates(table, "margin", 5)
+    for candidate in found:
+        expected = evaluate(table, candidate.rules)
+        assert candidate.outcome.accuracy == pytest.approx(expected.accuracy)
+        assert candidate.outcome.cost == pytest.approx(expected.cost)
+        assert candidate.outcome.reach == pytest.approx(expected.reach)
+        assert candidate.outcome.idk_rates == pytest.approx(expected.idk_rates)
+    best = grid_candidates(table, "margin", 5, only_front=True)
+    assert [c.outcome for c in best] == [c.outcome for c in front(found)] and len(best) < len(found)
