@@ -9,8 +9,8 @@ computed (MODEL.POLICY convnet_aig with random weights); their biases are set so
 share of made-up images, so that every image takes a route of its own. In each round both files see the same image, one
 after another in alternating order, one image at a time. Printed are
 
-    FLOPs     multiply-adds of the gated network, gates included / of the plain one (mean over the rounds)
-    time      the same for seconds (median of the rounds)
+    FLOPs     multiply-adds of the gated network, gates included / of the plain one (mean of the images)
+    time      the same for seconds (of each image the median of its rounds, then the mean of the images)
     realised  (1 - time) / (1 - FLOPs): the share of the saved multiply-adds that was saved on the clock
     of CPU    the same for the seconds of the processor, which other programs on the machine disturb less
     all open  seconds of the gated file where every gate is open / of the plain one: what an If costs
@@ -115,10 +115,10 @@ def measure(depth: int, size: int, share: float, images: int, rounds: int, warm_
             if counts:
                 seconds[name].append(elapsed)
                 busy[name].append(time.process_time() - before)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    of_cpu = {name: statistics.median(values) for name, values in busy.items()}
+    medians = {name: mean_of_images(values, images) for name, values in seconds.items()}
+    of_cpu = {name: mean_of_images(values, images) for name, values in busy.items()}
     shares = [flops_share(gated, image) for image in made]
-    flops = statistics.mean(shares[(warm_up + number) % images] for number in range(rounds))
+    flops = statistics.mean(shares)
     time_ratio = medians["gated"] / medians["plain"]
     return {
         "depth": depth,
@@ -136,6 +136,11 @@ def measure(depth: int, size: int, share: float, images: int, rounds: int, warm_
         "rounds": seconds,
         "cpu_rounds": busy,
     }
+
+
+def mean_of_images(values: list[float], images: int) -> float:
+    """The mean of the images' medians; rounds go through the images in turns."""
+    return statistics.mean(statistics.median(values[image::images]) for image in range(min(images, len(values))))
 
 
 def _varied(image: Tensor, number: int) -> Tensor:
@@ -167,8 +172,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: torch's choice")
     parser.add_argument("--output", default="", help="json file for the numbers")
     args = parser.parse_args(argv)
-    if min(args.rounds, args.size, args.images - 1) < 1 or not 0 < args.share < 1:
-        parser.error("--rounds and --size have to be at least 1, --images at least 2, and --share between 0 and 1")
+    if min(args.size, args.images - 1) < 1 or args.rounds < args.images or not 0 < args.share < 1:
+        parser.error("--size is at least 1, --images at least 2, --rounds as many or more, and --share between 0 and 1")
     if args.threads:
         torch.set_num_threads(args.threads)
     numbers = measure(args.depth, args.size, args.share, args.images, args.rounds)

@@ -31,6 +31,7 @@ SKIPS, DENSE = "if", "dense"
 KEY = "dyn_d2"  # of the file's metadata
 TOLERANCE = 1e-4
 LARGEST = 4096  # pixels of a side whose size is free
+SHARED = 4096  # numbers of a weight that is copied where several branches share it
 
 
 @dataclass
@@ -206,7 +207,8 @@ def _save(program: Any, file: Path, entries: dict[str, Any]) -> None:
 
 
 def weights_into_branches(model: Any) -> int:
-    """Move weights that one branch of an ``If`` alone uses into that branch, and tell how many.
+    """Move weights that one branch of an ``If`` alone uses into that branch, and tell how many branches got some. Small
+    ones that several share, such as equal biases, are copied.
 
     onnxruntime brings convolutions into its fast layout, and joins them with what follows, only where the weights are
     of the same graph: without this a block in a branch takes nearly twice the time.
@@ -214,21 +216,34 @@ def weights_into_branches(model: Any) -> int:
     Args:
         model: an ``onnx_ir.Model``, which is changed.
     """
-    weights, moved = model.graph.initializers, 0
     branches = [
         attribute.as_graph()
         for node in model.graph
         for attribute in node.attributes.values()
         if attribute.type.name == "GRAPH"
     ]
-    for branch in branches:
-        used = {value.name: value for node in branch for value in node.inputs if value is not None}
-        for name, value in used.items():
-            if weights.get(name) is value and all(use.node.graph is branch for use in value.uses()):
-                weights.pop(name)
-                branch.register_initializer(value)
-                moved += 1
-    return moved
+    return sum(_take_weights(branch, model.graph.initializers, number) for number, branch in enumerate(branches))
+
+
+def _take_weights(branch: Any, weights: Any, number: int) -> bool:
+    from onnx_ir import Value
+
+    used = {value.name: value for node in branch for value in node.inputs if value is not None}
+    own = {name: value for name, value in used.items() if weights.get(name) is value}
+    for name, value in own.items():
+        if all(use.node.graph is branch for use in value.uses()):
+            weights.pop(name)
+            branch.register_initializer(value)
+        elif value.const_value is not None and value.const_value.size <= SHARED:
+            same = Value(
+                name=f"{name}_branch{number}", shape=value.shape, type=value.type, const_value=value.const_value
+            )
+            branch.register_initializer(same)
+            for node in branch:
+                for place, given in enumerate(node.inputs):
+                    if given is value:
+                        node.replace_input_with(place, same)
+    return bool(own)
 
 
 def _classes(form: Form, described: dict[str, Any]) -> list[str]:

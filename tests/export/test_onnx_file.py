@@ -42,7 +42,8 @@ def test_blocks_are_ifs_and_any_size_fits(tmp_path) -> None:
     outside = [node.op_type for node in file.graph.node].count("Conv")
     assert _operators(file.graph).count("Conv") == outside + 2 * len(units)  # nothing of a block is outside of its If
     inside = [a.g for node in file.graph.node if node.op_type == "If" for a in node.attribute]
-    assert sum(len(branch.initializer) for branch in inside) == 4 * len(units)  # weights and biases of two convolutions
+    weights = [tensor.dims for branch in inside for tensor in branch.initializer]
+    assert sum(len(size) == 4 for size in weights) == sum(len(size) == 1 for size in weights) == 2 * len(units)
     about = json.loads({entry.key: entry.value for entry in file.metadata_props}["dyn_d2"])
     assert about["classes"] == ["a", "b", "c"] and about["gates"] == "if" and about["task"] == "classification"
     assert any(model([{"image": trial_image(3, (64, 80))}])[0]["route"].open.values())
