@@ -136,7 +136,7 @@ def masked_classes(
         Their positions in ``thing_classes``, None for no restriction.
 
     Raises:
-        ValueError: a class that the data set does not have.
+        ValueError: a class that the data set does not have, or a group of which it has none.
     """
     if not names:
         return None
@@ -152,6 +152,11 @@ def masked_classes(
         else:
             wanted += group
     _require(wanted, known, key)
+    if not wanted:
+        raise ValueError(
+            f"{key} {list(names)} means none of the data set's classes ({', '.join(known[:20])}), so that no mask is "
+            "left: name classes that shall keep theirs, or give [] for all."
+        )
     return frozenset(thing_classes.index(name) for name in wanted if name in thing_classes)
 
 

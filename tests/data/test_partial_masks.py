@@ -128,6 +128,8 @@ def test_voc_and_non_voc_divide_coco() -> None:
     assert masked_classes(["voc", "zebra"], coco) == {*voc, 21}
     with pytest.raises(ValueError, match="'person'"):
         masked_classes(["non-voc"], NAMES)
+    with pytest.raises(ValueError, match="means none of the data set's classes .*no mask is left: name classes"):
+        masked_classes(["non-voc"], COCO_NOVEL[1])
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,24 @@ def _coco_panoptic(root):
     return "coco_panoptic_semantic", "val", truth
 
 
+def _voc(root, name="voc_2012_sem_seg", folder="SegmentationClass", listed="val", split="val"):
+    truth = _truth(21)
+    ids = Image.fromarray(truth).convert("P")
+    ids.putpalette(list(RNG.integers(0, 256, 768)))
+    voc = root / "VOC2012"
+    (voc / folder).mkdir(parents=True)
+    ids.save(voc / folder / "a.png")
+    (voc / "ImageSets/Segmentation").mkdir(parents=True)
+    (voc / f"ImageSets/Segmentation/{listed}.txt").write_text("a\n")
+    _image(voc / "JPEGImages/a.jpg")
+    _image(voc / "JPEGImages/b.jpg")  # one without a map
+    return name, split, truth
+
+
+def _voc_with_sbd(root):
+    return _voc(root, "voc_2012_aug_sem_seg", "SegmentationClassAug", "train_aug", "train")
+
+
 @pytest.fixture
 def root(tmp_path):
     register_semantic_sets(tmp_path)
@@ -110,7 +128,9 @@ def root(tmp_path):
     register_semantic_sets()
 
 
-@pytest.mark.parametrize("publish", [_ade20k, _mapillary, _coco_stuff, _pascal_context, _coco_panoptic])
+@pytest.mark.parametrize(
+    "publish", [_ade20k, _mapillary, _coco_stuff, _pascal_context, _coco_panoptic, _voc, _voc_with_sbd]
+)
 def test_published_files_become_label_maps(root, publish):
     name, split, truth = publish(root)
     assert prepare(name, root, [split]) == {split: (1, 1)}
