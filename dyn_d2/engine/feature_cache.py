@@ -271,7 +271,7 @@ def _attach_predictor(cfg: CfgNode, model: nn.Module, training: bool = True) -> 
 
 def attach(model: nn.Module, alone: Alone) -> None:
     """``alone`` becomes the forward pass of this instance: names of parameters and checkpoints stay."""
-    model.forward = alone  # type: ignore[assignment]
+    model.forward = alone
     setattr(model, ALONE, alone)  # mixed precision wraps the forward pass once more
 
 

@@ -213,13 +213,12 @@ def cascade_of(name: str, network: Any, kind: str, freeze_at: int) -> list[list[
     Raises:
         UserError: it is of another kind, or has no map of stride 8, 16 or 32.
     """
-    parts = [getattr(network, part, None) for part in ("conv_stem", "bn1", "blocks")]
-    if any(part is None for part in parts):
+    if not all(hasattr(network, part) for part in ("conv_stem", "bn1", "blocks")):
         raise UserError(
             f"MODEL.TIMM.NAME {name} is no chain of inverted residuals, as build_cascade_mobile_backbone needs: "
             f"{_CHOOSE}."
         )
-    stem, norm, blocks = parts
+    stem, norm, blocks = network.conv_stem, network.bn1, network.blocks
     stages: list[list[MobileBlock]] = [[], [], []]
     made = MobileBlock([ConvNormAct(stem, norm, kind)], False)
     stages[0].append(made)

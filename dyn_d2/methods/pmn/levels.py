@@ -78,8 +78,8 @@ class KnowledgeLevels:
         inner = [concept for concept in tree.concepts[1:] if concept not in labels.values()]
         inner_children = torch.tensor([[concept in below[name] for concept in inner] for name in names])
         above = [[concept in tree.ancestors(label) for label in labels.values()] for concept in inner]
-        found = torch.tensor(above, dtype=torch.bool).view(len(inner), len(labels))
-        return cls(names, list(labels), start, reach, children, inner_children.bool(), found)
+        above_each = torch.tensor(above, dtype=torch.bool).view(len(inner), len(labels))
+        return cls(names, list(labels), start, reach, children, inner_children.bool(), above_each)
 
     def __len__(self) -> int:
         return len(self.names)
