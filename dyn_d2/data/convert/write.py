@@ -127,12 +127,12 @@ def _annotation(shape: Shape, width: int, height: int) -> tuple[dict[str, Any] |
     cut = (x0, y0, x1, y1) != sides
     if x1 <= x0 or y1 <= y0:
         return None, cut
-    value: dict[str, Any] = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)}
-    value["iscrowd"] = int(shape.crowd)
+    box: dict[str, Any] = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)}
+    box["iscrowd"] = int(shape.crowd)
     if shape.polygons:
-        value["segmentation"] = [_within(polygon, width, height) for polygon in shape.polygons if len(polygon) > 2]
-        value["area"] = sum(_area(flat) for flat in value["segmentation"])
-    return value, cut
+        box["segmentation"] = [_within(polygon, width, height) for polygon in shape.polygons if len(polygon) > 2]
+        box["area"] = sum(_area(flat) for flat in box["segmentation"])
+    return box, cut
 
 
 def _sides(points: Sequence[tuple[float, float]]) -> tuple[float, float, float, float]:
