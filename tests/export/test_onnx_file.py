@@ -51,9 +51,9 @@ def test_blocks_are_ifs_and_any_size_fits(tmp_path) -> None:
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory) -> Path:
-    """A folder with the checkpoint of a gated Mask R-CNN, and its file."""
+    """A folder with the checkpoint of a Mask R-CNN, and its file."""
     folder = tmp_path_factory.mktemp("detector")
-    keys = MASKS | {"MODEL__POLICY__NAME": "convnet_aig", "DATASETS__TRAIN": "('elsewhere',)"}
+    keys = MASKS | {"MODEL__BACKBONE__NAME": "build_resnet_fpn_backbone", "DATASETS__TRAIN": "('elsewhere',)"}
     cfg, model = tiny("rcnn_fpn", **keys)
     MetadataCatalog.get("elsewhere").set(thing_classes=["cat", "dog", "cow"])
     DynCheckpointer(model, str(folder), metadata=describe(cfg, model)).save("model_final")
