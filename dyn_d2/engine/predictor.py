@@ -11,7 +11,7 @@ segmentor (:class:`Segmenter`) a list of :class:`~dyn_d2.evaluation.label_figure
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -53,7 +53,10 @@ class Answer(NamedTuple, Generic[Found]):
 class ImagePredictor(Protocol):
     """What all predictors have."""
 
-    classes: list[str]
+    @property
+    def classes(self) -> list[str]:
+        """Names in the order of labels and scores."""
+        ...
 
     def __call__(self, image: np.ndarray) -> Any:
         """What is found in one image, (H, W, 3) uint8, RGB."""
@@ -176,7 +179,9 @@ class Segmenter:
         """The segmenter of a model that is there."""
         cfg, model, described = loaded
         sets = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
-        return cls(cfg, model, sets[0] if sets else None, list(described.get("stuff_classes", ())))
+        return cls(
+            cfg, cast(SemanticSegmentor, model), sets[0] if sets else None, list(described.get("stuff_classes", ()))
+        )
 
     @property
     def classes(self) -> list[str]:

@@ -95,6 +95,9 @@ def finished(boxes: Tensor, scores: Tensor, classes: Tensor, count: int) -> tupl
 class RCNNForm(nn.Module):
     """Faster R-CNN, with masks where it has them, as far as its parts are Detectron2's or made like them."""
 
+    rpn: Any
+    heads: Any
+
     def __init__(self, model: GeneralizedRCNN, proposals: int = 0) -> None:
         """
         Args:
@@ -107,12 +110,11 @@ class RCNNForm(nn.Module):
         problem = _unknown_part(model)
         if problem:
             raise ValueError(problem)
-        rpn, heads = model.proposal_generator, model.roi_heads
-        self.rpn, self.heads = rpn, heads
-        self.proposals = proposals or rpn.post_nms_topk[False]
-        predictor = heads.box_predictor
+        self.rpn, self.heads = model.proposal_generator, model.roi_heads
+        self.proposals: int = proposals or self.rpn.post_nms_topk[False]
+        predictor = self.heads.box_predictor
         self.limits = predictor.test_score_thresh, predictor.test_nms_thresh, predictor.test_topk_per_image
-        self.outputs = ("boxes", "scores", "classes", *(("masks",) if heads.mask_on else ()))
+        self.outputs = ("boxes", "scores", "classes", *(("masks",) if self.heads.mask_on else ()))
 
     def forward(self, features: dict[str, Tensor], size: Size) -> tuple[Tensor, ...]:
         """boxes (R, 4), scores (R,), classes int64 (R,) and, with a mask head, masks (R, M, M): the probability of
@@ -185,7 +187,7 @@ class RetinaNetForm(nn.Module):
         super().__init__()
         if type(model).forward_inference is not RetinaNet.forward_inference:
             raise ValueError(f"{type(model).__name__} finds its detections in a way of its own, which has no graph.")
-        self.model = [model]  # in a list: it is a submodule of the form already
+        self.model: list[Any] = [model]  # in a list: it is a submodule of the form already
 
     def forward(self, features: dict[str, Tensor], size: Size) -> tuple[Tensor, ...]:
         """boxes (R, 4), scores (R,) and classes int64 (R,)."""
@@ -217,7 +219,7 @@ def _unknown_part(model: GeneralizedRCNN) -> str | None:
         return f"the proposal generator {type(rpn).__name__} has no form as a graph: RPN has one."
     if not isinstance(heads, StandardROIHeads):
         return f"the ROI heads {type(heads).__name__} have no form as a graph: StandardROIHeads and DynROIHeads have."
-    same = [(heads, StandardROIHeads, name) for name in ("forward", "_forward_box")]
+    same: list[tuple[nn.Module, type, str]] = [(heads, StandardROIHeads, name) for name in ("forward", "_forward_box")]
     same.append((heads.box_predictor, FastRCNNOutputLayers, "inference"))
     if heads.mask_on:
         same += [(heads, StandardROIHeads, "_forward_mask")]

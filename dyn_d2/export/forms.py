@@ -103,6 +103,7 @@ def fold_norms(model: nn.Module) -> None:
 
     A runtime does so by itself where it sees both, which it does not inside of the branches of an ``If``.
     """
+    conv: Any
     for conv in model.modules():
         norm = getattr(conv, "norm", None) if isinstance(conv, Conv2d) else None
         if norm is None or getattr(norm, "running_mean", None) is None:

@@ -89,7 +89,8 @@ def export_onnx(
     form = _form(plain, gates, proposals)
     chooses = any(method.chooses(model) for method in methods())
     form.batches = form.batches and not (chooses and gates == SKIPS)
-    step = max(getattr(model, "backbone", model).size_divisibility or 1, 1)
+    divisor: Any = getattr(model, "backbone", model).size_divisibility
+    step = max(int(divisor or 1), 1)
     sizes = _sizes(cfg, step, size)
     program = _traced(form, gates, sizes, None if size else step)
     entries = {

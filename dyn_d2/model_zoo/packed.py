@@ -146,7 +146,7 @@ def _hash(state: Mapping[str, Tensor], chosen: list[str]) -> str:
         if name not in state:
             return "other parameters"
         digest.update(name.encode())
-        digest.update(state[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(state[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

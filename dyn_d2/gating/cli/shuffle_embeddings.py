@@ -61,16 +61,18 @@ def main(argv: list[str] | None = None) -> int:
     empty = [classes[number] for number, own in inputs.items() if not own]
     if empty:
         raise ValueError(f"{args.dataset} has no image of {', '.join(empty)}.")
-    own = accuracy_with(model, inputs[label], embeddings_of(model, inputs[label]))
+    accuracy = accuracy_with(model, inputs[label], embeddings_of(model, inputs[label]))
     found = shuffled_accuracies(model, inputs, label, sum(groups.values(), []), args.repeats)
     named = {group: {classes[number]: found[number] for number in numbers} for group, numbers in groups.items()}
     record = {"class": args.name, "dataset": args.dataset, "images": len(inputs[label]), "repeats": args.repeats,
-              "own_embedding": own, "other_images_of_the_class": found[label], "groups": named}  # fmt: skip
+              "own_embedding": accuracy, "other_images_of_the_class": found[label], "groups": named}  # fmt: skip
     write_json(Path(args.output) / "shuffle.json", record)
-    path = draw_shuffle(own, named, f"{args.name}: whose embedding?", Path(args.output) / "shuffle.png")
+    path = draw_shuffle(accuracy, named, f"{args.name}: whose embedding?", Path(args.output) / "shuffle.png")
     for group, values in named.items():
         print(f"{group}: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in values.items()))
-    print(f"own embedding {100 * own:.1f} %, of other images of the class {100 * found[label]:.1f} %\nfigure: {path}")
+    print(
+        f"own embedding {100 * accuracy:.1f} %, of other images of the class {100 * found[label]:.1f} %\nfigure: {path}"
+    )
     return 0
 
 

@@ -38,7 +38,7 @@ def answers_of(
             _write(path, images, kept)
         rows, cost = kept[key]
         outputs.append(rows)
-        losses.append(model.losses(records, rows))
+        losses.append(model.losses(records, list(rows)))
         costs.append(cost)
     names = tuple(model.name for model in models)
     return PredictionTable(names, tuple(outputs), np.stack(losses), np.array(costs), split)

@@ -52,7 +52,7 @@ class NetworkModel(IDKCascadeModel):
         self.weights, self.trained_on, self.tested_on = cfg.MODEL.WEIGHTS, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST
         self.dtype = next(model.parameters()).dtype
         self.device = "cuda" if cfg.MODEL.DEVICE.startswith("cuda") else "cpu"
-        self._mapper = mapper or build_mapper(cfg, dataset, is_train=False)
+        self._mapper: Callable[[dict[str, Any]], Any] = mapper or build_mapper(cfg, dataset, is_train=False)
         self._counted: dict[tuple[int, ...], float] = {}
         self._routes: list[float] | None = None
 

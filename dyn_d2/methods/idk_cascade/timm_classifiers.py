@@ -74,11 +74,11 @@ class TimmClassifier(IDKCascadeModel):
         return picture.pil_to_tensor(picture.center_crop(image, [self.pixels, self.pixels]))
 
     @torch.inference_mode()
-    def answer(self, inputs: Tensor) -> np.ndarray:
-        """(n, K) probabilities."""
+    def answer(self, inputs: Tensor) -> list[np.ndarray]:
+        """(K,) probabilities of each image."""
         images = (inputs.float() - self._mean) / self._std
         scores = self.module(images.contiguous(memory_format=torch.channels_last))
-        return scores.double().softmax(1).numpy()
+        return list(scores.double().softmax(1).numpy())
 
     def costs(self, inputs: Tensor, answers: Sequence[Any]) -> np.ndarray:
         return np.full(len(inputs), self._multiply_adds)
