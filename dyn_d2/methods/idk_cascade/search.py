@@ -113,13 +113,15 @@ def grid_candidates(
         rules = [Threshold(name, float(alpha)) for alpha in alphas(values, name, each)]
         options.append([(rule, rule.of_values(values)) for rule in rules])
     losses, reach = _all_combinations([np.stack([h for _, h in option]) for option in options], table.losses)
-    wanted = _front_of(1 - losses, table.costs @ reach) if only_front else range(len(losses))
+    # One by one, as elsewhere: a product of matrices rounds otherwise, and equal costs would no longer be equal.
+    costs = np.array([shares @ table.costs for shares in np.ascontiguousarray(reach.T)])
+    wanted = _front_of(1 - losses, costs) if only_front else range(len(losses))
     sizes = [len(option) for option in options]
     found = []
     for number in wanted:
         chosen = [option[place] for option, place in zip(options, np.unravel_index(number, sizes), strict=True)]
         shares = reach[:, number]
-        cost = float(shares @ table.costs)
+        cost = float(costs[number])
         passed = tuple(float(b / a) if a else 0.0 for a, b in zip(shares, shares[1:], strict=False))
         outcome = Outcome(
             1 - float(losses[number]), passed, tuple(shares.tolist()), cost, cost / float(table.costs[-1])
