@@ -89,7 +89,7 @@ def test_the_scores_lead_to_the_labels_and_as_many_neurons_run(tool):
             scores = tool.told(head, features, labels)
         assert torch.equal(scores[:, :, ::8, ::8].argmax(1), labels)
         opened = sum(step.decision.open.int() for step in trace.task_steps)
-        assert opened.tolist() == (awake if dynamic else [10, 10])
+        assert opened.tolist() == (awake if dynamic else [6, 6])
 
 
 def test_nothing_to_measure_is_said(tool, capsys):

@@ -91,7 +91,7 @@ def test_folders_patterns_videos_and_addresses(folder, monkeypatch, capsys) -> N
         sources = ["other", "data/images/*.png", "clip.avi", address, "other/001.png"]
         weights = ["--weights", "model_final.pth", "--output", "all", "--every", "2", "--batch", "2"]
         assert main([*sources, *weights]) == 0
-        with pytest.raises(UserError, match=r"/none.png cannot be fetched: File not found"):
+        with pytest.raises(UserError, match=r"/none\.png\?size=1 cannot be fetched: File not found"):
             main([address.replace("001", "none"), *weights])
         server.shutdown()
     images = sorted(str(path.relative_to(folder)) for path in (folder / "data" / "images").glob("*.png"))
