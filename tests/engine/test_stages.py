@@ -110,6 +110,8 @@ def test_command_line(monkeypatch, caplog, tmp_path) -> None:
         return [stages.Stage(name, tmp_path / name, None) for name in ("first", "last")]
 
     monkeypatch.setattr("sys.argv", ["dyn-d2 stages", "--config-file", "a.yaml", "--num-gpus", "2", "SEED", "3"])
+    monkeypatch.setattr(stages, "read_cfg", lambda *_: None)
+    monkeypatch.setattr(stages, "say_needs", lambda cfg: None)
     monkeypatch.setattr(stages, "run_stage", lambda stage, *how: trained.append((stage.name, *how)))
     caplog.set_level("INFO", "dyn_d2")
     assert stages.train_all(plan_of, "...") == 0

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tool_runs import environment
 
-from dyn_d2.ops import build, channel_conv, message_passing
+from dyn_d2.ops import build, channel_conv, message_passing, region_depthwise
 from dyn_d2.ops.__main__ import main as ops_main
 
 # No header of torch: compiles in a moment.
@@ -70,7 +70,8 @@ def test_no_compiler_at_all(tmp_path, monkeypatch, caplog):
 
 
 def test_all_operators_are_compiled_on_request(monkeypatch, capsys):
-    monkeypatch.setattr(channel_conv, "load", lambda: True)
+    for operator in (channel_conv, region_depthwise):
+        monkeypatch.setattr(operator, "load", lambda: True)
     monkeypatch.setattr(message_passing, "load", lambda device="cpu": True)
     assert ops_main() == 0 and "message_passing: compiled" in capsys.readouterr().out
     monkeypatch.setattr(message_passing, "load", lambda device="cpu": False)

@@ -58,7 +58,7 @@ def evaluated(opts: list[str], folder: Path) -> list[dict]:
 
 def test_stages_share_the_base_and_need_no_surgery(trained) -> None:
     opts, folder = trained
-    base, tuned = plan("", opts)
+    base, tuned = plan("", opts[: opts.index("FEW_SHOT.STAGE")])
     assert (base.folder.name, tuned.folder.name) == ("base_fsrw_split1", "fsrw_split1_2shot_seed0")
     first, last = (torch.load(stage.weights, weights_only=True) for stage in (base, tuned))
     assert first["model"].keys() == last["model"].keys() and len(first["dyn_d2"]["classes"]) == 3

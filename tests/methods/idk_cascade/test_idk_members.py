@@ -66,7 +66,7 @@ def test_it_knows_imagenet_s_classes_and_judges_by_them(tmp_path, photographs):
     assert model.losses(records, answers).tolist() == [0] * 8 + [1] * 4
     inputs = model.prepare(records[:3])
     assert inputs.shape == (3, 3, 64, 64) and inputs.dtype == torch.uint8
-    found = model.answer(inputs)
+    found = np.stack(model.answer(inputs))
     assert found.shape == (3, 1000) and np.allclose(found.sum(1), 1)
     assert (model.costs(inputs, found) > 1e6).all() and len(set(model.costs(inputs, found))) == 1
     with pytest.raises(ValueError, match="but not crow of birds"):
@@ -153,5 +153,5 @@ def test_cross_calibrate_with_a_person_at_the_end(tmp_path, photographs, monkeyp
         assert times["person"]["milliseconds"] >= 2000 and times["test_resnet@64"]["milliseconds"] > 0
     assert (tmp_path / "out" / "models.png").stat().st_size > 5000
     monkeypatch.setattr(TimmClassifier, "answer", lambda *_: pytest.fail("the answers are kept"))
-    assert cross_cli.main([*arguments, "--budget", "0.5"]) == 0
+    assert cross_cli.main([*arguments, "--budget", "1e-9"]) == 0  # less than the smallest network takes
     assert "goal not reached" in capsys.readouterr().out

@@ -105,7 +105,7 @@ def test_goals_that_nothing_reaches_are_named():
     with pytest.raises(ValueError, match="cost_aware_network trains all levels jointly"):
         calibrate(random_table(3), "cost_aware_network", Goal(budget=0.9), joint=False)
     with pytest.raises(ValueError, match="no way to calibrate an IDK cascade"):
-        calibrate(table, "margin", Goal(budget=0.9))
+        calibrate(table, "guess", Goal(budget=0.9))
 
 
 def test_the_dearer_of_two_equals_is_not_chosen():
