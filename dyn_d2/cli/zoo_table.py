@@ -35,5 +35,5 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("no model comes with dyn_d2 yet: give results.json files, or folders that hold some.")
     with atomic_write(args.output) as file:
         file.write(to_markdown(rows))
-    print(f"{len(rows)} models: {args.output}")
+    print(f"{len(rows)} model{'s' * (len(rows) != 1)}: {args.output}")
     return 0
