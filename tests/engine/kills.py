@@ -211,16 +211,18 @@ def fill(subject: Subject, size: int) -> str:
 
 
 def kill_loader(subject: Subject, after: int) -> str:
-    """The process that loads images is killed after so many moments."""
-    moments = Moments(after)
+    """The process that loads images is killed after so many moments, or at the first one at which there is one."""
+    moments, killed = Moments(), []
 
-    def watch() -> None:
-        def act() -> None:
-            for child in multiprocessing.active_children():
+    def passed(*_: Any, **__: Any) -> None:
+        moments.seen.value += 1
+        if moments.seen.value >= after and not killed:
+            killed.extend(multiprocessing.active_children())
+            for child in killed:
                 os.kill(child.pid, signal.SIGKILL)
 
-        passed = moments.passed
-        moments.passed = lambda *_, **__: passed(act=act)
+    def watch() -> None:
+        moments.passed = passed
         moments.watch()
 
     status = subject.run(False, watch, ("DATALOADER.NUM_WORKERS", "1"))
