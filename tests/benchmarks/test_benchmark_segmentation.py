@@ -62,7 +62,7 @@ def test_schema_of_dsspn(tool, train, tmp_path):
         assert all(numbers["memory_mb"]["dynamic"] < numbers["memory_mb"]["dense"] for numbers in results)
     else:
         assert [numbers["fastest"]["dense"] for numbers in results] == ["fixed", "flat head"] * 2
-    assert results[0]["flops_ratio"] < 1 and all(name.endswith("of 10 neurons an image") for name in names)
+    assert results[0]["flops_ratio"] < 1 and all(name.endswith("of 6 neurons an image") for name in names)
     assert {(numbers["size"], numbers["batch"], numbers["train"]) for numbers in results} == {(8, 2, bool(train))}
 
 
