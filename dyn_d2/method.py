@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from detectron2.engine import HookBase
     from detectron2.evaluation import DatasetEvaluator
 
+SKIPS, DENSE = "if", "dense"  # forms of a graph: parts that are not chosen do not run, or all run and are weighted
 Mapper = Callable[[dict[str, Any]], Any]  # data set dict -> model input; None declines it
 BuildEvaluator = Callable[["CfgNode", str, str, "ClassGroups"], "DatasetEvaluator"]
 
@@ -182,8 +183,8 @@ class Method:
     # ------------------------------------------------------------------------------------------------------- export
 
     def export_problem(self, model: nn.Module, form: str) -> str | None:
-        """Why ``model`` cannot be written as a graph of that form ("if" or "dense"): a whole sentence; None where
-        nothing of this method is in the way."""
+        """Why ``model`` cannot be written as a graph of that form (``SKIPS`` or ``DENSE``): a whole sentence; None
+        where nothing of this method is in the way."""
         return None
 
     def chooses(self, model: nn.Module) -> bool:

@@ -11,11 +11,13 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dyn_d2"
 METHODS = sorted(path.name for path in (PACKAGE / "methods").iterdir() if (path / "__init__.py").is_file())
 LAYERS = ("utils", "platform", "gating", "methods", "cli")
 TOP = {"cli", "__main__"}
-# How the methods are called in words, config keys and class names. "YOLO" alone is also a format of annotations.
+# How the methods are called in words, config keys and class names.
 WORDS = (
-    r"tfa(_\w+)?|fsrw|(feature )?re-?weight\w*|model\.yolo|yolo\w+|lstd\w*|darknet\w*|meta_?rcnn|tafe_?\w*"
-    r"|shape_?prop\w*|dsspn\w*|pmn\w*|multi_?path\w*|idk\w*|(deep )?layer[_ ]?cascade\w*"
+    r"tfa(_\w+)?|fsrw|(feature )?re-?weight\w*|yolo\w*|lstd\w*|darknet\w*|meta_?rcnn|tafe_?\w*|shape_?prop\w*|dsspn\w*"
+    r"|pmn\w*|multi_?path\w*|idk\w*|(deep )?layer[_ ]?cascade\w*"
 )
+# Where one of these words alone is the name of a format of annotations, which is no method.
+FORMATS = ("data/convert/", "data/custom/", "config/keys/data.py", "config/ranges.py")
 
 
 def _files() -> list[Path]:
@@ -79,8 +81,10 @@ def test_a_method_imports_no_other():
 def test_platform_and_gating_name_no_method(path):
     """Neither in code nor in comments nor as config keys."""
     if _layer(_room(path)) not in ("methods", "cli"):
-        named = [line for line in path.read_text().splitlines() if re.search(rf"\b({WORDS})\b", line, re.IGNORECASE)]
-        assert not named
+        text = path.read_text()
+        if path.relative_to(PACKAGE).as_posix().startswith(FORMATS):
+            text = re.sub(r"(?<!model\.)\byolo\b", "", text, flags=re.IGNORECASE)
+        assert not [line for line in text.splitlines() if re.search(rf"\b({WORDS})\b", line, re.IGNORECASE)]
 
 
 def test_every_method_registers_itself_under_the_name_of_its_folder():

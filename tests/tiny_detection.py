@@ -9,6 +9,7 @@ from PIL import Image
 
 from dyn_d2.checkpoint import DynCheckpointer, describe
 from dyn_d2.config.derive import build_cfg
+from dyn_d2.engine.trainer import DynTrainer
 
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
@@ -107,3 +108,20 @@ def save_detector(folder: Path, **keys) -> CfgNode:
     model = build_model(cfg)
     DynCheckpointer(model, str(folder), metadata=describe(cfg, model)).save("model_final")
     return cfg
+
+
+def train_recorded(cfg: CfgNode) -> tuple[list[dict[str, float]], DynTrainer]:
+    """Train without an evaluation: the losses of each step, and the trainer in the end."""
+    trainer = DynTrainer(cfg)
+    trainer.cfg = cfg.clone()
+    trainer.cfg.DATASETS.TEST = ()  # evaluated by the tests that want it
+    trainer.resume_or_load(False)
+    losses = []
+
+    def keep(module, inputs, found) -> None:
+        if module.training:
+            losses.append({name: value.item() for name, value in found.items()})
+
+    trainer.model.register_forward_hook(keep)
+    trainer.train()
+    return losses, trainer

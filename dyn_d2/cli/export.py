@@ -13,7 +13,8 @@ The file says in its metadata what its classes are and how images have to be res
 import argparse
 
 from dyn_d2.checkpoint.model import load_model
-from dyn_d2.export.onnx_file import DENSE, SKIPS, export_onnx
+from dyn_d2.export import export_onnx
+from dyn_d2.method import DENSE, SKIPS
 from dyn_d2.modeling.answers import open_for_images
 from dyn_d2.utils.errors import UserError
 

@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, Adam, Optimizer
 
 from detectron2.config import CfgNode
 
 _UNFIT = ("Optimizer", "LBFGS", "SparseAdam")  # a base class; asks for the loss again; of sparse gradients
 BY_ADAM = "by_adam"  # of a group of parameters: its steps are Adam's
-_BETAS, _EPSILON = (0.9, 0.999), 1e-8
 
 
 def optimizer_names() -> list[str]:
@@ -93,8 +92,7 @@ def _clip(optimizer: Optimizer, clip: CfgNode) -> None:
 
 
 class PartlyAdam(SGD):
-    """SGD, but for groups of parameters that ``train_by_adam`` has marked: their steps are Adam's (Kingma and Ba, 2015,
-    Algorithm 1, with the decay added to the gradient)."""
+    """SGD, but for groups of parameters that ``train_by_adam`` has marked: theirs are the steps of Adam."""
 
     def __init__(self, groups: list[dict[str, Any]], cfg: CfgNode) -> None:
         """
@@ -103,36 +101,25 @@ class PartlyAdam(SGD):
             cfg: has the rate of groups that have none, and SOLVER.CLIP_GRADIENTS.
         """
         super().__init__([dict(group) for group in groups], lr=cfg.SOLVER.BASE_LR)
+        self._adam = Adam([parameter for group in self.param_groups for parameter in group["params"]])
         _clip_before_steps(self, cfg)
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step; see torch.optim.Optimizer."""
         every = self.param_groups
+        of_adam = [group for group in every if group.get(BY_ADAM)]
         try:
             self.param_groups = [group for group in every if not group.get(BY_ADAM)]
             loss = super().step(closure)
         finally:
             self.param_groups = every
-        for group in every:
-            if group.get(BY_ADAM):
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        self._adam(parameter, group["lr"], group["weight_decay"])
+        for group in of_adam:
+            for option, value in self._adam.defaults.items():
+                group.setdefault(option, value)
+        # Here is what schedules change and checkpoints hold.
+        self._adam.param_groups, self._adam.state = of_adam, self.state
+        self._adam.step()
         return loss
-
-    def _adam(self, parameter: nn.Parameter, rate: float, decay: float) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["step"] = torch.zeros(())
-            state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        gradient = parameter.grad.add(parameter, alpha=decay)  # type: ignore[union-attr]
-        state["step"] += 1
-        state["mean"].lerp_(gradient, 1 - _BETAS[0])
-        state["square"].mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
-        count = float(state["step"])
-        scale = (state["square"] / (1 - _BETAS[1] ** count)).sqrt_().add_(_EPSILON)
-        parameter.addcdiv_(state["mean"], scale, value=-rate / (1 - _BETAS[0] ** count))
 
 
 def train_by_adam(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:

@@ -23,6 +23,7 @@ from dyn_d2.checkpoint.model import LoadedModel, load_model
 from dyn_d2.data.classification import ClassificationMapper
 from dyn_d2.evaluation.label_figures import LabelMap, class_map
 from dyn_d2.method import methods
+from dyn_d2.model_zoo.packed import PREFIX, load, path_of
 from dyn_d2.modeling.answers import any_score, head_classes, knows_its_labels, label_maps, open_for_images
 
 from detectron2.config import CfgNode
@@ -266,10 +267,10 @@ def load_predictor(weights: str, config_file: str = "", opts: Iterable[str] = ()
     Other arguments and errors are those of ``Predictor.load``.
     """
     opts = list(opts)
-    if weights.startswith("zoo:"):
-        from dyn_d2.model_zoo import get
-
-        return get(weights)
+    if weights.startswith(PREFIX):
+        if config_file or opts:
+            raise CheckpointError(f"{weights} comes with its config, which is not changed: leave KEY VALUE pairs out.")
+        return predictor_of(load(path_of(weights)))
     for method in methods() if not config_file else ():
         own = method.predictor(weights, opts)
         if own is not None:

@@ -161,12 +161,12 @@ class DynTrainer(DefaultTrainer):
             names = cfg.DATASETS.TEST
             evaluators = [with_evaluators_of_model(cls.build_evaluator(cfg, name), cfg, bare, name) for name in names]
         done = _iterations_done(cfg)
-        with averaged(bare), evaluated_from_cache(cfg, bare, final=done in (None, cfg.SOLVER.MAX_ITER)):
-            results = super().test(cfg, model, evaluators)
-        if comm.is_main_process() and cfg.DATASETS.TEST:
-            with averaged(bare):
+        with averaged(bare):
+            with evaluated_from_cache(cfg, bare, final=done in (None, cfg.SOLVER.MAX_ITER)):
+                results = super().test(cfg, model, evaluators)
+            if comm.is_main_process() and cfg.DATASETS.TEST:
                 record = evaluation_record(cfg, bare, results, done)
-            write_results(os.path.join(cfg.OUTPUT_DIR, RESULTS_FILE), record)
+                write_results(os.path.join(cfg.OUTPUT_DIR, RESULTS_FILE), record)
         return results
 
     def build_hooks(self) -> list[HookBase | None]:

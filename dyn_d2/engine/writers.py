@@ -10,12 +10,11 @@ from detectron2.config import CfgNode
 from detectron2.utils.events import EventWriter, get_event_storage
 
 WINDOW = 20  # iterations over which smooth scalars are averaged, as on the console
-MODULES = {"wandb": "wandb", "mlflow": "mlflow"}
 
 
 def missing_writers(cfg: CfgNode) -> list[str]:
-    """What to install for SOLVER.WRITERS: whole sentences."""
-    return [f"{how_to_install(MODULES[name])}." for name in cfg.SOLVER.WRITERS if is_missing(MODULES[name])]
+    """What to install for SOLVER.WRITERS, whose values are names of packages: whole sentences."""
+    return [f"{how_to_install(name)}." for name in cfg.SOLVER.WRITERS if is_missing(name)]
 
 
 def chosen_writers(cfg: CfgNode) -> list[EventWriter]:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import dyn_d2
-from dyn_d2.method import methods
+from dyn_d2.method import DENSE, SKIPS, methods
 from dyn_d2.modeling.answers import head_classes
 from dyn_d2.utils.errors import UserError
 from dyn_d2.utils.extras import how_to_install, is_missing
@@ -27,7 +27,6 @@ from .forms import Form, fold_norms, form_of
 
 logger = logging.getLogger(__name__)
 
-SKIPS, DENSE = "if", "dense"
 KEY = "dyn_d2"  # of the file's metadata
 TOLERANCE = 1e-4
 LARGEST = 4096  # pixels of a side whose size is free

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-SKIPS, DENSE = "if", "dense"
+from dyn_d2.method import DENSE
+
 _form: list[str] = []  # a plain list: torch.cond traces the code that asks
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_detection import save_detector, tiny_opts
+from tiny_detection import save_detector, tiny_opts, train_recorded
 
 from dyn_d2.config.derive import build_cfg
 from dyn_d2.engine.feature_cache import CacheError, evaluated_from_cache, features_fingerprint
@@ -43,18 +43,7 @@ def config(base: Path, output: Path, **more):
 
 def train(cfg) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
     """The losses of each step, and the weights in the end."""
-    trainer = DynTrainer(cfg)
-    trainer.cfg = cfg.clone()
-    trainer.cfg.DATASETS.TEST = ()  # evaluated by the tests that want it
-    trainer.resume_or_load(False)
-    losses = []
-
-    def keep(module, inputs, found) -> None:
-        if module.training:
-            losses.append({name: value.item() for name, value in found.items()})
-
-    trainer.model.register_forward_hook(keep)
-    trainer.train()
+    losses, trainer = train_recorded(cfg)
     return losses, {k: v.clone() for k, v in trainer.checkpointer.model.state_dict().items()}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_detection import CLASSES, save_detector, tiny_opts
+from tiny_detection import CLASSES, save_detector, tiny_opts, train_recorded
 
 from dyn_d2.config.derive import build_cfg
 from dyn_d2.engine.feature_cache import CacheError
@@ -47,30 +47,13 @@ def config(base: Path, output: Path, **more):
     return build_cfg("", tiny_opts(base / "data" / "instances.json", output, **{**keys, **more}))
 
 
-def train(cfg) -> tuple[list[dict[str, float]], DynTrainer]:
-    """The losses of each step."""
-    trainer = DynTrainer(cfg)
-    trainer.cfg = cfg.clone()
-    trainer.cfg.DATASETS.TEST = ()
-    trainer.resume_or_load(False)
-    losses = []
-
-    def keep(module, inputs, found) -> None:
-        if module.training:
-            losses.append({name: value.item() for name, value in found.items()})
-
-    trainer.model.register_forward_hook(keep)
-    trainer.train()
-    return losses, trainer
-
-
 def test_kept_maps_give_the_numbers_of_computed_ones(base, tmp_path, caplog) -> None:
     caplog.set_level(logging.INFO)
-    computed, _ = train(config(base, tmp_path / "a" / "small", FEATURE_CACHE__GB=1e-6))
+    computed, _ = train_recorded(config(base, tmp_path / "a" / "small", FEATURE_CACHE__GB=1e-6))
     assert "holds not even one entry" in caplog.text and "FEATURE_CACHE.GB" in caplog.text
-    first, _ = train(config(base, tmp_path / "b" / "first"))
+    first, _ = train_recorded(config(base, tmp_path / "b" / "first"))
     caplog.clear()
-    again, trainer = train(config(base, tmp_path / "b" / "again"))
+    again, trainer = train_recorded(config(base, tmp_path / "b" / "again"))
     assert " 0 computed, 8 read" in caplog.text
     assert computed == first == again and len(first) == 4
     assert first[0].keys() == {"loss_cls", "loss_box_reg", "loss_mask"}
@@ -79,14 +62,14 @@ def test_kept_maps_give_the_numbers_of_computed_ones(base, tmp_path, caplog) -> 
 
 def test_rows_of_other_heads_find_the_maps_of_the_first(base, tmp_path, caplog) -> None:
     caplog.set_level(logging.INFO)
-    train(config(base, tmp_path / "plain", SOLVER__MAX_ITER=30))
+    train_recorded(config(base, tmp_path / "plain", SOLVER__MAX_ITER=30))
     caplog.clear()
     more = {"MODEL__ROI_HEADS__NAME": "ShapePropROIHeads", "SOLVER__AMP__ENABLED": True, "SOLVER__MAX_ITER": 3}
     frozen = [*FROZEN, "roi_heads.box_head", "roi_heads.box_predictor"]
-    losses, _ = train(config(base, tmp_path / "shapes", MODEL__FREEZE=frozen, **more))
+    losses, _ = train_recorded(config(base, tmp_path / "shapes", MODEL__FREEZE=frozen, **more))
     assert " 0 computed, 6 read" in caplog.text and {"loss_saliency", "loss_shape", "loss_mask"} <= losses[0].keys()
     caplog.clear()
-    train(config(base, tmp_path / "other", MODEL__RPN__NMS_THRESH=0.6, **more))
+    train_recorded(config(base, tmp_path / "other", MODEL__RPN__NMS_THRESH=0.6, **more))
     assert " 0 computed, 6 read" not in caplog.text
 
 

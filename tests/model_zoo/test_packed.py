@@ -65,6 +65,8 @@ def test_models_by_name(weights, tmp_path, monkeypatch) -> None:
     model_zoo.pack(weights, tmp_path / "boxes.pth", card={"data": "boxes"})
     assert model_zoo.names() == ["boxes"] and model_zoo.card("boxes") == {"data": "boxes"}
     assert load_predictor("zoo:boxes").classes == model_zoo.get("boxes").classes == list(CLASSES)
+    with pytest.raises(CheckpointError, match="zoo:boxes comes with its config"):
+        load_predictor("zoo:boxes", "", ["MODEL.RPN.NMS_THRESH", "0.6"])
     with pytest.raises(UserError, match=r"no model 'boxs' comes with dyn_d2 \(did you mean boxes\?\)"):
         model_zoo.get("boxs")
 

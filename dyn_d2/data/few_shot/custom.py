@@ -70,7 +70,7 @@ def _require_own(custom: CfgNode) -> None:
     given = [f"FEW_SHOT.CUSTOM.{key}" for key in _JSON if custom[key]]
     if voc and given:
         raise ValueError(f"FEW_SHOT.CUSTOM.VOC_FOLDER holds all data, but {', '.join(given)} is given too: choose one.")
-    other = "" if voc else " (or DATASETS.CUSTOM, for VOC and YOLO folders too, in place of jsons)"
+    other = "" if voc else " (or DATASETS.CUSTOM, for folders of other formats too, in place of jsons)"
     _require(custom, ("NAME", *(("VOC_TRAIN", "VOC_TEST") if voc else _JSON), *_CLASSES), other)
     if custom.NAME in BENCHMARKS:
         raise ValueError(f"FEW_SHOT.CUSTOM.NAME={custom.NAME!r} is the name of a benchmark: choose another one.")

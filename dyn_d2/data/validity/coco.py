@@ -93,7 +93,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
         what = "a folder" if os.path.isdir(path) else "no json"
         raise DataError(
             f"{path} is {what}, and a json in COCO's format is wanted. `dyn-d2 convert {path} --output OUT.json` makes "
-            "one of the annotations of other programs; DATASETS.CUSTOM reads VOC and YOLO folders as they are."
+            "one of the annotations of other programs; DATASETS.CUSTOM.FORMAT names those that are read as they are."
         )
     try:
         with open(path, encoding="utf-8-sig") as file:  # programs for Windows begin with a byte order mark

@@ -16,7 +16,7 @@ import numpy as np
 
 from dyn_d2.checkpoint.model import load_model
 from dyn_d2.data.classification import ensure_classes
-from dyn_d2.data.registered import registered_records
+from dyn_d2.data.registered import registered_records, unregistered
 from dyn_d2.data.resumable import build_mapper
 from dyn_d2.gating.reports.embedding_shuffle import (
     accuracy_with,
@@ -28,7 +28,7 @@ from dyn_d2.gating.reports.embedding_shuffle import (
 from dyn_d2.utils.atomic import write_json
 from dyn_d2.utils.seeds import derive_seed
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,8 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if min(args.others, args.repeats) < 1 or args.limit < 0:
         parser.error("--others and --repeats have to be at least 1, --limit at least 0")
-    if args.dataset not in DatasetCatalog.list():
-        raise KeyError(f"data set {args.dataset} is not registered: see datasets/README.md for those that are.")
+    if said := unregistered([args.dataset]):
+        raise ValueError(said)
     classes = ensure_classes(args.dataset)
     if args.name not in classes:
         raise ValueError(f"{args.dataset} has no class {args.name!r}: give one of {', '.join(classes[:20])}.")

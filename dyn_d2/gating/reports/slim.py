@@ -9,7 +9,7 @@ from tabulate import tabulate
 from dyn_d2.gating.reports.route_figures import draw_routes
 from dyn_d2.gating.reports.route_page import write_page
 from dyn_d2.gating.reports.routes import RouteTable
-from dyn_d2.gating.reports.tradeoff import Point, draw, executed_gflops, measure, time_points
+from dyn_d2.gating.reports.tradeoff import Point, draw, executed_gflops, measure, read_point, time_points
 from dyn_d2.gating.slim import Slimmed
 from dyn_d2.utils.atomic import atomic_write, write_json
 
@@ -98,7 +98,5 @@ def _show_routes(done: Slimmed, folder: Path, gated: Mapping[str, Any], output: 
 
 
 def _is_of(path: Path, record: Mapping[str, Any]) -> bool:
-    from dyn_d2.gating.reports.tradeoff import read_point
-
     point = path.parent.parent / "point.json"
     return point.is_file() and read_point(point)["settings"] == record["settings"]

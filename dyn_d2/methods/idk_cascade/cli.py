@@ -52,17 +52,28 @@ from detectron2.utils.logger import setup_logger
 USUAL = tuple(name for name in FOR_CLASSIFIERS if not name.endswith("network"))
 
 
+def add_goal(parser: argparse.ArgumentParser, accuracy: str) -> None:
+    """What a search for thresholds aims at; ``accuracy`` is the help of that option."""
+    goal = parser.add_mutually_exclusive_group()
+    goal.add_argument("--accuracy", type=float, help=accuracy)
+    goal.add_argument("--budget", type=float, help="most it may cost, as a share of the last model's cost")
+
+
+def check_goal(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with a usage message where ``--weights`` or ``add_goal``'s options cannot be meant so."""
+    if len(args.weights) < 2:
+        parser.error("--weights needs two or more models, the cheapest first")
+    if args.accuracy is not None and 0 < args.accuracy <= 1:
+        parser.error(f"--accuracy is in percent: {100 * args.accuracy:g}, not {args.accuracy:g}")
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", nargs="+", required=True, help="models, from the cheapest to the most expensive")
     parser.add_argument("--held-out", required=True, help="registered data set that thresholds are chosen on")
     parser.add_argument("--seen", default="", help="registered data set that models were trained on, for entropies.png")
     parser.add_argument("--test", default="", help="registered data set to run the IDK cascade on")
-    goal = parser.add_mutually_exclusive_group()
-    goal.add_argument(
-        "--accuracy", type=float, help="percent that the IDK cascade has to keep (default: the last model's)"
-    )
-    goal.add_argument("--budget", type=float, help="most it may cost, as a share of the last model's cost")
+    add_goal(parser, "percent that the IDK cascade has to keep (default: the last model's)")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="ways to calibrate that are compared")
     parser.add_argument("--lambdas", nargs="+", type=float, default=[], help="of the cost-aware objective (Eq. 4.12)")
     parser.add_argument("--stage-wise", action="store_true", help="one level after the other instead of jointly")
@@ -74,10 +85,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-store", action="store_true", help="leave the checkpoint of the first model as it is")
     parser.add_argument("--output", required=True, help="folder for the report and the figures")
     args = parser.parse_args(argv)
-    if len(args.weights) < 2:
-        parser.error("--weights needs two or more models, the cheapest model first")
-    if args.accuracy is not None and 0 < args.accuracy <= 1:
-        parser.error(f"--accuracy is in percent: {100 * args.accuracy:g}, not {args.accuracy:g}")
+    check_goal(parser, args)
     if args.batch < 1:
         parser.error("--batch has to be at least 1")
     return args

@@ -22,8 +22,9 @@ from tabulate import tabulate
 
 from dyn_d2.data.classification import ensure_classes
 from dyn_d2.data.parts import HELD_OUT
-from dyn_d2.data.registered import registered_records
+from dyn_d2.data.registered import registered_records, unregistered
 from dyn_d2.methods.idk_cascade.calibrators import FOR_CLASSIFIERS
+from dyn_d2.methods.idk_cascade.cli import add_goal, check_goal
 from dyn_d2.methods.idk_cascade.cross_fit import Choice, CrossFit, cross_fit, part_cascades, summary
 from dyn_d2.methods.idk_cascade.execution import IDKCascade, IDKCascadeModel
 from dyn_d2.methods.idk_cascade.figures import draw_model_statistics
@@ -37,7 +38,6 @@ from dyn_d2.methods.idk_cascade.timing import in_turns
 from dyn_d2.utils.atomic import atomic_write, write_json
 from dyn_d2.utils.measure import describe_machine
 
-from detectron2.data import DatasetCatalog
 from detectron2.utils.logger import setup_logger
 
 METHODS = tuple(name for name in FOR_CLASSIFIERS if not name.endswith("network") and name != "oblivious")
@@ -48,11 +48,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", nargs="+", required=True, help="models, from the cheapest to the most expensive")
     parser.add_argument("--images", required=True, help="registered data set, which no model was trained on")
-    goal = parser.add_mutually_exclusive_group()
-    goal.add_argument(
-        "--accuracy", type=float, help="percent that the choosing half has to show (default: the last model's there)"
-    )
-    goal.add_argument("--budget", type=float, help="most it may cost, as a share of the last model's cost")
+    add_goal(parser, "percent that the choosing half has to show (default: the last model's there)")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="ways to calibrate")
     parser.add_argument("--repeats", type=int, default=10, help="random halves (default: %(default)s)")
     parser.add_argument("--batch", nargs="+", type=int, default=[1], help="batch sizes to take times at")
@@ -60,10 +56,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--time-limit", type=int, default=0, help="take times of so many images; 0 for all")
     parser.add_argument("--output", required=True, help="folder for the report and the models' answers")
     args = parser.parse_args(argv)
-    if len(args.weights) < 2:
-        parser.error("--weights needs two or more models, the cheapest first")
-    if args.accuracy is not None and 0 < args.accuracy <= 1:
-        parser.error(f"--accuracy is in percent: {100 * args.accuracy:g}, not {args.accuracy:g}")
+    check_goal(parser, args)
     if args.repeats < 1 or min(args.batch) < 1 or args.rounds < 0 or args.time_limit < 0:
         parser.error("--repeats and --batch have to be at least 1, --rounds and --time-limit at least 0")
     return args
@@ -79,11 +72,10 @@ def load(args: argparse.Namespace) -> tuple[list[IDKCascadeModel], list[dict[str
     """The models, and the records of the images.
 
     Raises:
-        KeyError: the data set is not registered.
-        ValueError: a detector; a model that was trained on the images; or other classes.
+        ValueError: the data set is not registered; a detector; a model that was trained on the images; other classes.
     """
-    if args.images not in DatasetCatalog.list():
-        raise KeyError(f"data set {args.images} is not registered: see datasets/README.md for those that are.")
+    if said := unregistered([args.images]):
+        raise ValueError(said)
     models = load_members(args.weights, args.images)
     for model in models:
         if not model.classifies:

@@ -105,13 +105,18 @@ def fit_logistic(
     begin = np.quantile(x, _STARTS, axis=1)  # S x M
     line = np.empty((2, len(_STARTS), len(lam), len(x), 1), dtype=np.float32)  # slopes, intercepts
     line[0], line[1] = 4.0, -4.0 * begin[:, None, :, None]
-    step = _Adam(line, 0.1, steps)
+    shared = torch.from_numpy(line)  # its memory: what the optimizer changes is what is computed with
+    optimizer = torch.optim.Adam([shared], lr=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(derive_seed("idk logistic", values.shape[1]))
     for _ in range(steps):
         rows = torch.randint(values.shape[1], (min(_BATCH, values.shape[1]),), generator=generator).numpy()
         h = _sigmoid(line[0] * x[:, rows] + line[1])
         slope = gradient(h, e[:, rows], c, lam[:, None]) * h * (1 - h) * count[:, None, rows]
-        step(np.stack([(slope * x[:, rows]).mean(-1, keepdims=True), slope.mean(-1, keepdims=True)]))
+        means = (slope * x[:, rows]).mean(-1, keepdims=True), slope.mean(-1, keepdims=True)
+        shared.grad = torch.from_numpy(np.stack(means).astype(np.float32))
+        optimizer.step()
+        schedule.step()
     best = np.stack([_hard(line[0, i] * x + line[1, i] > 0, e, c, lam, count) for i in range(len(begin))])
     a, b = line[..., 0][:, best.argmin(0), np.arange(len(lam))].astype(np.float64)
     return a / std[:, 0], b - a * mean[:, 0] / std[:, 0]
@@ -150,22 +155,6 @@ def _hard(h: np.ndarray, losses: np.ndarray, costs: np.ndarray, weight: np.ndarr
 
 def _sigmoid(scores: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-np.clip(scores, -80, 80)))  # float32 overflows beyond 88
-
-
-class _Adam:
-    """Adam (Kingma and Ba 2015) on one array, in place; its rate falls to zero along a cosine."""
-
-    def __init__(self, values: np.ndarray, rate: float, steps: int) -> None:
-        self._values, self._rate, self._steps, self._done = values, rate, steps, 0
-        self._mean, self._square = np.zeros_like(values), np.zeros_like(values)
-
-    def __call__(self, slope: np.ndarray) -> None:
-        rate = self._rate * (1 + np.cos(np.pi * self._done / self._steps)) / 2
-        self._done += 1
-        self._mean += 0.1 * (slope - self._mean)
-        self._square += 0.001 * (slope**2 - self._square)
-        mean, square = self._mean / (1 - 0.9**self._done), self._square / (1 - 0.999**self._done)
-        self._values -= (rate * mean / (np.sqrt(square) + 1e-8)).astype(np.float32)
 
 
 def refined(make: Callable[[Sequence[float]], list[Candidate]], goal: Goal, lambdas: Sequence[float]) -> Candidate:
