@@ -94,11 +94,10 @@ def test_every_method_registers_itself_under_the_name_of_its_folder():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fsrw", "shapeprop", "tafe_net"])
-def test_a_method_can_be_taken_out(tmp_path, method):
+def test_methods_can_be_taken_out(tmp_path):
     """All else is importable, its tests are found, and those of config, data and the house pass. The short tests of
     all the rest: ``python tests/without_method.py METHOD -- -m "not slow"``."""
-    copy_without(method, tmp_path)
+    copy_without(["fsrw", "shapeprop", "tafe_net"], tmp_path)
     imported = run(tmp_path, "-c", IMPORT_ALL)
     assert imported.returncode == 0, imported.stderr[-2000:]
     found = run(tmp_path, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider")

@@ -110,25 +110,18 @@ def test_train_by_name_says_what_data_it_needs(program):
 
 @pytest.mark.slow
 def test_few_shot_training_without_a_checkout(program):
-    """Data, base model, fine-tuning in two processes, evaluation, pictures: in a folder that was empty."""
+    """Data, base model, fine-tuning, pictures, two processes: in a folder that was empty."""
     run = program("prepare", "digit-scenes", "--num-train", "48", "--num-val", "4", "--quiet")
     assert run.returncode == 0, run.stderr[-2000:]
     named = ("--config-file", "TFA/digit_scenes")
     run = program("few-shot", *named, *SMALL, "FEW_SHOT.SHOTS", "1", "OUTPUT_DIR", "out")
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
     weights = "out/tfa_cos_split1_1shot_seed0/model_final.pth"
-    run = program("evaluate", "--weights", weights, "OUTPUT_DIR", "again")
-    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
-    run = program("compare", str(Path(weights).parent), "again")
-    assert "weights" in run.stdout and "metrics/" not in run.stdout, run.stdout + run.stderr  # the numbers agree
-    assert "learning_rate" not in run.stdout, run.stdout  # a saved config is not scaled again
     Image.new("RGB", (64, 64)).save(program.folder / "photo.png")
     run = program("demo", "--weights", weights, "--output", "pictures", "photo.png")
     assert run.returncode == 0 and (program.folder / "pictures" / "photo.png").is_file(), run.stderr[-2000:]
     two = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dyn_d2")
     run = program("train", *named, *SMALL, "OUTPUT_DIR", "two", by=two)
-    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
-    run = program("train", "--num-gpus", "2", *named, *SMALL, "OUTPUT_DIR", "spawned")
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
 
 

@@ -1,6 +1,6 @@
 """Runs tests in a copy of the project from which methods are taken out, as the house promises that one can:
 
-python tests/without_method.py fsrw -- -m "not slow"
+python tests/without_method.py fsrw tafe_net -- -m "not slow"
 """
 
 import argparse
@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,24 +24,26 @@ print(len(names), "modules")
 """
 
 
-def copy_without(method: str, folder: Path) -> None:
-    """Copy the project to ``folder``, but for the method's package, tests and configs.
+def copy_without(methods: Iterable[str], folder: Path) -> None:
+    """Copy the project to ``folder``, but for the methods' packages, tests and configs.
 
     Raises:
         FileNotFoundError: there is no such method.
     """
-    if not (ROOT / "dyn_d2" / "methods" / method).is_dir():
-        raise FileNotFoundError(f"there is no method {method}.")
+    for method in methods:
+        if not (ROOT / "dyn_d2" / "methods" / method).is_dir():
+            raise FileNotFoundError(f"there is no method {method}.")
     ignored = shutil.ignore_patterns("__pycache__", "*.pyc", ".pytest_cache")
     for part in PARTS:
         shutil.copytree(ROOT / part, folder / part, ignore=ignored, symlinks=True)
     for name in FILES:
         shutil.copy(ROOT / name, folder / name)
-    shutil.rmtree(folder / "dyn_d2" / "methods" / method)
-    shutil.rmtree(folder / "tests" / "methods" / method)
-    for configs in (folder / "configs").iterdir():
-        if configs.name.lower() == method.replace("_", ""):
-            shutil.rmtree(configs)
+    for method in methods:
+        shutil.rmtree(folder / "dyn_d2" / "methods" / method)
+        shutil.rmtree(folder / "tests" / "methods" / method)
+        for configs in (folder / "configs").iterdir():
+            if configs.name.lower() == method.replace("_", ""):
+                shutil.rmtree(configs)
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -50,17 +53,21 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("method", help="name of its folder")
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="Arguments of pytest stand after --.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("methods", nargs="+", help="names of their folders")
     parser.add_argument("--folder", default="output/without", help="where the copy goes")
-    parser.add_argument("pytest", nargs=argparse.REMAINDER, help="arguments of pytest, after --")
-    args = parser.parse_args()
-    folder = Path(args.folder).resolve() / args.method
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    args, options = parser.parse_args(words[:end]), words[end + 1 :]
+    folder = Path(args.folder).resolve() / "_".join(args.methods)
     shutil.rmtree(folder, ignore_errors=True)
-    copy_without(args.method, folder)
+    copy_without(args.methods, folder)
     # The pages of docs name the files of every method.
     pages = ["--ignore=tests/test_readme.py", "--ignore=tests/docs"]
-    options = [word for word in args.pytest if word != "--"]
     for command in (("-c", IMPORT_ALL), ("-m", "pytest", "-q", *pages, *options)):
         done = run(folder, *command)
         print(done.stdout[-4000:], done.stderr[-2000:], sep="\n")

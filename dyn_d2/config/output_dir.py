@@ -6,13 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dyn_d2.utils.errors import UserError
 
 from detectron2.config import CfgNode
 
-from .read import flatten, read_cfg, read_yaml
+from .read import as_yaml, flatten, read_cfg, read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -59,12 +57,12 @@ class OutputDirError(UserError):
 
 def defaults() -> dict[str, Any]:
     """All keys with their default values, as a config file has them."""
-    return flatten(yaml.safe_load(read_cfg().dump()))
+    return flatten(as_yaml(read_cfg()))
 
 
 def differing_keys(old: dict[str, Any], new: CfgNode, free: Iterable[str] = tuple(FREE_KEYS)) -> list[str]:
     """``KEY: old -> new`` for the keys in which two configs of one output directory must not differ."""
-    before, after = flatten(old), flatten(yaml.safe_load(new.dump()))  # the file knows no tuples
+    before, after = flatten(old), flatten(as_yaml(new))  # the file knows no tuples
     before = defaults() | before  # an older version lacked keys
     lines = []
     for key in sorted(before.keys() | after.keys()):

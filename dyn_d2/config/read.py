@@ -141,6 +141,13 @@ def flatten(cfg: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def as_yaml(cfg: Any) -> Any:
+    """What a yaml file of ``cfg`` reads as, without writing one: plain dicts, and lists for tuples."""
+    if isinstance(cfg, Mapping):
+        return {key: as_yaml(value) for key, value in cfg.items()}
+    return [as_yaml(value) for value in cfg] if isinstance(cfg, list | tuple) else cfg
+
+
 def read_yaml(path: str) -> dict[str, Any]:
     """The yaml file of a config that a run has written.
 

@@ -4,10 +4,13 @@ meant, or takes without a word, is refused with file and line."""
 import ast
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import yaml
+from yaml.composer import Composer
+from yaml.resolver import Resolver
 
 _CORE = "tag:yaml.org,2002:"
 _PLAIN_TAGS = {_CORE + name for name in ("map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge")}
@@ -79,17 +82,36 @@ def _compose(path: str) -> yaml.MappingNode:
     except UnicodeDecodeError as error:
         raise ValueError(f"--config-file {path} is no valid yaml: it is no text in UTF-8 ({error}).") from error
     try:
-        depth = 0
+        depth, events = 0, []
         for event in yaml.parse(text, yaml.SafeLoader):  # does not go down by calling itself, as all that follows does
+            events.append(event)
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
                 raise ValueError(f"{path}, line {_line(event)}: more than {MAX_DEPTH} lists or sections in each other.")
-        root = yaml.compose(text, yaml.SafeLoader)
+        root = _Composer(events).get_single_node()
     except yaml.YAMLError as error:
         raise ValueError(f"--config-file {path} is no valid yaml: {_reason(error, text)}") from error
     if not isinstance(root, yaml.MappingNode) or not root.value:
         raise ValueError(f"Config file '{path}' holds no keys.")
     return root
+
+
+class _Composer(Composer, Resolver):
+    """Makes nodes of events that were parsed before: the scanner of yaml takes most of the time of reading a config."""
+
+    def __init__(self, events: list[yaml.Event]) -> None:
+        Composer.__init__(self)
+        Resolver.__init__(self)
+        self._events = deque(events)
+
+    def check_event(self, *kinds: type[yaml.Event]) -> bool:
+        return bool(self._events) and (not kinds or isinstance(self._events[0], kinds))
+
+    def peek_event(self) -> yaml.Event:
+        return self._events[0]
+
+    def get_event(self) -> yaml.Event:
+        return self._events.popleft()
 
 
 def _reason(error: yaml.YAMLError, text: str = "") -> str:

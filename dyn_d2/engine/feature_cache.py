@@ -13,12 +13,11 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
 
-import yaml
 from torch import nn
 
 from dyn_d2 import __version__ as version
 from dyn_d2.config.output_dir import defaults, is_below
-from dyn_d2.config.read import flatten
+from dyn_d2.config.read import as_yaml, flatten
 from dyn_d2.data.few_shot.stages import BASE, is_fine_tuning
 from dyn_d2.data.fingerprint import file_hash
 from dyn_d2.data.resumable import MappedByPosition, ResumableLoader
@@ -190,7 +189,7 @@ def frozen_fingerprint(
     usual = defaults()  # only what differs from it counts, so that a key of a later version changes nothing
     kept = {
         key: value
-        for key, value in flatten(yaml.safe_load(cfg.dump())).items()
+        for key, value in flatten(as_yaml(cfg)).items()
         if (is_below(key, ("MODEL",)) and not is_below(key, apart) or is_below(key, counted))
         and usual.get(key) != value
     }

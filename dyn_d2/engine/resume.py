@@ -13,7 +13,7 @@ import yaml
 from dyn_d2.checkpoint import CheckpointError, LoadReport
 from dyn_d2.checkpoint.files import FINAL, TAG, one_before, periodic, tagged
 from dyn_d2.config.output_dir import OutputDirError, differing_keys
-from dyn_d2.config.read import flatten
+from dyn_d2.config.read import as_yaml, flatten
 from dyn_d2.utils.atomic import atomic_write
 
 from detectron2.config import CfgNode
@@ -153,7 +153,7 @@ def _check_config(cfg: CfgNode, old: dict[str, Any], path: str) -> None:
             f"--resume: {path} is of a run with another config:{listed(lines, 20)}\nGive the old values to resume, or "
             "train into another OUTPUT_DIR with this file as MODEL.WEIGHTS."
         )
-    before, now = flatten(old), flatten(yaml.safe_load(cfg.dump()))
+    before, now = flatten(old), flatten(as_yaml(cfg))
     other = [f"{key} {before[key]} -> {now[key]}" for key in _SAID if before.get(key, now[key]) != now[key]]
     if not other:
         return

@@ -16,12 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import yaml
-
 from dyn_d2.checkpoint.files import FINAL, is_whole, tagged
 from dyn_d2.checkpoint.validate import are_inputs
 from dyn_d2.config.output_dir import NEUTRAL_KEYS, differing_keys, is_below
-from dyn_d2.config.read import flatten, read_cfg, read_yaml
+from dyn_d2.config.read import as_yaml, flatten, read_cfg, read_yaml
 from dyn_d2.data.fingerprint import forget_fingerprints
 from dyn_d2.utils.atomic import write_json
 from dyn_d2.utils.errors import UserError
@@ -92,9 +90,7 @@ class Stage:
     def fingerprint(self) -> str:
         """Hash of all keys that the result depends on, those of the stages before included."""
         skipped = NEUTRAL_KEYS + self.later_keys()
-        keys = {
-            key: value for key, value in flatten(yaml.safe_load(self.cfg.dump())).items() if not is_below(key, skipped)
-        }
+        keys = {key: value for key, value in flatten(as_yaml(self.cfg)).items() if not is_below(key, skipped)}
         start = [parent.fingerprint() for parent in self.parents] or self.cfg.MODEL.WEIGHTS
         text = json.dumps([keys, start], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -3,17 +3,20 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dyn_d2.config.derive import build_cfg
 from dyn_d2.config.ranges import all_ranges, check_ranges, default_values, rule_of
-from dyn_d2.config.read import read_cfg
+from dyn_d2.config.read import as_yaml, read_cfg
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("path", [None, *sorted((ROOT / "configs").rglob("*.yaml"))], ids=lambda p: p.stem if p else "")
 def test_shipped_configs_pass(path) -> None:
-    check_ranges(read_cfg(str(path) if path else ""))
+    cfg = read_cfg(str(path) if path else "")
+    check_ranges(cfg)
+    assert as_yaml(cfg) == yaml.safe_load(cfg.dump())
 
 
 def test_every_number_and_list_has_a_rule() -> None:

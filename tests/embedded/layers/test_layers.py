@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops import roi_align as torchvision_roi_align
 
 from detectron2 import layers
 from detectron2.layers import (
@@ -141,6 +142,30 @@ def test_roi_align_of_a_ramp_reads_the_centres_of_its_bins() -> None:
     out = ROIAlign((2, 4), 0.5, 2, aligned=True)(ramp, torch.tensor([[0.0, 4, 4, 20, 12]]))
     # The box covers cells 2 to 10 along x; cell i is centred at i + 0.5, so the ramp at x is x - 0.5.
     torch.testing.assert_close(out[0, 0], torch.tensor([2.5, 4.5, 6.5, 8.5]).expand(2, 4).contiguous())
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("ratio", [1, 2, 3])
+def test_roi_align_by_cells_is_that_of_torchvision(ratio: int, aligned: bool) -> None:
+    corner = torch.rand(60, 2) * 300 - 60  # boxes inside, across the border, outside and inverted
+    rois = torch.cat([torch.randint(0, 3, (60, 1)), corner, corner + torch.rand(60, 2) * 200 - 20], dim=1)
+    for size in ((9, 13), (1, 1), (30, 40)):
+        maps = torch.randn(3, 5, *size, requires_grad=True)
+        got = ROIAlign((7, 4), 1 / 8, ratio, aligned)(maps, rois)
+        want = torchvision_roi_align(maps, rois, (7, 4), 1 / 8, ratio, aligned)
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+        direction = torch.randn_like(want)
+        gradients = [torch.autograd.grad(out, maps, direction)[0] for out in (got, want)]
+        torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
+
+
+def test_regions_keep_their_precision_on_maps_of_16_bits() -> None:
+    ramp = torch.arange(256.0).expand(1, 1, 4, 256)
+    rois = torch.tensor([[0.0, 200.3, 0, 201.1, 4]])
+    pooled = ROIAlign((1, 1), 1.0, 1)(ramp.to(torch.bfloat16), rois)
+    assert pooled.dtype == torch.bfloat16
+    assert abs(pooled.item() - (200.7 - 0.5)) <= 0.5  # 16 bits of the result; the box alone would be off by a cell
+    assert ROIAlign((1, 1), 1.0, 1)(ramp, torch.full((1, 5), float("nan")).index_fill_(1, torch.tensor(0), 0)).isnan()
 
 
 def test_batched_nms_is_nms_within_each_class() -> None:
