@@ -14,6 +14,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, Backbone
 
 from .fpn import convolved_levels, pooled_level
+from .timm_folding import fold_norms
 from .timm_models import TimmModel, build_timm_model, check_features
 from .timm_norms import convert_norms, freeze_norms
 
@@ -197,7 +198,9 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
         ValueError, UserError, FileNotFoundError: from ``build_timm_model``.
     """
     model = build_timm_model(cfg, channels_of(input_shape), cfg.MODEL.RESNETS.OUT_FEATURES)
-    return TimmBackbone(model, **timm_arguments(cfg, model))
+    backbone = TimmBackbone(model, **timm_arguments(cfg, model))
+    fold_norms(model)
+    return backbone
 
 
 def timm_arguments(cfg: CfgNode, model: TimmModel) -> dict:

@@ -1,7 +1,7 @@
 """Batch norms of timm's models, some of which hold the activation after them, as constants."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -15,24 +15,31 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class FrozenBatchNormAct2d(FrozenBatchNorm2d):
-    """A batch norm that is constant, and the activation that timm keeps in the same layer."""
+    """A batch norm that is constant, and the activation that timm may keep in the same layer.
+
+    Attributes:
+        folded: the convolution that may do the work of the batch norm, alone in a tuple; () where there is none.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    folded: tuple[Any, ...] = ()
 
     def __init__(self, num_features: int, eps: float, drop: nn.Module, act: nn.Module) -> None:
         super().__init__(num_features, eps)
         self.drop, self.act = drop, act
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.drop(super().forward(x)))
+        done = bool(self.folded) and self.folded[0].folds
+        return self.act(self.drop(x if done else super().forward(x)))
 
 
 def _frozen(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> FrozenBatchNorm2d:
     assert norm.running_mean is not None
-    frozen: FrozenBatchNorm2d
-    if hasattr(norm, "act"):
-        assert isinstance(norm.drop, nn.Module) and isinstance(norm.act, nn.Module)
-        frozen = FrozenBatchNormAct2d(norm.num_features, norm.eps, norm.drop, norm.act)
-    else:
-        frozen = FrozenBatchNorm2d(norm.num_features, norm.eps)
+    drop, act = getattr(norm, "drop", nn.Identity()), getattr(norm, "act", nn.Identity())
+    frozen = FrozenBatchNormAct2d(norm.num_features, norm.eps, drop, act)
     if norm.affine:
         frozen.weight, frozen.bias = norm.weight.detach().clone(), norm.bias.detach().clone()
     for name in ("running_mean", "running_var", "num_batches_tracked"):
