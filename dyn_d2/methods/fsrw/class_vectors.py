@@ -14,9 +14,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
 from .episodes import SupportMapper, SupportPool, stack
-from .reweighting import ClassVectors, ReweightedByClass, is_reweighted
+from .reweighting import FILE, ClassVectors, ReweightedByClass, is_reweighted
 
-FILE = "class_vectors.npz"  # in OUTPUT_DIR, those of the last evaluation
 BATCH = 16  # support images at a time
 
 

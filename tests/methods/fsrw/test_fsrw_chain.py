@@ -2,17 +2,20 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from fsrw_toy import fsrw_opts
+from PIL import Image
 from tiny_detection import CLASSES, write_boxes
 from two_processes import results_of_two
 
 from dyn_d2.checkpoint import CheckpointError
 from dyn_d2.cli import surgery
+from dyn_d2.cli.demo import main as demo
 from dyn_d2.config.derive import build_cfg
 from dyn_d2.data.few_shot.sampling import ShotSet
 from dyn_d2.engine import stages
@@ -21,9 +24,9 @@ from dyn_d2.engine.predictor import Predictor
 from dyn_d2.engine.preflight import check_trainer
 from dyn_d2.engine.stages import train_stages
 from dyn_d2.engine.trainer import DynTrainer, evaluate
-from dyn_d2.methods.fsrw.class_vectors import FILE, compute_vectors, prepare_for_evaluation
+from dyn_d2.methods.fsrw.class_vectors import compute_vectors, prepare_for_evaluation
 from dyn_d2.methods.fsrw.cli import export_vectors
-from dyn_d2.methods.fsrw.reweighting import ClassVectors
+from dyn_d2.methods.fsrw.reweighting import FILE, ClassVectors
 
 
 def train_here(command: list[str]) -> int:
@@ -168,15 +171,29 @@ def test_vectors_are_means_over_the_supports_and_limited(trained) -> None:
     assert model.training
 
 
-def test_predictor_takes_a_checkpoint_and_vectors(trained) -> None:
+def test_predictor_and_demo_take_a_checkpoint_and_vectors(trained, tmp_path) -> None:
     _, folder = trained
+    moved = shutil.copy(folder / "model_final.pth", tmp_path)
     with pytest.raises(CheckpointError, match="vectors export"):
-        Predictor.load(str(folder / "model_final.pth"))
+        Predictor.load(str(moved))
     opts = ["MODEL.REWEIGHTING.VECTORS", str([str(folder / FILE)])]
-    predictor = Predictor.load(str(folder / "model_final.pth"), opts=opts)
-    assert predictor.classes == list(CLASSES)
-    found = predictor(np.zeros((50, 70, 3), dtype=np.uint8))
+    image = np.full((50, 70, 3), 90, dtype=np.uint8)
+    named, beside = Predictor.load(str(moved), opts=opts), Predictor.load(str(folder / "model_final.pth"))
+    assert named.classes == beside.classes == list(CLASSES)
+    found = named(image)
     assert found.image_size == (50, 70) and set(found.pred_classes.tolist()) <= set(range(4))
+    torch.testing.assert_close(found.scores, beside(image).scores)
+    vectors = ClassVectors.load(folder / FILE)
+    vectors.detector = "another"
+    vectors.save(tmp_path / FILE)
+    with pytest.raises(CheckpointError, match="vectors export"):
+        Predictor.load(str(moved))
+    Image.fromarray(image).save(tmp_path / "photo.png")
+    output = str(tmp_path / "pictures")
+    assert demo(["--weights", str(folder / "model_final.pth"), "--output", output, str(tmp_path / "photo.png")]) == 0
+    content = json.loads((tmp_path / "pictures" / "coco.json").read_text())
+    assert [category["name"] for category in content["categories"]] == list(CLASSES)
+    assert (tmp_path / "pictures" / "photo.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("method", ["yolo_ft", "lstd"])

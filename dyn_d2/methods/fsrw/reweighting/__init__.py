@@ -3,9 +3,10 @@ form."""
 
 from .net import FORMS, FeatureReweightingNet, ReweightingNet, predict_reweighted, reweight
 from .reweighted import ReweightedByClass, build_reweighting, is_reweighted, reweighted_share
-from .vectors import ClassVectors
+from .vectors import FILE, ClassVectors
 
 __all__ = [
+    "FILE",
     "FORMS",
     "ClassVectors",
     "FeatureReweightingNet",

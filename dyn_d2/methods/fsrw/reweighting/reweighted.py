@@ -3,6 +3,7 @@ or class vectors alone."""
 
 import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from detectron2.config import CfgNode
 
 from .net import SMALLEST, FeatureReweightingNet, ReweightingNet
-from .vectors import ClassVectors
+from .vectors import FILE, ClassVectors
 
 logger = logging.getLogger(__name__)
 
@@ -71,17 +72,25 @@ class ReweightedByClass(nn.Module):
         return vectors
 
     def open_for_images(self, cfg: CfgNode) -> list[str]:
-        """Detect the classes of MODEL.REWEIGHTING.VECTORS from now on; their names. See ``modeling/answers.py``.
+        """Detect the classes of MODEL.REWEIGHTING.VECTORS from now on, or those of the vectors that the evaluation of
+        these weights left beside them; their names. See ``modeling/answers.py``.
 
         Raises:
-            FileNotFoundError, ValueError: from ``read_vectors`` and ``use_vectors``; no file is named.
+            FileNotFoundError, ValueError: from ``read_vectors`` and ``use_vectors``; no file is named, and beside the
+                weights lies none, or that of others.
         """
-        if not cfg.MODEL.REWEIGHTING.VECTORS:
+        named = list(cfg.MODEL.REWEIGHTING.VECTORS)
+        beside = os.path.join(os.path.dirname(cfg.MODEL.WEIGHTS), FILE)
+        if not named and os.path.isfile(beside) and ClassVectors.load(beside).detector == self.fingerprint():
+            logger.info("class vectors are those of %s", beside)
+            named = [beside]
+        if not named:
             raise ValueError(
-                f"a {cfg.MODEL.META_ARCHITECTURE} needs class vectors to detect anything: make them with "
-                "dyn-d2 vectors export and add MODEL.REWEIGHTING.VECTORS \"['FILE']\"."
+                f"a {cfg.MODEL.META_ARCHITECTURE} needs class vectors to detect anything, and {beside}, which an "
+                "evaluation of these weights would leave, does not lie there: make them with dyn-d2 vectors export and "
+                "add MODEL.REWEIGHTING.VECTORS \"['FILE']\"."
             )
-        vectors = self.read_vectors(cfg.MODEL.REWEIGHTING.VECTORS)
+        vectors = self.read_vectors(named)
         self.use_vectors(vectors)
         return vectors.classes
 

@@ -16,6 +16,8 @@ from dyn_d2.utils.own_files import arrays_of
 
 logger = logging.getLogger(__name__)
 
+FILE = "class_vectors.npz"  # in OUTPUT_DIR, those of the last evaluation
+
 
 def _check(classes: list[str], vectors: Tensor, samples: Tensor, counts: list[int], supports: list[str]) -> None:
     """
