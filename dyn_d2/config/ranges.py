@@ -189,6 +189,7 @@ _DATA = {
     "DATALOADER.RANDOM_SUBSET_RATIO": positive_share(),
     "FEW_SHOT.SPLIT": whole(1, 1000),
     "FEW_SHOT.SHOTS": whole(0),
+    "FEW_SHOT.ITERS_PER_SHOT": whole(0),
     "FEW_SHOT.MAX_OBJECTS": whole(0, 10_000),
     "FEW_SHOT.SEED": whole(0),
     "FEW_SHOT.CACHE": choice("auto", "on", "off"),

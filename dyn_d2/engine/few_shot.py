@@ -35,9 +35,16 @@ _LATER = (
     "FEW_SHOT.FINETUNE",
     "FEW_SHOT.NOVEL",
     "FEW_SHOT.FULL",
+    "FEW_SHOT.ITERS_PER_SHOT",
 )
 # The same of the novel stage, which methods on one base model share.
-_AFTER_NOVEL = ("FEW_SHOT.METHOD", "FEW_SHOT.PROTOCOL", "FEW_SHOT.FINETUNE", "FEW_SHOT.FULL")
+_AFTER_NOVEL = (
+    "FEW_SHOT.METHOD",
+    "FEW_SHOT.PROTOCOL",
+    "FEW_SHOT.FINETUNE",
+    "FEW_SHOT.FULL",
+    "FEW_SHOT.ITERS_PER_SHOT",
+)
 
 
 _NO_METHOD = FewShotMethod("", 0)

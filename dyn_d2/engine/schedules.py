@@ -151,6 +151,8 @@ def stage_schedule(cfg, full: bool = False, given: Container[str] = ()) -> Keys:
     keys: Keys = {}
     for section in _sections(cfg, full):
         keys |= own_schedule(few[section])
+    if few.STAGE == FINETUNE and few.ITERS_PER_SHOT * few.SHOTS and "FEW_SHOT.FINETUNE.MAX_ITER" not in given:
+        keys["MAX_ITER"] = few.ITERS_PER_SHOT * few.SHOTS
     if few.SCHEDULE == "thesis":
         wanted = {key: keys[key] for key in given_for_stage(cfg, full, given)}
         keys = _filled(cfg, keys, full) | wanted

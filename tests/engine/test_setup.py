@@ -187,6 +187,19 @@ def test_keys_of_a_stage_fill_in_what_was_not_published() -> None:
     assert stage_schedule(cfg, given=["FEW_SHOT.FINETUNE.MAX_ITER"])["MAX_ITER"] == 9
 
 
+def test_iterations_may_grow_with_the_shots() -> None:
+    cfg = read_cfg(str(CONFIGS / "digit_scenes.yaml"), ["FEW_SHOT.ITERS_PER_SHOT", "30", "FEW_SHOT.STAGE", "finetune"])
+    for shots in (1, 5):
+        cfg.FEW_SHOT.SHOTS = shots
+        assert stage_schedule(cfg)["MAX_ITER"] == 30 * shots
+    own = cfg.FEW_SHOT.FINETUNE.MAX_ITER = 7
+    assert stage_schedule(cfg, given=["FEW_SHOT.FINETUNE.MAX_ITER"])["MAX_ITER"] == own
+    cfg.FEW_SHOT.SHOTS = 0  # all objects
+    assert stage_schedule(cfg)["MAX_ITER"] == own
+    cfg.FEW_SHOT.SHOTS, cfg.FEW_SHOT.STAGE = 5, "novel"
+    assert stage_schedule(cfg).get("MAX_ITER") != 150
+
+
 def test_a_key_of_a_stage_wins_over_one_for_all_stages_beside_it(tmp_path, caplog) -> None:
     opts = tiny_opts(write_boxes(tmp_path / "data", 2), tmp_path / "out", SOLVER__REFERENCE_BATCH=4)
     opts += ["FEW_SHOT.METHOD", "tfa_cos", "FEW_SHOT.SHOTS", "1", "SOLVER.MAX_ITER", "50"]

@@ -32,6 +32,9 @@ def add_few_shot_keys(cfg: CN) -> None:
     # SOLVER keys of the fine-tuning stage, so that one yaml serves all stages. On the command line keys of a stage win
     # over those of SOLVER, keys of SOLVER over the yaml's, and none of them is scaled to the batch.
     cfg.FEW_SHOT.FINETUNE = stage_solver()
+    # Iterations of the fine-tuning stage for each of the K shots, in place of FINETUNE.MAX_ITER: the published lengths
+    # for VOC are 4,000 K. 0: not by K.
+    cfg.FEW_SHOT.ITERS_PER_SHOT = 0
     # What methods that fine-tune until nothing changes any more have other than FINETUNE.
     cfg.FEW_SHOT.FULL = stage_solver()
     # The same for the base stage, for a command line that changes its length and not that of the stages after it.
