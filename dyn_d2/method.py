@@ -49,6 +49,7 @@ class FewShotMethod(NamedTuple):
         folder: how the folder of such a training begins; "" for the name of its stage.
         full: whether FEW_SHOT.FULL holds.
         variant: whether it is a variant of another one, which tables have where it is asked for.
+        freeze_at: the most that MODEL.BACKBONE.FREEZE_AT may be in the last stage; None: what the config has.
     """
 
     title: str
@@ -62,6 +63,7 @@ class FewShotMethod(NamedTuple):
     folder: str = ""
     full: bool = False
     variant: bool = False
+    freeze_at: int | None = None
 
 
 class PublishedNames(NamedTuple):
@@ -284,9 +286,11 @@ def few_shot_methods() -> dict[str, FewShotMethod]:
     return dict(sorted(found.items(), key=lambda item: item[1].place))
 
 
+DETECTRON2_FREEZE_AT = 2  # its default, with which baselines that fine-tune everything were published
+
 _PLAIN_FEW_SHOT = {
     "joint_shots": FewShotMethod("FRCN+joint", 0, stage="joint_shots"),
-    "ft": FewShotMethod("FRCN+ft", 1),
-    "ft_full": FewShotMethod("FRCN+ft-full", 2),
+    "ft": FewShotMethod("FRCN+ft", 1, freeze_at=DETECTRON2_FREEZE_AT),
+    "ft_full": FewShotMethod("FRCN+ft-full", 2, freeze_at=DETECTRON2_FREEZE_AT),
     "joint": FewShotMethod("all data", 5, stage="joint"),
 }

@@ -108,6 +108,9 @@ def apply_few_shot_method(cfg: CfgNode, given: set[str]) -> FewShotMethod | None
         # The novel stage trains a predictor for fixed features, also where the fine-tuning frees them again.
         parts = feature_parts(cfg) if method.frozen or few.STAGE == NOVEL else []
         set_unless_given(cfg, "MODEL.FREEZE", parts, given, why)
+        if few.STAGE == FINETUNE and method.freeze_at is not None:
+            frozen = min(cfg.MODEL.BACKBONE.FREEZE_AT, method.freeze_at)
+            set_unless_given(cfg, "MODEL.BACKBONE.FREEZE_AT", frozen, given, why)
     elif few.STAGE == BASE and few.BENCHMARK in method.base_classifier:
         set_unless_given(cfg, "MODEL.ROI_BOX_HEAD.CLASSIFIER", method.base_classifier[few.BENCHMARK], given, why)
     return method

@@ -127,7 +127,7 @@ def why_nothing(metadata: Metadata, novel: Sequence[str]) -> str:
         )
     reasons.append(
         "features that were learned from the base classes, and frozen, may not tell them apart: try FEW_SHOT.INIT "
-        "novel, a longer FEW_SHOT.FINETUNE.MAX_ITER, or FEW_SHOT.METHOD ft_full, which freezes nothing"
+        "novel, a longer FEW_SHOT.FINETUNE.MAX_ITER, or FEW_SHOT.METHOD ft_full, which frees them all"
     )
     listed = "".join(f"\n  - {reason}" for reason in reasons)
     return f"AP is 0 for the novel classes {', '.join(novel)}. What may be behind it:{listed}"

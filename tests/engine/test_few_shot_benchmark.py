@@ -68,7 +68,9 @@ def test_cells_vary_seeds_slowest() -> None:
         "FEW_SHOT.METHOD", "ft_full", "FEW_SHOT.SPLIT", "1", "FEW_SHOT.SHOTS", "5", "FEW_SHOT.SEED", "0"
     ]  # fmt: skip
     assert cells(["ft"], [1, 1], [1], [0]) == [Cell("ft", 1, 1, 0)]
-    with pytest.raises(ValueError, match="unknown method tfa_cosine: use joint_shots, ft, ft_full, ft_full_fc, tfa_fc"):
+    with pytest.raises(
+        ValueError, match="unknown method tfa_cosine: use joint_shots, ft, ft_full, ft_full_fc, ft_heads, tfa_fc"
+    ):
         cells(["tfa_cosine", "ft"], [1], [1], [0])
     with pytest.raises(ValueError, match="not a single seed"):
         cells(["ft"], [1], [1], [])

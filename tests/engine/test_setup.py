@@ -80,6 +80,7 @@ def test_unknown_values_are_named(tmp_path, bad: tuple[str, str]) -> None:
     [
         ("ft_full", "cosine", False),
         ("ft_full_fc", "linear", False),
+        ("ft_heads", "cosine", False),
         ("ft", "linear", False),
         ("tfa_fc", "linear", True),
         ("tfa_cos", "cosine", True),
@@ -98,6 +99,16 @@ def test_methods(tmp_path, method: str, classifier: str, frozen: bool) -> None:
     assert base.MODEL.ROI_HEADS.NUM_CLASSES == 3
     own = build_cfg("", [*opts, "FEW_SHOT.STAGE", "finetune", "FEW_SHOT.SHOTS", "1", "MODEL.FREEZE", "['backbone']"])
     assert own.MODEL.FREEZE == ["backbone"]
+
+
+@pytest.mark.parametrize("method, frozen", [("ft_full", 2), ("ft", 2), ("ft_heads", 5), ("tfa_cos", 5)])
+def test_what_fine_tunes_everything_frees_the_backbone(method: str, frozen: int) -> None:
+    freeze_at = {}
+    for stage in ("base", "novel", "finetune"):
+        cfg = read_cfg(str(CONFIGS / "voc07_lite0.yaml"), ["FEW_SHOT.METHOD", method, "FEW_SHOT.STAGE", stage])
+        apply_few_shot_method(cfg, set())
+        freeze_at[stage] = cfg.MODEL.BACKBONE.FREEZE_AT
+    assert freeze_at == {"base": 5, "novel": 5, "finetune": frozen}
 
 
 @pytest.mark.parametrize(
