@@ -125,7 +125,7 @@ def _few_shot(cfg: CfgNode) -> Iterator[str]:
     few = cfg.FEW_SHOT
     if not few.BENCHMARK or not few.MAX_OBJECTS:
         return
-    if few.SHOTS_UNIT == "image":
+    if few.SHOTS_UNIT != "instance":
         yield _say(cfg, "FEW_SHOT.MAX_OBJECTS", "it counts objects; set FEW_SHOT.SHOTS_UNIT instance, or this to 0")
     if not few.GROUP_BY_IMAGE:
         yield _say(

@@ -11,6 +11,7 @@ from dyn_d2.checkpoint.surgery import Source, operate, save
 from dyn_d2.config.derive import build_cfg
 from dyn_d2.config.read import read_cfg
 from dyn_d2.data.few_shot.register import find_shots, load_sources
+from dyn_d2.data.few_shot.sampling import UNITS
 from dyn_d2.data.few_shot.stages import BASE, FINETUNE, JOINT_SHOTS, NOVEL, ON_ALL_DATA
 from dyn_d2.data.few_shot.task import FewShotTask
 from dyn_d2.method import FewShotMethod, few_shot_methods, methods
@@ -127,7 +128,7 @@ def stage_folder(cfg: CfgNode, stage: str) -> str:
     shared = f"{stage}{'_' * bool(method.detector)}{method.detector.lower()}{cosine}_{split}"
     if stage in ON_ALL_DATA:
         return shared
-    shots = f"{few.SHOTS}shot" + ("_images" if few.SHOTS_UNIT == "image" else "") + f"_seed{few.SEED}"
+    shots = f"{few.SHOTS}shot{UNITS.get(few.SHOTS_UNIT, '')}_seed{few.SEED}"
     if stage == JOINT_SHOTS:
         return f"{method.folder or stage}_{split}_{shots}"
     if stage == FINETUNE:

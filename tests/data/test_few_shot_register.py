@@ -476,6 +476,18 @@ def test_published_coco_lists_of_images(few_shot_cfg, write_coco, tmp_path) -> N
     assert set(class_counts(records, names).values()) == {1}
 
 
+def test_k_whole_images_of_each_class(custom_cfg) -> None:
+    whole = custom_cfg(STAGE="finetune", SHOTS=1, SHOTS_UNIT="whole_image")
+    records, classes = training_set(whole)
+    assert whole.DATASETS.TRAIN[0].count("1shot_whole_images_seed") == 1
+    full, _ = training_set(custom_cfg(STAGE="finetune", SHOTS=0, GROUP_BY_IMAGE=True))
+    of_image = {record["image_id"]: len(record["annotations"]) for record in full}
+    assert {r["image_id"]: len(r["annotations"]) for r in records}.items() <= of_image.items()
+    assert set(class_counts(records, classes)) == set(classes) and len(records) <= len(classes)
+    novel, names = training_set(custom_cfg(STAGE="novel", SHOTS=1, SHOTS_UNIT="whole_image"))
+    assert {r["image_id"] for r in novel} <= {r["image_id"] for r in records} and set(names) == {"bird", "fish"}
+
+
 def test_whole_images_leave_nothing_unlabelled(few_shot_cfg, write_coco) -> None:
     names = _coco_names()
     content = coco_content(names, [[name] for name in names] * 2 + [[names[0]] * 2, list(names[:4])])

@@ -101,6 +101,21 @@ def test_image_unit_takes_whole_images(world, shots, seed) -> None:
         assert set(ids) == {c.id for c in candidates[name] if c.usable and c.id.image in chosen}
 
 
+@fast
+@given(WORLDS, st.integers(1, 4), st.integers(0, 5))
+def test_whole_images_have_the_objects_of_all_classes(world, shots, seed) -> None:
+    candidates = candidates_of(world)
+    images = {name: {c.id.image for c in found if c.usable} for name, found in candidates.items()}
+    if min(map(len, images.values())) < shots:
+        with pytest.raises(NotEnoughShots, match="whole_image|images"):
+            draw(candidates, shots, seed, unit="whole_image")
+        return
+    of_class = draw(candidates, shots, seed, unit="image").objects
+    chosen = {i.image for ids in of_class.values() for i in ids}
+    for name, ids in draw(candidates, shots, seed, unit="whole_image").objects.items():
+        assert set(ids) == {c.id for c in candidates[name] if c.usable and c.id.image in chosen}
+
+
 def test_seeds_and_classes_draw_differently_and_every_object_has_its_turn() -> None:
     ids = [Candidate(ObjectId("train", image, image), True) for image in range(20)]
     draws = [draw({"cat": ids, "dog": ids}, 5, seed) for seed in range(60)]

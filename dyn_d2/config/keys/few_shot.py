@@ -45,7 +45,9 @@ def add_few_shot_keys(cfg: CN) -> None:
     cfg.FEW_SHOT.SPLIT = 1
     # K: annotated objects of each class in the fine-tuning set; 0: all objects of the stage's classes.
     cfg.FEW_SHOT.SHOTS = 10
-    # "instance": K counts objects; "image": K images with all objects of the class that they show.
+    # "instance": K counts objects; "image": K images with all objects of the class that they show;
+    # "whole_image": K images for each class with the objects of all classes of the stage, which no object of them is
+    # background for (GROUP_BY_IMAGE then holds): what somebody has who labelled a few images.
     cfg.FEW_SHOT.SHOTS_UNIT = "instance"
     # 0: K objects of each class are drawn, and what else their images show is background. n: images with at most n
     # objects are drawn and all of these used, until each class has exactly K (Kang et al., ICCV 2019, whose n is 3).

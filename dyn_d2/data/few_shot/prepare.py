@@ -12,7 +12,7 @@ from pathlib import Path
 from .benchmarks import BENCHMARKS
 from .published import find_published, read_published
 from .register import load_sources
-from .sampling import ShotSet, collect_candidates, sample_shots, sample_whole_images, shots_path
+from .sampling import UNITS, ShotSet, collect_candidates, sample_shots, sample_whole_images, shots_path
 from .sources import ROOT_VARIABLE
 
 
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--shots", type=int, nargs="+", default=[], help=f"K (default: {usual})")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="(default: 0)")
     parser.add_argument("--out", type=Path, default=root / "few_shot", help="folder (default: %(default)s)")
-    parser.add_argument("--unit", choices=("instance", "image"), default="instance", help="what K counts")
+    parser.add_argument("--unit", choices=tuple(UNITS), default="instance", help="what K counts")
     parser.add_argument(
         "--max-objects",
         type=int,
@@ -95,11 +95,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--published", type=Path, help="import the published lists of this folder instead of sampling")
     parser.add_argument("--train-sets", nargs="+", default=[], help="other registered data sets to sample from")
     options = parser.parse_args(argv)
-    if options.published and options.unit == "image":
+    if options.published and options.unit != "instance":
         parser.error("published lists count instances: leave out --unit")
     if options.max_objects < 0:
         parser.error("--max-objects must not be negative")
-    if options.max_objects and (options.published or options.unit == "image"):
+    if options.max_objects and (options.published or options.unit != "instance"):
         parser.error("--max-objects draws objects by images itself: leave out --published and --unit")
     files = prepare_shots(
         options.benchmark,

@@ -227,6 +227,7 @@ def find_shots(task: FewShotTask, sources: dict[str, list[Record]]) -> ShotSet:
         )
         return drawn.restrict(task.shot_classes)
     if not task.shots_dir:
+        # Whole images are drawn for these classes, and have objects of all.
         return sample_shots(
             wanted,
             benchmark=task.benchmark.name,

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,8 @@ from detectron2.structures import BoxMode
 from .sources import read_json
 
 FORMAT = "dyn_d2 few-shot set 1"
+# What K counts -> how the names of such sets end.
+UNITS = {"instance": "", "image": "_images", "whole_image": "_whole_images"}
 
 
 class ObjectId(NamedTuple):
@@ -54,7 +56,8 @@ class ShotSet:
     Attributes:
         benchmark: its name.
         seed, shots: which sample, and K.
-        unit: "instance": K objects of each class; "image": all usable objects of the class in K images.
+        unit: "instance": K objects of each class; "image": all usable objects of the class in K images; "whole_image":
+            those of all classes in them.
         objects: class name -> objects, in the order in which they were drawn.
         origin: "sampled", or the folder that a published list was read from.
         max_objects: how many objects an image has at most, all of which are used; 0: objects were drawn, not images.
@@ -206,7 +209,7 @@ def sample_shots(
     Args:
         candidates: class name -> its objects, from ``collect_candidates``; all of these classes are drawn.
         shots: K, at least 1.
-        unit: "instance" or "image", see ``ShotSet``.
+        unit: one of ``UNITS``, see ``ShotSet``.
         at_most: accept classes that have fewer than K, but at least one.
 
     Raises:
@@ -215,8 +218,8 @@ def sample_shots(
     """
     if shots < 1:
         raise ValueError(f"FEW_SHOT.SHOTS={shots}: a K-shot set needs K >= 1.")
-    if unit not in ("instance", "image"):
-        raise ValueError(f"FEW_SHOT.SHOTS_UNIT={unit!r} is unknown: use instance or image.")
+    if unit not in UNITS:
+        raise ValueError(f"FEW_SHOT.SHOTS_UNIT={unit!r} is unknown: use {', '.join(UNITS)}.")
     objects = {name: tuple(draw(found, seed, name, shots, unit)) for name, found in candidates.items()}
     lacking = []
     for name, drawn in objects.items():
@@ -225,10 +228,26 @@ def sample_shots(
             lacking.append(f"{name} ({count})")
     if lacking:
         raise NotEnoughShots(
-            f"Not enough usable objects for {shots} shots ({unit}s that are neither crowd nor difficult nor empty): "
-            f"{', '.join(lacking)}. Lower FEW_SHOT.SHOTS or leave these classes out."
+            f"Not enough usable objects for {shots} shots ({_counted(unit)}s that are neither crowd nor difficult nor "
+            f"empty): {', '.join(lacking)}. Lower FEW_SHOT.SHOTS or leave these classes out."
         )
+    if unit == "whole_image":
+        objects = _all_in_images(candidates, seed, {(i.source, i.image) for ids in objects.values() for i in ids})
     return ShotSet(benchmark, seed, shots, unit, objects)
+
+
+def _counted(unit: str) -> str:
+    return "instance" if unit == "instance" else "image"
+
+
+def _all_in_images(
+    candidates: Mapping[str, Sequence[Candidate]], seed: int, images: Container[tuple[str, int | str]]
+) -> dict[str, tuple[ObjectId, ...]]:
+    found = {}
+    for name, ofclass in candidates.items():
+        shown = [c.id for c in ofclass if c.usable and (c.id.source, c.id.image) in images]
+        found[name] = tuple(draw_order(shown, seed, name))
+    return found
 
 
 ORDERS = 20  # how many orders of the images are tried
@@ -290,5 +309,5 @@ def shots_path(
     folder: str | os.PathLike, benchmark: str, seed: int, shots: int, unit: str = "instance", max_objects: int = 0
 ) -> Path:
     """Where a K-shot set lies below FEW_SHOT.SHOTS_DIR."""
-    suffix = ("" if unit == "instance" else "_images") + (f"_whole{max_objects}" if max_objects else "")
+    suffix = UNITS[unit] + (f"_whole{max_objects}" if max_objects else "")
     return Path(folder) / benchmark / f"seed{seed}" / f"{shots}shot{suffix}.json"

@@ -7,6 +7,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from .benchmarks import FewShotBenchmark, get_benchmark
+from .sampling import UNITS
 from .splits import ClassSplit
 from .stages import BASE, FINETUNE, JOINT_SHOTS, NOVEL, ON_ALL_DATA, STAGES
 
@@ -46,7 +47,7 @@ class FewShotTask:
             ValueError: a value that is not allowed; the message names the key and what is.
         """
         keys = cfg.FEW_SHOT
-        for key, allowed in (("PROTOCOL", PROTOCOLS), ("STAGE", STAGES), ("SHOTS_UNIT", ("instance", "image"))):
+        for key, allowed in (("PROTOCOL", PROTOCOLS), ("STAGE", STAGES), ("SHOTS_UNIT", tuple(UNITS))):
             if keys[key] not in allowed:
                 raise ValueError(f"FEW_SHOT.{key}={keys[key]!r} is unknown: use {', '.join(allowed)}.")
         if keys.SHOTS < 0 or keys.SEED < 0:
@@ -66,7 +67,7 @@ class FewShotTask:
             shots=keys.SHOTS,
             seed=keys.SEED,
             unit=keys.SHOTS_UNIT,
-            group_by_image=keys.GROUP_BY_IMAGE,
+            group_by_image=keys.GROUP_BY_IMAGE or keys.SHOTS_UNIT == "whole_image",
             shots_dir=keys.SHOTS_DIR,
             run_dir=Path(cfg.OUTPUT_DIR) / "few_shot",
             max_objects=keys.MAX_OBJECTS,
@@ -100,7 +101,7 @@ class FewShotTask:
         if self.stage == FINETUNE:
             parts.append(self.protocol)
         if self.shot_classes:
-            parts += [f"{self.shots}shot" + "_images" * (self.unit == "image"), f"seed{self.seed}"]
+            parts += [f"{self.shots}shot{UNITS[self.unit]}", f"seed{self.seed}"]
         return "_".join([*parts, "train"])
 
     @property
