@@ -292,5 +292,6 @@ _PLAIN_FEW_SHOT = {
     "joint_shots": FewShotMethod("FRCN+joint", 0, stage="joint_shots"),
     "ft": FewShotMethod("FRCN+ft", 1, freeze_at=DETECTRON2_FREEZE_AT),
     "ft_full": FewShotMethod("FRCN+ft-full", 2, freeze_at=DETECTRON2_FREEZE_AT),
+    "ft_heads": FewShotMethod("FRCN+ft, backbone as in base", 2, variant=True),
     "joint": FewShotMethod("all data", 5, stage="joint"),
 }

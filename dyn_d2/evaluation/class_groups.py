@@ -115,19 +115,27 @@ def why_nothing(metadata: Metadata, novel: Sequence[str]) -> str:
     Args:
         metadata: of the test set.
     """
-    shots = (metadata.get("few_shot", None) or {}).get("shots")
+    few_shot = metadata.get("few_shot", None) or {}
+    shots = few_shot.get("shots")
     sizes = _middle_sizes(metadata)
     small = [f"{name} {sizes[name]:.0f} pixels" for name in novel if sizes.get(name, math.inf) < 32]
     few = f"{shots} examples of each are few: try a larger FEW_SHOT.SHOTS, or other ones (FEW_SHOT.SEED)"
+    unlabelled = (
+        "objects of an image that are no shot count as background: try FEW_SHOT.SHOTS_UNIT whole_image, in which K "
+        "images of each class are labelled wholly"
+    )
     reasons = [few] if shots else []
+    if shots and few_shot.get("unit") != "whole_image":
+        reasons.append(unlabelled)
     if small:
         reasons.append(
             f"their objects are small ({', '.join(small)}, the middle of all): try larger INPUT.MIN_SIZE_TRAIN and "
             "MIN_SIZE_TEST, and smaller MODEL.ANCHOR_GENERATOR.SIZES"
         )
     reasons.append(
-        "features that were learned from the base classes, and frozen, may not tell them apart: try FEW_SHOT.INIT "
-        "novel, a longer FEW_SHOT.FINETUNE.MAX_ITER, or FEW_SHOT.METHOD ft_full, which frees them all"
+        "features and proposals that were learned from the base classes, and frozen, may not find them: try "
+        "FEW_SHOT.METHOD ft_heads, which frees all but the backbone, FEW_SHOT.INIT novel, or a longer "
+        "FEW_SHOT.FINETUNE.MAX_ITER"
     )
     listed = "".join(f"\n  - {reason}" for reason in reasons)
     return f"AP is 0 for the novel classes {', '.join(novel)}. What may be behind it:{listed}"

@@ -69,7 +69,7 @@ def test_cells_vary_seeds_slowest() -> None:
     ]  # fmt: skip
     assert cells(["ft"], [1, 1], [1], [0]) == [Cell("ft", 1, 1, 0)]
     with pytest.raises(
-        ValueError, match="unknown method tfa_cosine: use joint_shots, ft, ft_full, ft_full_fc, ft_heads, tfa_fc"
+        ValueError, match="unknown method tfa_cosine: use joint_shots, ft, ft_full, ft_heads, ft_full_fc, tfa_fc"
     ):
         cells(["tfa_cosine", "ft"], [1], [1], [0])
     with pytest.raises(ValueError, match="not a single seed"):

@@ -268,5 +268,11 @@ def test_a_novel_class_that_is_never_found_is_explained(caplog):
             group_results({"AP": np.array([7.0, 0.0])}, metadata, {"n{}": ["bee"]}, (), "bbox")
     finally:
         forget("never_found")
-    for part in ("AP is 0 for the novel classes bee", "3 examples", "bee 12 pixels", "FEW_SHOT.METHOD ft_full"):
+    for part in (
+        "AP is 0 for the novel classes bee",
+        "3 examples",
+        "bee 12 pixels",
+        "SHOTS_UNIT whole_image",
+        "FEW_SHOT.METHOD ft_heads",
+    ):
         assert part in caplog.text
