@@ -56,15 +56,20 @@ class FoldedConv2d(nn.Conv2d):
         """The folded ones, in the type that autocast would give them; made anew where anything has changed."""
         norm, kind = self._norm[0], input.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.weight.dtype
+        if torch.compiler.is_compiling():  # a traced tensor has no address
+            return self._fold(norm, dtype)
         parts = (self.weight, self.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var)
         made_of = (dtype, *((part.data_ptr(), part._version, part.device) for part in parts if part is not None))
         if self._folded is None or made_of != self._made_of:
-            with torch.no_grad():
-                scale, shift = norm.affine_map()
-                weight = (self.weight * scale[:, None, None, None]).to(dtype, memory_format=torch.channels_last)
-                bias = shift if self.bias is None else shift + self.bias * scale
-                self._made_of, self._folded = made_of, (weight, bias.to(dtype))
+            self._made_of, self._folded = made_of, self._fold(norm, dtype)
         return self._folded
+
+    def _fold(self, norm: FrozenBatchNormAct2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            scale, shift = norm.affine_map()
+            weight = (self.weight * scale[:, None, None, None]).to(dtype, memory_format=torch.channels_last)
+            bias = shift if self.bias is None else shift + self.bias * scale
+        return weight, bias.to(dtype)
 
 
 def fold_norms(model: TimmModel) -> int:

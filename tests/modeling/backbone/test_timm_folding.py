@@ -83,6 +83,15 @@ def test_in_16_bits_the_folded_weights_are():
     assert all(layer._folded[0].dtype == torch.float32 for layer in _folded(backbone))  # of the second pass
 
 
+def test_a_traced_model_computes_the_same():
+    backbone = _with_statistics(build_timm("tf_efficientnet_lite0", MODEL__BACKBONE__FREEZE_AT=5).eval())
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        program = torch.export.export(backbone, (images,))
+        found = program.module()(images)
+        assert _relative(found, backbone(images)) < 1e-4
+
+
 class _Crossed(nn.Module):
     """Its layers do not run in the order in which they stand."""
 
