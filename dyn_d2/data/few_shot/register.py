@@ -227,15 +227,17 @@ def find_shots(task: FewShotTask, sources: dict[str, list[Record]]) -> ShotSet:
         )
         return drawn.restrict(task.shot_classes)
     if not task.shots_dir:
-        # Whole images are drawn for these classes, and have objects of all.
-        return sample_shots(
-            wanted,
+        # Images of one class show others, too: they are the same in every stage.
+        names = task.split.subset("all") if task.unit == "whole_image" else task.shot_classes
+        drawn = sample_shots(
+            {name: candidates[name] for name in names},
             benchmark=task.benchmark.name,
             seed=task.seed,
             shots=task.shots,
             unit=task.unit,
             at_most=task.benchmark.at_most,
         )
+        return drawn.restrict(task.shot_classes)
     folder = Path(task.shots_dir)
     path = shots_path(folder, task.benchmark.name, task.seed, task.shots, task.unit, task.max_objects)
     if path.exists():
