@@ -28,6 +28,15 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 
+@pytest.fixture(autouse=True)
+def no_set_stays():
+    """Other tests find no data set of these registered."""
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        forget(name)
+
+
 def keys(**values) -> list[str]:
     return [part for key, value in values.items() for part in (f"DATASETS.CUSTOM.{key}", str(value))]
 

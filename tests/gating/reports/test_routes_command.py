@@ -65,6 +65,6 @@ def test_an_axis_of_percent_ends_at_100(percent, limits):
 
 
 def test_a_data_set_that_is_not_here_is_named_alone(tmp_path):
-    table = route_table({"res2.0": 1}, images=4, dataset="mine_val")
+    table = route_table({"res2.0": 1}, images=4, dataset="nowhere_val")
     images, problem = load_images(table, [0, 1])
-    assert not images and problem == "some images are not shown: data set mine_val is not registered here"
+    assert not images and problem == "some images are not shown: data set nowhere_val is not registered here"
