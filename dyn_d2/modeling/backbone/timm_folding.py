@@ -66,7 +66,8 @@ class FoldedConv2d(nn.Conv2d):
 
     def _fold(self, norm: FrozenBatchNormAct2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            scale, shift = norm.affine_map()
+            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+            shift = norm.bias - norm.running_mean * scale
             weight = (self.weight * scale[:, None, None, None]).to(dtype, memory_format=torch.channels_last)
             bias = shift if self.bias is None else shift + self.bias * scale
         return weight, bias.to(dtype)
