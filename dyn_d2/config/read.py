@@ -113,7 +113,7 @@ def _merge(cfg: CfgNode, merge: Callable[[], None], where: str = "") -> None:
         unknown = text.rpartition(" ")[2]
         near = difflib.get_close_matches(unknown, list(flatten(cfg)), 1)
         hint = f", did you mean {near[0]}?" if near else "."
-        raise KeyError(f"unknown config key {unknown}{hint}") from error
+        raise KeyError(f"{where}unknown config key {unknown}{hint}") from error
 
 
 def _advice(cfg: CfgNode, key: str) -> str:
