@@ -111,8 +111,8 @@ def _merge(cfg: CfgNode, merge: Callable[[], None], where: str = "") -> None:
         if "Non-existent" not in text or "nearest" in text:  # a Detectron2 that names the nearest key itself
             raise
         unknown = text.rpartition(" ")[2]
-        near = difflib.get_close_matches(unknown, list(flatten(cfg)), 1)
-        hint = f", did you mean {near[0]}?" if near else "."
+        near = difflib.get_close_matches(unknown, list(flatten(cfg)), 1, 0.0)
+        hint = f"; the nearest known key is {near[0]}." if near else "."
         raise KeyError(f"{where}unknown config key {unknown}{hint}") from error
 
 
