@@ -42,21 +42,21 @@ def as_side(model: nn.Module, name: str) -> Iterator[None]:
     by_cells, folds = SIDES[name]
     own = ROIAlign._by_cells
     folded = {norm: norm.folded for norm in model.modules() if isinstance(norm, FrozenBatchNormAct2d)}
-    whole = {conv[0]: type(conv[0])._weights for conv in folded.values() if conv}
+    convolutions = [conv for layers in folded.values() for conv in layers]
     try:
         if not by_cells:
             ROIAlign._by_cells = lambda self, input: False
         if not folds:
             for norm in folded:
                 norm.folded = ()
-            for conv in whole:
+            for conv in convolutions:
                 conv._weights = lambda input, conv=conv: (conv.weight, conv.bias)
         yield
     finally:
         ROIAlign._by_cells = own
         for norm, conv in folded.items():
             norm.folded = conv
-        for conv in whole:
+        for conv in convolutions:
             conv.__dict__.pop("_weights", None)
 
 

@@ -4,6 +4,8 @@ A constant batch norm is a factor and a summand for each channel, which the weig
 before it can hold. Names and values of the state dict stay; the folded weights are made of it when they are needed.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +14,9 @@ from torch.nn import functional as F
 
 from .timm_models import TimmModel
 from .timm_norms import FrozenBatchNormAct2d
+
+# Between what bounds the check of ``fold_norms`` draws the numbers of a batch norm.
+_STATISTICS = {"weight": (0.5, 1.5), "bias": (-0.2, 0.2), "running_mean": (-0.2, 0.2), "running_var": (0.5, 2.0)}
 
 
 class FoldedConv2d(nn.Conv2d):
@@ -77,7 +82,8 @@ def fold_norms(model: TimmModel) -> int:
     """Fold the constant batch norms of a model, in place, into the frozen convolutions before them.
 
     Layers count as one behind the other where they stand so in their module, which is checked: where the features of
-    random images change by more than rounding, all stays as it was.
+    random images change by more than rounding, all stays as it was. The check is made with random statistics, since
+    those of a network whose weights are loaded later are the identity, which any order of layers passes.
 
     Returns:
         how many were folded.
@@ -94,7 +100,7 @@ def fold_norms(model: TimmModel) -> int:
                 pairs.append((parent, name, conv, norm))
     if not pairs:
         return 0
-    with torch.no_grad():
+    with torch.no_grad(), _random_statistics([norm for *_, norm in pairs]):
         before = model.trial()
         for parent, name, conv, norm in pairs:
             setattr(parent, name, FoldedConv2d(conv, norm, isinstance(conv, Conv2dSame)))
@@ -105,6 +111,23 @@ def fold_norms(model: TimmModel) -> int:
         setattr(parent, name, conv)
         norm.folded = ()
     return 0
+
+
+@contextmanager
+def _random_statistics(norms: Sequence[FrozenBatchNormAct2d]) -> Iterator[None]:
+    """Within, no norm is the identity or closes its channels; the caller's random numbers stay as they are."""
+    generator = torch.Generator().manual_seed(0)
+    own = [{name: value.clone() for name, value in norm.named_buffers(recurse=False)} for norm in norms]
+    try:
+        for norm in norms:
+            for name, (low, high) in _STATISTICS.items():
+                value = norm.get_buffer(name)
+                value.copy_(low + (high - low) * torch.rand(value.shape, generator=generator))
+        yield
+    finally:
+        for norm, values in zip(norms, own, strict=True):
+            for name, value in norm.named_buffers(recurse=False):
+                value.copy_(values[name])
 
 
 def _fits(conv: nn.Conv2d, norm: FrozenBatchNormAct2d) -> bool:
