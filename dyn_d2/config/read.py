@@ -70,12 +70,12 @@ def check_pairs(words: Sequence[Any], known: Mapping[str, Any]) -> None:
         name, equals, value = str(key).partition("=")
         if equals and (name in keys or name.replace(".", "").replace("_", "").isupper()):
             raise ValueError(f"{key}: keys and values are words of their own; write {name} {value or 'VALUE'}.")
+        before = f" after {words[position - 2]} {words[position - 1]}" if position else ""
+        if str(key).startswith("--"):
+            raise ValueError(f"{key}{before}: flags come first, before all KEY VALUE pairs.")
         if position + 1 == len(words):
-            before = f" after {words[position - 2]} {words[position - 1]}" if position else ""
             if key in keys:
                 raise ValueError(f"{key} has no value: options come as KEY VALUE pairs, but their number is odd.")
-            if str(key).startswith("--"):
-                raise ValueError(f"{key}{before}: flags come first, before all KEY VALUE pairs.")
             raise ValueError(
                 f"{key!r}{before} has no partner: options come as KEY VALUE pairs, but their number is odd. A value "
                 "with spaces, such as a list, has to stand in quotes."
@@ -86,7 +86,6 @@ def check_pairs(words: Sequence[Any], known: Mapping[str, Any]) -> None:
         if key in keys and isinstance(following, str) and following in keys:
             raise ValueError(f"{key} has no value: {following}, another key, follows it.")
         if key not in keys and len(words) % 2:
-            before = f" after {words[position - 2]} {words[position - 1]}" if position else ""
             raise ValueError(
                 f"{key!r}{before} is no key: options come as KEY VALUE pairs, but their number is odd. A value with "
                 "spaces, such as a list, has to stand in quotes."

@@ -127,6 +127,7 @@ def test_anchors_and_merge_keys_are_fine(tmp_path) -> None:
         (["SOLVER.STEPS", "[1,", "2]", "SEED", "3"], "'2]' after SOLVER.STEPS [1, is no key"),
         (["SEED", "3", "x"], "'x' after SEED 3 has no partner"),
         (["SEED", "3", "--resume"], "--resume after SEED 3: flags come first"),
+        (["SEED", "3", "--shots", "5"], "--shots after SEED 3: flags come first"),
         (["SEED", "three"], "SEED is three: use a whole number"),
         (["SOLVER.BASE_LR", "x1"], "SOLVER.BASE_LR is x1: use a number with a point"),
         (["OUTPUT_DIR", "7"], "OUTPUT_DIR is 7: use text"),

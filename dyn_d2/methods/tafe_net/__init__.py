@@ -6,7 +6,9 @@ Equation, table and figure numbers in this package are those of chapter 5 of Wan
 Networks for Efficient Learning and Inference, PhD thesis, UC Berkeley, 2020 (below: Wang 2020).
 """
 
+from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -22,6 +24,9 @@ from detectron2.evaluation import DatasetEvaluator
 from . import config, data, meta_arch  # noqa: F401  the parts register themselves
 from .data import DescribedMapper, apply_described, class_table, is_described
 from .evaluator import METRICS, DescribedEvaluator
+
+if TYPE_CHECKING:
+    from dyn_d2.engine.predictor import ImagePredictor
 
 
 def _evaluator(kind: str, cfg: CfgNode, name: str, folder: str, groups: ClassGroups) -> DatasetEvaluator:
@@ -42,6 +47,17 @@ class TAFENet(Method):
 
     def mapper(self, cfg: CfgNode, dataset_name: str, is_train: bool) -> Mapper | None:
         return DescribedMapper(dataset_name, is_train, cfg.ZERO_SHOT.BALANCE) if is_described(dataset_name) else None
+
+    def describe(self, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """Classes and descriptions, and which network sees images for the model, where that is known."""
+        from .predictor import carried
+
+        return carried(cfg, model) if isinstance(model, meta_arch.TAFENet) else {}
+
+    def predictor(self, weights: str, opts: Sequence[str]) -> "ImagePredictor | None":
+        from .predictor import DescribedPredictor
+
+        return DescribedPredictor.of_checkpoint(weights, opts)
 
     def parameter_groups(self, cfg: CfgNode, model: nn.Module, optimizer: Optimizer) -> None:
         if isinstance(model, meta_arch.TAFENet):

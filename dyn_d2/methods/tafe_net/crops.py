@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from dyn_d2.data.validity.coco import CocoContent, examine, read_json
 from dyn_d2.modeling.backbone.timm_models import TimmModel
@@ -70,6 +69,14 @@ def objects_of(json_file: str | Path, least: float) -> tuple[CocoContent, list[d
     return found, sorted(objects, key=lambda a: place[a["image_id"]])
 
 
+def features_of(model: TimmModel, crops: Sequence[np.ndarray]) -> np.ndarray:
+    """What a model from ``build_pooled_model`` sees in crops of one size: (N, D) float16."""
+    mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (model.mean, model.std))
+    pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float()
+    with torch.no_grad():
+        return model.module((pixels - mean) / std).numpy().astype(np.float16)
+
+
 def crop_features(
     model: TimmModel, json_file: str | Path, images: str | Path, options: CropOptions
 ) -> dict[str, np.ndarray]:
@@ -84,8 +91,7 @@ def crop_features(
         ValueError, FileNotFoundError: as of ``objects_of`` and of reading an image.
     """
     found, objects = objects_of(json_file, options.least)
-    mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (model.mean, model.std))
-    rows: list[Tensor] = []
+    rows: list[np.ndarray] = []
     crops: list[np.ndarray] = []
     name, image = "", np.zeros((0, 0, 3), np.uint8)
     for number, item in enumerate(objects, 1):
@@ -94,14 +100,12 @@ def crop_features(
             name, image = file, read_image(str(Path(images) / file), "RGB")
         crops.append(cut(image, item["bbox"], options))
         if len(crops) == options.batch or number == len(objects):
-            pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float()
-            with torch.no_grad():
-                rows.append(model.module((pixels - mean) / std))
+            rows.append(features_of(model, crops))
             crops = []
             if len(rows) % 50 == 0:
                 logger.info(f"{number} of {len(objects)} objects")
     return {
-        "features": torch.cat(rows).numpy().astype(np.float16),
+        "features": np.concatenate(rows),
         "labels": np.array([found.names[item["category_id"]] for item in objects]),
         "images": np.array([found.images[item["image_id"]]["file_name"] for item in objects]),
         "boxes": np.array([item["bbox"] for item in objects], np.float32),

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from dyn_d2.config.applied import NoticesKeys
 
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 
-from .data import class_table, described_set
+from .data import ClassTable, class_table, described_set
 from .task_weights import MetaLearner, PredictionNetwork, binary_loss, calibrated_loss, embedding_loss, hinged_cosine
 
 LOSSES = {"softmax": calibrated_loss, "bce": binary_loss}
@@ -31,8 +31,8 @@ class TAFENet(NoticesKeys, nn.Module):
     descriptions: Tensor
     seen: Tensor
     sees_no_images = (
-        "TAFE-Net classifies features that another network has made of images; dyn-d2 tafe-pictures shows what it "
-        "finds among those of a data set."
+        "it classifies features, and its file does not say which network has made them. Those of dyn-d2 crop-features "
+        "say it; dyn-d2 tafe-pictures shows what the model finds among those of a data set."
     )
 
     @configurable
@@ -84,19 +84,25 @@ class TAFENet(NoticesKeys, nn.Module):
 
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:
-        keys = cfg.MODEL.TAFE_NET
-        table = class_table(cfg)
         described = described_set((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)[0])
-        network = PredictionNetwork(
-            described.feature_shape, keys.CONV_CHANNELS, keys.FC_DIMS, keys.CLASSIFIER_DIMS, keys.DROPOUT
-        )
+        return cls.arguments(cfg, class_table(cfg), described.feature_shape, described.seen.tolist())
+
+    @staticmethod
+    def arguments(cfg: CfgNode, table: ClassTable, feature_shape: Sequence[int], seen: Sequence[int]) -> dict[str, Any]:
+        """Arguments of a model of these classes.
+
+        Args:
+            seen: as in ``__init__``.
+        """
+        keys = cfg.MODEL.TAFE_NET
+        network = PredictionNetwork(feature_shape, keys.CONV_CHANNELS, keys.FC_DIMS, keys.CLASSIFIER_DIMS, keys.DROPOUT)
         width = table.descriptions.shape[1]
         return {
             "meta_learner": MetaLearner(width, keys.TASK_HIDDEN, keys.TASK_LAYERS, keys.FC_DIMS[-1], network.widths),
             "network": network,
             "classes": table.classes,
             "descriptions": torch.from_numpy(table.descriptions),
-            "seen": described.seen.tolist(),
+            "seen": seen,
             "loss": keys.LOSS,
             "embedding_weight": keys.EMBEDDING_WEIGHT,
             "embedding_balance": keys.EMBEDDING_BALANCE,

@@ -3,12 +3,17 @@
     dyn-d2 crop-features --json instances_train.json --images train/ --output crops/train.npz
 
 Each box is cut out, enlarged to --size pixels and seen by a frozen network of timm, whose vector before the classifier
-is kept. Crowds (VOC's difficult objects) are left out. The file is what ZERO_SHOT.CUSTOM.TRAIN and TEST take.
+is kept. Crowds (VOC's difficult objects) are left out. The file is what ZERO_SHOT.CUSTOM.TRAIN and TEST take. It says
+which network that was, so that a model that is trained on it can be used on images.
 """
 
 import argparse
+import os
+
+import numpy as np
 
 from dyn_d2.methods.tafe_net.crops import CropOptions, crop_features, write_crops
+from dyn_d2.methods.tafe_net.data.feature_source import FeatureSource
 from dyn_d2.modeling.backbone.timm_models import build_pooled_model
 
 from detectron2.utils.logger import setup_logger
@@ -39,8 +44,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     setup_logger(name="dyn_d2")
-    model = build_pooled_model(args.model, args.weights)
+    weights = os.path.abspath(args.weights) if os.path.isfile(args.weights) else args.weights
+    model = build_pooled_model(args.model, weights)
     arrays = crop_features(model, args.json, args.images, CropOptions(args.size, args.context, args.least))
+    arrays["source"] = np.array(FeatureSource.of(args.model, weights, args.size, model.module).as_text())
     write_crops(args.output, arrays)
     shape = arrays["features"].shape
     print(f"{args.output}: {shape[0]} objects of {len(set(arrays['labels']))} classes, {shape[1]} numbers each")

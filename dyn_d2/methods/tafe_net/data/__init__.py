@@ -3,8 +3,9 @@
 Importing this package registers them; ``docs/tafe_net.md`` lists them.
 """
 
-from .apply import ClassTable, apply_described, class_table
-from .described_set import DescribedSet, Part, read_class_vectors
+from .apply import ClassTable, apply_described, class_table, with_added_classes
+from .described_set import DescribedSet, Part, Scale, read_class_vectors
+from .feature_source import FeatureSource
 from .mapper import DescribedMapper
 from .sets import Benchmark, described_set, is_described, register_benchmark, register_described_sets
 
@@ -13,7 +14,9 @@ __all__ = [
     "ClassTable",
     "DescribedMapper",
     "DescribedSet",
+    "FeatureSource",
     "Part",
+    "Scale",
     "apply_described",
     "class_table",
     "described_set",
@@ -21,6 +24,7 @@ __all__ = [
     "read_class_vectors",
     "register_benchmark",
     "register_described_sets",
+    "with_added_classes",
 ]
 
 register_described_sets()

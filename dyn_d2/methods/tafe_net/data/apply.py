@@ -41,24 +41,35 @@ def class_table(cfg: CfgNode) -> ClassTable:
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     if not names:
         raise ValueError("DATASETS.TRAIN and DATASETS.TEST are empty: TAFE-Net has its classes from them.")
-    described, path = described_set(names[0]), cfg.ZERO_SHOT.CLASSES
-    added = _added_classes(path) if path else {}
-    width = described.descriptions.shape[1]
+    described = described_set(names[0])
+    table = ClassTable(list(described.classes), described.descriptions)
+    return with_added_classes(table, cfg.ZERO_SHOT.CLASSES, names[0])
+
+
+def with_added_classes(table: ClassTable, path: str, source: str) -> ClassTable:
+    """``table``, and behind it the classes of a json {"name": [numbers]}; the same table for the path "".
+
+    Args:
+        source: of ``table``, for messages.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is none, has a name that is taken, or a vector of another width.
+    """
+    if not path:
+        return table
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'ZERO_SHOT.CLASSES {path} does not exist: it is a json {{"name": [numbers], ...}}.')
+    added, width = read_class_vectors(path), table.descriptions.shape[1]
     for name, vector in added.items():
-        if name in described.classes:
-            raise ValueError(f"ZERO_SHOT.CLASSES {path}: {names[0]} has a class {name} already, choose another name.")
+        if name in table.classes:
+            raise ValueError(f"ZERO_SHOT.CLASSES {path}: {source} has a class {name} already, choose another name.")
         if len(vector) != width:
             raise ValueError(
                 f"ZERO_SHOT.CLASSES {path}: the vector of class {name} has {len(vector)} numbers, the descriptions of "
-                f"{names[0]} have {width}."
+                f"{source} have {width}."
             )
-    return ClassTable([*described.classes, *added], np.stack([*described.descriptions, *added.values()]))
-
-
-def _added_classes(path: str) -> dict[str, np.ndarray]:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'ZERO_SHOT.CLASSES {path} does not exist: it is a json {{"name": [numbers], ...}}.')
-    return read_class_vectors(path)
+    return ClassTable([*table.classes, *added], np.stack([*table.descriptions, *added.values()]))
 
 
 def apply_described(cfg: CfgNode, set_key: Callable[[str, Any, str], None]) -> None:

@@ -2,7 +2,7 @@
 
 import csv
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,7 +11,8 @@ import numpy as np
 from dyn_d2.utils.own_files import arrays_of
 from dyn_d2.utils.seeds import derive_seed
 
-from .described_set import DescribedSet, Part, read_class_vectors
+from .described_set import DescribedSet, Part, Scale, read_class_vectors
+from .feature_source import FeatureSource
 
 HELD_OUT = 5  # of so many images one is held out where a fold is tested
 LEAST_STD = 1e-3  # is added, for features that are 0 everywhere
@@ -43,17 +44,21 @@ class CustomOptions:
 
 @dataclass
 class _Images:
-    """What a file holds: features, the names of their classes, and, where it says so, which image each is of, and
-    where in it."""
+    """What a file holds: features, the names of their classes, and, where it says so, which image each is of, where
+    in it, and which network has made them."""
 
     features: np.ndarray
     labels: np.ndarray
     files: np.ndarray | None
     boxes: np.ndarray | None
+    source: FeatureSource | None
 
     def kept(self, which: np.ndarray) -> "_Images":
         files, boxes = (None if values is None else values[which] for values in (self.files, self.boxes))
-        return _Images(self.features[which], self.labels[which], files, boxes)
+        return _Images(self.features[which], self.labels[which], files, boxes, self.source)
+
+    def scaled(self, scale: Scale | None) -> "_Images":
+        return self if scale is None else replace(self, features=scale.of(self.features))
 
 
 @dataclass
@@ -70,15 +75,21 @@ def read_custom(files: Sequence[Path], options: CustomOptions | None = None) -> 
     Args:
         files: npz of the training images, npz of the test images (both with ``features``, (N, D) or (N, C, H, W),
             ``labels``, (N,) names of classes, and, if they are known, ``images``, (N,) names of files, and ``boxes``,
-            (N, 4)); json {name: vector} of the classes, or csv with their names in the first column. The last is
-            missing where classes are described by examples.
+            (N, 4), and ``source``, the network); json {name: vector} of the classes, or csv with their names in the
+            first column. The last is missing where classes are described by examples.
 
     Raises:
-        ValueError: a file is not what it should be, an image's class has no description, or an unseen one no image.
+        ValueError: a file is not what it should be, the features are of two networks, an image's class has no
+            description, or an unseen one no image.
     """
     options = options or CustomOptions()
     train_file, test_file, *described = files
     train, test = _read_images(train_file), _read_images(test_file)
+    if train.source and test.source and train.source != test.source:
+        raise ValueError(
+            f"{train_file} has features of {train.source}, {test_file} of {test.source} or of other weights: make both "
+            "with the same options of dyn-d2 crop-features."
+        )
     vectors = read_vectors(described[0]) if described else {}
     classes = list(vectors) or sorted({*train.labels, *test.labels})
     source = str(described[0] if described else train_file)
@@ -93,9 +104,9 @@ def read_custom(files: Sequence[Path], options: CustomOptions | None = None) -> 
     if unknown:
         raise ValueError(f"ZERO_SHOT.CUSTOM.UNSEEN names {', '.join(unknown)}, which {source} does not describe.")
     divided = _fold(train, classes, options) if options.fold else _division(train, test, classes, options)
-    scale = _standardised(divided.train) if options.standardise else lambda images: images
+    scale = _scale_of(divided.train.features) if options.standardise else None
     if not vectors:
-        vectors = _example_vectors(scale(divided.train), scale(train), classes, options)
+        vectors = _example_vectors(divided.train.scaled(scale), train.scaled(scale), classes, options)
     number = {name: i for i, name in enumerate(classes)}
     parts = {
         name: Part(
@@ -104,12 +115,11 @@ def read_custom(files: Sequence[Path], options: CustomOptions | None = None) -> 
             images.files,
             images.boxes,
         )
-        for name, images in (("train", scale(divided.train)), ("test", scale(divided.test)))
+        for name, images in (("train", divided.train.scaled(scale)), ("test", divided.test.scaled(scale)))
     }
     candidates = np.array([number[name] for name in divided.candidates], dtype=np.int64)
-    return DescribedSet(
-        source, classes, np.stack([vectors[name] for name in classes]), parts, candidates, options.shots
-    )
+    descriptions = np.stack([vectors[name] for name in classes])
+    return DescribedSet(source, classes, descriptions, parts, candidates, options.shots, train.source, scale)
 
 
 def _division(train: _Images, test: _Images, classes: list[str], options: CustomOptions) -> _Division:
@@ -130,9 +140,8 @@ def _fold(train: _Images, classes: list[str], options: CustomOptions) -> _Divisi
     return _Division(train.kept(other & ~held), train.kept(mine | (other & held)), seen)
 
 
-def _standardised(train: _Images) -> Callable[[_Images], _Images]:
-    mean, std = train.features.mean(0), train.features.std(0) + LEAST_STD
-    return lambda images: replace(images, features=(images.features - mean) / std)
+def _scale_of(features: np.ndarray) -> Scale:
+    return Scale(features.mean(0), features.std(0) + LEAST_STD)
 
 
 def _example_vectors(
@@ -198,6 +207,7 @@ def _read_images(path: Path) -> _Images:
         features, labels = content["features"], content["labels"].astype(str)
         files = content["images"].astype(str) if "images" in content else None
         boxes = content["boxes"].astype(np.float64) if "boxes" in content else None
+        source = FeatureSource.read_text(str(content["source"])) if "source" in content else None
         if features.dtype.kind not in "fiub":
             raise ValueError(f"the features are of the type {features.dtype}")
         if not len(features):
@@ -211,4 +221,4 @@ def _read_images(path: Path) -> _Images:
             raise ValueError(f"its boxes have the shape {boxes.shape}, not (N, 4)")
     if features.ndim not in (2, 4):
         raise ValueError(f"{path}: features have the shape {features.shape}; (N, D) or (N, C, H, W) are possible.")
-    return _Images(features.astype(np.float32), labels, files, boxes)
+    return _Images(features.astype(np.float32), labels, files, boxes, source)

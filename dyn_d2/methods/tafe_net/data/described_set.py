@@ -9,6 +9,19 @@ import numpy as np
 
 from dyn_d2.utils.own_files import read_json_of
 
+from .feature_source import FeatureSource
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What is subtracted from features, and what they are divided by then, each of a feature's shape."""
+
+    mean: np.ndarray
+    std: np.ndarray
+
+    def of(self, features: np.ndarray) -> np.ndarray:
+        return (features - self.mean) / self.std
+
 
 @dataclass(frozen=True)
 class Part:
@@ -39,6 +52,8 @@ class DescribedSet:
         candidates: numbers of the classes among which evaluation decides; all where none are given.
         shots: > 0 where a description is the mean of that many features of the class; in training other images are
             drawn for it at each step.
+        network: that has made the features, where it is known.
+        scale: what was done to its features; None for nothing.
 
     Raises:
         ValueError: something does not fit; the message names ``source`` and the class or image.
@@ -50,6 +65,8 @@ class DescribedSet:
     parts: dict[str, Part]
     candidates: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     shots: int = 0
+    network: FeatureSource | None = None
+    scale: Scale | None = None
 
     def __post_init__(self) -> None:
         twice = sorted({name for name in self.classes if self.classes.count(name) > 1})
