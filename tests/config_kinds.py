@@ -21,7 +21,9 @@ from detectron2.config import CfgNode
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.structures import BitMasks, Boxes, Instances
 
-DIGITS = ("DATASETS.TRAIN", "('digits_train',)", "DATASETS.TEST", "('digits_test',)")  # scikit-learn has them
+DIGITS = (  # scikit-learn has them
+    "DATASETS.CUSTOM.FORMAT", "", "DATASETS.TRAIN", "('digits_train',)", "DATASETS.TEST", "('digits_test',)",
+)  # fmt: skip
 Inputs = list[dict[str, Any]]
 
 
@@ -163,7 +165,8 @@ KINDS = (
         _segmented, variants=_stages, prepare=_at_most_50_layers, more_losses=True, marks=(pytest.mark.slow,),
     ),
     Kind(
-        r"ImageClassifier", CPU[:2], labelled(64), lambda cfg: {"loss_cls"}, "linear.weight", routed,
+        r"ImageClassifier", CPU[:2], labelled(64), lambda cfg: {"loss_cls"}, "linear.weight",
+        lambda cfg, outputs: (routed if "gated" in cfg.MODEL.BACKBONE.NAME else scored)(cfg, outputs),
         variants=_stages, prepare=_small_classifier, more_losses=True,
     ),
 )  # fmt: skip

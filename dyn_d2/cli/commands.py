@@ -19,6 +19,7 @@ COMMANDS = {
     "prepare digit-scenes": Command(
         "dyn_d2.cli.prepare_digit_scenes:main", "a small data set, made on the spot", Group.DATA
     ),
+    "prepare crops": Command("dyn_d2.cli.prepare_crops:main", "objects of a COCO json, one folder a class", Group.DATA),
     "prepare few-shot": Command("dyn_d2.data.few_shot.prepare:main", "files of K-shot sets of a benchmark", Group.DATA),
     "prepare semantic": Command("dyn_d2.cli.prepare_semantic:main", "label maps from published files", Group.DATA),
     "surgery": Command("dyn_d2.cli.surgery:main", "fit a predictor to other classes, by name", Group.WEIGHTS),
@@ -31,5 +32,5 @@ COMMANDS = {
 # Of commands that have kinds: the line of --help.
 KINDS = {
     "benchmark": "many trainings",
-    "prepare": "make data",
+    "prepare": "make",
 }

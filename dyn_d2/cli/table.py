@@ -12,7 +12,7 @@ from dyn_d2.utils.commands import Command, Group
 PACKAGE = Path(__file__).resolve().parents[1]
 USAGE = "usage: dyn-d2 COMMAND [options]                  dyn-d2 COMMAND --help says more"
 WIDTH = 80
-_LABEL, _NAME = 10, 16  # columns of --help
+_LABEL, _NAME = 10, 15  # columns of --help
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def test_every_command_can_be_imported_and_has_a_short_line() -> None:
             "there is no kind 'digits' of prepare: did you mean digit-scenes? There are digit-scenes",
         ),
         (["prepare", "digitscenes"], "there is no kind 'digitscenes' of prepare: did you mean digit-scenes?"),
-        (["prepare", "xyzzy"], "there is no kind 'xyzzy' of prepare: use digit-scenes, few-shot"),
+        (["prepare", "xyzzy"], "there is no kind 'xyzzy' of prepare: use digit-scenes, crops"),
         (["xyzzy"], "dyn-d2 --help lists all"),
     ],
 )

@@ -9,11 +9,11 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dyn_d2.data.object_crops import CropOptions, cut
 from dyn_d2.utils.seeds import derive_seed
 
 from detectron2.data.detection_utils import read_image
 
-from .crops import CropOptions, cut
 from .data import DescribedSet, Part
 from .meta_arch import TAFENet
 

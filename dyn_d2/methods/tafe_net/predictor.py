@@ -13,12 +13,13 @@ from dyn_d2.checkpoint.checkpointer import METADATA
 from dyn_d2.checkpoint.model import own_config
 from dyn_d2.config.ranges import check_ranges
 from dyn_d2.config.read import merge_opts
+from dyn_d2.data.object_crops import CropOptions, cut
 from dyn_d2.engine.predictor import Answer, Labels
 from dyn_d2.modeling.backbone.timm_models import TimmModel, build_pooled_model
 
 from detectron2.config import CfgNode
 
-from .crops import CropOptions, cut, features_of
+from .crops import features_of
 from .data import ClassTable, FeatureSource, Scale, described_set, is_described, with_added_classes
 from .data.feature_source import fingerprint
 from .evaluator import calibrated
