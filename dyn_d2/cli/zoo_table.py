@@ -1,6 +1,6 @@
 """The table of models, MODEL_ZOO.md, from records of evaluations (results.json) and the models that come with dyn_d2.
 
-    dyn-d2 zoo-table output/ --output MODEL_ZOO.md --commands commands.yaml
+    dyn-d2 zoo-table output/ --output MODEL_ZOO.md --commands commands.yaml --metrics bbox/nAP50,bbox/bAP50
 
 Folders are searched at any depth. Runs that differ in nothing but the seed are one row. --commands names a yaml file of
 lines "name of a folder, without its seed: how it was trained".
@@ -22,7 +22,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("results", nargs="*", help="results.json files, or folders that hold some")
     parser.add_argument("--output", default="MODEL_ZOO.md", help="the page to write (default: %(default)s)")
     parser.add_argument("--commands", default="", help="yaml file: name -> how it was trained")
+    parser.add_argument("--metrics", default="", help="TASK/NAME,...: a row each (default: what a model is judged by)")
     args = parser.parse_args(argv)
+    metrics = [metric for metric in args.metrics.split(",") if metric]
+    wrong = [metric for metric in metrics if not all(metric.partition("/"))]
+    if wrong:
+        parser.error(f"--metrics {wrong[0]} has to be TASK/NAME, such as bbox/nAP50")
     commands = yaml.safe_load(Path(args.commands).read_text()) if args.commands else {}
     if not isinstance(commands, dict):
         raise UserError(f"{args.commands} has to hold lines 'name: command'.")
@@ -30,7 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     shipped = rows_of_cards(
         {name: model_zoo.card(name) for name in names}, {n: model_zoo.path_of(n).stat().st_size for n in names}
     )
-    rows = [*shipped, *(rows_of(args.results, {str(k): str(v) for k, v in commands.items()}) if args.results else [])]
+    said = {str(name): str(how) for name, how in commands.items()}
+    rows = [*shipped, *(rows_of(args.results, said, metrics) if args.results else [])]
     if not rows:
         raise UserError("no model comes with dyn_d2 yet: give results.json files, or folders that hold some.")
     with atomic_write(args.output) as file:

@@ -59,14 +59,17 @@ class Row:
         return (self.name, how, self.data, self.metric, *counts, self.shipped or "-")
 
 
-def rows_of(paths: Sequence[str | Path], commands: Mapping[str, str] | None = None) -> list[Row]:
+def rows_of(
+    paths: Sequence[str | Path], commands: Mapping[str, str] | None = None, metrics: Sequence[str] = ()
+) -> list[Row]:
     """The rows of records: files, or folders that hold some at any depth.
 
     Args:
         commands: name of a model -> how it was trained.
+        metrics: "TASK/NAME", a row each for the records that have them; none: what each record is judged by.
 
     Raises:
-        UserError: there is no record, or one cannot be read.
+        UserError: there is no record, one cannot be read, or none has such a metric.
     """
     rows: dict[tuple[Any, ...], Row] = {}
     for file in _files(paths):
@@ -75,24 +78,35 @@ def rows_of(paths: Sequence[str | Path], commands: Mapping[str, str] | None = No
         except ValueError as error:
             raise UserError(str(error)) from error
         name = _name(file)
+        settings = [_SEED.sub("", str(record.get(setting))) for setting in SETTINGS]
         for data, tasks in record["metrics"].items():
-            try:
-                metric = main_metric(tasks)
-            except ValueError:  # a table of routes, or of something that no model is judged by
-                continue
-            key = name, data, metric["task"], metric["name"], *(str(record.get(setting)) for setting in SETTINGS)
-            row = rows.setdefault(
-                key, Row(name, data, f"{metric['task']} {metric['name']}", int(record.get("iterations") or 0))
-            )
-            row.values.append(metric["value"])
-            if isinstance(cost := tasks.get("routes", {}).get("GFLOPs"), int | float):
-                row.gflops.append(float(cost))
-            row.how = (commands or {}).get(name, "")
-            weights = file.parent / "model_final.pth"
-            row.megabytes = os.path.getsize(weights) / 1e6 if weights.is_file() else row.megabytes
+            for task, metric, value in _values(tasks, metrics):
+                row = rows.setdefault(
+                    (name, data, task, metric, *settings),
+                    Row(name, data, f"{task} {metric}", int(record.get("iterations") or 0)),
+                )
+                row.values.append(value)
+                if isinstance(cost := tasks.get("routes", {}).get("GFLOPs"), int | float):
+                    row.gflops.append(float(cost))
+                row.how = (commands or {}).get(name, "")
+                weights = file.parent / "model_final.pth"
+                row.megabytes = os.path.getsize(weights) / 1e6 if weights.is_file() else row.megabytes
     if not rows:
-        raise UserError(f"no {RESULTS_FILE} with a metric in {', '.join(map(str, paths))}.")
+        what = f"of {', '.join(metrics)}" if metrics else "with a metric"
+        raise UserError(f"no {RESULTS_FILE} {what} in {', '.join(map(str, paths))}.")
     return sorted(rows.values(), key=lambda row: (row.data, row.metric, row.name))
+
+
+def _values(tasks: Mapping[str, Mapping[str, float]], metrics: Sequence[str]) -> list[tuple[str, str, float]]:
+    """(task, name, value) of those ``metrics`` that were evaluated, or of the one that counts."""
+    if not metrics:
+        try:
+            metric = main_metric(tasks)
+        except ValueError:  # a table of routes, or of something that no model is judged by
+            return []
+        return [(metric["task"], metric["name"], metric["value"])]
+    found = [metric.partition("/") for metric in metrics]
+    return [(task, name, float(tasks[task][name])) for task, _, name in found if name in tasks.get(task, {})]
 
 
 def rows_of_cards(cards: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int]) -> list[Row]:

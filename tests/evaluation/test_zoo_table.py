@@ -34,6 +34,23 @@ def test_seeds_are_one_row_and_other_trainings_another(tmp_path) -> None:
     assert long.cells()[4:9] == ("1", "97.0", "-", "500", "-")
 
 
+def test_seeds_that_draw_other_shots_are_one_row_and_metrics_are_chosen(tmp_path) -> None:
+    for seed, value in enumerate((20.0, 22.0)):
+        folder = _record(tmp_path / f"tfa_cos_5shot_seed{seed}", 0.0)
+        metrics = {"voc_all": {"bbox": {"AP": 9.0, "nAP50": value, "bAP50": 50.0}}}
+        record = {"metrics": metrics, "iterations": 30, "train_sets": [f"voc_5shot_seed{seed}_train"], "seed": seed}
+        (folder / "results.json").write_text(json.dumps(record))
+    (row,) = rows_of([tmp_path])
+    assert (row.metric, row.values) == ("bbox AP", [9.0, 9.0])
+    base, novel = rows_of([tmp_path], metrics=["bbox/nAP50", "bbox/bAP50", "bbox/APr"])
+    assert (base.metric, base.values) == ("bbox bAP50", [50.0, 50.0])
+    assert (novel.metric, novel.values) == ("bbox nAP50", [20.0, 22.0])
+    with pytest.raises(UserError, match=r"no results.json of segm/AP in"):
+        rows_of([tmp_path], metrics=["segm/AP"])
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "--metrics", "nAP50"])
+
+
 def test_cards_of_shipped_models_are_rows_too(tmp_path) -> None:
     card = {"command": "dyn-d2 few-shot", "data": "boxes", "metric": "bbox nAP50", "values": [50.0], "iterations": 3}
     (row,) = rows_of_cards({"small": card}, {"small": 900_000})
