@@ -31,8 +31,8 @@ class TAFENet(NoticesKeys, nn.Module):
     descriptions: Tensor
     seen: Tensor
     sees_no_images = (
-        "it classifies features, and its file does not say which network has made them. Those of dyn-d2 crop-features "
-        "say it; dyn-d2 tafe-pictures shows what the model finds among those of a data set."
+        "TAFE-Net classifies features, and nobody said which network has made these. Files of dyn-d2 crop-features say "
+        "it; dyn-d2 tafe-pictures shows what the model finds among features of a data set."
     )
 
     @configurable

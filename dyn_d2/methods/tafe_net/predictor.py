@@ -29,11 +29,11 @@ ENTRY = "tafe_net"  # in the description that checkpoints carry
 
 
 def carried(cfg: CfgNode, model: TAFENet) -> dict[str, Any]:
-    """What a checkpoint needs for images: {ENTRY: ...}; nothing where the network of the features is not known."""
+    """What a checkpoint needs for images, {ENTRY: ...}; {ENTRY: {}} where nobody knows the network of the features."""
     names = [name for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if is_described(name)]
     data = described_set(names[0]) if names else None
     if data is None or data.network is None:
-        return {}
+        return {ENTRY: {}}
     scale = {} if data.scale is None else {"mean": _tensor(data.scale.mean), "std": _tensor(data.scale.std)}
     return {
         ENTRY: {
@@ -117,12 +117,14 @@ class DescribedPredictor:
             opts: ``KEY VALUE ...``; ZERO_SHOT.CLASSES adds classes.
 
         Raises:
-            CheckpointError: the file is damaged, or the network sees otherwise than it did.
+            CheckpointError: the file is damaged, nobody knows what made its features, or that sees otherwise now.
             FileNotFoundError, ValueError, UserError: as of ``build_pooled_model`` and of ZERO_SHOT.CLASSES.
         """
         described = read_checkpoint(weights).get(METADATA) or {}
         if ENTRY not in described:
             return None
+        if not described[ENTRY]:
+            raise CheckpointError(f"{weights} cannot be used on images alone: {TAFENet.sees_no_images}")
         found = _Carried.read(described[ENTRY], weights)
         cfg = _config(weights, described, opts)
         table = with_added_classes(found.table, cfg.ZERO_SHOT.CLASSES, weights)

@@ -129,3 +129,11 @@ def test_features_of_two_networks_are_refused(trained, tmp_path) -> None:
     np.savez(tmp_path / "odd.npz", **arrays)
     with pytest.raises(ValueError, match=r"odd.npz.* source of features has model"):
         read_custom([trained / "crops.npz", tmp_path / "odd.npz", trained / "classes.json"])
+
+
+def test_features_of_an_unknown_network_are_told(trained, tmp_path) -> None:
+    content = torch.load(trained / "model_final.pth", weights_only=True)
+    content["dyn_d2"]["tafe_net"] = {}
+    torch.save(content, tmp_path / "unknown.pth")
+    with pytest.raises(CheckpointError, match=r"unknown.pth cannot be used on images alone: .*crop-features"):
+        load_predictor(str(tmp_path / "unknown.pth"))
