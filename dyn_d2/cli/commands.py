@@ -16,6 +16,7 @@ COMMANDS = {
     "check-data": Command("dyn_d2.cli.check_data:main", "find broken annotations and images", Group.DATA),
     "convert": Command("dyn_d2.cli.convert:main", "annotations of other programs to COCO's json", Group.DATA),
     "show-data": Command("dyn_d2.cli.show_data:main", "pictures of a data set, before training", Group.LOOK),
+    "browse": Command("dyn_d2.cli.browse:main", "data, predictions and routes for FiftyOne", Group.LOOK),
     "prepare digit-scenes": Command(
         "dyn_d2.cli.prepare_digit_scenes:main", "a small data set, made on the spot", Group.DATA
     ),

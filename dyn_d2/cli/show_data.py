@@ -41,14 +41,18 @@ def main(argv: list[str] | None = None) -> int:
     if not (args.config_file or args.dataset or args.opts):
         parser.error("give --config-file, --dataset or keys of DATASETS.CUSTOM")
     args.output.mkdir(parents=True, exist_ok=True)
-    for name in _names(args.config_file, args.dataset, args.opts):
+    for name in data_sets(args.config_file, args.dataset, args.opts):
         file, words = _draw(name, args)
         print(f"{file}: {words}")
     return 0
 
 
-def _names(config_file: str, dataset: str | None, opts: Sequence[str]) -> Iterator[str]:
-    """Names of data sets, each while it is registered."""
+def data_sets(config_file: str, dataset: str | None, opts: Sequence[str]) -> Iterator[str]:
+    """Names of the data sets of a config, each while it is registered, or of one that is asked for.
+
+    Raises:
+        ValueError: none is registered.
+    """
     cfg = build_cfg(config_file, opts)
     if dataset:
         if said := unregistered([dataset]):

@@ -67,16 +67,18 @@ def _draw(axis: Axes, record: Record, metadata: Any) -> list[int]:
     objects = record.get("annotations", [])[:MOST_OBJECTS]
     boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects]
     labels = [names[a["category_id"]] + " (crowd)" * bool(a.get("iscrowd")) for a in objects]
-    masks = [_mask(a.get("segmentation"), *image.shape[:2]) for a in objects]
+    size = image.shape[:2]
+    found = [object_mask(a.get("segmentation"), *size) for a in objects]
+    masks = [np.zeros(size, bool) if mask is None else mask for mask in found]
     colours = [class_colour(a["category_id"]) for a in objects]
     draw_objects(axis, image, np.array(boxes), labels, colours, np.array(masks) if masks else None, font_size=5)
     return []
 
 
-def _mask(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """(H, W) bool; nothing where an object has no mask."""
+def object_mask(segmentation: Any, height: int, width: int) -> np.ndarray | None:
+    """Polygons or RLE as a mask (H, W) bool; None where an object has none."""
     if not segmentation:
-        return np.zeros((height, width), bool)
+        return None
     codes = mask_util.frPyObjects(segmentation, height, width) if isinstance(segmentation, list) else segmentation
     if isinstance(codes, dict) and isinstance(codes["counts"], list):
         codes = mask_util.frPyObjects(codes, height, width)

@@ -1,0 +1,105 @@
+"""Data sets for FiftyOne (pip install 'dyn_d2[fiftyone]'), which shows, filters and compares their images in a browser:
+ground truth, what a model finds, and which parts of a dynamic network ran.
+
+    dyn-d2 browse --config-file my_classes.yaml
+    dyn-d2 browse --dataset coco_2017_val --images 500 --weights output/model_final.pth --name night
+    fiftyone app launch night
+
+Each data set becomes one of FiftyOne, under its own name or --name, with the fields "ground_truth" and, of a model,
+"predictions", "route_share" (of the multiply-adds of all parts), "route_gflops" and "route_open" (names of the parts
+that ran). --export writes it into a folder as well, for other machines.
+"""
+
+import argparse
+import logging
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dyn_d2.data.registered import registered_records
+from dyn_d2.engine.browsable import add_answer, import_fiftyone, sample_of
+from dyn_d2.engine.predictor import ImagePredictor, load_predictor
+from dyn_d2.utils.errors import UserError
+
+from detectron2.data import MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.utils.logger import setup_logger
+
+from .show_data import data_sets
+
+logger = logging.getLogger("dyn_d2.browse")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``dyn-d2 browse``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", default="", help="all data sets of this config")
+    parser.add_argument("--dataset", help="this registered one")
+    parser.add_argument("--weights", default="", help="a checkpoint whose predictions are added")
+    parser.add_argument("--images", type=int, default=0, help="so many of each, drawn at random (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="which images")
+    parser.add_argument("--batch", type=int, default=1, help="images that the model sees at a time")
+    parser.add_argument("--name", default="", help="in FiftyOne (default: that of the data set)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what FiftyOne has under that name")
+    parser.add_argument("--export", type=Path, metavar="FOLDER", help="write it there too")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that change the config")
+    args = parser.parse_args(argv)
+    if args.images < 0 or args.batch < 1:
+        parser.error("--images has to be 0 or more, --batch 1 or more")
+    if not (args.config_file or args.dataset or args.opts):
+        parser.error("give --config-file, --dataset or keys of DATASETS.CUSTOM")
+    setup_logger(name="dyn_d2")
+    fiftyone = import_fiftyone()
+    predictor = load_predictor(args.weights) if args.weights else None
+    for number, name in enumerate(data_sets(args.config_file, args.dataset, args.opts)):
+        if number and args.name:
+            raise UserError(f"--name {args.name} is one name, but the config has several data sets: give --dataset.")
+        shown = args.name or name
+        if fiftyone.dataset_exists(shown) and not args.overwrite:
+            raise UserError(f"FiftyOne has a data set {shown} already: give --name, or --overwrite to replace it.")
+        records = _chosen(name, args.images, args.seed)
+        samples = list(_samples(fiftyone, records, MetadataCatalog.get(name), predictor, args.batch))
+        data = fiftyone.Dataset(shown, overwrite=args.overwrite, persistent=True)
+        _name_labels(data, MetadataCatalog.get(name), predictor)
+        data.add_samples(samples, progress=False)
+        if args.export:
+            data.export(export_dir=str(args.export / shown), dataset_type=fiftyone.types.FiftyOneDataset)
+        print(f"{len(samples)} images: fiftyone app launch {shown}")
+    return 0
+
+
+def _chosen(name: str, images: int, seed: int) -> list[dict[str, Any]]:
+    records = registered_records(name)
+    if not records:
+        raise UserError(f"data set {name} has no image.")
+    if "file_name" not in records[0]:
+        raise UserError(f"the images of {name} lie in no files, which is what FiftyOne shows.")
+    order = np.random.default_rng(seed).permutation(len(records))[: images or len(records)]
+    return [records[i] for i in sorted(order)]
+
+
+def _samples(
+    fiftyone: Any, records: Sequence[dict[str, Any]], metadata: Any, predictor: ImagePredictor | None, batch: int
+) -> Iterator[Any]:
+    remaining = iter(records)
+    done = 0
+    while part := list(islice(remaining, batch)):
+        samples = [sample_of(fiftyone, record, metadata) for record in part]
+        if predictor is not None:
+            answers = predictor.answer([np.asarray(read_image(record["file_name"], "RGB")) for record in part])
+            for sample, answer in zip(samples, answers, strict=True):
+                add_answer(fiftyone, sample, answer, predictor.classes)
+        yield from samples
+        done += len(part)
+        if done // 100 > (done - len(part)) // 100:
+            logger.info(f"{done} of {len(records)} images")
+
+
+def _name_labels(data: Any, metadata: Any, predictor: ImagePredictor | None) -> None:
+    """Names of the numbers in label maps."""
+    names = metadata.get("stuff_classes", None) or (predictor.classes if predictor is not None else ())
+    data.default_mask_targets = dict(enumerate(names))
+    data.save()

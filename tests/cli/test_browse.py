@@ -1,0 +1,169 @@
+"""dyn-d2 browse: samples of FiftyOne, here a stand-in that keeps what it gets and knows FiftyOne's names of fields.
+With the real one (1.22, MongoDB 6) the command was run by hand."""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from own_folders import write_class_folders, write_json_folder, write_label_folder
+from PIL import Image
+
+from dyn_d2.cli import browse
+from dyn_d2.engine.browsable import add_answer
+from dyn_d2.engine.predictor import Answer, Labels
+from dyn_d2.evaluation.label_figures import LabelMap
+from dyn_d2.gating.trace import Route
+from dyn_d2.utils.errors import UserError
+
+from detectron2.structures import Boxes, Instances
+
+
+class Kept(dict):
+    """A label or a sample: refuses fields that FiftyOne's does not have."""
+
+    fields: tuple[str, ...] = ()
+
+    def __init__(self, **values):
+        assert not self.fields or values.keys() <= set(self.fields), values.keys()
+        super().__init__(values)
+
+
+def label(name: str, *fields: str) -> type[Kept]:
+    return type(name, (Kept,), {"fields": fields})
+
+
+class FiftyOne(SimpleNamespace):
+    """The names of FiftyOne that the command uses."""
+
+    def __init__(self):
+        super().__init__(datasets={}, types=SimpleNamespace(FiftyOneDataset="FiftyOneDataset"))
+        self.Sample = label("Sample")
+        self.Detection = label("Detection", "label", "bounding_box", "mask", "confidence", "iscrowd")
+        self.Detections = label("Detections", "detections")
+        self.Classification = label("Classification", "label", "confidence")
+        self.Segmentation = label("Segmentation", "mask")
+
+    def list_datasets(self):
+        return list(self.datasets)
+
+    def dataset_exists(self, name):
+        return name in self.datasets
+
+    def Dataset(self, name, overwrite, persistent):  # noqa: N802
+        assert persistent and (overwrite or name not in self.datasets)
+        kept = SimpleNamespace(samples=[], exports=[], save=lambda: None)
+        kept.add_samples = lambda samples, progress: kept.samples.extend(samples)
+        kept.export = lambda **how: kept.exports.append(how)
+        self.datasets[name] = kept
+        return kept
+
+
+@pytest.fixture
+def fiftyone(monkeypatch) -> FiftyOne:
+    stand_in = FiftyOne()
+    monkeypatch.setitem(sys.modules, "fiftyone", stand_in)
+    return stand_in
+
+
+def keys(**values) -> list[str]:
+    return [part for key, value in values.items() for part in (f"DATASETS.CUSTOM.{key}", str(value))]
+
+
+def own_json(folder) -> list[str]:
+    write_json_folder(folder)
+    return keys(FORMAT="coco", ROOT=folder, TRAIN="instances.json", TRAIN_IMAGES="images")
+
+
+def test_boxes_and_masks_are_those_of_the_records(tmp_path, fiftyone, capsys) -> None:
+    options = ["--images", "3", "--export", str(tmp_path / "out")]
+    assert browse.main([*options, *own_json(tmp_path / "data")]) == 0
+    assert "3 images: fiftyone app launch custom_train" in capsys.readouterr().out
+    (data,) = fiftyone.datasets.values()
+    assert data.exports == [{"export_dir": str(tmp_path / "out" / "custom_train"), "dataset_type": "FiftyOneDataset"}]
+    assert len(data.samples) == 3
+    for sample in data.samples:
+        with Image.open(sample["filepath"]) as image:
+            width, height = image.size
+        for found in sample["ground_truth"]["detections"]:
+            left, top, wide, high = found["bounding_box"]
+            shape = (round(high * height), round(wide * width))
+            assert 0 <= left < left + wide <= 1 and 0 <= top < top + high <= 1 and not found["iscrowd"]
+            assert found["mask"].shape == shape and found["mask"].dtype == bool and found["mask"].mean() > 0.3
+
+
+def test_a_name_that_is_taken_is_told(tmp_path, fiftyone) -> None:
+    opts = own_json(tmp_path / "data")
+    assert browse.main(["--name", "mine", *opts]) == 0
+    with pytest.raises(UserError, match="has a data set mine already: give --name, or --overwrite"):
+        browse.main(["--name", "mine", *opts])
+    assert browse.main(["--name", "mine", "--overwrite", "--images", "1", *opts]) == 0
+    assert len(fiftyone.datasets["mine"].samples) == 1
+
+
+def test_label_maps_and_classes(tmp_path, fiftyone) -> None:
+    folder = write_label_folder(tmp_path / "labels")
+    paths = {"TRAIN": "labels", "TRAIN_IMAGES": "images", "TREE": folder / "tree.yaml"}
+    assert browse.main(keys(NAME="maps", FORMAT="semantic", ROOT=folder, **paths)) == 0
+    data = fiftyone.datasets["maps_train"]
+    assert data.default_mask_targets[0] and data.samples[0]["ground_truth"]["mask"].ndim == 2
+    write_class_folders(tmp_path / "classes")
+    own = keys(FORMAT="folders", ROOT=tmp_path / "classes", TRAIN="train", TEST="test")
+    with pytest.raises(UserError, match="one name, but the config has several data sets"):
+        browse.main(["--name", "one", *own])
+    assert browse.main(["--overwrite", *own]) == 0
+    for sample in fiftyone.datasets["custom_test"].samples:
+        assert sample["ground_truth"]["label"] in sample["filepath"]
+
+
+def test_what_a_model_finds_and_its_route(fiftyone) -> None:
+    found = Instances((50, 100))
+    found.pred_boxes = Boxes(torch.tensor([[10.2, 5.0, 30.0, 20.5]]))
+    found.scores, found.pred_classes = torch.tensor([0.75]), torch.tensor([1])
+    found.pred_masks = torch.zeros(1, 50, 100, dtype=torch.bool)
+    found.pred_masks[0, 5:21, 10:30] = True
+    route = Route({"block.1": np.array([True]), "block.2": np.array([False])}, 4e9, 3e9, 3e9, 0.0)
+    add_answer(fiftyone, sample := fiftyone.Sample(), Answer(found, route, "large"), ["cat", "dog"])
+    (box,) = sample["predictions"]["detections"]
+    assert (box["label"], box["confidence"]) == ("dog", 0.75)
+    assert box["bounding_box"] == pytest.approx([0.1, 0.1, 0.2, 0.32]) and box["mask"].all()
+    assert (sample["route_share"], sample["route_gflops"], sample["model"]) == (0.75, 3.0, "large")
+    assert sample["route_open"] == ["block.1"]
+    labels = Labels(np.array([0.1, 0.9], np.float32), ["cat", "dog"])
+    add_answer(fiftyone, sample := fiftyone.Sample(), Answer(labels), [])
+    assert sample["predictions"]["label"] == "dog" and "route_share" not in sample
+    maps = [LabelMap(title, np.ones((2, 3), int), ["a", "b"], []) for title in ("classes", "depth 1")]
+    add_answer(fiftyone, sample := fiftyone.Sample(), Answer(maps), [])
+    assert sample["predictions"]["mask"].tolist() == sample["predictions_depth_1"]["mask"].tolist() == [[1] * 3] * 2
+
+
+def test_predictions_of_a_checkpoint_come_along(tmp_path, fiftyone, monkeypatch) -> None:
+    seen = []
+
+    def answer(images):
+        seen.append(len(images))
+        return [Answer(Labels(np.ones(1, np.float32), ["all"])) for _ in images]
+
+    monkeypatch.setattr(browse, "load_predictor", lambda weights: SimpleNamespace(answer=answer, classes=["all"]))
+    options = ["--weights", "model.pth", "--batch", "3", "--images", "7"]
+    assert browse.main([*options, *own_json(tmp_path / "data")]) == 0
+    (data,) = fiftyone.datasets.values()
+    assert seen == [3, 3, 1] and all(sample["predictions"]["label"] == "all" for sample in data.samples)
+
+
+def test_what_is_missing_is_one_message(tmp_path, fiftyone, monkeypatch) -> None:
+    with pytest.raises(UserError, match="digits_test lie in no files"):
+        browse.main(["--dataset", "digits_test"])
+    with pytest.raises(ValueError, match="nothing, not registered"):
+        browse.main(["--dataset", "nothing"])
+
+    def refuse():
+        raise ConnectionError("no port")
+
+    fiftyone.list_datasets = refuse
+    with pytest.raises(UserError, match=r"database cannot be used \(no port\): pip install fiftyone-db"):
+        browse.main(["--dataset", "digits_test"])
+    monkeypatch.setitem(sys.modules, "fiftyone", None)
+    with pytest.raises(UserError, match=r"pip install 'dyn_d2\[fiftyone\]'"):
+        browse.main(["--dataset", "digits_test"])
