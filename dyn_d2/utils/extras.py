@@ -9,7 +9,7 @@ _EXTRAS = {
     "wandb": ("wandb", "SOLVER.WRITERS wandb"),
     "mlflow": ("mlflow", "SOLVER.WRITERS mlflow"),
     "datumaro": ("convert", "further formats of annotations (--from datumaro:...)"),
-    "fiftyone": ("fiftyone", "browsing data sets (dyn-d2 browse)"),
+    "fiftyone": ("fiftyone", "data sets to browse (dyn-d2 browse)"),
     "h5py": ("hdf5", "features in HDF5 files"),
     "onnx": ("export", "ONNX files"),
     "onnxscript": ("export", "ONNX files"),
