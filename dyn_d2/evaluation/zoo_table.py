@@ -1,11 +1,13 @@
 """A table of models from the records of their evaluations: what was trained on what, and what it reached at what cost.
 
-Runs that differ in nothing but seed and shots drawn are one row, with the mean over the seeds and its interval.
+Runs that differ in nothing but seed and shots drawn are one row, with the mean over the seeds and its interval. No row
+has a seed twice: runs that their records do not tell apart, but of the same seed, are rows of their own.
 """
 
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,19 +74,25 @@ def rows_of(
         UserError: there is no record, one cannot be read, or none has such a metric.
     """
     rows: dict[tuple[Any, ...], Row] = {}
+    times: Counter[tuple[Any, ...]] = Counter()
     for file in _files(paths):
         try:
             record = read_results(file)
         except ValueError as error:
             raise UserError(str(error)) from error
         name = _name(file)
-        settings = [_SEED.sub("", str(record.get(setting))) for setting in SETTINGS]
+        few_shot = {key: value for key, value in (record.get("few_shot") or {}).items() if key != "seed"}
+        settings = [_SEED.sub("", str(record.get(setting))) for setting in SETTINGS] + [str(few_shot)]
+        named = _SEED.search(file.resolve().parent.name)
+        seed = named[0] if named else str(file)
         for data, tasks in record["metrics"].items():
             for task, metric, value in _values(tasks, metrics):
+                key = (name, data, task, metric, *settings)
                 row = rows.setdefault(
-                    (name, data, task, metric, *settings),
+                    (*key, times[(*key, seed)]),
                     Row(name, data, f"{task} {metric}", int(record.get("iterations") or 0)),
                 )
+                times[(*key, seed)] += 1
                 row.values.append(value)
                 if isinstance(cost := tasks.get("routes", {}).get("GFLOPs"), int | float):
                     row.gflops.append(float(cost))

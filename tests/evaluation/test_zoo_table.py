@@ -45,6 +45,14 @@ def test_seeds_that_draw_other_shots_are_one_row_and_metrics_are_chosen(tmp_path
     base, novel = rows_of([tmp_path], metrics=["bbox/nAP50", "bbox/bAP50", "bbox/APr"])
     assert (base.metric, base.values) == ("bbox bAP50", [50.0, 50.0])
     assert (novel.metric, novel.values) == ("bbox nAP50", [20.0, 22.0])
+    other = tmp_path / "other_rule" / "tfa_cos_5shot_seed1"
+    _record(other, 0.0)
+    (other / "results.json").write_text(json.dumps(record | {"few_shot": {"seed": 1, "max_objects": 3}}))
+    again = tmp_path / "again" / "tfa_cos_5shot_seed1"
+    _record(again, 0.0)
+    (again / "results.json").write_text(json.dumps(record))
+    rows = rows_of([tmp_path], metrics=["bbox/nAP50"])
+    assert sorted(sorted(row.values) for row in rows) == [[20.0, 22.0], [22.0], [22.0]]  # no row has a seed twice
     with pytest.raises(UserError, match=r"no results.json of segm/AP in"):
         rows_of([tmp_path], metrics=["segm/AP"])
     with pytest.raises(SystemExit):

@@ -124,5 +124,9 @@ class FewShotTask:
                 "split": self.split_number,
                 "shots": self.shots,
                 "seed": self.seed,
+                **(self._how_drawn() if self.shot_classes else {}),
             },
         }
+
+    def _how_drawn(self) -> dict[str, Any]:
+        return {"unit": self.unit, "max_objects": self.max_objects, "group_by_image": self.group_by_image}
