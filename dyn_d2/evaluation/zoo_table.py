@@ -88,11 +88,11 @@ def rows_of(
         for data, tasks in record["metrics"].items():
             for task, metric, value in _values(tasks, metrics):
                 key = (name, data, task, metric, *settings)
+                run = (*key, seed)
                 row = rows.setdefault(
-                    (*key, times[(*key, seed)]),
-                    Row(name, data, f"{task} {metric}", int(record.get("iterations") or 0)),
+                    (*key, times[run]), Row(name, data, f"{task} {metric}", int(record.get("iterations") or 0))
                 )
-                times[(*key, seed)] += 1
+                times[run] += 1
                 row.values.append(value)
                 if isinstance(cost := tasks.get("routes", {}).get("GFLOPs"), int | float):
                     row.gflops.append(float(cost))
