@@ -35,7 +35,7 @@ _ODD = (
 )  # fmt: skip
 _WORDS = (
     "SEED", "SEED 3", "SEED=3", "seed 3", "SOLVER.BASE_LR fast", "SOLVER.MAX_ITER 0", "MODEL 5", "NOTHING 5",
-    "SEED 3 4", "--resume", "DATASETS.TRAIN no", "DATASETS.TEST ()", "MODEL.DEVICE tpu", "OUTPUT_DIR /proc/x",
+    "SEED 3 4", "--resume", "DATASETS.TRAIN no", "DATASETS.TEST no", "MODEL.DEVICE tpu", "OUTPUT_DIR /proc/x",
     "OUTPUT_DIR ''", "FEW_SHOT.BENCHMARK none", "--config-file", "--nonsense", "-x", "--help",
 )  # fmt: skip
 _LONG = ("demo-few-shot", "doctor")  # would start something long or look for what is not asked here
