@@ -173,9 +173,13 @@ class Method:
 
     # ------------------------------------------------------------------------------------------------------- images
 
-    def predictor(self, weights: str, opts: Sequence[str]) -> "ImagePredictor | None":
+    def predictor(self, weights: str, content: Mapping[str, Any], opts: Sequence[str]) -> "ImagePredictor | None":
         """What sees images with a checkpoint into which this method has written something of its own; None where the
-        checkpoint holds a model and nothing more."""
+        checkpoint holds a model and nothing more.
+
+        Args:
+            content: of the checkpoint, from ``read_checkpoint``.
+        """
         return None
 
     def restore(self, described: Mapping[str, Any]) -> None:

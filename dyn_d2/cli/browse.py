@@ -12,7 +12,7 @@ that ran). --export writes it into a folder as well, for other machines.
 
 import argparse
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from dyn_d2.data.registered import registered_records
-from dyn_d2.engine.browsable import add_answer, import_fiftyone, sample_of
+from dyn_d2.engine.browsable import add_answer, import_fiftyone, names_of_labels, sample_of
 from dyn_d2.engine.predictor import ImagePredictor, load_predictor
 from dyn_d2.utils.errors import UserError
 
@@ -53,22 +53,33 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("give --config-file, --dataset or keys of DATASETS.CUSTOM")
     setup_logger(name="dyn_d2")
     fiftyone = import_fiftyone()
+    shown = _shown(fiftyone, args)
     predictor = load_predictor(args.weights) if args.weights else None
-    for number, name in enumerate(data_sets(args.config_file, args.dataset, args.opts)):
-        if number and args.name:
-            raise UserError(f"--name {args.name} is one name, but the config has several data sets: give --dataset.")
-        shown = args.name or name
-        if fiftyone.dataset_exists(shown) and not args.overwrite:
-            raise UserError(f"FiftyOne has a data set {shown} already: give --name, or --overwrite to replace it.")
-        records = _chosen(name, args.images, args.seed)
-        samples = list(_samples(fiftyone, records, MetadataCatalog.get(name), predictor, args.batch))
-        data = fiftyone.Dataset(shown, overwrite=args.overwrite, persistent=True)
-        _name_labels(data, MetadataCatalog.get(name), predictor)
+    for name in data_sets(args.config_file, args.dataset, args.opts):
+        records, metadata = _chosen(name, args.images, args.seed), MetadataCatalog.get(name)
+        samples, targets = _samples(fiftyone, records, metadata, predictor, args.batch)
+        data = fiftyone.Dataset(shown[name], overwrite=args.overwrite, persistent=True)
+        data.mask_targets = targets
+        data.save()
         data.add_samples(samples, progress=False)
         if args.export:
-            data.export(export_dir=str(args.export / shown), dataset_type=fiftyone.types.FiftyOneDataset)
-        print(f"{len(samples)} images: fiftyone app launch {shown}")
+            data.export(export_dir=str(args.export / shown[name]), dataset_type=fiftyone.types.FiftyOneDataset)
+        print(f"{len(samples)} images: fiftyone app launch {shown[name]}")
     return 0
+
+
+def _shown(fiftyone: Any, args: argparse.Namespace) -> dict[str, str]:
+    """Data set -> its name in FiftyOne; what cannot be named so is told before anything is made."""
+    names = list(data_sets(args.config_file, args.dataset, args.opts))
+    if args.name and len(names) > 1:
+        raise UserError(f"--name {args.name} is one name, but the config has {', '.join(names)}: give --dataset.")
+    shown = {name: args.name or name for name in names}
+    taken = [name for name in shown.values() if fiftyone.dataset_exists(name) and not args.overwrite]
+    if taken:
+        raise UserError(
+            f"FiftyOne has a data set {', '.join(taken)} already: give --name, or --overwrite to replace it."
+        )
+    return shown
 
 
 def _chosen(name: str, images: int, seed: int) -> list[dict[str, Any]]:
@@ -83,23 +94,16 @@ def _chosen(name: str, images: int, seed: int) -> list[dict[str, Any]]:
 
 def _samples(
     fiftyone: Any, records: Sequence[dict[str, Any]], metadata: Any, predictor: ImagePredictor | None, batch: int
-) -> Iterator[Any]:
-    remaining = iter(records)
-    done = 0
+) -> tuple[list[Any], dict[str, dict[int, str]]]:
+    """The samples, and what the numbers in their label maps mean."""
+    remaining, samples, answers = iter(records), [], []
     while part := list(islice(remaining, batch)):
-        samples = [sample_of(fiftyone, record, metadata) for record in part]
+        made = [sample_of(fiftyone, record, metadata) for record in part]
         if predictor is not None:
             answers = predictor.answer([np.asarray(read_image(record["file_name"], "RGB")) for record in part])
-            for sample, answer in zip(samples, answers, strict=True):
+            for sample, answer in zip(made, answers, strict=True):
                 add_answer(fiftyone, sample, answer, predictor.classes)
-        yield from samples
-        done += len(part)
-        if done // 100 > (done - len(part)) // 100:
-            logger.info(f"{done} of {len(records)} images")
-
-
-def _name_labels(data: Any, metadata: Any, predictor: ImagePredictor | None) -> None:
-    """Names of the numbers in label maps."""
-    names = metadata.get("stuff_classes", None) or (predictor.classes if predictor is not None else ())
-    data.default_mask_targets = dict(enumerate(names))
-    data.save()
+        samples += made
+        if len(samples) // 100 > (len(samples) - len(made)) // 100:
+            logger.info(f"{len(samples)} of {len(records)} images")
+    return samples, names_of_labels(metadata, answers)

@@ -33,5 +33,5 @@ COMMANDS = {
 # Of commands that have kinds: the line of --help.
 KINDS = {
     "benchmark": "many trainings",
-    "prepare": "make",
+    "prepare": "data",
 }

@@ -9,6 +9,7 @@ from PIL import Image
 
 from dyn_d2.data.semantic.label_maps import read_label_map
 from dyn_d2.evaluation.data_figures import object_mask
+from dyn_d2.evaluation.label_figures import LabelMap
 from dyn_d2.utils.errors import UserError, describe
 from dyn_d2.utils.extras import how_to_install
 
@@ -77,6 +78,23 @@ def _place(box: Sequence[float], size: tuple[int, int], mask: np.ndarray | None)
     return {"bounding_box": shares, "mask": mask}
 
 
+def names_of_labels(metadata: Any, answers: Sequence[Answer[Any]]) -> dict[str, dict[int, str]]:
+    """What the numbers in the label maps of each field mean: field -> number -> name.
+
+    Args:
+        answers: of one model.
+    """
+    found = {TRUTH: dict(enumerate(metadata.get("stuff_classes", None) or ()))}
+    for answer in answers[:1]:
+        if not isinstance(answer.found, Instances | Labels):
+            found |= {_field(labels): dict(enumerate(labels.names)) for labels in answer.found}
+    return {field: names for field, names in found.items() if names}
+
+
+def _field(labels: LabelMap) -> str:
+    return FOUND if labels.title == "classes" else f"{FOUND}_{labels.title}".replace(" ", "_")
+
+
 def sample_of(fiftyone: Any, record: Record, metadata: Any) -> Any:
     """A sample with the ground truth of ``record``.
 
@@ -114,8 +132,7 @@ def add_answer(fiftyone: Any, sample: Any, answer: Answer[Any], classes: Sequenc
         sample[FOUND] = fiftyone.Classification(label=name, confidence=score)
     else:
         for labels in found:
-            field = FOUND if labels.title == "classes" else f"{FOUND}_{labels.title}".replace(" ", "_")
-            sample[field] = fiftyone.Segmentation(mask=np.asarray(labels.numbers).astype(np.uint8))
+            sample[_field(labels)] = fiftyone.Segmentation(mask=labels.pixels())
     if answer.route is not None:
         sample["route_share"] = answer.route.executed / answer.route.dense
         sample["route_gflops"] = answer.route.executed / 1e9

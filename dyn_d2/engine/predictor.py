@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from dyn_d2.checkpoint import CheckpointError
+from dyn_d2.checkpoint import CheckpointError, read_checkpoint
 from dyn_d2.checkpoint.model import LoadedModel, load_model
 from dyn_d2.data.classification import ClassificationMapper
 from dyn_d2.evaluation.label_figures import LabelMap, class_map
@@ -271,10 +271,12 @@ def load_predictor(weights: str, config_file: str = "", opts: Iterable[str] = ()
         if config_file or opts:
             raise CheckpointError(f"{weights} comes with its config, which is not changed: leave KEY VALUE pairs out.")
         return predictor_of(load(path_of(weights)))
-    for method in methods() if not config_file else ():
-        own = method.predictor(weights, opts)
-        if own is not None:
-            return own
+    if not config_file:
+        content = read_checkpoint(weights)
+        for method in methods():
+            own = method.predictor(weights, content, opts)
+            if own is not None:
+                return own
     return predictor_of(load_model(weights, config_file, opts))
 
 

@@ -34,6 +34,10 @@ class LabelMap:
     names: Sequence[str]
     colours: Sequence[Any]
 
+    def pixels(self) -> np.ndarray:
+        """The numbers as a picture's pixels, (H, W) of 8 bits, of 16 where there are more than 256 labels."""
+        return np.asarray(self.numbers).astype(np.uint16 if len(self.names) > 256 else np.uint8)
+
     def seen(self) -> list[tuple[int, float]]:
         """The labels in the image, each with its share of the pixels in percent, largest first."""
         numbers, counts = np.unique(self.numbers, return_counts=True)

@@ -56,8 +56,7 @@ def write_label_maps(maps: Sequence[LabelMap], folder: Path, stem: str) -> list[
     """A PNG a map, each pixel its label's number (16 bits where there are more than 256); returns the names."""
     names = []
     for labels in maps:
-        many = len(labels.names) > 256
-        image = Image.fromarray(np.asarray(labels.numbers).astype(np.uint16 if many else np.uint8))
+        image = Image.fromarray(labels.pixels())
         names.append(f"{stem}_{re.sub(r'[^A-Za-z0-9]+', '-', labels.title).strip('-') or 'labels'}.png")
         with atomic_write(folder / names[-1], "wb") as file:
             image.save(file, format="png")

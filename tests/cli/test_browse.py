@@ -11,12 +11,13 @@ from own_folders import write_class_folders, write_json_folder, write_label_fold
 from PIL import Image
 
 from dyn_d2.cli import browse
-from dyn_d2.engine.browsable import add_answer
+from dyn_d2.engine.browsable import add_answer, names_of_labels
 from dyn_d2.engine.predictor import Answer, Labels
 from dyn_d2.evaluation.label_figures import LabelMap
 from dyn_d2.gating.trace import Route
 from dyn_d2.utils.errors import UserError
 
+from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
 
 
@@ -107,11 +108,13 @@ def test_label_maps_and_classes(tmp_path, fiftyone) -> None:
     paths = {"TRAIN": "labels", "TRAIN_IMAGES": "images", "TREE": folder / "tree.yaml"}
     assert browse.main(keys(NAME="maps", FORMAT="semantic", ROOT=folder, **paths)) == 0
     data = fiftyone.datasets["maps_train"]
-    assert data.default_mask_targets[0] and data.samples[0]["ground_truth"]["mask"].ndim == 2
+    assert data.mask_targets == {"ground_truth": dict(enumerate(MetadataCatalog.get("maps_train").stuff_classes))}
+    assert data.samples[0]["ground_truth"]["mask"].ndim == 2
     write_class_folders(tmp_path / "classes")
     own = keys(FORMAT="folders", ROOT=tmp_path / "classes", TRAIN="train", TEST="test")
-    with pytest.raises(UserError, match="one name, but the config has several data sets"):
+    with pytest.raises(UserError, match="one name, but the config has custom_train, custom_test: give --dataset"):
         browse.main(["--name", "one", *own])
+    assert "one" not in fiftyone.datasets
     assert browse.main(["--overwrite", *own]) == 0
     for sample in fiftyone.datasets["custom_test"].samples:
         assert sample["ground_truth"]["label"] in sample["filepath"]
@@ -133,9 +136,17 @@ def test_what_a_model_finds_and_its_route(fiftyone) -> None:
     labels = Labels(np.array([0.1, 0.9], np.float32), ["cat", "dog"])
     add_answer(fiftyone, sample := fiftyone.Sample(), Answer(labels), [])
     assert sample["predictions"]["label"] == "dog" and "route_share" not in sample
-    maps = [LabelMap(title, np.ones((2, 3), int), ["a", "b"], []) for title in ("classes", "depth 1")]
+    many = [str(number) for number in range(300)]
+    maps = [
+        LabelMap("classes", np.ones((2, 3), int), ["a", "b"], []),
+        LabelMap("depth 1", np.full((2, 3), 299), many, []),
+    ]
     add_answer(fiftyone, sample := fiftyone.Sample(), Answer(maps), [])
-    assert sample["predictions"]["mask"].tolist() == sample["predictions_depth_1"]["mask"].tolist() == [[1] * 3] * 2
+    assert sample["predictions"]["mask"].tolist() == [[1] * 3] * 2
+    assert sample["predictions_depth_1"]["mask"].tolist() == [[299] * 3] * 2  # 8 bits would not hold it
+    targets = names_of_labels({}, [Answer(maps)])
+    assert targets == {"predictions": {0: "a", 1: "b"}, "predictions_depth_1": dict(enumerate(many))}
+    assert names_of_labels({}, [Answer(labels)]) == {}
 
 
 def test_predictions_of_a_checkpoint_come_along(tmp_path, fiftyone, monkeypatch) -> None:

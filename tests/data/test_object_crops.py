@@ -7,6 +7,7 @@ from two_squares import COLOURS, write_boxes
 
 from dyn_d2.cli.prepare_crops import main
 from dyn_d2.data.object_crops import CropOptions, crops_of, cut
+from dyn_d2.utils.errors import UserError
 
 
 def test_crops_come_in_the_order_of_images(tmp_path) -> None:
@@ -38,9 +39,8 @@ def test_one_folder_a_class(tmp_path, capsys) -> None:
     assert files == ["green/2.jpg", "green/6.jpg", "red/1.jpg", "red/5.jpg"]
     with Image.open(tmp_path / "out" / "red" / "1.jpg") as image:
         assert image.size == (16, 16) and np.allclose(np.asarray(image)[8, 8], COLOURS["red"], atol=8)
-    (tmp_path / "out" / "red" / "1.jpg").write_bytes(b"kept")
-    assert main([*options, "--size", "16"]) == 0
-    assert (tmp_path / "out" / "red" / "1.jpg").read_bytes() == b"kept"
+    with pytest.raises(UserError, match="out holds files already: name a new folder"):
+        main([*options, "--size", "24"])  # would leave crops of two sizes
 
 
 def test_names_that_are_no_folders_are_told(tmp_path) -> None:

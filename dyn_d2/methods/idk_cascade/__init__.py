@@ -6,8 +6,8 @@ Equation, table and figure numbers in this package are those of chapter 4 of Wan
 Networks for Efficient Learning and Inference, PhD thesis, UC Berkeley, 2020 (below: Wang 2020).
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from dyn_d2.method import Method, register_method
 
@@ -57,7 +57,8 @@ class IDKCascadeMethod(Method):
 
     name = "idk_cascade"
 
-    def predictor(self, weights: str, opts: Sequence[str]) -> "ImagePredictor | None":
+    def predictor(self, weights: str, content: Mapping[str, Any], opts: Sequence[str]) -> "ImagePredictor | None":
+        from .calibration import ENTRY
         from .predictor import IDKCascadePredictor
 
-        return IDKCascadePredictor.of_checkpoint(weights, opts)
+        return IDKCascadePredictor.load(weights, opts) if ENTRY in content else None

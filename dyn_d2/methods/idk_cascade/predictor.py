@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from dyn_d2.checkpoint import read_checkpoint
 from dyn_d2.engine.predictor import Answer, Labels
 
-from .calibration import ENTRY, load_idk_cascade
+from .calibration import load_idk_cascade
 from .execution import IDKCascade
 
 
@@ -27,11 +26,6 @@ class IDKCascadePredictor:
         """From the checkpoint of the first model; errors as of ``load_idk_cascade``."""
         cascade, _ = load_idk_cascade(weights, "", opts)
         return cls(cascade, cascade.models[0].classes)
-
-    @classmethod
-    def of_checkpoint(cls, weights: str, opts: Sequence[str]) -> "IDKCascadePredictor | None":
-        """The predictor of a checkpoint that carries an IDK cascade; None for any other."""
-        return cls.load(weights, opts) if ENTRY in read_checkpoint(weights) else None
 
     def __call__(self, image: np.ndarray) -> Any:
         """What is found in one image, (H, W, 3) uint8, RGB: ``Labels``, or ``Instances``, best first."""

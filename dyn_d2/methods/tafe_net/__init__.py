@@ -6,7 +6,7 @@ Equation, table and figure numbers in this package are those of chapter 5 of Wan
 Networks for Efficient Learning and Inference, PhD thesis, UC Berkeley, 2020 (below: Wang 2020).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -54,10 +54,10 @@ class TAFENet(Method):
 
         return carried(cfg, model) if isinstance(model, meta_arch.TAFENet) else {}
 
-    def predictor(self, weights: str, opts: Sequence[str]) -> "ImagePredictor | None":
+    def predictor(self, weights: str, content: Mapping[str, Any], opts: Sequence[str]) -> "ImagePredictor | None":
         from .predictor import DescribedPredictor
 
-        return DescribedPredictor.of_checkpoint(weights, opts)
+        return DescribedPredictor.of_checkpoint(weights, content, opts)
 
     def parameter_groups(self, cfg: CfgNode, model: nn.Module, optimizer: Optimizer) -> None:
         if isinstance(model, meta_arch.TAFENet):

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dyn_d2.checkpoint import CheckpointError, DynCheckpointer, read_checkpoint
+from dyn_d2.checkpoint import CheckpointError, DynCheckpointer
 from dyn_d2.checkpoint.checkpointer import METADATA
 from dyn_d2.checkpoint.model import own_config
 from dyn_d2.config.ranges import check_ranges
 from dyn_d2.config.read import merge_opts
+from dyn_d2.config.rules import CHANNELS
 from dyn_d2.data.object_crops import CropOptions, cut
 from dyn_d2.engine.predictor import Answer, Labels
 from dyn_d2.modeling.backbone.timm_models import TimmModel, build_pooled_model
@@ -68,7 +69,11 @@ class _Carried:
             descriptions = _finite(entry["descriptions"], (len(classes), -1))
             if not all(isinstance(name, str) for name in classes) or not classes:
                 raise ValueError("its classes are no names")
-            if type(width) is not int or any(type(k) is not int or not 0 <= k < len(classes) for k in seen):
+            if (
+                type(width) is not int
+                or not 1 <= width <= CHANNELS
+                or any(type(k) is not int or not 0 <= k < len(classes) for k in seen)
+            ):
                 raise ValueError("its numbers of classes or features are none")
             scale = entry["scale"]
             parts = [_finite(scale[key], (width,)) for key in ("mean", "std")] if scale else []
@@ -96,31 +101,36 @@ class DescribedPredictor:
         classes: names in the order of the scores.
     """
 
-    def __init__(self, cfg: CfgNode, model: TAFENet, eyes: TimmModel, size: int, scale: Scale | None = None) -> None:
+    def __init__(
+        self, model: TAFENet, eyes: TimmModel, size: int, scale: Scale | None = None, seen_penalty: float = 0.0
+    ) -> None:
         """
         Args:
-            cfg: for ZERO_SHOT.SEEN_PENALTY.
             model: in evaluation mode.
             eyes: what makes features of images, from ``build_pooled_model``.
             size: pixels of both sides of what it sees.
             scale: what is done to its features.
+            seen_penalty: see ``calibrated``.
         """
         self.model, self.classes = model, list(model.classes)
         self._eyes, self._options, self._scale = eyes, CropOptions(size, 0.0), scale
-        self._penalty = float(cfg.ZERO_SHOT.SEEN_PENALTY)
+        self._penalty = seen_penalty
 
     @classmethod
-    def of_checkpoint(cls, weights: str, opts: Iterable[str] = ()) -> "DescribedPredictor | None":
+    def of_checkpoint(
+        cls, weights: str, content: Mapping[str, Any], opts: Iterable[str] = ()
+    ) -> "DescribedPredictor | None":
         """The predictor of a checkpoint whose TAFE-Net knows where its features are from; None for any other.
 
         Args:
+            content: of the file ``weights``, from ``read_checkpoint``.
             opts: ``KEY VALUE ...``; ZERO_SHOT.CLASSES adds classes.
 
         Raises:
             CheckpointError: the file is damaged, nobody knows what made its features, or that sees otherwise now.
             FileNotFoundError, ValueError, UserError: as of ``build_pooled_model`` and of ZERO_SHOT.CLASSES.
         """
-        described = read_checkpoint(weights).get(METADATA) or {}
+        described = content.get(METADATA) or {}
         if ENTRY not in described:
             return None
         if not described[ENTRY]:
@@ -136,7 +146,7 @@ class DescribedPredictor:
                 f"{weights} was trained on features of {found.network}, whose weights here are others now: make the "
                 "features again (dyn-d2 crop-features) and train on these."
             )
-        return cls(cfg, model.eval(), eyes, found.network.size, found.scale)
+        return cls(model.eval(), eyes, found.network.size, found.scale, cfg.ZERO_SHOT.SEEN_PENALTY)
 
     def __call__(self, image: np.ndarray) -> Labels:
         """Scores of the classes for one image, (H, W, 3) uint8, RGB, all of which is taken for the object."""
@@ -157,8 +167,8 @@ class DescribedPredictor:
         return [Answer(Labels(row, self.classes)) for row in scores.numpy()]
 
 
-def _config(weights: str, described: Mapping[str, Any], opts: Iterable[str]) -> CfgNode:
-    cfg = own_config(weights, dict(described))
+def _config(weights: str, described: dict[str, Any], opts: Iterable[str]) -> CfgNode:
+    cfg = own_config(weights, described)
     cfg.ZERO_SHOT.CLASSES = ""  # those of the training are in the table
     merge_opts(cfg, opts)
     check_ranges(cfg)
