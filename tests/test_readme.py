@@ -136,7 +136,6 @@ def _run(command: str, folder: Path) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", [p for p in PAGES if _commands(p) and p.stem not in JOURNEYS], ids=lambda p: p.stem)
 def test_commands_run_in_their_order(page, folder):

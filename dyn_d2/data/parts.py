@@ -16,15 +16,17 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from .registered import registered_records
 
 FIT, HELD_OUT, TRAIN, TEST = "fit", "held_out", "train", "test"
-# What belongs to all images of a set; a part of a set in COCO's format is evaluated by its own records.
-_OF_THE_WHOLE = {"name", "json_file", "split"}
+# What belongs to all images of a set: a part with boxes is evaluated by its own records, which COCO's evaluator can do.
+_OF_THE_WHOLE = {"name", "json_file", "split", "dirname", "year"}
+_EVALUATORS = {"pascal_voc": "coco"}
 
 
 def register_parts(name: str, share: float = 0.1) -> tuple[str, str]:
     """Register ``NAME_fit`` and ``NAME_held_out``, which divide the images of ``name`` at random but always alike.
 
     Nothing is read before a part is used. Its metadata is that of the whole, with ``split`` ("fit" or "held_out") and
-    ``part_of``, the name of the whole.
+    ``part_of``, the name of the whole. Parts of VOC sets are scored by COCO's rules (101 points of recall, one AP over
+    overlaps from 0.5 to 0.95 beside AP50), because VOC's evaluator reads whole lists of images.
 
     Args:
         name: a registered data set.
@@ -46,6 +48,8 @@ def register_parts(name: str, share: float = 0.1) -> tuple[str, str]:
                 catalog.remove(part)
         DatasetCatalog.register(part, partial(_divide, name, share, split == HELD_OUT))
         metadata = {key: value for key, value in whole.items() if key not in _OF_THE_WHOLE}
+        if kind := metadata.get("evaluator_type"):
+            metadata["evaluator_type"] = _EVALUATORS.get(kind, kind)
         MetadataCatalog.get(part).set(**metadata, split=split, part_of=name)
     return parts
 

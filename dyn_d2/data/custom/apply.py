@@ -100,9 +100,6 @@ def _hold_out(cfg: CfgNode, data: CustomData) -> tuple[tuple[str], tuple[str]]:
     if keys.VAL:
         raise ValueError(f"{KEY}.VAL names data to choose on, and HOLD_OUT {keys.HOLD_OUT} takes some of TRAIN for it: "
                          "give one of them.")  # fmt: skip
-    if data.format == "voc":
-        raise ValueError(f"{KEY}.HOLD_OUT divides no VOC folder, whose evaluator reads whole lists: write a list "
-                         "to ImageSets/Main, and name it in VAL.")  # fmt: skip
     if data.format == "folders":
         ensure_classes(name)  # which the parts copy
     fit, held_out = register_parts(name, keys.HOLD_OUT)

@@ -137,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="output/demo", help="folder for everything")
     parser.add_argument("--seeds", type=numbers, default=[0], help="samples of K shots, such as 0-4")
-    parser.add_argument("--shots", type=numbers, default=[5], help="K, such as 1,5,10")
+    parser.add_argument("--shots", type=numbers, default=[10], help="K, such as 1,5,10")
     parser.add_argument("--split", type=int, default=1, help="which classes are novel: 1, 2 or 3")
     parser.add_argument("--quick", action="store_true", help="a minute's trial; its numbers mean nothing")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the config")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from own_folders import (
     SEMANTIC,
@@ -22,10 +23,11 @@ from dyn_d2.data.custom import custom_sets, register_custom
 from dyn_d2.data.few_shot.sources import forget
 from dyn_d2.data.registered import registered_records
 from dyn_d2.data.validity.coco import DataError
+from dyn_d2.evaluation.build import build_evaluator
 from dyn_d2.utils.errors import UserError
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import BoxMode
+from detectron2.structures import Boxes, BoxMode, Instances
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +78,27 @@ def test_three_formats_of_boxes_give_the_same_records(tmp_path, monkeypatch):
         assert boxes("yolo_of_mine_train") == expected and boxes("yolo_of_mine_test") == expected
         has_masks = {"segmentation" in a for r in registered_records("yolo_of_mine_train") for a in r["annotations"]}
         assert has_masks == {polygons}
+
+
+def test_a_part_of_a_voc_folder_is_held_out_and_evaluated(tmp_path):
+    folder = write_voc_folder(tmp_path / "voc", images=8)
+    opts = keys(NAME="voc_parts", FORMAT="voc", ROOT=folder, HOLD_OUT=0.25)
+    cfg = build_cfg("", [*opts, "MODEL.DEVICE", "cpu"])
+    (fit,), (held_out,) = cfg.DATASETS.TRAIN, cfg.DATASETS.VAL
+    files = [{record["file_name"] for record in registered_records(name)} for name in (fit, held_out)]
+    assert not files[0] & files[1] and len(files[0] | files[1]) == len(registered_records("voc_parts_train"))
+    records = registered_records(held_out)
+    assert 0 < len(records) < len(registered_records(fit))
+    evaluator = build_evaluator(cfg, held_out, str(tmp_path / "out"))
+    evaluator.reset()
+    for record in records:  # what is right has AP 100
+        truth = record["annotations"]
+        found = Instances((record["height"], record["width"]))
+        found.pred_boxes = Boxes(torch.tensor([a["bbox"] for a in truth], dtype=torch.float32).reshape(-1, 4))
+        found.scores = torch.ones(len(truth))
+        found.pred_classes = torch.tensor([a["category_id"] for a in truth], dtype=torch.long)
+        evaluator.process([record], [{"instances": found}])
+    assert evaluator.evaluate()["bbox"]["AP50"] == pytest.approx(100)
 
 
 def test_a_changed_yolo_file_is_read_again(tmp_path, monkeypatch):

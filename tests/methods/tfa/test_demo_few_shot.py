@@ -50,8 +50,8 @@ def test_files_that_are_named_exist(runs) -> None:
     assert all((output.parents[1] / path).stat().st_size > 0 for path in paths)
     with Image.open(output / "predictions.png") as grid:
         assert min(grid.size) > 500
-    record = json.loads((output / "tfa_cos_split1_5shot_seed0" / "results.json").read_text())
-    assert record["shots_hash"] and record["few_shot"]["shots"] == 5 and record["classifier"] == "cosine"
+    record = json.loads((output / "tfa_cos_split1_10shot_seed0" / "results.json").read_text())
+    assert record["shots_hash"] and record["few_shot"]["shots"] == 10 and record["classifier"] == "cosine"
 
 
 def test_second_run_trains_nothing_and_shows_the_same(runs) -> None:
