@@ -1,5 +1,5 @@
 """What a model sees in images, with nothing but a checkpoint of dyn_d2, which carries its config and class names:
-detectors, semantic segmentors, classifiers, cascades.
+detectors, semantic segmentors, classifiers, TAFE-Net, cascades.
 
     dyn-d2 demo --weights output/model_final.pth --output pictures photo.jpg folder/ "shots/*.png" clip.mp4
 
@@ -8,7 +8,7 @@ another video), and for all together
 
     detections.json   what was found, by file: objects, or the percent of the pixels of each label, or the best classes
     coco.json         of a detector: the objects as COCO json with scores, masks as RLE
-    NAME_MAP.png      of a segmentor: each label map, pixels are numbers of labels
+    NAME_MAP.png      of a segmentor: each label map, pixels are numbers of labels (of a video NAME_FRAME_MAP.png)
     routes.json       of a dynamic network: which parts ran for which image, and what that cost
 
 Where no detection reaches the threshold, the best ones are shown with their scores. Pictures of a semantic segmentor
@@ -78,7 +78,8 @@ class Writer:
     def add(self, shown: Shown, answer: Answer[Any], file: str) -> None:
         """One image: its picture ``file`` (a frame's goes into the video of that name), and its results."""
         assert shown.image is not None
-        figure, words, self.found[shown.name] = self._look(shown.image, answer.found, shown.name, Path(file).stem)
+        stem = Path(file).stem + (f"_{shown.name.rpartition('#')[2]}" if shown.video else "")  # a frame's number
+        figure, words, self.found[shown.name] = self._look(shown.image, answer.found, shown.name, stem)
         words += f" (by {answer.model})" if answer.model else ""
         logger.info("%s: %s", shown.name, words)
         if answer.route is not None:
@@ -133,8 +134,20 @@ class Writer:
                 str(self.output / f"{Path(file).stem}.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), rate, size
             )
             self._sizes[video] = size
-        width, height = self._sizes[video]
-        self._videos[video].write(np.ascontiguousarray(pixels[:height, :width]))
+        self._videos[video].write(_fitted(pixels, self._sizes[video]))
+
+
+def _fitted(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A picture (H, W, 3) within one of ``size``, width and height, as all frames of a video have to have one size:
+    legends differ in length. The rest is white; larger ones shrink."""
+    width, height = size
+    share = min(height / len(pixels), width / pixels.shape[1], 1.0)
+    if len(pixels) - height > 1 or pixels.shape[1] - width > 1:  # by more than what makes sides even
+        pixels = cv2.resize(np.ascontiguousarray(pixels), None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
+    frame = np.full((height, width, 3), 255, np.uint8)
+    pixels = pixels[:height, :width]
+    frame[: len(pixels), : pixels.shape[1]] = pixels
+    return frame
 
 
 def _in_batches(images: Iterable[Shown], count: int) -> Iterator[list[Shown]]:

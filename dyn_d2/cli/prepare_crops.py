@@ -7,13 +7,15 @@ OUTPUT/CLASS/ID.jpg, ID being the annotation's. OUTPUT has to be new or empty: c
 """
 
 import argparse
+import os
+import shutil
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image
 
-from dyn_d2.data.object_crops import add_crop_options, crop_options, crops_of
-from dyn_d2.utils.atomic import atomic_write
+from dyn_d2.data.object_crops import Crop, add_crop_options, crop_options, crops_of, objects_of
 from dyn_d2.utils.errors import UserError
 
 
@@ -25,17 +27,32 @@ def main(argv: list[str] | None = None) -> int:
     options = crop_options(args, parser)
     if args.output.is_dir() and any(args.output.iterdir()):
         raise UserError(f"--output {args.output} holds files already: name a new folder, or remove it first.")
-    counts: Counter[str] = Counter()
-    for crop in crops_of(args.json, args.images, options):
-        if not _is_folder_name(crop.name):
-            raise ValueError(f"{args.json}: {crop.name!r} is no name of a folder: rename the category.")
-        path = args.output / crop.name / f"{crop.annotation['id']}.jpg"
-        counts[crop.name] += 1
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path, "wb") as file:
-            Image.fromarray(crop.pixels).save(file, format="jpeg", quality=95)
+    content, objects = objects_of(args.json, options.least)
+    for name in sorted({content.names[annotation["category_id"]] for annotation in objects}):
+        if not _is_folder_name(name):
+            raise UserError(f"{args.json}: {name!r} is no name of a folder: rename the category.")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    partial = args.output.with_name(f".{args.output.name}.partial")  # a half of them would look like all
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        counts = _write(crops_of(args.json, args.images, options), partial)
+        os.replace(partial, args.output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     print(f"{args.output}: {counts.total()} crops, " + ", ".join(f"{name} {n}" for name, n in sorted(counts.items())))
     return 0
+
+
+def _write(crops: Iterable[Crop], folder: Path) -> Counter[str]:
+    """Each crop into the folder of its class; returns how many there are of each."""
+    counts: Counter[str] = Counter()
+    for crop in crops:
+        path = folder / crop.name / f"{crop.annotation['id']}.jpg"
+        counts[crop.name] += 1
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(crop.pixels).save(path, format="jpeg", quality=95)
+    return counts
 
 
 def _is_folder_name(name: str) -> bool:

@@ -2,8 +2,9 @@
 
     dyn-d2 zoo-table output/ --output MODEL_ZOO.md --commands commands.yaml --metrics bbox/nAP50,bbox/bAP50
 
-Folders are searched at any depth. Runs that differ in nothing but the seed are one row. --commands names a yaml file of
-lines "name of a folder, without its seed: how it was trained".
+Folders are searched at any depth. Runs whose folders differ in nothing but the seed are one row; trainings that have
+not ended are left out. --commands names a yaml file of lines "name of a folder below the one that is given, without its
+seed: how it was trained".
 """
 
 import argparse

@@ -86,7 +86,7 @@ def crops_of(json_file: str | Path, images: str | Path, options: CropOptions) ->
         images: the folder of the images.
 
     Raises:
-        ValueError, FileNotFoundError: as of ``objects_of`` and of reading an image.
+        ValueError, FileNotFoundError: as of ``objects_of`` and of reading an image; a box lies outside of its image.
     """
     found, objects = objects_of(json_file, options.least)
     file, image = "", np.zeros((0, 0, 3), np.uint8)
@@ -94,6 +94,12 @@ def crops_of(json_file: str | Path, images: str | Path, options: CropOptions) ->
         wanted = found.images[annotation["image_id"]]["file_name"]
         if wanted != file:
             file, image = wanted, read_image(str(Path(images) / wanted), "RGB")
+        left, top, width, height = annotation["bbox"]
+        if left + width <= 0 or top + height <= 0 or left >= image.shape[1] or top >= image.shape[0]:
+            raise ValueError(
+                f"{json_file}: the box of annotation {annotation['id']} lies outside of {file}, which has "
+                f"{image.shape[1]} x {image.shape[0]} pixels: dyn-d2 check-data lists such boxes."
+            )
         yield Crop(cut(image, annotation["bbox"], options), found.names[annotation["category_id"]], file, annotation)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from dyn_d2.checkpoint.checkpointer import read_checkpoint
+from dyn_d2.evaluation.results import VALIDATION
 from dyn_d2.utils.errors import UserError
 
 from detectron2.config import CfgNode
@@ -60,7 +61,7 @@ class KeepBest(HookBase):
         self._cfg = cfg.clone()
         self._cfg.defrost()
         self._cfg.DATASETS.TEST = tuple(cfg.DATASETS.VAL)
-        self._cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "validation")
+        self._cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, VALIDATION)
         self._cfg.freeze()
         self._model, self._checkpointer, self._test = model, checkpointer, test
         self._metric, self._patience, self._period = (

@@ -79,20 +79,29 @@ def _place(box: Sequence[float], size: tuple[int, int], mask: np.ndarray | None)
 
 
 def names_of_labels(metadata: Any, answers: Sequence[Answer[Any]]) -> dict[str, dict[int, str]]:
-    """What the numbers in the label maps of each field mean: field -> number -> name.
+    """What the numbers in the label maps of each field mean: field -> number -> name. They are those of the classes
+    plus one, as FiftyOne never shows the pixels of 0.
 
     Args:
         answers: of one model.
     """
-    found = {TRUTH: dict(enumerate(metadata.get("stuff_classes", None) or ()))}
+    found = {TRUTH: dict(enumerate(metadata.get("stuff_classes", None) or (), 1))}
     for answer in answers[:1]:
         if not isinstance(answer.found, Instances | Labels):
-            found |= {_field(labels): dict(enumerate(labels.names)) for labels in answer.found}
+            found |= {_field(labels): dict(enumerate(labels.names, 1)) for labels in answer.found}
     return {field: names for field, names in found.items() if names}
 
 
 def _field(labels: LabelMap) -> str:
     return FOUND if labels.title == "classes" else f"{FOUND}_{labels.title}".replace(" ", "_")
+
+
+def _visible(numbers: np.ndarray, ignored: int | None = None) -> np.ndarray:
+    """A label map as FiftyOne shows it: classes from 1 on, 0 where no label counts."""
+    shifted = np.asarray(numbers).astype(np.int64) + 1
+    if ignored is not None:
+        shifted[np.asarray(numbers) == ignored] = 0
+    return shifted.astype(np.uint16 if shifted.max(initial=0) > 255 else np.uint8)
 
 
 def sample_of(fiftyone: Any, record: Record, metadata: Any) -> Any:
@@ -105,7 +114,8 @@ def sample_of(fiftyone: Any, record: Record, metadata: Any) -> Any:
     sample = fiftyone.Sample(filepath=str(Path(record["file_name"]).absolute()))
     names = list(metadata.get("thing_classes", None) or ())
     if "sem_seg_file_name" in record:
-        sample[TRUTH] = fiftyone.Segmentation(mask=read_label_map(record["sem_seg_file_name"]))
+        labels = read_label_map(record["sem_seg_file_name"])
+        sample[TRUTH] = fiftyone.Segmentation(mask=_visible(labels, metadata.get("ignore_label", None)))
     elif "label" in record:
         sample[TRUTH] = fiftyone.Classification(label=names[record["label"]])
     elif "annotations" in record:
@@ -132,7 +142,7 @@ def add_answer(fiftyone: Any, sample: Any, answer: Answer[Any], classes: Sequenc
         sample[FOUND] = fiftyone.Classification(label=name, confidence=score)
     else:
         for labels in found:
-            sample[_field(labels)] = fiftyone.Segmentation(mask=labels.pixels())
+            sample[_field(labels)] = fiftyone.Segmentation(mask=_visible(labels.numbers))
     if answer.route is not None:
         sample["route_share"] = answer.route.executed / answer.route.dense
         sample["route_gflops"] = answer.route.executed / 1e9

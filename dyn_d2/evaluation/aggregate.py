@@ -96,17 +96,6 @@ def paired_difference(
     return Difference(float(np.mean(values)), half_width(values, interval), len(values)), single
 
 
-def student_estimate(values: Sequence[float]) -> Estimate:
-    """Mean and the 95 % interval of Student's t with n - 1 degrees of freedom, right for few values as well."""
-    plain = estimate(values)
-    if len(values) < 2:
-        return plain
-    from scipy.stats import t  # half a second to import
-
-    half = float(t.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return Estimate(plain.mean, half, len(values))
-
-
 def headline(record: Mapping[str, Any], task: str = "bbox") -> dict[str, float]:
     """The metrics of ``task`` of the first test set, per-class values left out, null as NaN.
 

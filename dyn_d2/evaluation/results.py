@@ -1,6 +1,7 @@
 """The record of an evaluation: numbers together with all that one needs to know to compare them with others."""
 
 import hashlib
+import math
 import platform
 import subprocess
 import time
@@ -22,6 +23,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 RESULTS_FILE = "results.json"
+VALIDATION = "validation"  # the folder of what was evaluated to choose a checkpoint
 # Task of the results -> the metric that stands for it, in the order in which they are looked for.
 MAIN_METRICS = {"classification": "top1_accuracy", "segm": "AP", "bbox": "AP", "sem_seg": "mIoU"}
 
@@ -153,7 +155,8 @@ def main_metric(results: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     """
     for task, name in MAIN_METRICS.items():
         if name in results.get(task, {}):
-            return {"task": task, "name": name, "value": float(results[task][name])}
+            value = results[task][name]  # null in a file where it is undefined
+            return {"task": task, "name": name, "value": math.nan if value is None else float(value)}
     raise ValueError(f"none of {', '.join(MAIN_METRICS)} was evaluated, only {', '.join(results) or 'nothing'}.")
 
 

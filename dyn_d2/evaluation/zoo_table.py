@@ -1,13 +1,13 @@
 """A table of models from the records of their evaluations: what was trained on what, and what it reached at what cost.
 
-Runs that differ in nothing but seed and shots drawn are one row, with the mean over the seeds and its interval. No row
-has a seed twice: runs that their records do not tell apart, but of the same seed, are rows of their own.
+Runs whose folders and settings differ in nothing but the seed ("tfa_seed0", "seed0/tfa") are one row, with the mean
+over the seeds and its interval. Folders in different places are different models, whatever their names.
 """
 
+import logging
 import math
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,9 @@ from tabulate import tabulate
 from dyn_d2.utils.errors import UserError
 
 from .aggregate import estimate
-from .results import RESULTS_FILE, main_metric, read_results
+from .results import MAIN_METRICS, RESULTS_FILE, VALIDATION, read_results
+
+logger = logging.getLogger(__name__)
 
 HEADERS = ("model", "command", "data", "metric", "seeds", "value", "GFLOPs", "iterations", "MB", "comes with dyn_d2")
 SETTINGS = ("train_sets", "iterations", "batch", "learning_rate", "classifier", "freeze", "protocol")
@@ -30,7 +32,7 @@ class Row:
     """One model.
 
     Attributes:
-        name: of its folder, without the seed.
+        name: of its folder below the one that was searched, without the seed.
         how: config and command, where somebody said.
         data: test set.
         metric: what ``values`` are: task and name.
@@ -71,33 +73,29 @@ def rows_of(
         metrics: "TASK/NAME", a row each for the records that have them; none: what each record is judged by.
 
     Raises:
-        UserError: there is no record, one cannot be read, or none has such a metric.
+        UserError: there is no record of a training that has ended, one cannot be read, or none has such a metric.
     """
     rows: dict[tuple[Any, ...], Row] = {}
-    times: Counter[tuple[Any, ...]] = Counter()
-    for file in _files(paths):
+    for file, name in _files(paths).items():
         try:
             record = read_results(file)
         except ValueError as error:
             raise UserError(str(error)) from error
-        name = _name(file)
+        weights = file.parent / "model_final.pth"
+        done, of = record.get("iteration_evaluated"), int(record.get("iterations") or 0)
+        if done is not None and done < of and not weights.is_file():
+            logger.warning(f"{file} is left out: its training was at iteration {done} of {of} and has not ended.")
+            continue
         few_shot = {key: value for key, value in (record.get("few_shot") or {}).items() if key != "seed"}
         settings = [_SEED.sub("", str(record.get(setting))) for setting in SETTINGS] + [str(few_shot)]
-        named = _SEED.search(file.resolve().parent.name)
-        seed = named[0] if named else str(file)
         for data, tasks in record["metrics"].items():
             for task, metric, value in _values(tasks, metrics):
-                key = (name, data, task, metric, *settings)
-                run = (*key, seed)
-                row = rows.setdefault(
-                    (*key, times[run]), Row(name, data, f"{task} {metric}", int(record.get("iterations") or 0))
-                )
-                times[run] += 1
+                key = (_without_seed(file.parent), data, task, metric, *settings)
+                row = rows.setdefault(key, Row(name, data, f"{task} {metric}", of))
                 row.values.append(value)
                 if isinstance(cost := tasks.get("routes", {}).get("GFLOPs"), int | float):
                     row.gflops.append(float(cost))
                 row.how = (commands or {}).get(name, "")
-                weights = file.parent / "model_final.pth"
                 row.megabytes = os.path.getsize(weights) / 1e6 if weights.is_file() else row.megabytes
     if not rows:
         what = f"of {', '.join(metrics)}" if metrics else "with a metric"
@@ -106,15 +104,14 @@ def rows_of(
 
 
 def _values(tasks: Mapping[str, Mapping[str, float]], metrics: Sequence[str]) -> list[tuple[str, str, float]]:
-    """(task, name, value) of those ``metrics`` that were evaluated, or of the one that counts."""
-    if not metrics:
-        try:
-            metric = main_metric(tasks)
-        except ValueError:  # a table of routes, or of something that no model is judged by
-            return []
-        return [(metric["task"], metric["name"], metric["value"])]
-    found = [metric.partition("/") for metric in metrics]
-    return [(task, name, float(tasks[task][name])) for task, _, name in found if name in tasks.get(task, {})]
+    """(task, name, value) of those ``metrics`` that were evaluated, or of the one that counts; undefined ones are left
+    out."""
+    if metrics:
+        named = [(task, name) for task, _, name in (metric.partition("/") for metric in metrics)]
+    else:
+        named = [(task, name) for task, name in MAIN_METRICS.items() if name in tasks.get(task, {})][:1]
+    found = [(task, name, tasks.get(task, {}).get(name)) for task, name in named]
+    return [(task, name, float(value)) for task, name, value in found if value is not None]
 
 
 def rows_of_cards(cards: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int]) -> list[Row]:
@@ -153,18 +150,23 @@ def to_markdown(rows: Sequence[Row]) -> str:
     )
 
 
-def _files(paths: Sequence[str | Path]) -> list[Path]:
-    found: list[Path] = []
+def _files(paths: Sequence[str | Path]) -> dict[Path, str]:
+    """Each record's file -> the name of its model: the folder below the one that was given, without its seed. What was
+    evaluated to choose a checkpoint is no result."""
+    found: dict[Path, str] = {}
     for path in map(Path, paths):
-        if path.is_dir():
-            found += sorted(path.rglob(RESULTS_FILE))
-        elif path.is_file():
-            found.append(path)
-        else:
+        if not path.exists():
             raise UserError(f"{path} does not exist: give {RESULTS_FILE} files or folders that hold some.")
-    return list(dict.fromkeys(found))
+        files = sorted(path.rglob(RESULTS_FILE)) if path.is_dir() else [path]
+        for file in files:
+            folder = file.resolve().parent
+            if folder.name != VALIDATION:
+                below = folder.relative_to(path.resolve()) if path.is_dir() else Path()
+                found.setdefault(file.resolve(), str(_without_seed(below if below.parts else Path(folder.name))))
+    return found
 
 
-def _name(file: Path) -> str:
-    """Of the folder that the record lies in, without its seed."""
-    return _SEED.sub("", file.resolve().parent.name) or file.resolve().parent.name
+def _without_seed(path: Path) -> Path:
+    """A path without the seeds in its names: equal for the runs of one model, in one place."""
+    parts = [_SEED.sub("", part) for part in path.parts]
+    return Path(*(part for part in parts if part)) if any(parts) else path

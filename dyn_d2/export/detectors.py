@@ -8,6 +8,7 @@ graph the best ``CANDIDATES`` of them.
 Shape shorthand: R rows, K classes, M x M pixels of a mask. Boxes are (x0, y0, x1, y1) in pixels of the input.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -90,6 +91,16 @@ def finished(boxes: Tensor, scores: Tensor, classes: Tensor, count: int) -> tupl
     scores, index = best(torch.where(visible, scores, NOTHING), count)
     there = scores > NOTHING
     return rows(boxes, index), torch.where(there, scores, 0.0), torch.where(there, rows(classes, index), -1), there
+
+
+def with_proposals(model: nn.Module, count: int) -> nn.Module:
+    """What a ``RCNNForm`` of ``count`` proposals has to agree with: ``model`` whose region proposal network hands on so
+    many; ``model`` itself where ``count`` is 0 or it has no such network."""
+    if not count or not isinstance(model, GeneralizedRCNN):
+        return model
+    other = copy.deepcopy(model)
+    other.proposal_generator.post_nms_topk = {**model.proposal_generator.post_nms_topk, False: count}
+    return other
 
 
 class RCNNForm(nn.Module):

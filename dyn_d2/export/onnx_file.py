@@ -23,6 +23,7 @@ from dyn_d2.utils.extras import how_to_install, is_missing
 from detectron2.config import CfgNode
 
 from .compare import Difference, compare
+from .detectors import with_proposals
 from .forms import Form, fold_norms, form_of
 
 logger = logging.getLogger(__name__)
@@ -104,13 +105,14 @@ def export_onnx(
         "at_least": min(map(min, sizes)),
         "size": None if size is None else list(size),
     }
-    _save(program, Path(file), entries)
     report = ExportReport(Path(file), entries, [])
-    if check:
-        report.differences = [compare(model, form, str(file), each) for each in sizes]
-        wrong = [difference for difference in report.differences if not difference.largest <= TOLERANCE]
-        if wrong:
-            raise UserError(f"{file} does not give what the model gives: {wrong[0]}.")
+    with written(program, Path(file), entries) as part:  # a file that is wrong replaces none
+        if check:
+            same = with_proposals(model, proposals)
+            report.differences = [compare(same, form, str(part), each) for each in sizes]
+            wrong = [difference for difference in report.differences if not difference.largest <= TOLERANCE]
+            if wrong:
+                raise UserError(f"the graph does not give what the model gives, so {file} is not written: {wrong[0]}.")
     return report
 
 
@@ -189,7 +191,9 @@ def _quiet() -> Iterator[None]:
             each.setLevel(level)
 
 
-def _save(program: Any, file: Path, entries: dict[str, Any]) -> None:
+@contextmanager
+def written(program: Any, file: Path, entries: dict[str, Any]) -> Iterator[Path]:
+    """A file with the graph, which becomes ``file`` where the block ends without an error."""
     program.model.metadata_props[KEY] = json.dumps(entries)
     weights_into_branches(program.model)
     ends = set(program.model.graph.outputs)
@@ -201,6 +205,7 @@ def _save(program: Any, file: Path, entries: dict[str, Any]) -> None:
     part = file.with_name(f".{file.name}.part")
     try:
         program.save(str(part), external_data=False)
+        yield part
         os.replace(part, file)
     finally:
         part.unlink(missing_ok=True)

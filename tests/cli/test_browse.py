@@ -11,6 +11,8 @@ from own_folders import write_class_folders, write_json_folder, write_label_fold
 from PIL import Image
 
 from dyn_d2.cli import browse
+from dyn_d2.data.registered import registered_records
+from dyn_d2.data.semantic.label_maps import read_label_map
 from dyn_d2.engine.browsable import add_answer, names_of_labels
 from dyn_d2.engine.predictor import Answer, Labels
 from dyn_d2.evaluation.label_figures import LabelMap
@@ -108,8 +110,12 @@ def test_label_maps_and_classes(tmp_path, fiftyone) -> None:
     paths = {"TRAIN": "labels", "TRAIN_IMAGES": "images", "TREE": folder / "tree.yaml"}
     assert browse.main(keys(NAME="maps", FORMAT="semantic", ROOT=folder, **paths)) == 0
     data = fiftyone.datasets["maps_train"]
-    assert data.mask_targets == {"ground_truth": dict(enumerate(MetadataCatalog.get("maps_train").stuff_classes))}
-    assert data.samples[0]["ground_truth"]["mask"].ndim == 2
+    names = MetadataCatalog.get("maps_train").stuff_classes
+    assert data.mask_targets == {"ground_truth": dict(enumerate(names, 1))}  # FiftyOne never shows pixels of 0
+    record = registered_records("maps_train")[0]
+    numbers, mask = read_label_map(record["sem_seg_file_name"]).astype(int), data.samples[0]["ground_truth"]["mask"]
+    counts = numbers != MetadataCatalog.get("maps_train").ignore_label
+    assert counts.any() and (mask[counts] == numbers[counts] + 1).all() and not mask[~counts].any()
     write_class_folders(tmp_path / "classes")
     own = keys(FORMAT="folders", ROOT=tmp_path / "classes", TRAIN="train", TEST="test")
     with pytest.raises(UserError, match="one name, but the config has custom_train, custom_test: give --dataset"):
@@ -142,10 +148,10 @@ def test_what_a_model_finds_and_its_route(fiftyone) -> None:
         LabelMap("depth 1", np.full((2, 3), 299), many, []),
     ]
     add_answer(fiftyone, sample := fiftyone.Sample(), Answer(maps), [])
-    assert sample["predictions"]["mask"].tolist() == [[1] * 3] * 2
-    assert sample["predictions_depth_1"]["mask"].tolist() == [[299] * 3] * 2  # 8 bits would not hold it
+    assert sample["predictions"]["mask"].tolist() == [[2] * 3] * 2
+    assert sample["predictions_depth_1"]["mask"].tolist() == [[300] * 3] * 2  # 8 bits would not hold it
     targets = names_of_labels({}, [Answer(maps)])
-    assert targets == {"predictions": {0: "a", 1: "b"}, "predictions_depth_1": dict(enumerate(many))}
+    assert targets == {"predictions": {1: "a", 2: "b"}, "predictions_depth_1": dict(enumerate(many, 1))}
     assert names_of_labels({}, [Answer(labels)]) == {}
 
 

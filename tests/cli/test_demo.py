@@ -8,6 +8,7 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -15,7 +16,9 @@ import pytest
 from PIL import Image
 from tiny_detection import CLASSES, save_detector
 
-from dyn_d2.cli.demo import main
+from dyn_d2.cli.demo import Writer, main, run
+from dyn_d2.engine.predictor import Answer
+from dyn_d2.evaluation.label_figures import LabelMap, label_colour
 from dyn_d2.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,3 +108,26 @@ def test_folders_patterns_videos_and_addresses(folder, monkeypatch, capsys) -> N
     assert {a["image_id"] for a in coco["annotations"]} <= set(range(1, len(coco["images"]) + 1))
     drawn = cv2.VideoCapture(str(folder / "all" / "clip.mp4"))
     assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and drawn.get(cv2.CAP_PROP_FRAME_WIDTH) == 480
+
+
+def test_a_video_of_a_segmentor_has_all_frames_and_label_maps(tmp_path) -> None:
+    """The legends of its frames differ in length, and so do the pictures."""
+    _video(tmp_path / "clip.avi", 6)
+    names = [str(number) for number in range(12)]
+
+    def answer(images):
+        found = []
+        for image in images:
+            level = round(image.mean() / 20)  # of the frame
+            labels = np.arange(image[..., 0].size).reshape(image.shape[:2]) % (1, 12, 4)[level % 3]
+            found.append(Answer([LabelMap("classes", labels, names, [label_colour(n) for n in range(12)])]))
+        return found
+
+    writer = Writer(SimpleNamespace(answer=answer, classes=names), tmp_path / "out", 0.5, 5)
+    run(writer, [str(tmp_path / "clip.avi")])
+    drawn = cv2.VideoCapture(str(tmp_path / "out" / "clip.mp4"))
+    assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 6
+    maps = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
+    assert maps == [f"clip_{frame}_classes.png" for frame in range(6)]
+    with Image.open(tmp_path / "out" / "clip_1_classes.png") as second:
+        assert second.getextrema() == (0, 11)

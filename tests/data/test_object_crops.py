@@ -1,5 +1,8 @@
 """Objects of a COCO json, cut out: as arrays, and as one folder a class."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -45,5 +48,18 @@ def test_one_folder_a_class(tmp_path, capsys) -> None:
 
 def test_names_that_are_no_folders_are_told(tmp_path) -> None:
     options = ["--json", write_boxes(tmp_path, ("../red", "green")), "--images", str(tmp_path)]
-    with pytest.raises(ValueError, match=r"'../red' is no name of a folder: rename the category"):
+    with pytest.raises(UserError, match=r"'../red' is no name of a folder: rename the category"):
         main([*options, "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_box_outside_of_its_image_is_told_and_nothing_half_written_stays(tmp_path) -> None:
+    file = Path(write_boxes(tmp_path))
+    content = json.loads(file.read_text())
+    last = max((a for a in content["annotations"] if a["id"] <= 6), key=lambda a: a["id"])
+    last["bbox"][:2] = [5000, 5000]
+    file.write_text(json.dumps(content))
+    options = ["--json", str(file), "--images", str(tmp_path), "--output", str(tmp_path / "crops" / "out")]
+    with pytest.raises(ValueError, match=r"annotation 6 lies outside of 2.png, which has \d+ x \d+ pixels"):
+        main(options)
+    assert not list((tmp_path / "crops").iterdir())

@@ -59,6 +59,31 @@ def test_seeds_that_draw_other_shots_are_one_row_and_metrics_are_chosen(tmp_path
         main([str(tmp_path), "--metrics", "nAP50"])
 
 
+def test_models_in_different_places_are_never_seeds_of_one(tmp_path) -> None:
+    for share, value in ((50, 60.0), (80, 80.0)):
+        for seed in (0, 1):
+            _record(tmp_path / f"slim_{share}" / f"seed{seed}" / "fixed", value + seed)
+        _record(tmp_path / f"slim_{share}" / "seed0" / "fixed" / "validation", 99.0)  # what a checkpoint was chosen by
+    for part in ("a", "b"):
+        _record(tmp_path / part / "plain", 70.0)
+    found = {row.name: row.values for row in rows_of([tmp_path])}
+    assert found == {
+        "slim_50/fixed": [60.0, 61.0], "slim_80/fixed": [80.0, 81.0], "a/plain": [70.0], "b/plain": [70.0]
+    }  # fmt: skip
+    assert [row.name for row in rows_of([tmp_path / "a" / "plain", tmp_path / "a"])] == ["plain"]  # once
+
+
+def test_trainings_that_have_not_ended_and_undefined_values_are_left_out(tmp_path, caplog) -> None:
+    for seed, (value, done) in enumerate(((80.0, 100), (20.0, 10), (82.0, 30), (None, 100))):
+        folder = _record(tmp_path / f"plain_seed{seed}", value)
+        record = json.loads((folder / "results.json").read_text()) | {"iteration_evaluated": done}
+        (folder / "results.json").write_text(json.dumps(record))
+    (tmp_path / "plain_seed2" / "model_final.pth").write_bytes(b"")  # it was stopped early
+    (row,) = rows_of([tmp_path])
+    assert row.values == [80.0, 82.0]
+    assert "plain_seed1/results.json is left out: its training was at iteration 10 of 100" in caplog.text
+
+
 def test_cards_of_shipped_models_are_rows_too(tmp_path) -> None:
     card = {"command": "dyn-d2 few-shot", "data": "boxes", "metric": "bbox nAP50", "values": [50.0], "iterations": 3}
     (row,) = rows_of_cards({"small": card}, {"small": 900_000})

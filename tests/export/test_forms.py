@@ -1,5 +1,9 @@
 """What becomes a graph gives what the model gives; run as it is, without a file, which takes its time."""
 
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +11,9 @@ from tiny_tasks import task_opts
 from torch import nn
 
 from dyn_d2.config.read import read_cfg
-from dyn_d2.export import forms
+from dyn_d2.export import forms, onnx_file
 from dyn_d2.export.compare import answers, difference, trial_image
-from dyn_d2.export.detectors import best, rows, survivors
+from dyn_d2.export.detectors import best, rows, survivors, with_proposals
 from dyn_d2.export.onnx_file import export_onnx
 from dyn_d2.gating.exporting import DENSE, exporting
 from dyn_d2.utils.errors import UserError
@@ -62,6 +66,32 @@ def test_forms_give_what_models_give(task, keys) -> None:
     assert _apart(model, plain, DENSE) < 1e-4
     forms.fold_norms(model)
     assert _apart(model, plain, DENSE) < 1e-4
+
+
+def test_other_numbers_of_proposals_are_compared_with_a_model_that_has_them() -> None:
+    _, model = tiny("rcnn_fpn", MODEL__RPN__PRE_NMS_TOPK_TEST=100)
+    own = model.proposal_generator.post_nms_topk[False]
+    for count in (own // 2, 6 * own):
+        form = forms.form_of(model, count)
+        assert _apart(with_proposals(model, count), form, DENSE) < 1e-4 < _apart(model, form, DENSE)
+    assert model.proposal_generator.post_nms_topk[False] == own and with_proposals(model, 0) is model
+
+
+def test_a_file_that_is_wrong_replaces_none(tmp_path) -> None:
+    graph = MagicMock()  # without nodes
+    program = SimpleNamespace(
+        model=SimpleNamespace(metadata_props={}, graph=graph),
+        save=lambda path, external_data: Path(path).write_text("new"),
+    )
+    file = tmp_path / "a.onnx"
+    file.write_text("old")
+    with pytest.raises(UserError, match="other numbers"), onnx_file.written(program, file, {}) as part:
+        assert part.read_text() == "new"
+        raise UserError("other numbers")
+    assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
+    with onnx_file.written(program, file, {}):
+        pass
+    assert file.read_text() == "new" and list(tmp_path.iterdir()) == [file]
 
 
 def test_dense_forms_take_batches() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dyn_d2.data.custom.yolo import class_names, coco_of, images_in, label_file
+from dyn_d2.data.custom.yolo import class_names, coco_of, images_in, label_file, read_yaml_of
 from dyn_d2.data.validity.coco import DataError, read_json
 from dyn_d2.data.validity.voc import read_xml
 
@@ -29,6 +29,7 @@ def read_voc(path: Path, classes: Sequence[str]) -> Found:
 def read_yolo(path: Path, classes: Sequence[str]) -> Found:
     """A folder with images and a txt each. Of several parts, all images."""
     root = path if path.is_dir() else path.parent
+    read_yaml_of(root)  # labels that are no boxes are refused
     names = tuple(classes) or class_names(root)
     images = images_in(root)
     content = coco_of(images, [label_file(image) for image in images], names)

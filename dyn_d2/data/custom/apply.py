@@ -75,6 +75,11 @@ def apply_custom(cfg: CfgNode, set_key: Callable[[str, Any, str], None]) -> None
         if data.format not in BOXES:
             raise ValueError(f"FEW_SHOT.BENCHMARK is {cfg.FEW_SHOT.BENCHMARK!r}, but {KEY}.FORMAT {data.format} has no "
                              "boxes: use coco, voc or yolo, or leave FEW_SHOT.BENCHMARK empty.")  # fmt: skip
+        for key in ("HOLD_OUT", "VAL"):
+            if cfg.DATASETS.CUSTOM[key]:
+                raise ValueError(f"{KEY}.{key} is given, but few-shot trainings (FEW_SHOT.BENCHMARK) have no data to "
+                                 "choose on and use all of TRAIN. Leave it out; to try settings, name other images as "
+                                 "TEST.")  # fmt: skip
         return  # which names its own sets
     why = f"{KEY}.FORMAT {data.format}"
     sets = {part: (data.name_of(part),) if part in data.parts else () for part in PARTS}

@@ -12,7 +12,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import register_coco_instances, register_pascal_voc
 
 from .keys import KEY, CustomData
-from .yolo import class_names, json_of, source_of
+from .yolo import class_names, json_of, read_yaml_of, source_of
 
 VOC_YEAR = 2012  # decides how precision is averaged: as since 2010, over all recalls
 
@@ -97,6 +97,7 @@ def register_yolo(data: CustomData, files: bool) -> tuple[str, ...]:
     classes = data.classes
     if files:
         require({f"{KEY}.ROOT": data.root})
+        read_yaml_of(data.root)  # labels that are no boxes are refused
         classes = classes or class_names(data.root)
     for part in data.parts:
         name, json_file = data.name_of(part), Path("unknown.json")

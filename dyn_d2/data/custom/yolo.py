@@ -29,7 +29,7 @@ def read_yaml_of(root: Path) -> dict[str, Any]:
     """The data.yaml of a folder; {} where there is none.
 
     Raises:
-        DataError: it is damaged.
+        DataError: it is damaged, or of poses, whose lines would be read as polygons.
     """
     path = next((root / name for name in _YAMLS if (root / name).is_file()), None)
     if path is None:
@@ -40,6 +40,11 @@ def read_yaml_of(root: Path) -> dict[str, Any]:
         raise DataError(f"{path} is no yaml: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} is no mapping with names, train and val.")
+    if content.get("kpt_shape"):
+        raise DataError(
+            f"{path} has kpt_shape: its labels are poses, which dyn_d2 does not know. For their boxes alone keep the "
+            "first five numbers of each line, and take kpt_shape out."
+        )
     return content
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dyn_d2.evaluation.aggregate import Estimate, student_estimate, table, write_benchmark
+from dyn_d2.evaluation.aggregate import Estimate, estimate, table, write_benchmark
 
 from detectron2.data import MetadataCatalog
 
@@ -119,17 +119,16 @@ def rows(found: Mapping[Cell, Mapping[str, float]], columns: Sequence[str]) -> l
     made = []
     for split in splits:
         for method in methods:
-            means = {name: student_estimate(values(method, split, name)) for name in columns}
-            gain = student_estimate(gains(method, split)) if method in compared else None
+            means = {name: estimate(values(method, split, name)) for name in columns}
+            gain = estimate(gains(method, split)) if method in compared else None
             made.append(Row(method, split, means, gain))
     if len(splits) > 1:
         for method in methods:
             means = {
-                name: student_estimate([float(np.mean(values(method, split, name))) for split in splits])
-                for name in columns
+                name: estimate([float(np.mean(values(method, split, name))) for split in splits]) for name in columns
             }
             own = [float(np.mean(gains(method, split))) for split in splits] if method in compared else []
-            made.append(Row(method, MEAN, means, student_estimate(own) if own else None))
+            made.append(Row(method, MEAN, means, estimate(own) if own else None))
     return made
 
 

@@ -26,7 +26,7 @@ class Choice:
     Attributes:
         keys: KEY VALUE pairs of TAFE-Net.
         regularisers: gamma and lambda of ESZSL.
-        penalty: of seen classes, see ``calibrated``; 0 where it was not asked for.
+        penalty: of seen classes, see ``calibrated``; that of the config where none was chosen.
         metrics: means over the folds, with that penalty.
         tried: the main metric of each setting.
     """

@@ -131,6 +131,16 @@ def test_a_bad_line_is_named(tmp_path, monkeypatch, line, said):
         build_cfg("", keys(FORMAT="yolo", ROOT=folder))
 
 
+@pytest.mark.parametrize("more", [[], keys(CLASSES=list(CLASSES))])
+def test_poses_are_no_polygons(tmp_path, monkeypatch, more):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = write_yolo_folder(tmp_path / "yolo", images=1)
+    with (folder / "data.yaml").open("a") as file:
+        file.write("\nkpt_shape: [17, 3]\n")
+    with pytest.raises(DataError, match="data.yaml has kpt_shape: its labels are poses"):
+        build_cfg("", [*keys(FORMAT="yolo", ROOT=folder), *more])
+
+
 def test_layouts_of_yolo(tmp_path, monkeypatch):
     """Roboflow's (train/images, paths with ../), LabelImg's (one folder, classes.txt), and a list of Windows."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -229,6 +239,10 @@ def test_what_is_missing_is_told(tmp_path):
         build_cfg("", [*opts, *keys(CLASSES=["green", "red"])])
     with pytest.raises(ValueError, match="VAL names data to choose on, and HOLD_OUT"):
         build_cfg("", [*opts, *keys(HOLD_OUT=0.5, VAL="instances.json", VAL_IMAGES="images")])
+    few_shot = ["FEW_SHOT.BENCHMARK", "custom", "FEW_SHOT.STAGE", "base"]
+    for more in (keys(HOLD_OUT=0.5), keys(VAL="instances.json", VAL_IMAGES="images")):
+        with pytest.raises(ValueError, match="few-shot trainings .* have no data to choose on"):
+            build_cfg("", [*opts, *few_shot, *more])
     with pytest.raises(ValueError, match="the name of a few-shot benchmark"):
         build_cfg("", [*opts, *keys(NAME="voc")])
     with pytest.raises(ValueError, match="FORMAT is 'labelme': use '', 'coco'"):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from dyn_d2.evaluation.aggregate import student_estimate
+from dyn_d2.evaluation.aggregate import estimate
 from dyn_d2.methods.tafe_net.benchmark import MEAN, Cell, rows
 from dyn_d2.methods.tafe_net.cli.benchmark import main, parse
 from dyn_d2.methods.tafe_net.cli.draw import main as draw
@@ -108,7 +108,7 @@ def test_splits_are_averaged_and_paired_by_hand() -> None:
     )
     assert one.gain.mean == 4 and one.gain.half_width == one.metrics["H"].half_width
     mean = made[MEAN, "tafe_net"]
-    assert mean.metrics["H"] == student_estimate([12.0, 30.0]) and mean.gain == student_estimate([4.0, 22.0])
+    assert mean.metrics["H"] == estimate([12.0, 30.0]) and mean.gain == estimate([4.0, 22.0])
     assert made["b", "tafe_net"].metrics["H"].half_width == 0 and made[MEAN, "eszsl"].gain is None
 
 
@@ -125,3 +125,24 @@ def test_what_the_command_refuses(data, tmp_path, capsys) -> None:
         assert message in capsys.readouterr().err
     with pytest.raises(ValueError, match="eszsl has something to choose, but number_attributes_1 has no folds"):
         main([*config, "--methods", "eszsl", "--sets", "number_attributes_1", "OUTPUT_DIR", str(tmp_path)])
+    for words, message in (
+        (["ZERO_SHOT.CLASSES", "more.json"], "adds classes that have no images here"),
+        (["--calibrate", *data, "ZERO_SHOT.SEEN_PENALTY", "4.0"], "and --calibrate chooses it: give one of them"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            options = [word for word in words if word.startswith("--")]
+            main([*config, *options, "--sets", "number_attributes_1", *(w for w in words if w not in options)])
+
+
+def test_the_penalty_of_the_config_holds_where_none_is_chosen(table, data, tmp_path) -> None:
+    output, command = table
+    base = [word for word in command if word != "--calibrate"]
+    at = base.index("--choose")
+    base = [*base[:at], *base[at + 2 :]][:-2]
+    found = {}
+    for penalty in ("0.0", "1000.0"):
+        folder = tmp_path / penalty
+        assert main([*base, "OUTPUT_DIR", str(folder), "ZERO_SHOT.SEEN_PENALTY", penalty]) == 0
+        single = json.loads((folder / "benchmark.json").read_text())["single"]
+        found[penalty] = single["unseen1/tafe_net/seed0"]
+    assert found["1000.0"]["s"] == 0 and found["1000.0"]["u"] == pytest.approx(found["0.0"]["T1"])

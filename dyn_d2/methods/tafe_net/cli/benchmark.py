@@ -13,6 +13,7 @@ benchmark.json and benchmark.md into OUTPUT_DIR.
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -90,12 +91,33 @@ def choices_of(args: argparse.Namespace, planner: Planner, kind: str, splits: li
                     f"{method} has something to choose, but {split.name} has no folds: only ZERO_SHOT.CUSTOM with "
                     "CLASSES has them. Leave out --choose and --calibrate, and eszsl among --methods."
                 )
-            made[method, split.name] = (
+            choice = (
                 choose(method, split, planner, args.seeds[0], settings, args.calibrate)
                 if needed
                 else Choice(settings[0], None, 0.0, {}, {})
             )
+            if not args.calibrate:
+                choice = replace(choice, penalty=planner.cfg(split).ZERO_SHOT.SEEN_PENALTY)
+            made[method, split.name] = choice
     return made
+
+
+def check_keys(args: argparse.Namespace, planner: Planner, splits: list) -> None:
+    """
+    Raises:
+        ValueError: keys that other options decide, or that the table has no place for.
+    """
+    for split in splits:
+        keys = planner.cfg(split).ZERO_SHOT
+        if keys.CLASSES:
+            raise ValueError(
+                f"ZERO_SHOT.CLASSES {keys.CLASSES} adds classes that have no images here: leave it out; "
+                "dyn-d2 train evaluates with them."
+            )
+        if args.calibrate and keys.SEEN_PENALTY:
+            raise ValueError(
+                f"ZERO_SHOT.SEEN_PENALTY is {keys.SEEN_PENALTY:g}, and --calibrate chooses it: give one of them."
+            )
 
 
 def train(args: argparse.Namespace, planner: Planner, cells: dict[Cell, tuple]) -> None:
@@ -124,6 +146,7 @@ def main(argv: list[str] | None = None) -> int:
     setup_logger(name="dyn_d2")
     planner = Planner(args.config_file, tuple(args.opts))
     splits = splits_of(args.sets, args.unseen)
+    check_keys(args, planner, splits)
     kind = kind_of(planner, splits)
     choices = choices_of(args, planner, kind, splits)
     cells = {
