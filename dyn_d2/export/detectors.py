@@ -98,8 +98,8 @@ def with_proposals(model: nn.Module, count: int) -> nn.Module:
     many; ``model`` itself where ``count`` is 0 or it has no such network."""
     if not count or not isinstance(model, GeneralizedRCNN):
         return model
-    other = copy.deepcopy(model)
-    other.proposal_generator.post_nms_topk = {**model.proposal_generator.post_nms_topk, False: count}
+    other: Any = copy.deepcopy(model)
+    other.proposal_generator.post_nms_topk = other.proposal_generator.post_nms_topk | {False: count}
     return other
 
 
