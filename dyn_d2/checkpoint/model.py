@@ -15,6 +15,7 @@ from dyn_d2.method import methods
 from dyn_d2.modeling.build import build_model
 
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .checkpointer import METADATA, CheckpointError, DynCheckpointer, LoadReport, read_checkpoint
 from .labels import restore_metadata
@@ -67,10 +68,15 @@ def load_model(weights: str, config_file: str = "", opts: Iterable[str] = ()) ->
 
 def make_known(cfg: CfgNode, described: dict[str, Any]) -> None:
     """Tell the catalogues what checkpoint and config say about data sets that are not registered here: a head may ask
-    for their labels."""
+    for their labels, in the order of its rows."""
     if cfg.DATASETS.CUSTOM.FORMAT and cfg.DATASETS.CUSTOM.CLASSES:
         register_custom(cfg, files=False)
     restore_metadata(described)
+    # Only where nobody has registered it: a json brings its names with its first reading, and those count.
+    name = next(iter([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]), None)  # as ``describe`` has it
+    classes = list(described.get("classes") or ())
+    if name and classes and name not in DatasetCatalog.list() and not MetadataCatalog.get(name).get("thing_classes"):
+        MetadataCatalog.get(name).thing_classes = classes
 
 
 def model_of(cfg: CfgNode, weights: str = "") -> tuple[nn.Module, LoadReport]:

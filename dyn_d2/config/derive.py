@@ -127,6 +127,23 @@ def feature_parts(cfg: CfgNode) -> list[str]:
     return parts
 
 
+_COUNTS = ("STEPS", "MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD")  # of iterations
+
+
+def at_batch(key: str, value: Any, scale: float) -> Any:
+    """The value of a key of SOLVER, made for one batch, for a batch that is ``scale`` times as large; what says nothing
+    of rate or iterations stays."""
+
+    def scaled(count: int) -> int:
+        return max(1, round(count / scale)) if count else 0  # what is none stays none, what is some stays some
+
+    if key == "BASE_LR":
+        return value * scale
+    if key == "STEPS":
+        return tuple(dict.fromkeys(map(scaled, value)))
+    return scaled(value) if key in (*_COUNTS, "EVAL_PERIOD") else value
+
+
 def scale_to_batch(cfg: CfgNode, given: Iterable[str] = ()) -> None:
     """Fit rate and schedule to SOLVER.IMS_PER_BATCH where the config was made for SOLVER.REFERENCE_BATCH: with s =
     IMS_PER_BATCH / REFERENCE_BATCH the rate is multiplied by s and all iteration counts are divided by s.
@@ -137,15 +154,10 @@ def scale_to_batch(cfg: CfgNode, given: Iterable[str] = ()) -> None:
     reference, batch = solver.REFERENCE_BATCH, solver.IMS_PER_BATCH
     if not solver.AUTO_SCALE or reference in (0, batch):
         return
-    scale = batch / reference
     why = f"batch {reference} -> {batch}"
-    set_unless_given(cfg, "SOLVER.BASE_LR", solver.BASE_LR * scale, given, why)
-
-    def scaled(count: int) -> int:
-        return max(1, round(count / scale)) if count else 0  # what is none stays none, what is some stays some
-
-    set_unless_given(cfg, "SOLVER.STEPS", tuple(dict.fromkeys(map(scaled, solver.STEPS))), given, why)
-    for key in ("SOLVER.MAX_ITER", "SOLVER.WARMUP_ITERS", "SOLVER.CHECKPOINT_PERIOD"):
-        set_unless_given(cfg, key, scaled(solver[key.partition(".")[2]]), given, why)
-    set_unless_given(cfg, "TEST.EVAL_PERIOD", scaled(cfg.TEST.EVAL_PERIOD), given, why)
+    for key in ("BASE_LR", *_COUNTS):
+        set_unless_given(cfg, f"SOLVER.{key}", at_batch(key, solver[key], batch / reference), given, why)
+    set_unless_given(
+        cfg, "TEST.EVAL_PERIOD", at_batch("EVAL_PERIOD", cfg.TEST.EVAL_PERIOD, batch / reference), given, why
+    )
     solver.REFERENCE_BATCH = batch

@@ -19,6 +19,10 @@ FIT, HELD_OUT, TRAIN, TEST = "fit", "held_out", "train", "test"
 # What belongs to all images of a set: a part with boxes is evaluated by its own records, which COCO's evaluator can do.
 _OF_THE_WHOLE = {"name", "json_file", "split", "dirname", "year"}
 _EVALUATORS = {"pascal_voc": "coco"}
+_REMEDY = (
+    f"Train on a part of the training set and calibrate on the rest, as NAME_{FIT} and NAME_{HELD_OUT} divide it "
+    "(dyn_d2.data.parts.register_parts)."
+)
 
 
 def register_parts(name: str, share: float = 0.1) -> tuple[str, str]:
@@ -68,20 +72,26 @@ def held_out_problem(name: str, trained_on: Iterable[str], tested_on: Iterable[s
         trained_on: data sets that the models have seen in training.
         tested_on: data sets that their configs report on.
     """
-    whole, trained, tested = MetadataCatalog.get(name).get("part_of", None), set(trained_on), set(tested_on)
-    remedy = (
-        f"Train on a part of the training set and calibrate on the rest, as NAME_{FIT} and NAME_{HELD_OUT} divide it "
-        "(dyn_d2.data.parts.register_parts)."
-    )
+    whole, tested = MetadataCatalog.get(name).get("part_of", None), set(tested_on)
 
     def is_test(dataset: str) -> bool:
         split = MetadataCatalog.get(dataset).get("split", None)
         return split == TEST or (split is None and dataset in tested)
 
     if whole and is_test(whole):
-        return f"{name} is a part of {whole}, a test split: results there would no longer be of unseen images. {remedy}"
+        return (
+            f"{name} is a part of {whole}, a test split: results there would no longer be of unseen images. {_REMEDY}"
+        )
     if is_test(name):
-        return f"{name} is a test split: thresholds that were chosen there say nothing about other images. {remedy}"
+        return f"{name} is a test split: thresholds that were chosen there say nothing about other images. {_REMEDY}"
+    return trained_problem(name, trained_on)
+
+
+def trained_problem(name: str, trained_on: Iterable[str]) -> str:
+    """Why ``name`` has images that the models have seen in training; "" where it has none, as far as is known."""
+    whole, trained = MetadataCatalog.get(name).get("part_of", None), set(trained_on)
     if name in trained or whole in trained or name in {MetadataCatalog.get(t).get("part_of", None) for t in trained}:
-        return f"a model was trained on images of {name} ({', '.join(sorted(trained))}) and is too sure there. {remedy}"
+        return (
+            f"a model was trained on images of {name} ({', '.join(sorted(trained))}) and is too sure there. {_REMEDY}"
+        )
     return ""

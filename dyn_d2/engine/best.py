@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -43,6 +43,14 @@ def problems_of_best(cfg: CfgNode) -> list[str]:
     if not cfg.TEST.EVAL_PERIOD:
         found.append("SOLVER.BEST.METRIC is looked at every TEST.EVAL_PERIOD iterations: set it above 0.")
     return found
+
+
+def unknown_metric(metric: str, found: Iterable[str]) -> str:
+    """The message about a SOLVER.BEST.METRIC that is none of the metrics that were ``found``."""
+    return (
+        f"SOLVER.BEST.METRIC is {metric}, which the evaluation of DATASETS.VAL does not give, but "
+        f"{', '.join(name for name in found if '-' not in name)}."
+    )
 
 
 class KeepBest(HookBase):
@@ -106,10 +114,7 @@ class KeepBest(HookBase):
                 value = float(flat[self._metric])
                 self.trainer.storage.put_scalar(f"val/{self._metric}", value, smoothing_hint=False)
             else:
-                problem = (
-                    f"SOLVER.BEST.METRIC is {self._metric}, which the evaluation of DATASETS.VAL does not give, but "
-                    f"{', '.join(name for name in flat if '-' not in name)}."
-                )
+                problem = unknown_metric(self._metric, flat)
         value, problem = comm.all_gather((value, problem))[0]
         if problem:
             raise UserError(problem)

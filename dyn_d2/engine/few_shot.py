@@ -14,13 +14,17 @@ from dyn_d2.data.few_shot.register import find_shots, load_sources
 from dyn_d2.data.few_shot.sampling import UNITS
 from dyn_d2.data.few_shot.stages import BASE, FINETUNE, JOINT_SHOTS, NOVEL, ON_ALL_DATA
 from dyn_d2.data.few_shot.task import FewShotTask
+from dyn_d2.data.fingerprint import weights_fingerprint
 from dyn_d2.method import FewShotMethod, few_shot_methods, methods
+from dyn_d2.utils.atomic import write_json
+from dyn_d2.utils.own_files import read_json_of
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from .feature_cache import cache_folder
-from .stages import Stage
+from .inputs import ALLOW
+from .stages import Stage, StageError
 
 # Keys of later stages, which a stage on all data does not depend on.
 _LATER = (
@@ -79,14 +83,22 @@ class FewShotStage(Stage):
         without rows of classes start from the weights as they are."""
         if self.parents and any(method.whole_base_is_start(self.cfg) for method in methods()):
             return self.parents[0].weights
-        path = self.folder / "initial.pth"
+        path, record = self.folder / "initial.pth", self.folder / "initial.json"
         if not self.parents:
             return None
+        made_from = {parent.name: weights_fingerprint(str(parent.weights)) for parent in self.parents}
         if resume and path.is_file():
+            began = read_json_of(record, "record of initial.pth") if record.is_file() else made_from
+            if began != made_from and not self.cfg.SOLVER.ALLOW_CHANGED_INPUTS:
+                raise StageError(
+                    f"{self.folder} was begun from other weights than those of stage {self.parents[0].name} now: "
+                    f"remove it to start anew, or give {ALLOW} True to go on."
+                )
             return path
         base, *novel = (Source.read(str(parent.weights)) for parent in self.parents)
         checkpoint = starting_checkpoint(self.cfg, base, novel[0] if novel else None)
         save(checkpoint, str(path))
+        write_json(record, made_from)
         return path
 
 

@@ -134,6 +134,14 @@ def usual_metrics(plans: Plans) -> tuple[str, ...]:
     return LVIS_METRICS if lvis else METRICS
 
 
+def _of_one_model(plans: Plans) -> set[str]:
+    """Methods whose cells of a split are all the same training, whatever the seed and K: ``joint`` draws no shots."""
+    folders: dict[tuple[str, int], set[Path]] = defaultdict(set)
+    for cell, stages in plans.items():
+        folders[cell.method, cell.split].add(stages[-1].folder)
+    return {method for (method, _), own in folders.items() if len(own) == 1}
+
+
 def summarise(
     output: Path,
     plans: Plans,
@@ -154,9 +162,12 @@ def summarise(
     metrics, titles = tuple(style.metrics) or usual_metrics(plans), _titles()
     results = cell_results(plans)
     by_row: dict[Row, dict[int, dict[str, float]]] = defaultdict(dict)
+    own = {cell.method: list(seeds[cell.method] if isinstance(seeds, Mapping) else seeds) for cell in plans}
+    for method in _of_one_model(plans):  # which is one value, however many seeds were asked for
+        own[method] = own[method][:1]
     for cell, found in results.items():
-        by_row[cell.split, cell.method, cell.shots][cell.seed] = found
-    own = seeds if isinstance(seeds, Mapping) else {cell.method: list(seeds) for cell in plans}
+        if cell.seed in own[cell.method]:
+            by_row[cell.split, cell.method, cell.shots][cell.seed] = found
     means: dict[Row, dict[str, Estimate]] = {}
     for method, several in own.items():
         means |= aggregate({row: found for row, found in by_row.items() if row[1] == method}, several, style.interval)
@@ -176,7 +187,7 @@ def summarise(
     _draw(output, plans, means, over_seeds, metrics)
     record = {
         "interval": INTERVALS[style.interval],
-        "seeds": list(one) if (one := _one_for_all(seeds)) else {m: list(s) for m, s in own.items()},
+        "seeds": list(one) if (one := _one_for_all(own)) else {m: list(s) for m, s in own.items()},
         "cells": {
             "/".join(names): {metric: value.as_json() for metric, value in values.items()} for names, values in rows
         },

@@ -31,10 +31,11 @@ from dyn_d2.utils.extras import how_to_install, is_missing
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from .best import problems_of_best
+from .best import problems_of_best, unknown_metric
 from .feature_cache import cache_folder, evaluated_from_cache
 from .trainer import DynTrainer
 from .writers import missing_writers
@@ -161,7 +162,7 @@ def _say_what_was_sampled(trainer: DynTrainer) -> None:
     """What passed because only a part of it was looked at."""
     cfg = trainer.cfg
     sizes = {cfg.DATASETS.TRAIN[0]: len(trainer.data_loader.dataset.records)}
-    sizes |= {name: len(registered_records(name)) for name in cfg.DATASETS.TEST}
+    sizes |= {name: len(registered_records(name)) for name in (*cfg.DATASETS.VAL, *cfg.DATASETS.TEST)}
     for name, size in sizes.items():
         if size > READ_IMAGES:
             logger.info(
@@ -185,7 +186,7 @@ def _head_problems(cfg, model: nn.Module, classes: list[str]) -> list[str]:
             f"MODEL.ROI_HEADS.NUM_CLASSES (RetinaNet: MODEL.RETINANET.NUM_CLASSES, ImageClassifier: "
             f"MODEL.IMAGE_CLASSIFIER.NUM_CLASSES) to {len(classes)}."
         )
-    for name in [*cfg.DATASETS.TRAIN[1:], *cfg.DATASETS.TEST]:
+    for name in [*cfg.DATASETS.TRAIN[1:], *cfg.DATASETS.VAL, *cfg.DATASETS.TEST]:
         others = list(MetadataCatalog.get(name).get("thing_classes", []))
         if others and others != classes:
             differ = sorted(set(others) ^ set(classes))
@@ -201,7 +202,7 @@ def _label_set_problems(cfg: CfgNode, model: nn.Module) -> list[str]:
     if own is not None:
         return own
     lists: dict[tuple[str, ...], list[str]] = {}  # classes -> the data sets that have them
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL, *cfg.DATASETS.TEST):
         classes = tuple(MetadataCatalog.get(name).get("stuff_classes", None) or ())
         if classes:
             lists.setdefault(classes, []).append(name)
@@ -269,7 +270,7 @@ def _data_problems(trainer: DynTrainer) -> list[str]:
         return []
     cfg = trainer.cfg
     sets = {cfg.DATASETS.TRAIN[0]: list(trainer.data_loader.dataset.records)}
-    sets |= {name: registered_records(name) for name in cfg.DATASETS.TEST}
+    sets |= {name: registered_records(name) for name in (*cfg.DATASETS.VAL, *cfg.DATASETS.TEST)}
     problems = []
     # The cells of a table share their images.
     examined = Examined(cache_folder(cfg)) if is_fine_tuning(cfg) and cfg.FEW_SHOT.CACHE != "off" else None
@@ -315,7 +316,7 @@ def _label_map_problems(cfg: CfgNode) -> list[str]:
     if not comm.is_main_process():
         return []
     problems = []
-    for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
+    for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL, *cfg.DATASETS.TEST)):
         if not has_label_maps(MetadataCatalog.get(name)):
             continue
         report = check_label_maps(name, cfg, limit=READ_MAPS)
@@ -328,23 +329,28 @@ def _label_map_problems(cfg: CfgNode) -> list[str]:
 
 def _evaluation_problems(trainer: DynTrainer) -> list[str]:
     """What goes wrong when two images are evaluated by the real evaluators."""
-    problems = []
-    for name in trainer.cfg.DATASETS.TEST:
+    problems, cfg = [], trainer.cfg
+    for name in (*cfg.DATASETS.TEST, *(cfg.DATASETS.VAL if cfg.SOLVER.BEST.METRIC else ())):
         try:
-            _dry_run(trainer, name)
+            results = _dry_run(trainer, name)
         except Exception as error:  # evaluators fail in many ways; each of them would come after hours of training
             expected = isinstance(error, (UserError, ValueError, OSError))
             what = f"{error}" if expected else f"{type(error).__name__}: {error} (traceback: {leave_traceback(error)})"
             problems.append(f"evaluation of {name} fails on {DRY_RUN_IMAGES} images: {what}")
+            continue
+        if name in cfg.DATASETS.VAL and len(cfg.DATASETS.VAL) == 1 and results:
+            found = flatten_results_dict(results)
+            problems += [] if cfg.SOLVER.BEST.METRIC in found else [unknown_metric(cfg.SOLVER.BEST.METRIC, found)]
     return problems
 
 
-def _dry_run(trainer: DynTrainer, name: str) -> None:
+def _dry_run(trainer: DynTrainer, name: str) -> dict[str, Any]:
     with evaluated_from_cache(trainer.cfg, trainer.checkpointer.model, final=False):
-        _evaluate_a_few(trainer, name)
+        return _evaluate_a_few(trainer, name)
 
 
-def _evaluate_a_few(trainer: DynTrainer, name: str) -> None:
+def _evaluate_a_few(trainer: DynTrainer, name: str) -> dict[str, Any]:
+    """The results; {} where another process has them, or the evaluator scores whole splits only."""
     model = trainer.checkpointer.model
     prepare_evaluation(trainer.cfg, model, limit=1)
     loader = trainer.build_test_loader(trainer.cfg, name)
@@ -359,7 +365,8 @@ def _evaluate_a_few(trainer: DynTrainer, name: str) -> None:
         finally:
             model.train(training)
         if MetadataCatalog.get(name).get("evaluator_type", None) in WHOLE_SPLIT:
-            return
+            return {}
         results = evaluator.evaluate()
     if comm.is_main_process() and not isinstance(results, dict):
         raise TypeError(f"the evaluator returned {type(results).__name__}, not a dict of results")
+    return results or {}

@@ -114,13 +114,23 @@ class Stage:
             self._require_same_keys()
         if not is_whole(self.weights):
             return False
-        lines = changed(done.get("inputs", {}), self.inputs())
+        inputs = self.inputs()
+        lines = [*changed(done.get("inputs", {}), inputs), *self._other_start(done.get("inputs", {}), inputs)]
         if lines and not self.cfg.SOLVER.ALLOW_CHANGED_INPUTS:
             raise StageError(
                 f"{self.folder} holds stage {self.name} of other data or weights:{listed(lines)}\nChoose another "
                 f"OUTPUT_DIR or remove that folder to train anew, or give {ALLOW} True to keep the old result."
             )
         return True
+
+    def _other_start(self, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+        """What differs in MODEL.WEIGHTS where a fingerprint does not tell: none, or an address."""
+        saved, label = self.folder / "config.yaml", "MODEL.WEIGHTS"
+        told = label in old.get("weights", {}) and label in new["weights"]
+        if self.parents or told or not saved.is_file():
+            return []
+        before, now = flatten(read_yaml(str(saved))).get(label, ""), self.cfg.MODEL.WEIGHTS
+        return [] if before == now else [f"{label}: {before or 'none'} -> {now or 'none'}"]
 
     def _require_same_keys(self) -> None:
         """Compare key by key: the hash is another one, too, where this version has keys that the older one lacked. The

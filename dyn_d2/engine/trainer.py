@@ -155,13 +155,14 @@ class DynTrainer(DefaultTrainer):
         from dyn_d2.evaluation import prepare_evaluation, with_evaluators_of_model
         from dyn_d2.evaluation.results import RESULTS_FILE, evaluation_record, write_results
 
-        bare = getattr(model, "module", model)
-        prepare_evaluation(cfg, bare)
-        if evaluators is None:
-            names = cfg.DATASETS.TEST
-            evaluators = [with_evaluators_of_model(cls.build_evaluator(cfg, name), cfg, bare, name) for name in names]
-        done = _iterations_done(cfg)
+        bare, done = getattr(model, "module", model), _iterations_done(cfg)
         with averaged(bare):
+            prepare_evaluation(cfg, bare)
+            if evaluators is None:
+                evaluators = [
+                    with_evaluators_of_model(cls.build_evaluator(cfg, name), cfg, bare, name)
+                    for name in cfg.DATASETS.TEST
+                ]
             with evaluated_from_cache(cfg, bare, final=done in (None, cfg.SOLVER.MAX_ITER)):
                 results = super().test(cfg, model, evaluators)
             if comm.is_main_process() and cfg.DATASETS.TEST:

@@ -20,7 +20,7 @@ def mask_groups(cfg: CfgNode, metadata: Metadata) -> dict[str, Sequence[str]]:
         {} for a model without masks, or where these keys do not divide the data set's classes.
 
     Raises:
-        ValueError: a class that the data set does not have.
+        ValueError: a class that neither the data set has nor, in few-shot, its other stages.
     """
     if not cfg.MODEL.MASK_ON:
         return {}
@@ -31,7 +31,8 @@ def mask_groups(cfg: CfgNode, metadata: Metadata) -> dict[str, Sequence[str]]:
     if not metadata.get("thing_classes"):
         registered_records(metadata.name)  # registered from a json, whose first reading brings the names
     classes = metadata.thing_classes
-    masked = masked_classes(names, classes, key=key) or ()
+    of_other_stages = {*metadata.get("base_classes", ()), *metadata.get("novel_classes", ())} - {*classes}
+    masked = masked_classes(names, classes, sorted(of_other_stages), key) or ()
     groups: dict[str, Sequence[str]] = {
         "{}_with_masks": [name for row, name in enumerate(classes) if row in masked],
         "{}_without_masks": [name for row, name in enumerate(classes) if row not in masked],

@@ -1,6 +1,6 @@
 """A table of models from the records of their evaluations: what was trained on what, and what it reached at what cost.
 
-Runs whose folders and settings differ in nothing but the seed ("tfa_seed0", "seed0/tfa") are one row, with the mean
+Runs whose folders and settings differ in nothing but the seed ("large_seed0", "seed0/large") are one row, with the mean
 over the seeds and its interval. Folders in different places are different models, whatever their names.
 """
 

@@ -46,6 +46,8 @@ class Decision:
 def hard_threshold(prob: Tensor, threshold: float = 0.5) -> Decision:
     """1 where ``prob`` exceeds ``threshold``, else 0; the gradient is that of ``prob`` (SkipNet, Eq. 2.7)."""
     hard = (prob.detach() > threshold).to(prob.dtype)
+    if not prob.requires_grad:
+        return Decision(hard, prob)
     # The difference in brackets is exactly 0, so that closed gates are.
     return Decision(hard + (prob - prob.detach()), prob)
 

@@ -40,6 +40,7 @@ class Gating(Method):
         for key, value in own_schedule(cfg.SOLVER[node]).items():
             if f"SOLVER.{node}.{key}" in given:  # the more special one wins
                 cfg.SOLVER[key] = value
+                given.add(f"SOLVER.{key}")  # and is not scaled to the batch either
             else:
                 set_key(f"SOLVER.{key}", value, "stage " + stage)
 

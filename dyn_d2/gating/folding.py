@@ -57,14 +57,14 @@ def _pack(conv: Conv2d) -> PackedConv:
     return PackedConv(*fold(conv), stride=stride, padding=padding, dilation=dilation, groups=conv.groups)
 
 
-def kept(owner: nn.Module, convs: Sequence[Conv2d], make: Callable[[], Any]) -> Any:
-    """What ``make`` gives, kept for ``owner`` until a parameter, a buffer or the norm of one of ``convs`` changes."""
+def kept(owner: nn.Module, layers: Sequence[nn.Module], make: Callable[[], Any]) -> Any:
+    """What ``make`` gives, kept for ``owner`` until a parameter, a buffer or the norm of one of ``layers`` changes."""
     if owner in _kept:
         watch, value = _kept[owner]
         if watch.unchanged():
             return value
     value = make()
-    _kept[owner] = _Watch(convs), value
+    _kept[owner] = _Watch(layers), value
     return value
 
 
@@ -72,14 +72,14 @@ _kept: WeakKeyDictionary[nn.Module, tuple["_Watch", Any]] = WeakKeyDictionary()
 
 
 class _Watch:
-    """Tells whether anything of some convolutions changed since it was made: which norm and which tensor is in each
-    place, where its values lie, and how often they were written."""
+    """Tells whether anything of some layers changed since it was made: which norm and which tensor is in each place,
+    where its values lie, and how often they were written."""
 
-    def __init__(self, convs: Sequence[Conv2d]) -> None:
-        norms = [conv.norm for conv in convs]
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        norms: list[nn.Module | None] = [getattr(layer, "norm", None) for layer in layers]
         places = [
             (store, name)
-            for part in (*convs, *norms)
+            for part in (*layers, *norms)
             if part is not None
             for store in (part._parameters, part._buffers)
             for name, tensor in store.items()
@@ -88,7 +88,7 @@ class _Watch:
         # Batch norm changes its statistics without a trace, but counts its batches. Looked at in each pass: in bulk.
         self._stores: list[Mapping[str, Any]] = [store for store, _ in places]
         self._names = [name for _, name in places]
-        self._modules, self._norms = [conv._modules for conv in convs], norms
+        self._modules, self._norms = [layer._modules for layer in layers], norms
         self._stamp = self._look()
 
     def _look(self) -> tuple[list[int], list[int]]:

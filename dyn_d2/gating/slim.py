@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from dyn_d2.checkpoint.model import model_of
-from dyn_d2.config.derive import build_cfg
+from dyn_d2.config.derive import at_batch, build_cfg
+from dyn_d2.config.output_dir import is_below
 from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.schedules import own_schedule
 from dyn_d2.engine.stages import Stage, run_stage
 from dyn_d2.gating.calibration import Calibrated, calibrate, unlabelled_batches
-from dyn_d2.gating.policies.base import FIXED, POLICY_REGISTRY, policy_class
+from dyn_d2.gating.policies.base import FIXED, POLICY_REGISTRY, Policy, policy_class
 from dyn_d2.utils.atomic import write_json
 from dyn_d2.utils.errors import UserError
 from dyn_d2.utils.own_files import is_number, read_json_of
@@ -87,7 +88,8 @@ class SlimStage(Stage):
 
 
 _OPEN = ("MODEL.POLICY.NAME", "all_open", "MODEL.POLICY.PLAN", "[]", "MODEL.POLICY.BUDGET.SHARE", "0.0")
-_SLIM_KEYS = ("SLIM", "SOLVER.SECOND_STAGE", "SOLVER.FIXED_STAGE", "MODEL.POLICY.PLAN")
+_STAGE_KEYS = ("SOLVER.SECOND_STAGE", "SOLVER.FIXED_STAGE")
+_SLIM_KEYS = ("SLIM", *_STAGE_KEYS, "MODEL.POLICY.PLAN")
 _GATE_KEYS = (*_SLIM_KEYS, "MODEL.POLICY", "SOLVER.GATE_LR_FACTOR", "SOLVER.GATE_WEIGHT_DECAY")
 
 
@@ -112,9 +114,15 @@ class Slimming:
     def of(cls, config_file: str, opts: Iterable[str]) -> "Slimming":
         """
         Raises:
-            UserError: no budget, a policy that cannot keep one, nothing to start from, or too few iterations.
+            UserError: no budget, a policy that cannot keep one, nothing to start from, too few iterations, or a
+                schedule that the control would not have.
         """
         own = list(opts)
+        if others := [key for key in own[::2] if is_below(key, _STAGE_KEYS)]:
+            raise UserError(
+                f"{others[0]} would give the gated network another schedule than the control: SOLVER.MAX_ITER, BASE_LR "
+                "and SLIM.LEARN_SHARE are those of both."
+            )
         form = gated_form(read_cfg(config_file, own))
         kept = {key for key in own[::2] if key.startswith("MODEL.POLICY.")}  # what is said of gates holds
         for key, value in zip(form[::2], form[1::2], strict=True):
@@ -122,7 +130,7 @@ class Slimming:
         cfg = build_cfg(config_file, own)
         _check(cfg)
         plan = [stage for stage in cfg.MODEL.POLICY.PLAN if stage != FIXED]
-        return cls(config_file, own, cfg, Path(cfg.OUTPUT_DIR), plan or [_first_learning(cfg)])
+        return cls(config_file, own, cfg, Path(cfg.OUTPUT_DIR), plan or [policy_class(cfg).STAGES[0]])
 
     def _stage(self, name: str, folder: str, keys: Sequence[Any], before: Stage | None, gated: bool) -> SlimStage:
         texts = [str(key) for key in keys]
@@ -136,8 +144,16 @@ class Slimming:
         """The training of the network without gates, where there are no weights of it."""
         if self.cfg.MODEL.WEIGHTS:
             return None
-        keys = {**_solver(self.cfg), **own_schedule(self.cfg.SLIM.PLAIN)}
+        keys = {**_solver(self.cfg), **self._plain_schedule()}
         return self._stage(PLAIN, PLAIN, _pairs(keys), None, False)
+
+    def _plain_schedule(self) -> dict[str, Any]:
+        """SLIM.PLAIN, for the batch of the command as SOLVER is; values of the command line stay."""
+        raw, given = read_cfg(self.config_file, self.opts).SOLVER, set(self.opts[::2])
+        scales = raw.AUTO_SCALE and raw.REFERENCE_BATCH
+        scale = raw.IMS_PER_BATCH / raw.REFERENCE_BATCH if scales else 1.0
+        own = own_schedule(self.cfg.SLIM.PLAIN)
+        return {k: v if f"SLIM.PLAIN.{k}" in given else at_batch(k, v, scale) for k, v in own.items()}
 
     def schedules(self) -> list[list[Any]]:
         """SOLVER keys of each learning stage, at a constant rate, and of the last stage, in which it falls to 0."""
@@ -241,9 +257,8 @@ def _check(cfg: CfgNode) -> None:
         raise UserError(
             f"MODEL.POLICY.BUDGET.SHARE is {share}: give the share of the multiply-adds to keep, in (0, 1)."
         )
-    policy = policy_class(cfg)
-    if not (policy.PROBABILITIES and FIXED in policy.STAGES):
-        able = sorted(key for key, entry in POLICY_REGISTRY if entry.PROBABILITIES and FIXED in entry.STAGES)
+    if not _is_able(policy_class(cfg)):
+        able = sorted(key for key, entry in POLICY_REGISTRY if _is_able(entry))
         raise UserError(f"MODEL.POLICY.NAME is {name}: gates that can keep a budget are {', '.join(able)}.")
     if not cfg.MODEL.WEIGHTS and not cfg.SLIM.PLAIN.MAX_ITER:
         raise UserError(
@@ -260,10 +275,9 @@ def _check(cfg: CfgNode) -> None:
         raise UserError("DATASETS.TEST is empty: there is nothing to compare the networks on.")
 
 
-def _first_learning(cfg: CfgNode) -> str:
-    """The first stage in which something is decided."""
-    stages = policy_class(cfg).STAGES
-    return next(stage for stage in stages if stage != "pretrain")
+def _is_able(policy: type[Policy]) -> bool:
+    """Whether gates of this policy have probabilities, can be fixed, and start from a network without gates."""
+    return policy.PROBABILITIES and FIXED in policy.STAGES and policy.STAGES[0] != "pretrain"
 
 
 def _solver(cfg: CfgNode) -> dict[str, Any]:

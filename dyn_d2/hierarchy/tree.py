@@ -142,7 +142,8 @@ class Hierarchy:
         labels = {dataset: self.labels(dataset) for dataset in datasets}
         targets = {concept for mapping in labels.values() for concept in mapping.values()}
         kept = targets.union(*(self._ancestors[concept] for concept in targets))
-        children = {c: [child for child in self.children[c] if child in kept] for c in self.concepts if c in kept}
+        # In the order of ``children``, not by depth as ``concepts``: it says which parent is the main one.
+        children = {c: [child for child in below if child in kept] for c, below in self.children.items() if c in kept}
         return Hierarchy(children, labels, name=f"{self.name} cut to {' + '.join(datasets)}")
 
     def check_labels(self, dataset: str, names: Sequence[str]) -> None:
@@ -171,7 +172,8 @@ class Hierarchy:
 
     def as_dict(self) -> dict[str, Any]:
         """The content of the yaml file: {"concepts": ..., "datasets": ...}, plain dicts and lists."""
-        concepts = {concept: list(self.children[concept]) for concept in self.neurons}
+        # In the order of ``children``, not by depth as ``neurons``: it says which parent is the main one.
+        concepts = {concept: list(below) for concept, below in self.children.items() if below}
         return {"concepts": concepts or {self.root: []}, "datasets": {d: self.labels(d) for d in self.datasets}}
 
     def _known(self, concept: str) -> str:

@@ -4,10 +4,13 @@ import pytest
 import torch
 from tiny_tasks import task_opts
 
-from dyn_d2.checkpoint import CheckpointError
-from dyn_d2.checkpoint.model import model_of
+from dyn_d2.checkpoint import CheckpointError, describe
+from dyn_d2.checkpoint.model import load_model, model_of
 from dyn_d2.config.read import read_cfg
+from dyn_d2.data.few_shot.sources import forget
 from dyn_d2.modeling.build import build_model
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 
 def test_the_checkpoint_fills_the_model(tmp_path) -> None:
@@ -25,6 +28,24 @@ def test_the_checkpoint_fills_the_model(tmp_path) -> None:
         model_of(cfg, path)
     _, report = model_of(read_cfg("", [*opts, "MODEL.WEIGHTS", path, "TEST.ALLOW_PARTIAL_WEIGHTS", "True"]))
     assert report.missing == ["linear.bias"]
+
+
+def test_the_checkpoint_names_classes_that_nobody_here_has(tmp_path) -> None:
+    opts = task_opts("classifier", MODEL__BACKBONE__NAME="build_resnet_backbone", DATASETS__TRAIN=("pets_train",))
+    cfg, path = read_cfg("", opts), str(tmp_path / "model.pth")
+    model = build_model(cfg)
+    try:
+        MetadataCatalog.get("pets_train").thing_classes = ["dog", "ape", "cat"]
+        torch.save({"model": model.state_dict(), "dyn_d2": describe(cfg, model)}, path)
+        forget("pets_train")
+        load_model(path)
+        assert MetadataCatalog.get("pets_train").thing_classes == ["dog", "ape", "cat"]
+        forget("pets_train")
+        DatasetCatalog.register("pets_train", list)  # its file is not read yet, which brings the names
+        load_model(path)
+        assert not MetadataCatalog.get("pets_train").get("thing_classes")
+    finally:
+        forget("pets_train")
 
 
 def test_the_config_says_what_is_frozen_and_how_weights_lie_in_memory() -> None:

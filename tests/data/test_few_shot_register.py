@@ -285,6 +285,11 @@ def test_published_voc_lists(tiny_voc, tmp_path, caplog) -> None:
     cfg.FEW_SHOT.SEED = 4
     records, names = training_set(cfg)
     assert set(class_counts(records, names).values()) == {2}
+    for key, value in (("SHOTS_UNIT", "whole_image"), ("MAX_OBJECTS", 3)):
+        other = cfg.clone()
+        other.FEW_SHOT[key] = value
+        with pytest.raises(ValueError, match=f"published lists, which count objects, but FEW_SHOT.{key} is {value}"):
+            training_set(other)
 
     (lists / "box_2shot_cat_train.txt").write_text("VOC2007/JPEGImages/009999.jpg\n")
     cfg.FEW_SHOT.SEED = 0

@@ -3,7 +3,7 @@
 import pytest
 
 from dyn_d2.data.classification import is_classification, require_files
-from dyn_d2.data.parts import held_out_problem, register_parts
+from dyn_d2.data.parts import held_out_problem, register_parts, trained_problem
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -48,6 +48,9 @@ def test_what_thresholds_must_not_be_chosen_on():
         ("digits_train", "digits_train_fit"),
     ):
         assert "a model was trained on images of" in held_out_problem(name, [trained], [])
+        assert "a model was trained on images of" in trained_problem(name, [trained])
+    assert trained_problem("digits_train_held_out", ["digits_train_fit"]) == ""
+    assert trained_problem("digits_test", ["digits_train"]) == ""  # what thresholds are judged by may be a test split
 
 
 def test_share_is_checked():

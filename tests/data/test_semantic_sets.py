@@ -144,6 +144,19 @@ def test_published_files_become_label_maps(root, publish):
     assert (count_pixels([record], classes, metadata.ignore_label) == slow).all()
 
 
+@pytest.mark.parametrize("name", [name for name, data in PUBLISHED.items() if not data.prepared])
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_images_that_the_user_puts_there_keep_their_format(root, name, suffix):
+    split, (images, maps) = next(iter(PUBLISHED[name].splits.items()))
+    _image(root / images / f"a{suffix}")
+    _save(root / maps / "a.png", np.zeros(SHAPE, np.uint8))
+    (record,) = DatasetCatalog.get(f"{name}_{split}")
+    assert record["file_name"] == str(root / images / f"a{suffix}") and record["image_id"] == "a"
+    (root / images / f"a{suffix}").rename(root / images / "b.png")
+    with pytest.raises(FileNotFoundError, match="1 of the 1 label maps .* the first is a:"):
+        DatasetCatalog.get(f"{name}_{split}")
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_missing_files_say_what_to_download(root, name):
     data = PUBLISHED[name]

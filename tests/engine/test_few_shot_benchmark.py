@@ -26,6 +26,7 @@ from dyn_d2.engine.few_shot_table import (
 from dyn_d2.engine.job_queue import numbers, pending
 from dyn_d2.engine.stages import DONE, StageError
 from dyn_d2.evaluation.aggregate import estimate
+from dyn_d2.method import few_shot_methods
 
 
 @pytest.fixture
@@ -183,6 +184,18 @@ def test_methods_with_seeds_of_their_own(opts, monkeypatch, tmp_path) -> None:
     words = "2 seeds (0, 1) of FRCN+ft-full; 3 seeds (0, 1, 2) of TFA w/ cos"
     assert words in caption(seeds, style) and "Student" in caption(seeds)
     assert json.loads((tmp_path / "benchmark.json").read_text())["seeds"] == {"ft_full": [0, 1], "tfa_cos": [0, 1, 2]}
+
+
+def test_a_method_without_shots_is_one_value_however_many_seeds(opts, monkeypatch, tmp_path) -> None:
+    trainings = Trainings(monkeypatch)
+    plans = plan_cells("", opts, cells(["joint", "tfa_cos"], [1], [1, 2], [0, 1, 2]))
+    run_cells("", opts, plans, ThreadWorkers)
+    assert trainings.folders.count("joint_split1") == 1
+    text = summarise(tmp_path, plans, [0, 1, 2], TableStyle(("bAP", "nAP")))
+    by_title = {row[1]: row[3] for row in _cells(text)[2:]}
+    assert by_title.pop(few_shot_methods()["joint"].title) == "30.0"  # it was "30.0 ± 0.0" of three seeds
+    assert all("±" in value for title, value in by_title.items() if "base" not in title)
+    assert json.loads((tmp_path / "benchmark.json").read_text())["seeds"] == {"joint": [0], "tfa_cos": [0, 1, 2]}
 
 
 def test_arguments_of_the_table() -> None:

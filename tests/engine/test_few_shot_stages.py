@@ -108,6 +108,12 @@ def test_chain_is_run_once_and_stages_keep_what_is_frozen(opts, monkeypatch) -> 
     train_stages(plan, "", opts)
     assert len(commands) == 4
     (last.folder / stages.DONE).unlink()  # killed after the last checkpoint
+    record = last.folder / "initial.json"
+    kept = record.read_text()
+    record.write_text(json.dumps({**json.loads(kept), "base": "0" * 16}))
+    with pytest.raises(StageError, match="was begun from other weights than those of stage base now"):
+        train_stages(plan, "", opts)
+    record.write_text(kept)
     train_stages(plan, "", opts)
     assert len(commands) == 5 and "--resume" in commands[-1]
 

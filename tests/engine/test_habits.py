@@ -17,6 +17,7 @@ from dyn_d2.engine.average import WeightAverage, averaged
 from dyn_d2.engine.best import problems_of_best
 from dyn_d2.engine.optimizers import chosen_optimizer, optimizer_names
 from dyn_d2.engine.preflight import PreflightError
+from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.engine.writers import chosen_writers
 from dyn_d2.utils.errors import UserError
 
@@ -145,6 +146,23 @@ def test_what_best_needs(tmp_path, monkeypatch):
     more = {"OUTPUT_DIR": tmp_path / "out2", "SOLVER.BEST.METRIC": "bbox/AP"}
     with pytest.raises((UserError, SystemExit), match="does not give, but classification/top1_error"):
         train_net_here(monkeypatch, *CONFIG, *options(folder, **more))
+    more = {"OUTPUT_DIR": tmp_path / "out3", "SOLVER.BEST.METRIC": "bbox/AP", "SOLVER.PREFLIGHT": True}
+    with pytest.raises((PreflightError, SystemExit), match="does not give, but classification/top1_error"):
+        train_net_here(monkeypatch, *CONFIG, *options(folder, **more))  # and before the first step
+
+
+def test_what_precedes_an_evaluation_sees_the_average(monkeypatch, tmp_path):
+    """Such as FSRW's vectors of classes, which have to be those of the weights that are scored."""
+    model = nn.Linear(1, 1, bias=False)
+    hook = WeightAverage(model, 0.5, checkpointer=None)
+    for value in (1.0, 2.0):
+        nn.init.constant_(model.weight, value)
+        hook.after_step()
+    seen = []
+    monkeypatch.setattr("dyn_d2.evaluation.prepare_evaluation", lambda cfg, bare: seen.append(bare.weight.item()))
+    cfg = build_cfg("", ["OUTPUT_DIR", str(tmp_path), "DATASETS.TEST", "()", "MODEL.DEVICE", "cpu"])
+    DynTrainer.test(cfg, model)
+    assert seen == [1.5] and model.weight.item() == 2.0
 
 
 def test_scalars_go_to_other_writers_once(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from dyn_d2.engine.stages import StageError, train_stages
 from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.gating.stages import plan, warn_of_other_stage
 from dyn_d2.modeling.freeze import VerifyFrozen, frozen_fingerprint
+from dyn_d2.utils.atomic import write_json
 
 from detectron2.engine import HookBase
 
@@ -137,6 +138,12 @@ def test_keys_of_the_second_stage(tmp_path) -> None:
     assert first.MODEL.FREEZE == second.MODEL.FREEZE == ["backbone.stem"]
     again = build_cfg(str(yaml), ["MODEL.POLICY.STAGE", "finetune", "SOLVER.MAX_ITER", "9"])
     assert again.SOLVER.MAX_ITER == 9
+    given = ["SOLVER.SECOND_STAGE.MAX_ITER", "1000", "SOLVER.SECOND_STAGE.BASE_LR", "0.01"]
+    small = ["SOLVER.REFERENCE_BATCH", "128", "SOLVER.IMS_PER_BATCH", "32"]
+    scaled, kept = (
+        build_cfg(str(yaml), ["MODEL.POLICY.STAGE", "finetune", *small, *more]).SOLVER for more in ([], given)
+    )
+    assert (scaled.MAX_ITER, kept.MAX_ITER, kept.BASE_LR) == (120, 1000, 0.01)
 
 
 @pytest.mark.parametrize("source", ["nowhere", "yaml", "command line"])
@@ -165,6 +172,28 @@ def test_the_first_stage_is_shared_by_what_only_later_ones_read(tmp_path) -> Non
     other = plan("", [*opts, "MODEL.POLICY.SKIPNET.ALPHA", "0.5", "SOLVER.SECOND_STAGE.BASE_LR", "0.01"])
     assert one[0].fingerprint() == other[0].fingerprint() and one[1].fingerprint() != other[1].fingerprint()
     assert plan("", [*opts, "MODEL.POLICY.SKIPNET.INIT_BIAS", "1.0"])[0].fingerprint() != one[0].fingerprint()
+
+
+@pytest.mark.parametrize("before", ["", "https://somewhere/a.pth", "a.pth"])
+@pytest.mark.parametrize("now", ["", "https://somewhere/b.pth", "b.pth"])
+def test_other_weights_to_start_from_are_another_model(tmp_path, before, now) -> None:
+    for number, name in enumerate(("a.pth", "b.pth")):
+        torch.save({"model": {"x": torch.full((2,), number)}}, tmp_path / name)
+
+    def first(weights: str):
+        path = str(tmp_path / weights) if weights and "://" not in weights else weights
+        return plan("", [*opts_of(tmp_path, "skipnet_rnn"), "MODEL.WEIGHTS", path])[0]
+
+    done = first(before)
+    done.folder.mkdir(parents=True)
+    torch.save({"model": {}}, done.weights)
+    (done.folder / "config.yaml").write_text(done.cfg.dump())
+    entries = {"stage": done.name, "fingerprint": done.fingerprint(), "weights": "model_final.pth"}
+    write_json(done.folder / stages.DONE, {**entries, "inputs": done.inputs()})
+    assert first(before).finished()
+    if before != now:
+        with pytest.raises(StageError, match="of other data or weights:\n  MODEL.WEIGHTS: "):
+            first(now).finished()
 
 
 def test_policies_without_stages_say_so(tmp_path) -> None:

@@ -116,6 +116,20 @@ def test_where_classes_do_not_differ_nothing_is_split(boxes, cfg) -> None:
         mask_groups(cfg, metadata)
 
 
+def test_classes_of_other_few_shot_stages_may_be_named(cfg) -> None:
+    metadata = MetadataCatalog.get("stages_of_colours")
+    try:
+        metadata.set(base_classes=MASKED, novel_classes=["green", "yellow"], thing_classes=["green", "yellow"])
+        assert mask_groups(cfg, metadata) == {}  # none of the novel classes has masks
+        cfg.INPUT.PARTIAL_MASKS.CLASSES = [*MASKED, "yellow"]
+        assert mask_groups(cfg, metadata) == {"{}_with_masks": ["yellow"], "{}_without_masks": ["green"]}
+        cfg.INPUT.PARTIAL_MASKS.CLASSES = ["rod"]
+        with pytest.raises(ValueError, match="INPUT.PARTIAL_MASKS.CLASSES names 'rod', .*did you mean 'red'"):
+            mask_groups(cfg, metadata)
+    finally:
+        MetadataCatalog.remove("stages_of_colours")
+
+
 def test_base_and_novel_classes_beside_them(boxes, cfg) -> None:
     name, _, records = boxes
     MetadataCatalog.get(name).set(base_classes=["red", "green", "blue"], novel_classes=["yellow"])

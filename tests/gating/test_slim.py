@@ -150,7 +150,9 @@ def test_what_cannot_be_slimmed_says_so_before_anything_is_trained(tmp_path):
     good = [*CLASSIFIER, *common(tmp_path, SLIM__PLAIN__MAX_ITER=1)]
     for wrong, message in (
         (["MODEL.POLICY.BUDGET.SHARE", "0.0"], "BUDGET.SHARE is 0.* in \\(0, 1\\)"),
-        (["MODEL.POLICY.NAME", "random_skip"], "random_skip: gates that can keep a budget are blockdrop, cdb"),
+        (["MODEL.POLICY.NAME", "random_skip"], "random_skip: gates that can keep a budget are cdb"),
+        (["MODEL.POLICY.NAME", "blockdrop"], "blockdrop: gates that can keep a budget are cdb"),
+        (["SOLVER.FIXED_STAGE.MAX_ITER", "10"], "FIXED_STAGE.MAX_ITER would give the gated network another schedule"),
         (["SLIM.PLAIN.MAX_ITER", "0"], "MODEL.WEIGHTS is empty"),
         (["SOLVER.MAX_ITER", "2"], "SOLVER.MAX_ITER is 2"),
         (["DATASETS.TEST", "()"], "DATASETS.TEST is empty"),
@@ -174,6 +176,26 @@ def test_learning_stages_share_their_iterations_and_the_budget_does_not_touch_th
     assert start.fingerprint() == other_start.fingerprint()
     assert task.control(0, start).fingerprint() == other.control(0, other_start).fingerprint()
     assert task.learn(0, start).fingerprint() != other.learn(0, other_start).fingerprint()
+
+
+@pytest.mark.usefixtures("digits")
+def test_every_training_is_scaled_to_the_batch(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text(
+        "SOLVER: {REFERENCE_BATCH: 32, IMS_PER_BATCH: 32, MAX_ITER: 450, BASE_LR: 0.01}\n"
+        "SLIM: {PLAIN: {MAX_ITER: 400, BASE_LR: 0.02, WARMUP_ITERS: 10}}\n"
+    )
+    keys = ["MODEL.POLICY.NAME", "skipnet_rnn", "MODEL.POLICY.BUDGET.SHARE", "0.8", "OUTPUT_DIR", str(tmp_path / "out")]
+    small = ["SOLVER.IMS_PER_BATCH", "8"]
+    for more, iterations, rate, warmup, later in (
+        ([], 400, 0.02, 10, 148),
+        (small, 1600, 0.005, 40, 594),
+        ([*small, "SLIM.PLAIN.MAX_ITER", "7"], 7, 0.005, 40, 594),
+    ):
+        task = Slimming.of(str(file), [*CLASSIFIER, *keys, *more])
+        solver = task.plain().cfg.SOLVER
+        assert (solver.MAX_ITER, solver.BASE_LR, solver.WARMUP_ITERS) == (iterations, pytest.approx(rate), warmup)
+        assert task.learn(0, None).cfg.SOLVER.MAX_ITER == later
 
 
 def test_the_summary_by_hand():

@@ -5,6 +5,7 @@ import itertools
 import pytest
 
 from dyn_d2.hierarchy import Hierarchy, HierarchyError, load_hierarchy, save_hierarchy, shipped_hierarchies
+from dyn_d2.hierarchy.files import written_out
 
 CHILDREN = {
     "world": ["animal", "plant", "food"],
@@ -99,6 +100,17 @@ def test_labels_must_be_the_classes_of_the_data_set():
         TREE.check_labels("farm", ["apple", "apple", "beast", "bread"])
 
 
+def test_the_main_parent_is_that_of_the_file_whatever_its_depth(tmp_path):
+    children = {"all": ["deep", "flat"], "deep": ["mid", "x"], "mid": ["shared", "y"], "flat": ["shared", "z"]}
+    tree = Hierarchy(children, {"set": {name: name for name in ("shared", "x", "y", "z")}})
+    assert tree.parents["shared"] == ("mid", "flat")
+    save_hierarchy(tree, tmp_path / "tree.yaml")
+    written = load_hierarchy(written_out(tmp_path / "tree.yaml"))
+    for other in (load_hierarchy(tmp_path / "tree.yaml"), tree.cut("set"), written):
+        assert other.parents == tree.parents and other.concepts == tree.concepts
+        assert other.path("shared") == ("all", "deep", "mid", "shared")
+
+
 def test_unknown_concept():
     for ask in (TREE.depth, TREE.ancestors, TREE.leaves_under, TREE.path):
         with pytest.raises(HierarchyError, match="zoo has no concept 'cow'"):
@@ -107,7 +119,8 @@ def test_unknown_concept():
 
 def test_file_round_trip_and_cut_of_another_file(tmp_path):
     save_hierarchy(TREE, tmp_path / "zoo.yaml")
-    assert load_hierarchy(tmp_path / "zoo.yaml") == TREE
+    read = load_hierarchy(tmp_path / "zoo.yaml")
+    assert read == TREE and read.parents == TREE.parents and read.concepts == TREE.concepts
     (tmp_path / "farm.yaml").write_text("cut_of: zoo.yaml\ndatasets: [farm]\n")
     assert load_hierarchy(str(tmp_path / "farm.yaml")) == TREE.cut("farm")
     save_hierarchy(Hierarchy({"alone": []}), tmp_path / "one.yaml")

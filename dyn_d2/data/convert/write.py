@@ -37,25 +37,34 @@ class Converted:
 
 
 def coco_of_items(found: Found, folder: Path) -> Converted:
-    """Categories from 1, in the order of the format or else of the alphabet; ``file_name`` relative to ``folder``.
+    """Categories from 1, in the order of the format or else of the alphabet; ``file_name`` relative to ``folder``,
+    absolute where the annotations name a file elsewhere.
 
     Raises:
-        DataError: none of the images is below the folder, or an object has a class that the labels lack.
+        DataError: none of the images is below the folder, two are the same file, one has another size than the
+            annotations state, or an object has a class that the labels lack.
     """
     images = _Images(folder)
     labels = list(found.labels) or sorted({shape.label for item in found.items for shape in item.shapes})
     result = Converted({}, left_out=found.left_out)
     records: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
+    taken: dict[Path, str] = {}
     for item in found.items:
         path = images.find(item)
         if path is None:
             result.missing.append(item.name)
             continue
+        if path in taken:
+            raise DataError(
+                f"{path} would be both {taken[path]} and {item.name}: name the folder that holds the folders of all "
+                "images with --images, or take one of the two out of the annotations."
+            )
+        taken[path] = item.name
         width, height = image_size(path)
-        records.append({
-            "id": len(records) + 1, "file_name": path.relative_to(folder).as_posix(), "width": width, "height": height
-        })  # fmt: skip
+        _check_size(item, path, width, height)
+        name = path.relative_to(folder) if path.is_relative_to(folder) else path
+        records.append({"id": len(records) + 1, "file_name": name.as_posix(), "width": width, "height": height})
         for shape in item.shapes:
             if shape.label not in labels:
                 raise DataError(f"{item.name} has an object of class {shape.label!r}, none of {', '.join(labels)}.")
@@ -106,6 +115,20 @@ class _Images:
                     f"{item.name}: {len(places)} images have that name, such as {places[0]} and {places[1]}."
                 )
         return Path(os.path.abspath(item.name)) if name.is_absolute() and Path(item.name).is_file() else None
+
+
+def _check_size(item: Item, path: Path, width: int, height: int) -> None:
+    """Boxes in pixels would be wrong, without a sign of it, on an image that was resized or turned since.
+
+    Raises:
+        DataError: the annotations state another size; None or 0, as some programs write it, states nothing.
+    """
+    if (item.width or width, item.height or height) != (width, height):
+        raise DataError(
+            f"{path} has {width} x {height} pixels, turned as its EXIF mark says, but its annotations are for "
+            f"{item.width} x {item.height}: give the images that were annotated (if only the mark differs, save them "
+            "upright, without it), or annotate these."
+        )
 
 
 def _annotation(shape: Shape, width: int, height: int) -> tuple[dict[str, Any] | None, bool]:

@@ -245,6 +245,7 @@ def find_shots(task: FewShotTask, sources: dict[str, list[Record]]) -> ShotSet:
         _check_list(task, shots, path)
         shots = shots.restrict(task.shot_classes)
     elif published := find_published(task.benchmark, folder, task.seed, task.shots, task.shot_classes):
+        _check_published(task)
         shots, path = read_published(task.benchmark, published, wanted, task.seed, task.shots), folder
     else:
         raise FileNotFoundError(
@@ -270,6 +271,16 @@ def list_files(task: FewShotTask) -> list[Path]:
     if path.exists():
         return [path]
     return sorted(set(find_published(task.benchmark, folder, task.seed, task.shots, task.shot_classes).values()))
+
+
+def _check_published(task: FewShotTask) -> None:
+    asked = {"SHOTS_UNIT": (task.unit, "instance"), "MAX_OBJECTS": (task.max_objects, 0)}
+    for key, (value, counted) in asked.items():
+        if value != counted:
+            raise ValueError(
+                f"FEW_SHOT.SHOTS_DIR={task.shots_dir!r} has published lists, which count objects, but FEW_SHOT.{key} "
+                f"is {value}: set it to {counted}, or leave SHOTS_DIR empty to draw shots by it."
+            )
 
 
 def _check_list(task: FewShotTask, shots: ShotSet, path: Path) -> None:

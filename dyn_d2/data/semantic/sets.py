@@ -159,4 +159,5 @@ def _load(name: str, split: str, folder: Path) -> list[Record]:
             f"Data set {name}_{split}: {' and '.join(missing)} not found. Download {data.download}. {ROOT_VARIABLE} "
             f"(now {os.environ.get(ROOT_VARIABLE, 'datasets')!r}) names the folder that holds all.{command}"
         )
-    return load_pairs(images, maps)
+    # Where the user arranges the files, images keep the format of their source: CamVid's are PNG.
+    return load_pairs(images, maps, ".jpg" if data.prepared else "")

@@ -139,6 +139,12 @@ class Policy(nn.Module):
         where the last feature map is classified."""
         return None
 
+    def force_open(self) -> bool:
+        """From now on run everything in evaluation, at no cost of its own: the dense run of a model whose head
+        predicts from what the policy notes down. False where there is no such head, and ``AllOpen`` can take the
+        policy's place."""
+        return False
+
     def gate_shape(self, index: int, features: Tensor) -> tuple[int, ...]:
         """Shape of the decision about unit ``index``: (N,) for a block, else (N, size)."""
         unit = self.units[index]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,6 +21,8 @@ from torch.nn import functional as F
 from dyn_d2.gating import Decision, Step, Trace, Unit
 from dyn_d2.gating.cost import chain_cost, linear_cost, lstm_cost
 from dyn_d2.gating.decisions import bernoulli, hard_threshold, noisy_threshold, soft
+from dyn_d2.gating.exporting import is_exporting
+from dyn_d2.gating.folding import kept
 from dyn_d2.gating.losses import policy_gradient_loss, sampled_log_probs, skip_returns
 from dyn_d2.utils.modules import ModuleListOf
 
@@ -41,10 +44,12 @@ from .gate_layers import (
 
 @dataclass
 class SkipNetState:
-    """Of one forward pass: the area of each image, and the LSTM's (h, c), each (N, 10), once there is one."""
+    """Of one forward pass: the area of each image, the LSTM's (h, c), each (N, 10), once there is one, and where there
+    are some the RNN gate's weights as numpy has them, which h and c then are of too."""
 
     valid: ValidArea | None
-    hidden: tuple[Tensor, Tensor] | None = None
+    hidden: tuple[Any, Any] | None = None
+    folded: "FoldedGates | None" = None
 
 
 class SkipNet(Policy):
@@ -263,6 +268,39 @@ class SkipNetFFGate2(FeedForwardSkipNet):
     STRIDES, POOL = (2,), False
 
 
+class FoldedGates:
+    """The RNN gates without gradients, in numpy: matrices are so small here that calling torch's operators, of which an
+    LSTM cell and two linear layers take a dozen, costs a hundred times the arithmetic, and as much as a block of
+    convolutions. The projection of each block is folded into the LSTM's input weights."""
+
+    def __init__(self, policy: "SkipNetRNN") -> None:
+        lstm, score = policy.lstm, policy.score
+        with torch.no_grad():
+            bias = lstm.bias_ih + lstm.bias_hh
+            self.inputs = [(lstm.weight_ih @ p.weight).T.contiguous().numpy() for p in policy.projections]
+            self.biases = [(lstm.weight_ih @ p.bias + bias).numpy() for p in policy.projections]
+            self.recurrent = lstm.weight_hh.detach().T.contiguous().numpy()
+            self.score, self.score_bias = score.weight[0].detach().numpy(), float(score.bias)
+        # sigmoid(x) is (1 + tanh(x / 2)) / 2: one call for the four parts i, f, g, o of which g alone is a tanh.
+        self.width = lstm.hidden_size
+        self.scale = np.repeat(np.array([0.5, 0.5, 1.0, 0.5], np.float32), self.width)
+
+    def __call__(self, index: int, pooled: Tensor, state: SkipNetState) -> Tensor:
+        """(N,) logits of unit ``index`` for pooled features (N, C); ``state`` gets the new h and c."""
+        gates = pooled.numpy() @ self.inputs[index] + self.biases[index]
+        if state.hidden is not None:
+            gates += state.hidden[0] @ self.recurrent
+        gates *= self.scale
+        np.tanh(gates, out=gates)
+        i, f, g, o = (gates[:, k * self.width : (k + 1) * self.width] for k in range(4))
+        cell = 0.5 * (1 + i) * g
+        if state.hidden is not None:
+            cell += 0.5 * (1 + f) * state.hidden[1]
+        hidden = 0.5 * (1 + o) * np.tanh(cell)
+        state.hidden = hidden, cell
+        return torch.from_numpy(hidden @ self.score + self.score_bias)
+
+
 @POLICY_REGISTRY.register_as("skipnet_rnn")
 class SkipNetRNN(SkipNet):
     """RNNGate (Fig. 2.3c): pooled features, projected for each block, go into one LSTM that runs over the blocks.
@@ -288,7 +326,16 @@ class SkipNetRNN(SkipNet):
     def last_layers(self) -> list[nn.Linear]:
         return [self.score]
 
+    def begin(self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None) -> SkipNetState:
+        state = super().begin(images, image_sizes)
+        plain = images.device.type == "cpu" and self.score.weight.dtype == torch.float32 and not is_exporting()
+        if plain and not self.training and not torch.is_grad_enabled():
+            state.folded = kept(self, [*self.projections, self.lstm, self.score], lambda: FoldedGates(self))
+        return state
+
     def logit(self, index: int, features: Tensor, state: SkipNetState) -> Tensor:
+        if state.folded is not None:
+            return state.folded(index, pool_valid(features, state.valid), state)
         x = apply_linear(self.projections[index], pool_valid(features, state.valid))
         with torch.autocast(x.device.type, enabled=False):
             state.hidden = self.lstm(x.to(self.score.weight.dtype), state.hidden)

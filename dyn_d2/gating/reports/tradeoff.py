@@ -19,6 +19,8 @@ from torch import nn
 
 from dyn_d2.checkpoint.model import model_of
 from dyn_d2.config.derive import build_cfg
+from dyn_d2.config.read import as_yaml, flatten
+from dyn_d2.engine.inputs import inputs_of
 from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.evaluation.figures import save_figure
 from dyn_d2.evaluation.results import main_metric
@@ -36,8 +38,8 @@ DENSE = "dense"
 
 
 def force_open(model: Any) -> None:
-    """Put ``AllOpen`` in the place of the policy of a model, or whatever the model itself does to run all of it
-    (``force_open``): the dense run of a dynamic network's weights.
+    """Put ``AllOpen`` in the place of the policy of a model, or whatever the model or its policy does by itself to run
+    all of it (``force_open``): the dense run of a dynamic network's weights.
 
     Raises:
         ValueError: nothing in the model is gated.
@@ -50,7 +52,8 @@ def force_open(model: Any) -> None:
         raise ValueError(
             "MODEL.BACKBONE.NAME is no gated backbone: there is no trade-off to measure. Use build_gated_..._backbone."
         )
-    gated.policy = AllOpen(gated.policy.units).eval()
+    if not gated.policy.force_open():
+        gated.policy = AllOpen(gated.policy.units).eval()
 
 
 @dataclass(frozen=True)
@@ -197,11 +200,21 @@ def time_points(
     return times
 
 
+_ELSEWHERE = ("OUTPUT_DIR", "MODEL.WEIGHTS")  # said by the point, or of no matter
+
+
 def _settings(point: Point, opts: Sequence[str]) -> dict[str, Any]:
+    """What a measurement depends on: weights, all keys, and the data."""
+    if not Path(point.config).is_file():
+        raise FileNotFoundError(f"{point.config} does not exist.")
+    cfg = build_cfg(point.config, [*opts, *point.opts])
+    keys = {key: value for key, value in flatten(as_yaml(cfg)).items() if key not in _ELSEWHERE}
     return {
-        "weights": _identity(point.weights), "opts": [*opts, *point.opts], "dense": point.dense,
-        "config": _identity(point.config),
-    }  # fmt: skip
+        "weights": _identity(point.weights),
+        "dense": point.dense,
+        "keys": _digest(keys),
+        "inputs": inputs_of(cfg, cfg.DATASETS.TEST, {}),
+    }
 
 
 def _digest(settings: Any) -> str:

@@ -156,7 +156,9 @@ class DSSPNHead(NoticesKeys, nn.Module):
         if not train + test:
             raise ValueError("DSSPNHead takes its labels from the data sets: set DATASETS.TRAIN or DATASETS.TEST.")
         tree = load_hierarchy(dsspn.TREE)
-        labels = {name: concepts_of_labels(tree, MetadataCatalog.get(name)) for name in train + test}
+        # A checkpoint says nothing about a VAL set that is not registered here, and its model does without.
+        val = [name for name in cfg.DATASETS.VAL if MetadataCatalog.get(name).get("stuff_classes")]
+        labels = {name: concepts_of_labels(tree, MetadataCatalog.get(name)) for name in train + test + val}
         return {
             "input_shape": {name: shape for name, shape in input_shape.items() if name in head.IN_FEATURES},
             "tree": tree,
@@ -227,7 +229,7 @@ class DSSPNHead(NoticesKeys, nn.Module):
         if dataset not in self._concepts_of:
             raise KeyError(
                 f"this DSSPN was made for {', '.join(self._concepts_of)}, not for {dataset!r}: name it in "
-                "DATASETS.TRAIN or DATASETS.TEST."
+                "DATASETS.TRAIN, DATASETS.TEST or DATASETS.VAL."
             )
         return cast(LabelPlan, self._plans[self._plan_number[self._concepts_of[dataset]]])
 

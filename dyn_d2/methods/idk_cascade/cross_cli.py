@@ -21,7 +21,7 @@ import numpy as np
 from tabulate import tabulate
 
 from dyn_d2.data.classification import ensure_classes
-from dyn_d2.data.parts import HELD_OUT
+from dyn_d2.data.parts import HELD_OUT, trained_problem
 from dyn_d2.data.registered import registered_records, unregistered
 from dyn_d2.methods.idk_cascade.calibrators import FOR_CLASSIFIERS
 from dyn_d2.methods.idk_cascade.cli import add_goal, check_goal
@@ -80,8 +80,8 @@ def load(args: argparse.Namespace) -> tuple[list[IDKCascadeModel], list[dict[str
     for model in models:
         if not model.classifies:
             raise ValueError(f"{model.name} is a detector: cross-fitting is for classifiers, use dyn-d2 calibrate.")
-        if args.images in model.trained_on:
-            raise ValueError(f"{model.name} was trained on {args.images} and is too sure there: give other images.")
+        if problem := trained_problem(args.images, model.trained_on):
+            raise ValueError(f"{model.name}: {problem}")
         model.fit_classes(args.images, ensure_classes(args.images))
     records = registered_records(args.images)
     for model in models:

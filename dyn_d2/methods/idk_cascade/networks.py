@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dyn_d2.checkpoint.model import load_model
+from dyn_d2.data.few_shot.benchmarks import get_benchmark
 from dyn_d2.data.resumable import build_mapper
 from dyn_d2.engine.predictor import predictor_of
 from dyn_d2.evaluation.results import weights_hash
@@ -49,7 +50,12 @@ class NetworkModel(IDKCascadeModel):
         """
         self.name, self.cfg, self.model, self.classes = name, cfg, model.eval(), list(classes)
         self.classifies = cfg.MODEL.META_ARCHITECTURE in CLASSIFIERS
-        self.weights, self.trained_on, self.tested_on = cfg.MODEL.WEIGHTS, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST
+        self.weights = cfg.MODEL.WEIGHTS
+        self.trained_on, self.tested_on = list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.TEST)
+        if cfg.FEW_SHOT.BENCHMARK:  # whose sets are cut from these
+            benchmark = get_benchmark(cfg)
+            self.trained_on += benchmark.train_sets
+            self.tested_on += benchmark.test_sets
         self.dtype = next(model.parameters()).dtype
         self.device = "cuda" if cfg.MODEL.DEVICE.startswith("cuda") else "cpu"
         self._mapper: Callable[[dict[str, Any]], Any] = mapper or build_mapper(cfg, dataset, is_train=False)

@@ -203,6 +203,11 @@ class PMN(Policy):
             return {}
         return {f"module {module}": module for module in range(len(self.modules_at) - 1)}
 
+    def force_open(self) -> bool:
+        """All modules run and the last one predicts, as in stage "pretrain"."""
+        self.stage = "pretrain"
+        return True
+
     def begin(self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None) -> PMNState:
         count, device = len(images), images.device
         samples = self.training and self.learns

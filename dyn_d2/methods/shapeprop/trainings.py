@@ -15,9 +15,11 @@ from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.frozen_maps import maps_folder
 from dyn_d2.engine.job_queue import quiet
 from dyn_d2.engine.stages import Stage
+from dyn_d2.evaluation.partial_masks import mask_groups
 from dyn_d2.utils.atomic import write_json
 
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 
 from .annotator import objects_without_masks, predict_masks
 
@@ -246,7 +248,7 @@ def plan(
     the config's INPUT.PARTIAL_MASKS.CLASSES, and every evaluation of the benchmark tells these classes from the others.
 
     Raises:
-        ValueError: "category" is asked for, but the config names no classes.
+        ValueError: "category" is asked for, but the config names no classes, or all or none of a test set's.
     """
     opts = list(opts)
     cfg = read_cfg(config_file, opts)
@@ -257,7 +259,27 @@ def plan(
         )
     planner = _Planner(cfg, config_file, opts, schedule, known)
     with quiet():
-        return {cell: planner.stages(cell) for cell in wanted}
+        plans = {cell: planner.stages(cell) for cell in wanted}
+    for cell, stages in plans.items():
+        if cell.setting == CATEGORY:
+            _require_both_kinds(stages[-1].cfg)
+    return plans
+
+
+def _require_both_kinds(cfg: CfgNode) -> None:
+    """Each test set has classes with and classes without masks: the table of "category" is about the latter.
+
+    Raises:
+        ValueError: names the data set; or see ``mask_groups``.
+    """
+    for name in cfg.DATASETS.TEST if cfg.MODEL.MASK_ON else ():
+        metadata = MetadataCatalog.get(name)
+        if not mask_groups(cfg, metadata):
+            raise ValueError(
+                f"setting category: INPUT.PARTIAL_MASKS.CLASSES {list(cfg.TEST.MASKED_CLASSES)} are all or none of the "
+                f"classes of {name}, so that no two groups can be compared. Name some of them: "
+                f"{', '.join(metadata.thing_classes[:20])}."
+            )
 
 
 def plan_cell(

@@ -173,6 +173,50 @@ def test_two_parts_and_what_cannot_be_converted(tmp_path):
         convert(folder, tmp_path)
 
 
+def test_two_images_never_become_one_file(tmp_path):
+    folder = cvat(tmp_path / "data")
+    text = (folder / "annotations.xml").read_text()
+    (folder / "annotations.xml").write_text(text.replace("train/a", "cam1/1").replace("train/b", "cam2/1"))
+    for camera in ("cam1", "cam2"):
+        pictures(folder / camera, ["1.jpg"])
+    content = convert(folder, tmp_path)
+    assert [i["file_name"] for i in content["images"]] == ["cam1/1.jpg", "cam2/1.jpg"]
+    with pytest.raises(DataError, match=r"cam1/1.jpg would be both cam1/1.jpg and cam2/1.jpg: .* --images"):
+        convert(folder / "annotations.xml", tmp_path, "--images", str(folder / "cam1"))
+
+
+def test_a_file_elsewhere_keeps_its_whole_path(tmp_path):
+    folder = yolo(tmp_path / "data")
+    pictures(tmp_path / "others", ["b.jpg"])
+    content = convert(folder, tmp_path, "--images", str(tmp_path / "others"))
+    assert [i["file_name"] for i in content["images"]] == [str(folder / "images" / "a.jpg"), "b.jpg"]
+    assert len(content["annotations"]) == 2
+
+
+@pytest.mark.parametrize("kind", [kind for kind in MAKE if kind != "yolo"])  # YOLO's boxes are shares of the sides
+def test_images_that_were_resized_are_refused(tmp_path, kind):
+    path = MAKE[kind](tmp_path / "data")
+    pictures(tmp_path / "small")
+    Image.new("RGB", (50, 25)).save(tmp_path / "small" / "a.jpg")
+    with pytest.raises(DataError, match="a.jpg has 50 x 25 pixels, .* but its annotations are for 100 x 50"):
+        convert(path, tmp_path, "--images", str(tmp_path / "small"))
+
+
+def test_the_size_is_that_of_the_turned_image_and_need_not_be_stated(tmp_path):
+    folder = labelme(tmp_path / "data")
+    turn = Image.Exif()
+    turn[0x0112] = 6
+    Image.new("RGB", (50, 100)).save(folder / "a.jpg", exif=turn)
+    assert convert(folder, tmp_path)["images"][0] == {"id": 1, "file_name": "a.jpg", "width": 100, "height": 50}
+    Image.new("RGB", (100, 50)).save(folder / "a.jpg", exif=turn)
+    with pytest.raises(DataError, match="a.jpg has 50 x 100 pixels, turned as its EXIF mark says"):
+        convert(folder, tmp_path)
+    for name in ("a", "b"):
+        content = json.loads((folder / f"{name}.json").read_text())
+        (folder / f"{name}.json").write_text(json.dumps(content | {"imageWidth": None, "imageHeight": 0}))
+    assert [i["width"] for i in convert(folder, tmp_path)["images"]] == [50, 100]
+
+
 def test_datumaro_reads_further_formats(tmp_path):
     pytest.importorskip("datumaro")
     folder = cvat(tmp_path / "data")

@@ -36,6 +36,28 @@ def test_the_recurrent_gate_shares_its_lstm_and_hears_of_earlier_blocks():
     assert not torch.allclose(first, second)
 
 
+@pytest.mark.parametrize("sizes", [None, [(20, 32), (32, 12), (7, 7)]])
+def test_without_gradients_the_recurrent_gate_runs_in_numpy_and_says_the_same(sizes):
+    policy = make("skipnet_rnn", "SKIPNET.INIT_BIAS", 0.3).eval()
+    features = [x[:3] for x in features_for(policy)]
+    images = torch.zeros(3, 3, 32, 32)
+
+    def probs() -> torch.Tensor:
+        state = policy.begin(images, sizes)
+        assert (state.folded is None) == torch.is_grad_enabled()
+        return torch.stack([policy.decide(i, x, state).prob for i, x in enumerate(features)])
+
+    before = probs().detach()
+    with torch.no_grad():
+        assert torch.allclose(probs(), before, atol=1e-6) and before.std() > 1e-3
+        policy.projections[1].weight.mul_(-3.0)  # what was folded is folded anew
+        policy.lstm.bias_hh.add_(1.0)
+        changed = probs()
+    assert torch.allclose(changed, probs().detach(), atol=1e-6) and not torch.allclose(changed, before, atol=1e-3)
+    with torch.no_grad():
+        assert policy.train().begin(images, sizes).folded is None
+
+
 def test_the_recurrent_gate_computes_what_torchs_lstm_does():
     policy = make("skipnet_rnn").eval()
     features = features_for(policy)

@@ -9,7 +9,7 @@ from route_tables import classifier_cfg
 from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.evaluation.results import main_metric
 from dyn_d2.gating.cli import tradeoff
-from dyn_d2.gating.reports.tradeoff import Point, force_open, plan
+from dyn_d2.gating.reports.tradeoff import Point, _settings, force_open, plan
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
@@ -58,6 +58,26 @@ def test_thresholds_beside_the_dense_run(run, monkeypatch, capsys):
     assert _main(run, "--thresholds", "0.01", "0.99") == [dense, low, high]
     monkeypatch.undo()
     assert [r["point"] for r in _main(run, "--sweep", THRESHOLD, "0.01")] == ["dense", "threshold 0.01"]
+
+
+def test_what_a_point_depends_on(run):
+    child = run / "child.yaml"
+    child.write_text("_BASE_: config.yaml\n")
+    point = Point(str(run / "model_final.pth"), str(child), ())
+    before = _settings(point, [])
+    assert _settings(point, ["OUTPUT_DIR", "elsewhere"]) == before
+    assert _settings(point, [THRESHOLD, "0.25"]) != before
+    base = run / "config.yaml"
+    before_text = base.read_text()
+    assert "MIN_SIZE_TEST: 800" in before_text
+    base.write_text(before_text.replace("MIN_SIZE_TEST: 800", "MIN_SIZE_TEST: 640"))
+    assert _settings(point, []) != before
+    base.write_text(before_text)
+    assert _settings(point, []) == before
+    records = DatasetCatalog.get("few_digits")[:6]
+    DatasetCatalog.remove("few_digits")
+    DatasetCatalog.register("few_digits", lambda: records)
+    assert _settings(point, []) != before
 
 
 def test_different_networks_with_their_own_configs(run):

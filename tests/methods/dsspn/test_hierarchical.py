@@ -71,6 +71,16 @@ def test_the_trace_counts_what_torch_counts(squares, plain, dynamic):
     assert dynamic or output["route"].executed == pytest.approx(output["route"].dense)
 
 
+def test_data_to_choose_on_has_its_labels(squares):
+    fine, coarse = squares
+    opts = dsspn_opts([fine], [fine], DATASETS__VAL=[coarse, "of another machine"])
+    model = build_model(read_cfg("", opts)).eval()
+    with torch.no_grad():
+        assert model(_inputs(coarse, 8, 1))[0]["sem_seg"].shape == (8, 60, 70)
+    with pytest.raises(KeyError, match="not for 'of another machine': name it in .*DATASETS.VAL"):
+        model(_inputs("of another machine", 8, 1))
+
+
 def test_heads_of_stock_and_gated_models(squares):
     stock = _model(squares[:1], MODEL__META_ARCHITECTURE="SemanticSegmentor")
     gated = _model(squares[:1], MODEL__POLICY__NAME="convnet_aig")

@@ -4,11 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from idk_networks import save_classifier, save_detector
-from tiny_detection import CLASSES, write_boxes
+from tiny_detection import CLASSES, tiny_opts, write_boxes
 
-from dyn_d2.methods.idk_cascade import cli
+from dyn_d2.config.derive import build_cfg
+from dyn_d2.methods.idk_cascade import cli, cross_cli
 from dyn_d2.methods.idk_cascade.calibration import load_idk_cascade
+from dyn_d2.methods.idk_cascade.networks import NetworkModel
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
@@ -147,3 +150,15 @@ def test_what_is_refused(tmp_path, classifiers, capsys):
     whole = save_classifier(tmp_path / "whole", 8, train="digits_train")
     with pytest.raises(ValueError, match="a model was trained on images of digits_train_held_out"):
         _main(tmp_path, [whole, classifiers[1]], *held_out)
+    fit = ["--weights", *classifiers, "--images", "digits_train_fit"]
+    part = ["--weights", whole, classifiers[1], "--images", "digits_train_held_out"]
+    for words in (fit, part):
+        with pytest.raises(ValueError, match="a model was trained on images of digits_train_"):
+            cross_cli.main([*words, "--output", str(tmp_path / "cross")])
+
+
+def test_few_shot_detectors_know_what_their_sets_were_cut_from(tmp_path):
+    cfg = build_cfg("", tiny_opts(write_boxes(tmp_path / "data"), tmp_path / "out"))
+    assert cfg.DATASETS.TRAIN == ("custom_split1_base_train",)
+    model = NetworkModel("few", cfg, torch.nn.Linear(1, 1), cfg.DATASETS.TEST[0])
+    assert "custom_train" in model.trained_on and "custom_test" in model.tested_on

@@ -4,9 +4,12 @@ import pytest
 import torch
 from tiny_tasks import batch, task_opts
 
+from dyn_d2.checkpoint import describe
+from dyn_d2.checkpoint.model import load_model
 from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.gating import recording
+from dyn_d2.gating.reports.tradeoff import force_open
 from dyn_d2.methods.pmn.levels import KnowledgeLevels
 from dyn_d2.methods.pmn.module_predictions import WeightedAverage
 from dyn_d2.methods.pmn.rollout import GREEDY, SAMPLED, ModuleOutput, PMNState, Prediction, Rollout
@@ -191,6 +194,40 @@ def test_labels_of_the_tree_are_those_of_the_data_set():
     MetadataCatalog.pop("pmn_toy")
     with pytest.raises(ValueError, match="10 classes, the head predicts 4"):
         classifier(**(keys | {"MODEL__IMAGE_CLASSIFIER__NUM_CLASSES": 4}))
+
+
+def test_a_checkpoint_keeps_the_order_of_classes_where_nobody_has_registered_them(tmp_path):
+    keys = {
+        "MODEL__BACKBONE__NAME": "build_gated_cifar_resnet_backbone", "MODEL__RESNETS__DEPTH": 14,
+        "MODEL__RESNETS__OUT_FEATURES": ["res4"], "MODEL__GATED__FIRST_BLOCK": True, "MODEL__POLICY__NAME": "pmn",
+        "MODEL__POLICY__STAGE": "joint", "MODEL__POLICY__PMN__WIDTH": 8, "MODEL__POLICY__PMN__TREE": "digits",
+        "MODEL__IMAGE_CLASSIFIER__NUM_CLASSES": 10, "DATASETS__TRAIN": ("pmn_toy",),
+    }  # fmt: skip
+    cfg, path = read_cfg("", task_opts("classifier", **keys)), str(tmp_path / "model.pth")
+    MetadataCatalog.pop("pmn_toy", None)
+    try:
+        MetadataCatalog.get("pmn_toy").set(thing_classes=[str(i) for i in range(10)][::-1])
+        model = DynTrainer.build_model(cfg)
+        torch.save({"model": model.state_dict(), "dyn_d2": describe(cfg, model)}, path)
+        MetadataCatalog.pop("pmn_toy")
+        loaded = load_model(path).model
+    finally:
+        MetadataCatalog.pop("pmn_toy", None)
+    assert torch.equal(loaded.module_classifier.combine.classes_below, model.module_classifier.combine.classes_below)
+
+
+def test_the_dense_run_is_that_of_the_last_module():
+    model = classifier(MODEL__POLICY__PMN__INIT_BIAS=-5.0).eval()
+    inputs = batch(3, 32)
+    with torch.no_grad():
+        assert all(result["route"].executed < 0.5 * result["route"].dense for result in model(inputs))  # all stop
+        force_open(model)
+        found = model(inputs)
+        model.module_classifier = None  # the last feature map and the linear layer are left
+        expected = model(inputs)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a["scores"], b["scores"])
+        assert a["route"].executed == a["route"].dense == b["route"].dense and a["route"].gates == 0
 
 
 def test_without_a_record_the_head_says_so():

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.gating import recording
+from dyn_d2.gating.reports.tradeoff import force_open
 from dyn_d2.methods.pmn.rollout import GREEDY, SAMPLED
 from dyn_d2.utils.errors import UserError
 
@@ -46,6 +47,18 @@ def test_logits_are_the_average_over_modules_at_the_common_stride():
     expected = F.interpolate(total / 3, scale_factor=8, mode="bilinear", align_corners=False)
     torch.testing.assert_close(outputs[0]["sem_seg"], expected[0], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(outputs[1]["sem_seg"], expected[1, :, :48], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("actions", ["levels", "random"])
+def test_the_dense_run_segments_from_the_last_module(actions):
+    model = segmentor(MODEL__POLICY__PMN__INIT_BIAS=-5.0, MODEL__POLICY__PMN__ACTIONS=actions,
+                      MODEL__POLICY__PMN__MODULES=2).eval()  # fmt: skip
+    force_open(model)
+    with recording() as trace, torch.no_grad():
+        outputs = model.forward_task(batch(2))
+    assert [output["sem_seg"].shape for output in outputs] == [(3, 64, 64), (3, 48, 64)]
+    assert [output.module for output in trace.context.state.outputs] == [5]
+    assert all(step.decision.open.all() for step in trace.steps) and trace.gates().sum() == 0
 
 
 @pytest.mark.parametrize("train_on", ["sampled", "both"])

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from thread_workers import ThreadWorkers
-from tiny_detection import tiny_opts, write_boxes
+from tiny_detection import CLASSES, tiny_opts, write_boxes
 from tool_runs import ROOT
 
 from dyn_d2.config.read import read_cfg
@@ -172,6 +172,13 @@ def test_category_needs_classes(opts) -> None:
         plans_of([*opts, *FEW[:1], "[]"], ["oracle"], ["category"], [0])
 
 
+def test_category_needs_classes_without_masks(opts) -> None:
+    more = [*opts, FEW[0], str(list(CLASSES))]
+    with pytest.raises(ValueError, match=r"setting category: .*'yellow'\] are all or none of the classes of .*test"):
+        plans_of(more, ["mask_rcnn", "oracle"], ["image_10", "category"], [0])
+    assert len(plans_of(more, ["mask_rcnn", "oracle"], ["image_10"], [0])) == 2
+
+
 @pytest.mark.slow
 def test_table_files_and_numbers_by_hand(opts, monkeypatch, tmp_path) -> None:
     Trainings(monkeypatch)
@@ -208,6 +215,20 @@ def test_gain_is_over_the_same_seeds() -> None:
     plain, shape = rows(results, METHODS)
     assert plain.gain is None and plain.metrics["AP"].mean == 15
     assert shape.gain.mean == 3 and math.isnan(shape.gain.half_width) and shape.gap_closed is None
+
+
+def test_both_gains_of_the_gap_are_over_the_same_seeds() -> None:
+    values = {"mask_rcnn": (20.0, 30.0, 40.0), "shapeprop": (21.0, 36.0, 49.0), "oracle": (22.0,)}
+    results = {
+        Cell(method, "image_10", seed): {"AP": value}
+        for method, of_seeds in values.items()
+        for seed, value in enumerate(of_seeds)
+    }
+    _, shape, oracle = rows(results, METHODS)
+    assert shape.gain.mean == pytest.approx((1 + 6 + 9) / 3) and shape.gap_closed == pytest.approx(100 * 1 / 2)
+    assert oracle.gain.mean == 2 and oracle.gap_closed is None
+    del results[Cell("shapeprop", "image_10", 0)]
+    assert rows(results, METHODS)[1].gap_closed is None  # no seed that all three have
 
 
 def test_thinned_data_have_a_detector_of_their_own(opts) -> None:

@@ -4,9 +4,11 @@
         --methods mask_rcnn,shapeprop,oracle --settings category,image_10,image_2 --seeds 0-2 \\
         --box-iterations 1000 --mask-iterations 300 --jobs 2 OUTPUT_DIR output/shapeprop SOLVER.AMP.ENABLED True
 
-Finished trainings are not run again: the same command goes on where it was stopped, and more methods, settings or seeds
-add to it. Writes benchmark.json, benchmark.md and benchmark.png into OUTPUT_DIR. On a CPU with bfloat16 a training step
-takes 0.6 of the time with SOLVER.AMP.ENABLED True; with it MODEL.CHANNELS_LAST makes ShapeProp slower (group norm).
+Finished trainings are not run again: the same command goes on where it was stopped, and one with more methods, settings
+or seeds trains these alone. Writes benchmark.json, benchmark.md and benchmark.png into OUTPUT_DIR, about what the
+command names: to have everything in the table, name the finished methods, settings and seeds too. On a CPU with
+bfloat16 a training step takes 0.6 of the time with SOLVER.AMP.ENABLED True; with it MODEL.CHANNELS_LAST makes ShapeProp
+slower (group norm).
 """
 
 import argparse
