@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .cost import unit_costs
 from .decisions import Decision
 
 
@@ -212,7 +213,7 @@ class Trace:
         count, device = like.shape[0], like.device  # not the map itself
 
         def each() -> Tensor:
-            return spread(torch.full((count,), float(cost), device=device), rows, images)
+            return spread(unit_costs(float(cost), count, device), rows, images)
 
         self.costs.append(Cost(name, (0.0 if gate else cost) if dense is None else dense, each, gate=gate))
 
