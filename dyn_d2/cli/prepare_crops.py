@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from dyn_d2.data.object_crops import Crop, add_crop_options, crop_options, crops_of, objects_of
+from dyn_d2.data.object_crops import Crop, add_crop_options, crop_options, crops_of
 from dyn_d2.utils.errors import UserError
 
 
@@ -25,12 +25,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="the folder of the classes")
     args = parser.parse_args(argv)
     options = crop_options(args, parser)
+    if args.output.is_file():
+        raise UserError(f"--output {args.output} is a file: name a folder.")
     if args.output.is_dir() and any(args.output.iterdir()):
         raise UserError(f"--output {args.output} holds files already: name a new folder, or remove it first.")
-    content, objects = objects_of(args.json, options.least)
-    for name in sorted({content.names[annotation["category_id"]] for annotation in objects}):
-        if not _is_folder_name(name):
-            raise UserError(f"{args.json}: {name!r} is no name of a folder: rename the category.")
     args.output.parent.mkdir(parents=True, exist_ok=True)
     partial = args.output.with_name(f".{args.output.name}.partial")  # a half of them would look like all
     shutil.rmtree(partial, ignore_errors=True)
@@ -45,9 +43,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _write(crops: Iterable[Crop], folder: Path) -> Counter[str]:
-    """Each crop into the folder of its class; returns how many there are of each."""
+    """Each crop into the folder of its class; returns how many there are of each.
+
+    Raises:
+        UserError: a class has a name that no folder can have.
+    """
     counts: Counter[str] = Counter()
     for crop in crops:
+        if not _is_folder_name(crop.name):
+            raise UserError(f"{crop.name!r} is no name of a folder: rename the category.")
         path = folder / crop.name / f"{crop.annotation['id']}.jpg"
         counts[crop.name] += 1
         path.parent.mkdir(exist_ok=True)

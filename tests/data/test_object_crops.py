@@ -63,3 +63,5 @@ def test_a_box_outside_of_its_image_is_told_and_nothing_half_written_stays(tmp_p
     with pytest.raises(ValueError, match=r"annotation 2 lies outside of 2.png, which has \d+ x \d+ pixels"):
         main(options)
     assert not list((tmp_path / "crops").iterdir())
+    with pytest.raises(UserError, match="boxes.json is a file: name a folder"):
+        main([*options[:-1], str(file)])

@@ -270,8 +270,8 @@ class SkipNetFFGate2(FeedForwardSkipNet):
 
 class FoldedGates:
     """The RNN gates without gradients, in numpy: matrices are so small here that calling torch's operators, of which an
-    LSTM cell and two linear layers take a dozen, costs a hundred times the arithmetic, and as much as a block of
-    convolutions. The projection of each block is folded into the LSTM's input weights."""
+    LSTM cell and two linear layers take a dozen, costs far more than the arithmetic, and as much as a convolution of a
+    CIFAR network. The projection of each block is folded into the LSTM's input weights."""
 
     def __init__(self, policy: "SkipNetRNN") -> None:
         lstm, score = policy.lstm, policy.score

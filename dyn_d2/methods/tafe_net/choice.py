@@ -52,7 +52,7 @@ def choose(
 
     Args:
         settings: of TAFE-Net; ESZSL has its own.
-        calibrate: with the best penalty of seen classes for each setting; otherwise without.
+        calibrate: with the best penalty of seen classes for each setting; otherwise with the config's.
     """
     folds = range(1, planner.cfg(split).ZERO_SHOT.CUSTOM.FOLDS + 1)
     found: dict[tuple, list[Scores]]
@@ -73,7 +73,8 @@ def choose(
             for stage in stages:
                 train_here(stage)
             found[keys] = [scores_of(stage) for stage in stages]
-    judged = {setting: _judge(scores, calibrate) for setting, scores in found.items()}
+    own = None if calibrate else planner.cfg(split).ZERO_SHOT.SEEN_PENALTY
+    judged = {setting: _judge(scores, own) for setting, scores in found.items()}
     best = max(judged, key=lambda setting: judged[setting][1]["H"])
     penalty, metrics = judged[best]
     tried = {" ".join(map(str, setting)): value["H"] for setting, (_, value) in judged.items()}
@@ -88,9 +89,9 @@ def _data(planner: Planner, split: Split, fold: int) -> DescribedSet:
     return described_set(cfg.DATASETS.TRAIN[0])
 
 
-def _judge(scores: Sequence[Scores], calibrate: bool) -> tuple[float, dict[str, float]]:
-    penalty = 0.0
-    if calibrate:
+def _judge(scores: Sequence[Scores], penalty: float | None) -> tuple[float, dict[str, float]]:
+    """The penalty, the best one where None is given, and what it gives."""
+    if penalty is None:
         tried = penalties(scores)
         penalty = tried[int(np.mean([harmonic_means(each, tried) for each in scores], axis=0).argmax())]
     return penalty, _mean(scores, penalty)

@@ -13,7 +13,6 @@ benchmark.json and benchmark.md into OUTPUT_DIR.
 
 import argparse
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -91,14 +90,11 @@ def choices_of(args: argparse.Namespace, planner: Planner, kind: str, splits: li
                     f"{method} has something to choose, but {split.name} has no folds: only ZERO_SHOT.CUSTOM with "
                     "CLASSES has them. Leave out --choose and --calibrate, and eszsl among --methods."
                 )
-            choice = (
+            made[method, split.name] = (
                 choose(method, split, planner, args.seeds[0], settings, args.calibrate)
                 if needed
-                else Choice(settings[0], None, 0.0, {}, {})
+                else Choice(settings[0], None, planner.cfg(split).ZERO_SHOT.SEEN_PENALTY, {}, {})
             )
-            if not args.calibrate:
-                choice = replace(choice, penalty=planner.cfg(split).ZERO_SHOT.SEEN_PENALTY)
-            made[method, split.name] = choice
     return made
 
 
