@@ -16,6 +16,7 @@ from . import answers
 from .execution import IDKCascade
 from .members import is_checkpoint, load_member
 from .rules import Rule, rule_from_state
+from .sizes import split_checkpoint
 
 ENTRY = "cascade"
 
@@ -107,7 +108,10 @@ def load_idk_cascade(
     members, rules, about = read_stored(weights)
     models = []
     for number, member in enumerate(members):
-        path = str(weights) if number == 0 else found_path(member.weights, weights)
+        path = found_path(member.weights, weights)
+        if number == 0:  # it may have been renamed
+            _, pixels = split_checkpoint(path)
+            path = f"{weights}@{pixels}" if pixels else str(weights)
         model = load_member(path, dataset, member.name, opts)
         if dataset:
             model.fit_classes(dataset, ensure_classes(dataset))

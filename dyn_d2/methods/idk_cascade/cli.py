@@ -5,8 +5,9 @@ know.
         --held-out digits_train_held_out --test digits_test --accuracy 97.5 --output output/cascade
     dyn-d2 calibrate --weights ... --held-out ... --budget 0.5 --output output/cascade
 
-Instead of a checkpoint a model may be "timm:NAME", a pretrained classifier of timm ("timm:NAME@PIXELS" at another
-size), or "answers:FILE", the answers of a person or of anything else (see dyn_d2.methods.idk_cascade.answers).
+"model_final.pth@192" is a checkpoint asked at another size than its config says; two sizes of one checkpoint are two
+models. Instead of a checkpoint a model may be "timm:NAME", a pretrained classifier of timm ("timm:NAME@PIXELS" at
+another size), or "answers:FILE", the answers of a person or of anything else (see dyn_d2.methods.idk_cascade.answers).
 
 Thresholds are chosen on the held-out set; the test split and sets that a model was trained on are refused. Every method
 of --methods is calibrated and compared; the best one is stored in the checkpoint of the first model, from which
@@ -17,6 +18,7 @@ too).
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from dyn_d2.data.parts import HELD_OUT, TEST, TRAIN
@@ -44,6 +46,7 @@ from dyn_d2.methods.idk_cascade.report import (
     to_markdown,
 )
 from dyn_d2.methods.idk_cascade.search import Candidate, Goal
+from dyn_d2.methods.idk_cascade.sizes import split_checkpoint
 from dyn_d2.utils.atomic import atomic_write, write_json
 
 from detectron2.utils.logger import setup_logger
@@ -98,10 +101,14 @@ def load(args: argparse.Namespace) -> list[IDKCascadeModel]:
     return models
 
 
-def methods_of(args: argparse.Namespace, models: list[IDKCascadeModel]) -> tuple[str, ...]:
-    """What --methods names, or what is usual for these models."""
+def methods_of(asked: Sequence[str] | None, models: list[IDKCascadeModel], usual: Sequence[str]) -> tuple[str, ...]:
+    """What --methods names, or what is usual for these models (``usual`` for classifiers).
+
+    Raises:
+        ValueError: it names methods of the other kind.
+    """
     kind, known = ("classifiers", FOR_CLASSIFIERS) if models[0].classifies else ("detectors", FOR_DETECTORS)
-    methods = tuple(args.methods or (USUAL if models[0].classifies else known))
+    methods = tuple(asked or (usual if models[0].classifies else known))
     if not set(methods) <= set(known):
         raise ValueError(f"--methods for {kind} are {', '.join(known)}; not {', '.join(set(methods) - set(known))}.")
     return methods
@@ -143,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     setup_logger(name="dyn_d2")
     output = Path(args.output)
     models = load(args)
-    methods = methods_of(args, models)
+    methods = methods_of(args.methods, models, USUAL)
     held_out = answer_all(models, args.held_out, HELD_OUT, args.batch, args.limit)
     check_order(held_out.table)
     goal = goal_of(args, held_out)
@@ -169,6 +176,7 @@ def main(argv: list[str] | None = None) -> int:
         ]
         about = {"method": record["stored"], "goal": record["goal"], "held_out": args.held_out,
                  **record["methods"][record["stored"]]}  # fmt: skip
-        store(args.weights[0], members, best.rules, about)
-        print(f"stored in {args.weights[0]}")
+        first, _ = split_checkpoint(args.weights[0])
+        store(first, members, best.rules, about)
+        print(f"stored in {first}")
     return 0

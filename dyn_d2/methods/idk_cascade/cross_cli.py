@@ -5,17 +5,19 @@
 
 One random half of the images chooses the thresholds and the other half judges them, both ways, --repeats times. Beside
 each cascade stand the difference of its accuracy to the last model's, with a paired bootstrap interval over the images,
-and its multiply-adds as a share of the last model's. With more than two models every row of them that ends with the
-last one is judged, and so is the row that the choosing half takes. With --rounds the cascades of the first method and
-the first halves really run, in turns with the models, at each batch size of --batch. Writes cross_fit.json,
-cross_fit.md and models.png (Fig. 4.2), and keeps the models' answers in answers.npz.
+and its multiply-adds as a share of the last model's. Of detectors accuracy is the mean average precision within an
+image; the metric of the data set, such as COCO's AP, stands beside it. With more than two models every row of them that
+ends with the last one is judged, and so is the row that the choosing half takes. With --rounds the cascades of the
+first method and the first halves really run, in turns with the models, at each batch size of --batch. Writes
+cross_fit.json, cross_fit.md and models.png (Fig. 4.2), and keeps the models' answers in answers.npz.
 
 Models are written as for dyn-d2 calibrate.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from tabulate import tabulate
@@ -23,15 +25,16 @@ from tabulate import tabulate
 from dyn_d2.data.classification import ensure_classes
 from dyn_d2.data.parts import HELD_OUT, trained_problem
 from dyn_d2.data.registered import registered_records, unregistered
-from dyn_d2.methods.idk_cascade.calibrators import FOR_CLASSIFIERS
-from dyn_d2.methods.idk_cascade.cli import add_goal, check_goal
+from dyn_d2.methods.idk_cascade.calibrators import FOR_CLASSIFIERS, FOR_DETECTORS
+from dyn_d2.methods.idk_cascade.cli import add_goal, check_goal, methods_of
 from dyn_d2.methods.idk_cascade.cross_fit import Choice, CrossFit, cross_fit, part_cascades, summary
 from dyn_d2.methods.idk_cascade.execution import IDKCascade, IDKCascadeModel
 from dyn_d2.methods.idk_cascade.figures import draw_model_statistics
 from dyn_d2.methods.idk_cascade.kept_answers import answers_of
 from dyn_d2.methods.idk_cascade.members import load_members
+from dyn_d2.methods.idk_cascade.networks import NetworkModel
 from dyn_d2.methods.idk_cascade.outcome import oracle
-from dyn_d2.methods.idk_cascade.report import check_order
+from dyn_d2.methods.idk_cascade.report import check_kinds, check_order, judge
 from dyn_d2.methods.idk_cascade.search import Goal, GoalNotReachedError
 from dyn_d2.methods.idk_cascade.table import PredictionTable
 from dyn_d2.methods.idk_cascade.timing import in_turns
@@ -49,7 +52,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--weights", nargs="+", required=True, help="models, from the cheapest to the most expensive")
     parser.add_argument("--images", required=True, help="registered data set, which no model was trained on")
     add_goal(parser, "percent that the choosing half has to show (default: the last model's there)")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="ways to calibrate")
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS, *FOR_DETECTORS], help="ways to calibrate")
     parser.add_argument("--repeats", type=int, default=10, help="random halves (default: %(default)s)")
     parser.add_argument("--batch", nargs="+", type=int, default=[1], help="batch sizes to take times at")
     parser.add_argument("--rounds", type=int, default=0, help="times that each batch is run by all; 0: no times")
@@ -72,14 +75,15 @@ def load(args: argparse.Namespace) -> tuple[list[IDKCascadeModel], list[dict[str
     """The models, and the records of the images.
 
     Raises:
-        ValueError: the data set is not registered; a detector; a model that was trained on the images; other classes.
+        ValueError: the data set is not registered; classifiers and detectors mixed; a model that was trained on the
+            images; other classes.
     """
     if said := unregistered([args.images]):
         raise ValueError(said)
     models = load_members(args.weights, args.images)
+    check_kinds(models)
+    args.methods = list(methods_of(args.methods, models, METHODS))
     for model in models:
-        if not model.classifies:
-            raise ValueError(f"{model.name} is a detector: cross-fitting is for classifiers, use dyn-d2 calibrate.")
         if problem := trained_problem(args.images, model.trained_on):
             raise ValueError(f"{model.name}: {problem}")
         model.fit_classes(args.images, ensure_classes(args.images))
@@ -103,6 +107,21 @@ def judge_all(args: argparse.Namespace, table: PredictionTable) -> dict[tuple[st
             except GoalNotReachedError as error:
                 found[method, name] = str(error)
     return found
+
+
+def set_metric(
+    each: CrossFit, table: PredictionTable, models: list[IDKCascadeModel], dataset: str, records: list, folder: Path
+) -> dict[str, Any]:
+    """The data set's own metric of what detectors answer: a cascade's, mean and deviation over the repeats, and the
+    last detector's."""
+    judge_of = partial(judge, cast(NetworkModel, models[0]), dataset, records=records, folder=folder)
+    mixed = [[table.outputs[m][i] for i, m in enumerate(row.tolist())] for row in each.models]
+    values = [judge_of(run=answers)["value"] for answers in mixed]
+    last = judge_of(run=table.outputs[-1])
+    return {
+        "name": last["name"], "last": last["value"], "value": float(np.mean(values)),
+        "difference": float(np.mean(values)) - last["value"], "deviation_over_repeats": float(np.std(values)),
+    }  # fmt: skip
 
 
 def running(choice: Choice, models: list[IDKCascadeModel]) -> IDKCascade | IDKCascadeModel:
@@ -131,6 +150,17 @@ def relative_times(times: dict[str, dict[str, float]], name: str, last: str) -> 
     return {kind: times[name][kind] / times[last][kind] for kind in times[name]}
 
 
+def metric_heads(record: dict[str, Any]) -> list[str]:
+    """The data set's own metric, where one was taken."""
+    named = [entry["metric"] for entry in record["cascades"] if "metric" in entry]
+    return [f"{named[0]['name']} ({named[0]['last']:.2f} of the last model)"] if named else []
+
+
+def metric_cells(entry: dict[str, Any]) -> list[str]:
+    metric = entry.get("metric")
+    return [f"{metric['value']:.2f} ({metric['difference']:+.2f})"] if metric else []
+
+
 def to_markdown(record: dict[str, Any]) -> str:
     """Two tables, and what the numbers are."""
     last = record["models"][-1]["name"]
@@ -143,18 +173,20 @@ def to_markdown(record: dict[str, Any]) -> str:
     rows = []
     for entry in record["cascades"]:
         if "problem" in entry:
-            rows.append([entry["method"], entry["models"], "goal not reached", "", ""])
+            rows.append([entry["method"], entry["models"], "goal not reached", ""])
             continue
         low, high = (100 * value for value in entry["difference_interval_95"])
         rows.append(
             [entry["method"], entry["models"], f"{100 * entry['accuracy']:.2f}",
-             f"{100 * entry['difference']:+.2f} [{low:+.2f}, {high:+.2f}]", f"{entry['relative_cost']:.3f}",
+             f"{100 * entry['difference']:+.2f} [{low:+.2f}, {high:+.2f}]", *metric_cells(entry),
+             f"{entry['relative_cost']:.3f}",
              *(f"{share['milliseconds']:.3f} ({share['cpu_milliseconds']:.3f})"
                for share in entry["relative_time"].values())]
         )  # fmt: skip
     batches = list(record["times"])
-    heads = ["model", "GFLOPs", "relative cost", "accuracy (%)", *(f"ms/image, batch {b}" for b in batches)]
-    cascade_heads = ["IDK classifier", "models", "accuracy (%)", f"difference to {last} [95 %]", "relative cost",
+    heads = ["model", "GFLOPs", "relative cost", record["measure"], *(f"ms/image, batch {b}" for b in batches)]
+    cascade_heads = ["IDK classifier", "models", record["measure"], f"difference to {last} [95 %]",
+                     *metric_heads(record), "relative cost",
                      *(f"relative time, batch {b}" for b in batches)]  # fmt: skip
     machine = record["machine"]
     return "\n\n".join(
@@ -187,9 +219,13 @@ def main(argv: list[str] | None = None) -> int:
             cascades.append({**entry, "problem": each})
             continue
         shares = {b: relative_times(t, f"{method}: {row}", last) for b, t in times.items() if method == args.methods[0]}
-        cascades.append({**entry, **summary(each, table), "relative_time": shares})
+        entry |= {**summary(each, table), "relative_time": shares}
+        if not models[0].classifies:
+            entry["metric"] = set_metric(each, table, models, args.images, records, output / "inference")
+        cascades.append(entry)
     record = {
         "goal": {"accuracy": args.accuracy, "budget": args.budget}, "images": args.images, "count": len(records),
+        "measure": "accuracy (%)" if models[0].classifies else "AP within an image (%)",
         "repeats": args.repeats, "rounds": args.rounds, "time_limit": args.time_limit,
         "models": [
             {"name": model.name, "weights": model.weights, "gflops": float(cost) / 1e9,

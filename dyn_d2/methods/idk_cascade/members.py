@@ -1,4 +1,5 @@
-"""Members of an IDK cascade as a user names them: a checkpoint, "timm:NAME", "timm:NAME@PIXELS" or "answers:FILE"."""
+"""Members of an IDK cascade as a user names them: a checkpoint or "timm:NAME", both with "@PIXELS" at another size, or
+"answers:FILE"."""
 
 from collections.abc import Sequence
 

@@ -21,6 +21,7 @@ from detectron2.config import CfgNode
 
 from .detection import image_losses
 from .execution import IDKCascadeModel
+from .sizes import at_size, split_checkpoint
 
 CLASSIFIERS = ("ImageClassifier", "MultiPathClassifier")
 
@@ -67,16 +68,24 @@ class NetworkModel(IDKCascadeModel):
         """From a checkpoint that dyn_d2 wrote.
 
         Args:
+            weights: "FILE.pth", or "FILE.pth@PIXELS" to test at another size (see ``sizes.at_size``).
             dataset: of the records; "" for records that hold an image (H, W, 3) uint8, RGB, under "image".
             opts: ``KEY VALUE ...`` that change the config.
 
         Raises:
             FileNotFoundError, CheckpointError: no such checkpoint, or it does not carry its config.
+            ValueError: no such size.
         """
-        loaded = load_model(weights, opts=opts)
+        path, pixels = split_checkpoint(weights)
+        loaded = load_model(path, opts=opts)
+        if pixels:
+            classifies = loaded.cfg.MODEL.META_ARCHITECTURE in CLASSIFIERS
+            loaded = loaded._replace(cfg=at_size(loaded.cfg, pixels, classifies))
         cfg, model, described = loaded
         mapper = None if dataset else partial(_of_image, predictor_of(loaded))
-        return cls(name or default_name(weights), cfg, model, dataset, described.get("classes", ()), mapper)
+        made = cls(name or default_name(weights), cfg, model, dataset, described.get("classes", ()), mapper)
+        made.weights = weights
+        return made
 
     def fit_classes(self, dataset: str, names: Sequence[str]) -> None:
         """
@@ -137,6 +146,7 @@ def _of_image(predictor: Any, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def default_name(weights: str) -> str:
-    """The folder of a checkpoint, which says more than "model_final"."""
-    path = Path(weights)
-    return path.parent.name or path.stem
+    """The folder of a checkpoint, which says more than "model_final", and the size that it is asked at."""
+    file, pixels = split_checkpoint(weights)
+    path = Path(file)
+    return (path.parent.name or path.stem) + (f"@{pixels}" if pixels else "")

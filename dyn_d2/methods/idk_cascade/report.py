@@ -53,10 +53,7 @@ def check_models(models: Sequence[IDKCascadeModel], held_out: str, test: str = "
     for dataset in filter(None, (held_out, test)):
         if dataset not in DatasetCatalog.list():
             raise KeyError(f"data set {dataset} is not registered: see datasets/README.md for those that are.")
-    kinds = {model.classifies for model in models}
-    if len(kinds) > 1:
-        raise ValueError("an IDK cascade is of classifiers or of detectors: " + ", ".join(
-            f"{model.name} is a {'classifier' if model.classifies else 'detector'}" for model in models))  # fmt: skip
+    check_kinds(models)
     for dataset in filter(None, (held_out, test)):
         names = ensure_classes(dataset)
         for model in models:
@@ -68,6 +65,16 @@ def check_models(models: Sequence[IDKCascadeModel], held_out: str, test: str = "
     problem = held_out_problem(held_out, trained, tested)
     if problem:
         raise ValueError(problem)
+
+
+def check_kinds(models: Sequence[IDKCascadeModel]) -> None:
+    """
+    Raises:
+        ValueError: classifiers and detectors mixed.
+    """
+    if len({model.classifies for model in models}) > 1:
+        raise ValueError("an IDK cascade is of classifiers or of detectors: " + ", ".join(
+            f"{model.name} is a {'classifier' if model.classifies else 'detector'}" for model in models))  # fmt: skip
 
 
 def check_order(table: PredictionTable) -> None:

@@ -17,6 +17,7 @@ from dyn_d2.evaluation.results import weights_hash
 from dyn_d2.modeling.backbone.timm_models import PRETRAINED, build_timm_classifier, own_size
 
 from .execution import IDKCascadeModel
+from .sizes import split_size
 
 PREFIX = "timm:"
 
@@ -57,10 +58,8 @@ class TimmClassifier(IDKCascadeModel):
         Raises:
             ValueError: it is written otherwise, and as above.
         """
-        name, at, pixels = text.removeprefix(PREFIX).partition("@")
-        if at and not (pixels.isascii() and pixels.isdigit() and 32 <= int(pixels) <= 2048):
-            raise ValueError(f"{text}: after the @ stands the side of the images in pixels, 32 to 2048.")
-        return cls(name, int(pixels or 0))
+        name, pixels = split_size(text)
+        return cls(name.removeprefix(PREFIX), pixels)
 
     def weights_hash(self) -> str:
         return weights_hash(self.module)

@@ -128,6 +128,43 @@ def test_detectors(tmp_path, detectors):
     assert (tmp_path / "out" / "ap_against_time.png").stat().st_size > 5000
 
 
+def test_two_sizes_of_one_detector_by_cross_fitting(tmp_path, detectors, capsys):
+    """The metric of the data set stands beside the losses of the images; what is kept is not computed again."""
+    words = ["--weights", f"{detectors[1]}@40", detectors[1], "--images", "toy_boxes_held_out", "--budget", "1.3",
+             "--methods", "box_entropy_sum", "--repeats", "2", "--output", str(tmp_path / "out")]  # fmt: skip
+    assert cross_cli.main([*words, "--rounds", "1", "--batch", "1", "2"]) == 0
+    record = json.loads((tmp_path / "out" / "cross_fit.json").read_text())
+    assert [model["name"] for model in record["models"]] == ["d80@40", "d80"] and "AP within" in record["measure"]
+    assert record["models"][1]["gflops"] > 1.5 * record["models"][0]["gflops"]
+    (entry,) = record["cascades"]
+    metric = entry["metric"]
+    assert metric["name"] == "AP" and metric["difference"] == pytest.approx(metric["value"] - metric["last"])
+    assert set(entry["relative_time"]) == {"1", "2"} and "of the last model" in capsys.readouterr().out
+    kept = (tmp_path / "out" / "answers.npz").stat().st_mtime_ns
+    assert cross_cli.main(words) == 0
+    again = json.loads((tmp_path / "out" / "cross_fit.json").read_text())
+    assert again["models"] == record["models"] and (tmp_path / "out" / "answers.npz").stat().st_mtime_ns == kept
+    assert again["cascades"][0]["metric"] == metric and again["cascades"][0]["accuracy"] == entry["accuracy"]
+
+
+def test_a_stored_cascade_of_two_sizes(tmp_path, classifiers):
+    """The size is kept with the model, also when its file has another name by then."""
+    words = ["--held-out", "digits_train_held_out", "--methods", "entropy", "--budget", "1.9"]
+    _main(tmp_path, [classifiers[1], f"{classifiers[1]}@48"], *words)
+    cascade, _ = load_idk_cascade(classifiers[1], "digits_test")
+    assert [model.name for model in cascade.models] == ["slow", "slow@48"]
+    sizes = [model.prepare(DatasetCatalog.get("digits_test")[:1])[0]["image"].shape[-1] for model in cascade.models]
+    assert sizes == [sizes[0], 48] and sizes[0] < 48
+    small = f"{classifiers[0]}@32"
+    _main(tmp_path, [small, f"{classifiers[1]}@48"], *words)
+    renamed = tmp_path / "fast" / "renamed.pth"
+    (tmp_path / "fast" / "model_final.pth").rename(renamed)
+    cascade, _ = load_idk_cascade(renamed, "digits_test")
+    assert [model.weights for model in cascade.models] == [f"{renamed}@32", f"{classifiers[1]}@48"]
+    with pytest.raises(ValueError, match="side of the images in pixels"):
+        NetworkModel.load(f"{classifiers[1]}@8", "digits_test")
+
+
 def test_what_is_refused(tmp_path, classifiers, capsys):
     held_out = ["--held-out", "digits_train_held_out"]
     with pytest.raises(ValueError, match="digits_test is a test split"):
