@@ -7,6 +7,7 @@ registered with any other function is what that function returns.
 """
 
 import difflib
+import itertools
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -50,8 +51,14 @@ def unregistered(names: Iterable[str], key: str = "") -> str:
     return (
         f"{key}{' names ' if key else 'data set '}{', '.join(missing)}, not registered.{mean} DATASETS.CUSTOM takes "
         "your own data by keys, DATASETS.IMPORT a module that registers them. These are registered: "
-        f"{', '.join(known)}."
+        f"{', '.join(_by_family(known))}."
     )
+
+
+def _by_family(names: list[str], most: int = 4) -> list[str]:
+    """Sorted names; of more than ``most`` that begin with the same word only how many there are."""
+    families = [(word, list(own)) for word, own in itertools.groupby(names, lambda name: name.split("_")[0])]
+    return [text for word, own in families for text in (own if len(own) <= most else [f"{word}_... ({len(own)})"])]
 
 
 def _is_detectron2s(name: str) -> bool:

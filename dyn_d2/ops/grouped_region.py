@@ -3,6 +3,7 @@
 Shape shorthand: n chosen pixels, C channels, C' output channels, G groups, K taps of a kernel.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from dyn_d2.ops.onednn import Limit, limit_of, rectify_
 from dyn_d2.ops.region_conv import Region, Taps, map_rows
-from dyn_d2.ops.region_depthwise import depthwise, load
+from dyn_d2.ops.region_depthwise import depthwise, depthwise_grads, load
 
 
 class GroupedRegionMatrix:
@@ -52,7 +53,6 @@ class DenseDepthwise:
         """
         self._kernel, self._dilation = (weight.shape[2], weight.shape[3]), dilation
         self._matrix = GroupedRegionMatrix(weight, bias, len(weight))
-        self._taps: tuple[tuple[int, int, int], Taps] | None = None  # of the last size of maps
 
     @staticmethod
     def suits(
@@ -65,13 +65,26 @@ class DenseDepthwise:
 
     def __call__(self, x: Tensor, total: Tensor | None = None, *, relu: Limit = False) -> Tensor:
         """Arguments as of ``PackedConv``."""
-        size = len(x), *x.shape[2:]
-        if self._taps is None or self._taps[0] != size:
-            every = Region(torch.arange(size[0] * size[1] * size[2]), size)
-            self._taps = size, every.taps(self._kernel, self._dilation)
-        rows = self._matrix(map_rows(x), self._taps[1], relu=relu if total is None else False)
-        out = rows.view(*size, -1).permute(0, 3, 1, 2)
+        taps = _every_pixel((len(x), *x.shape[2:]), self._kernel, self._dilation)
+        out = _as_map(self._matrix(map_rows(x), taps, relu=relu if total is None else False), x)
         return out if total is None else rectify_(total.add_(out), limit_of(relu))
+
+
+@functools.lru_cache(maxsize=16)
+def _every_pixel(size: tuple[int, int, int], kernel: tuple[int, int], dilation: tuple[int, int]) -> Taps:
+    """Of all pixels of N maps of H x W; networks have few kernels, and sizes come again."""
+    return Region(torch.arange(size[0] * size[1] * size[2]), size).taps(kernel, dilation)
+
+
+def _as_map(rows: Tensor, like: Tensor) -> Tensor:
+    """(N * H * W, C) of all pixels of ``like`` -> (N, C, H, W) in the layout channels_last."""
+    return rows.view(len(like), *like.shape[2:], -1).permute(0, 3, 1, 2)
+
+
+def dense_depthwise(x: Tensor, weight: Tensor, dilation: tuple[int, int]) -> Tensor:
+    """What ``DenseDepthwise`` gives without a bias, with gradients for the map x and the weight."""
+    taps = _every_pixel((len(x), *x.shape[2:]), (weight.shape[2], weight.shape[3]), dilation)
+    return _as_map(grouped_region_conv(map_rows(x), weight, len(weight), taps), x)
 
 
 def is_depthwise(weight: Tensor, groups: int) -> bool:
@@ -115,17 +128,18 @@ class _Depthwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, index: Tensor) -> Tensor:
         ctx.save_for_backward(rows, weight, index)
-        return depthwise(rows, index, weight.to(rows.dtype), rows.new_zeros(rows.shape[1]))
+        values = _computed(rows)
+        return depthwise(values, index, weight.to(values.dtype), values.new_zeros(values.shape[1])).to(rows.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         rows, weight, index = ctx.saved_tensors
-        grad = grad.to(rows.dtype)
-        grad_rows, grad_weight = torch.zeros_like(rows), torch.zeros_like(weight)
-        for tap, neighbours in enumerate(index.unbind(1)):
-            there = (neighbours >= 0).nonzero()[:, 0]
-            where, own = neighbours[there], grad[there]
-            grad_rows.index_add_(0, where, own * weight[tap].to(rows.dtype))
-            grad_weight[tap] = (rows[where] * own).sum(0).to(weight.dtype)
-        return grad_rows, grad_weight, None
+        values = _computed(rows)
+        grads = depthwise_grads(grad.to(values.dtype), values, index, weight.to(values.dtype))
+        return grads[0].to(rows.dtype), grads[1].to(weight.dtype), None
+
+
+def _computed(rows: Tensor) -> Tensor:
+    """In the type that sums are taken in: float32 on a CPU, where no kernel adds halves."""
+    return rows.float() if rows.device.type == "cpu" and rows.dtype != torch.float64 else rows

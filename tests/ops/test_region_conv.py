@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from dyn_d2.ops import region_conv as module
 from dyn_d2.ops import region_depthwise
-from dyn_d2.ops.grouped_region import GroupedRegionMatrix
+from dyn_d2.ops.grouped_region import GroupedRegionMatrix, dense_depthwise
 from dyn_d2.ops.region_conv import Region, RegionMatrix, map_rows, region_conv, region_max_pool, to_map
 
 SIZE = (3, 9, 11)
@@ -163,6 +163,11 @@ def test_groups(kernel, dilation, name, groups, monkeypatch):
     for compiled in (True, False):
         if not compiled:
             monkeypatch.setattr(region_depthwise, "load", lambda: False)
+        single = [value.detach().float().requires_grad_() for value in (rows, weight)]
+        out = region_conv(single[0], single[1], None, taps, groups)
+        exact = torch.autograd.grad((region_conv(rows, weight, None, taps, groups) * target).sum(), (rows, weight))
+        for one, other in zip(torch.autograd.grad((out * target.float()).sum(), single), exact, strict=True):
+            torch.testing.assert_close(one, other.float(), atol=1e-4, rtol=1e-4)
         packed = GroupedRegionMatrix(weight.float(), bias, groups)
         close = {"atol": 1e-5, "rtol": 1e-5}
         torch.testing.assert_close(packed(rows.detach().float(), taps), expected + bias, **close)
@@ -171,6 +176,22 @@ def test_groups(kernel, dilation, name, groups, monkeypatch):
         total = torch.ones_like(expected)
         assert packed(rows.detach().float(), taps, total, relu=True) is total
         torch.testing.assert_close(total, (expected + bias + 1).relu(), **close)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dilated_depthwise_of_whole_maps(dtype):
+    """With gradients, in the type of the map, also in channels that fill no vector."""
+    x = torch.randn(2, 70, 7, 9, dtype=dtype, requires_grad=True)
+    weight = torch.randn(70, 1, 5, 3, requires_grad=True)
+    out = dense_depthwise(x, weight, (2, 4))
+    expected = F.conv2d(x.float(), weight, None, 1, (4, 4), (2, 4), 70)
+    assert out.dtype == dtype and out.is_contiguous(memory_format=torch.channels_last)
+    close = {"atol": 1e-4, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.02}
+    torch.testing.assert_close(out.float(), expected, **close)
+    target = torch.randn_like(expected)
+    own = torch.autograd.grad((out * target).sum(), (x, weight))
+    for one, other in zip(own, torch.autograd.grad((expected * target).sum(), (x, weight)), strict=True):
+        torch.testing.assert_close(one.float(), other.float(), **close)
 
 
 def test_what_does_not_fit_is_said():

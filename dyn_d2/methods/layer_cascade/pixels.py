@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from dyn_d2.gating.execution import running_statistics
 from dyn_d2.gating.folding import fold, folds, kept, may_fold
-from dyn_d2.ops.grouped_region import DenseDepthwise, GroupedRegionMatrix
+from dyn_d2.ops.grouped_region import DenseDepthwise, GroupedRegionMatrix, dense_depthwise
 from dyn_d2.ops.onednn import Limit, limit_of, rectify_
 from dyn_d2.ops.packed_conv import PackedConv
 from dyn_d2.ops.region_conv import Region, RegionMatrix, Taps, map_rows, region_conv, region_max_pool
@@ -107,11 +107,14 @@ def conv(layer: Any, x: Any, total: Any = None, *, relu: Limit = False) -> Any:
             return folded.dense(x, total, relu=relu)
         added = None if total is None else total.rows
         return Pixels(folded.region(*x.gathered_by(layer.kernel_size, layer.dilation), added, relu=relu), x.region)
-    out = layer(x) if maps else _conv_rows(layer, x)
+    out = _conv_map(layer, x) if maps else _conv_rows(layer, x)
     if total is not None:
         out = out + (total if maps else total.rows)
     out = rectify_(out, limit_of(relu))
     return out if maps else Pixels(out, x.region)
+
+
+_GEOMETRY = ("stride", "padding", "dilation", "groups")
 
 
 class _Folded:
@@ -122,7 +125,7 @@ class _Folded:
         scale = getattr(layer, "scale", 1.0)
         self._weight, self._bias = weight * scale, bias * scale
         # Not the layer itself, which would then live as long as what is kept for it.
-        self._geometry = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
+        self._geometry = {name: getattr(layer, name) for name in _GEOMETRY}
 
     @cached_property
     def dense(self) -> PackedConv | DenseDepthwise:
@@ -136,6 +139,16 @@ class _Folded:
         if groups > 1:
             return GroupedRegionMatrix(self._weight, self._bias, groups)
         return RegionMatrix(self._weight, self._bias)
+
+
+def _conv_map(layer: Any, x: Tensor) -> Tensor:
+    geometry = {name: getattr(layer, name) for name in _GEOMETRY}
+    if x.device.type != "cpu" or not DenseDepthwise.suits(layer.weight, **geometry):
+        return layer(x)
+    out = dense_depthwise(x, layer.weight, layer.dilation)
+    out = out if layer.bias is None else out + layer.bias[:, None, None]
+    out = out if layer.norm is None else layer.norm(out)
+    return out * getattr(layer, "scale", 1.0)
 
 
 def _conv_rows(layer: Any, x: Pixels) -> Tensor:

@@ -1,4 +1,4 @@
-"""Depthwise convolution on chosen pixels: C++ on a CPU in float32, torch code elsewhere.
+"""Depthwise convolution on chosen pixels, and its gradients: C++ on a CPU in float32, torch code elsewhere.
 
 Shape shorthand: n chosen pixels, K taps of a kernel, C channels.
 """
@@ -16,7 +16,7 @@ _SOURCES = (Path(__file__).with_name("region_depthwise.cpp"),)
 
 
 def load() -> bool:
-    """Whether the compiled kernel can be used; the first call may compile it. For CPU and float32, no gradients."""
+    """Whether the compiled kernel can be used; the first call may compile it. For CPU and float32."""
     if not load_kernel("region_depthwise", _SOURCES):
         return False
     _register()
@@ -35,12 +35,40 @@ def depthwise(rows: Tensor, index: Tensor, weight: Tensor, bias: Tensor, limit: 
     Returns:
         (n, C): bias + the sum over the taps of weight * neighbour, channel by channel.
     """
-    plain = rows.device.type != "cpu" or rows.dtype != torch.float32 or weight.dtype != torch.float32
-    if plain or not load():
+    if not _compiled(rows, weight):
         return _in_torch(rows, index, weight, bias, limit)
     return torch.ops.dyn_d2.region_depthwise(
         rows.contiguous(), index.contiguous(), weight.contiguous(), bias.contiguous(), -1.0 if limit is None else limit
     )
+
+
+def depthwise_grads(grad: Tensor, rows: Tensor, index: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of ``depthwise`` without an activation.
+
+    Args:
+        grad: (n, C), of its output.
+        rows, index, weight: as it had them. No two pixels read the same row by the same tap, as with the kernel of a
+            convolution.
+
+    Returns:
+        (m, C) of the rows and (K, C) of the weight.
+    """
+    readers = index.new_full((len(rows), index.shape[1]), -1)  # which pixel reads a row by a tap
+    pixel, tap = (index >= 0).nonzero(as_tuple=True)
+    readers[index[pixel, tap], tap] = pixel
+    grad_rows = depthwise(grad, readers, weight, grad.new_zeros(grad.shape[1]))
+    if _compiled(rows, grad):
+        parts = grad.contiguous(), rows.contiguous(), index.contiguous()
+        return grad_rows, torch.ops.dyn_d2.region_depthwise_weight_grad(*parts)
+    sums = []
+    for neighbours in index.unbind(1):
+        there = (neighbours >= 0).nonzero()[:, 0]
+        sums.append((rows[neighbours[there]] * grad[there]).sum(0))
+    return grad_rows, torch.stack(sums)
+
+
+def _compiled(*values: Tensor) -> bool:
+    return all(v.device.type == "cpu" and v.dtype == torch.float32 for v in values) and load()
 
 
 def _in_torch(rows: Tensor, index: Tensor, weight: Tensor, bias: Tensor, limit: float | None) -> Tensor:
