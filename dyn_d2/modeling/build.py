@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model as build_plain_model
 
 from .freeze import freeze
+from .precision import keep_precise
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
     model = build_plain_model(cfg)
     if cfg.MODEL.CHANNELS_LAST:  # convolutions hand the layout of their weights on to their outputs
         model.to(memory_format=torch.channels_last)
+    keep_precise(cfg, model)
     frozen = freeze(model, cfg.MODEL.FREEZE)
     if frozen:
         sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
