@@ -73,7 +73,8 @@ class DenseDepthwise:
 @functools.lru_cache(maxsize=16)
 def _every_pixel(size: tuple[int, int, int], kernel: tuple[int, int], dilation: tuple[int, int]) -> Taps:
     """Of all pixels of N maps of H x W; networks have few kernels, and sizes come again."""
-    return Region(torch.arange(size[0] * size[1] * size[2]), size).taps(kernel, dilation)
+    with torch.inference_mode(False):  # a training may use it next
+        return Region(torch.arange(size[0] * size[1] * size[2]), size).taps(kernel, dilation)
 
 
 def _as_map(rows: Tensor, like: Tensor) -> Tensor:

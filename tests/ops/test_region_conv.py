@@ -183,6 +183,8 @@ def test_dilated_depthwise_of_whole_maps(dtype):
     """With gradients, in the type of the map, also in channels that fill no vector."""
     x = torch.randn(2, 70, 7, 9, dtype=dtype, requires_grad=True)
     weight = torch.randn(70, 1, 5, 3, requires_grad=True)
+    with torch.inference_mode():  # what it keeps of an evaluation may be needed in training
+        dense_depthwise(x.detach(), weight, (2, 4))
     out = dense_depthwise(x, weight, (2, 4))
     expected = F.conv2d(x.float(), weight, None, 1, (4, 4), (2, 4), 70)
     assert out.dtype == dtype and out.is_contiguous(memory_format=torch.channels_last)
@@ -192,6 +194,16 @@ def test_dilated_depthwise_of_whole_maps(dtype):
     own = torch.autograd.grad((out * target).sum(), (x, weight))
     for one, other in zip(own, torch.autograd.grad((expected * target).sum(), (x, weight)), strict=True):
         torch.testing.assert_close(one.float(), other.float(), **close)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_depthwise_region_without_pixels(dtype):
+    """Compiled and not."""
+    rows = torch.randn(6, 3, dtype=dtype, requires_grad=True)
+    weight = torch.randn(3, 1, 3, 3, dtype=dtype, requires_grad=True)
+    nobody = Region.of(torch.zeros(1, 2, 3, dtype=torch.bool))
+    region_conv(rows, weight, None, nobody.taps((3, 3), (1, 1)), 3).sum().backward()
+    assert rows.grad.shape == (6, 3) and not rows.grad.any() and not weight.grad.any()
 
 
 def test_what_does_not_fit_is_said():

@@ -46,6 +46,7 @@ class YoloDetector(NoticesKeys, nn.Module):
     The network sees images squashed to a square, whatever their aspect; detections come back in the frame of the image.
     """
 
+    OWN_SIZE = "MODEL.YOLO.SIZE"  # the key that says what every image is resized to
     backbone: Backbone
     anchors: Tensor
     pixel_mean: Tensor

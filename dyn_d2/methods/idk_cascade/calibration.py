@@ -106,11 +106,11 @@ def load_idk_cascade(
         CheckpointError: no IDK cascade, or a model is no longer the one that was calibrated.
     """
     members, rules, about = read_stored(weights)
+    first, _ = split_checkpoint(members[0].weights)
     models = []
-    for number, member in enumerate(members):
-        path = found_path(member.weights, weights)
-        if number == 0:  # it may have been renamed
-            _, pixels = split_checkpoint(path)
+    for member in members:
+        path, (file, pixels) = found_path(member.weights, weights), split_checkpoint(member.weights)
+        if file == first:  # it may have been renamed
             path = f"{weights}@{pixels}" if pixels else str(weights)
         model = load_member(path, dataset, member.name, opts)
         if dataset:

@@ -9,7 +9,7 @@ and its multiply-adds as a share of the last model's. Of detectors accuracy is t
 image; the metric of the data set, such as COCO's AP, stands beside it. With more than two models every row of them that
 ends with the last one is judged, and so is the row that the choosing half takes. With --rounds the cascades of the
 first method and the first halves really run, in turns with the models, at each batch size of --batch. Writes
-cross_fit.json, cross_fit.md and models.png (Fig. 4.2), and keeps the models' answers in answers.npz.
+cross_fit.json, cross_fit.md and, of classifiers, models.png (Fig. 4.2), and keeps the models' answers in answers.npz.
 
 Models are written as for dyn-d2 calibrate.
 """
@@ -239,6 +239,7 @@ def main(argv: list[str] | None = None) -> int:
     with atomic_write(output / "cross_fit.md") as file:
         file.write(to_markdown(record) + "\n")
     throughput = {b: [1000 / t[model.name]["milliseconds"] for model in models] for b, t in times.items()}
-    draw_model_statistics(table, throughput, output / "models.png")
+    if models[0].classifies:
+        draw_model_statistics(table, throughput, output / "models.png")
     print(f"\n{to_markdown(record)}")
     return 0

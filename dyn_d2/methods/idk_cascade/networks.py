@@ -74,10 +74,13 @@ class NetworkModel(IDKCascadeModel):
 
         Raises:
             FileNotFoundError, CheckpointError: no such checkpoint, or it does not carry its config.
-            ValueError: no such size.
+            ValueError: no such size, or a model that resizes images itself.
         """
         path, pixels = split_checkpoint(weights)
         loaded = load_model(path, opts=opts)
+        own_size = getattr(type(loaded.model), "OWN_SIZE", "")
+        if pixels and own_size:
+            raise ValueError(f"{weights}: this model resizes all images itself ({own_size}): an @ would save nothing.")
         if pixels:
             classifies = loaded.cfg.MODEL.META_ARCHITECTURE in CLASSIFIERS
             loaded = loaded._replace(cfg=at_size(loaded.cfg, pixels, classifies))

@@ -41,6 +41,7 @@ class MultiPathClassifier(DynamicModel, nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
     whole_trace = True
+    OWN_SIZE = "MODEL.MULTIPATH.SIDE"  # the key that says what every image is resized to
 
     classifies_images = True
 

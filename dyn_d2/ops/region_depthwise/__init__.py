@@ -53,6 +53,8 @@ def depthwise_grads(grad: Tensor, rows: Tensor, index: Tensor, weight: Tensor) -
     Returns:
         (m, C) of the rows and (K, C) of the weight.
     """
+    if not len(index):
+        return torch.zeros_like(rows), rows.new_zeros(index.shape[1], rows.shape[1])
     readers = index.new_full((len(rows), index.shape[1]), -1)  # which pixel reads a row by a tap
     pixel, tap = (index >= 0).nonzero(as_tuple=True)
     readers[index[pixel, tap], tap] = pixel

@@ -9,6 +9,7 @@ from idk_networks import save_classifier, save_detector
 from tiny_detection import CLASSES, tiny_opts, write_boxes
 
 from dyn_d2.config.derive import build_cfg
+from dyn_d2.gating.meta_arch.classifier import ImageClassifier
 from dyn_d2.methods.idk_cascade import cli, cross_cli
 from dyn_d2.methods.idk_cascade.calibration import load_idk_cascade
 from dyn_d2.methods.idk_cascade.networks import NetworkModel
@@ -139,6 +140,7 @@ def test_two_sizes_of_one_detector_by_cross_fitting(tmp_path, detectors, capsys)
     (entry,) = record["cascades"]
     metric = entry["metric"]
     assert metric["name"] == "AP" and metric["difference"] == pytest.approx(metric["value"] - metric["last"])
+    assert not (tmp_path / "out" / "models.png").exists()
     assert set(entry["relative_time"]) == {"1", "2"} and "of the last model" in capsys.readouterr().out
     kept = (tmp_path / "out" / "answers.npz").stat().st_mtime_ns
     assert cross_cli.main(words) == 0
@@ -147,7 +149,7 @@ def test_two_sizes_of_one_detector_by_cross_fitting(tmp_path, detectors, capsys)
     assert again["cascades"][0]["metric"] == metric and again["cascades"][0]["accuracy"] == entry["accuracy"]
 
 
-def test_a_stored_cascade_of_two_sizes(tmp_path, classifiers):
+def test_a_stored_cascade_of_two_sizes(tmp_path, classifiers, monkeypatch):
     """The size is kept with the model, also when its file has another name by then."""
     words = ["--held-out", "digits_train_held_out", "--methods", "entropy", "--budget", "1.9"]
     _main(tmp_path, [classifiers[1], f"{classifiers[1]}@48"], *words)
@@ -161,8 +163,15 @@ def test_a_stored_cascade_of_two_sizes(tmp_path, classifiers):
     (tmp_path / "fast" / "model_final.pth").rename(renamed)
     cascade, _ = load_idk_cascade(renamed, "digits_test")
     assert [model.weights for model in cascade.models] == [f"{renamed}@32", f"{classifiers[1]}@48"]
+    _main(tmp_path, [str(renamed), f"{renamed}@48"], *words)
+    renamed = renamed.rename(tmp_path / "fast" / "again.pth")
+    cascade, _ = load_idk_cascade(renamed, "digits_test")
+    assert [model.weights for model in cascade.models] == [str(renamed), f"{renamed}@48"]
     with pytest.raises(ValueError, match="side of the images in pixels"):
         NetworkModel.load(f"{classifiers[1]}@8", "digits_test")
+    monkeypatch.setattr(ImageClassifier, "OWN_SIZE", "MODEL.SOME.SIDE", raising=False)
+    with pytest.raises(ValueError, match="resizes all images itself .MODEL.SOME.SIDE."):
+        NetworkModel.load(f"{classifiers[1]}@48", "digits_test")
 
 
 def test_what_is_refused(tmp_path, classifiers, capsys):
