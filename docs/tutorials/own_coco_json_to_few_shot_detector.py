@@ -69,7 +69,7 @@ make_data("test", 20, random)
 # ## The yaml
 #
 # Files and two lists of class names. Everything else comes from `TFA/digit_scenes.yaml`, a small detector for a CPU;
-# on a GPU start from `TFA/custom.yaml`, a ResNet-50 with weights of ImageNet. The schedule is that of a tutorial.
+# on a GPU start from `TFA/custom_gpu.yaml`, a ResNet-50 with weights of ImageNet. The schedule is that of a tutorial.
 
 # %%
 config = {

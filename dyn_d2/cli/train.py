@@ -8,7 +8,8 @@ torchrun --nproc-per-node 2 -m dyn_d2 train --config-file ...
 
 from pathlib import Path
 
-from dyn_d2.config.read import read_yaml
+from dyn_d2.config.output_dir import is_below
+from dyn_d2.config.read import flatten, read_yaml
 from dyn_d2.engine.launch import make_parser, parse_args, run
 from dyn_d2.engine.training import train
 
@@ -40,13 +41,14 @@ def evaluate_main() -> None:
         if not saved.is_file():
             parser.error(f"there is no config.yaml beside {args.weights}: name the config of its model (--config-file)")
         args.config_file = str(saved)
-        args.opts = [*_saved_schedule(saved), *args.opts]
+        args.given = _final_keys(saved, args.opts)
     run(train, args)
 
 
-def _saved_schedule(config: Path) -> list[str]:
-    """KEY VALUE, ... of the rate and the length that a saved config has: they are final, and must not be derived from
-    those of the stage and scaled to the batch once more."""
-    keys = ("BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS")
-    solver = read_yaml(str(config)).get("SOLVER", {})
-    return [word for key in keys if key in solver for word in (f"SOLVER.{key}", str(solver[key]))]
+def _final_keys(config: Path, opts: list[str]) -> list[str]:
+    """The keys of a saved config, whose values are final: derived once more, or scaled to the batch, they would be
+    others. Left out are the tasks that data sets are made from, and where one is given anew the data sets."""
+    makers = ("FEW_SHOT", "DATASETS.CUSTOM", "CLASSIFICATION.CUSTOM")
+    saved = flatten(read_yaml(str(config)))
+    made = saved.get("FEW_SHOT.BENCHMARK") or any(is_below(key, makers) for key in opts[::2])
+    return [key for key in saved if not is_below(key, (*makers, "DATASETS") if made else makers)]

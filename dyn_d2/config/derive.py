@@ -52,6 +52,7 @@ def derive(cfg: CfgNode, given: Iterable[str] = ()) -> None:
         for key, value in stage_schedule(cfg, full, given).items():
             set_key(f"SOLVER.{key}", value, of_stage.get(key, "stage " + cfg.FEW_SHOT.STAGE))
         given |= {f"SOLVER.{key}" for key in of_stage}
+        _refuse_sets(cfg, given)
     apply_few_shot(cfg)
     apply_classification(cfg, set_key)
     for method in methods():
@@ -72,15 +73,30 @@ def build_cfg(config_file: str = "", opts: Iterable[str] = ()) -> CfgNode:
     return cfg
 
 
+def _refuse_sets(cfg: CfgNode, given: set[str]) -> None:
+    """
+    Raises:
+        ValueError: data sets are given beside a few-shot task, which makes its own.
+    """
+    keys = {"DATASETS.TRAIN": "TRAIN_SETS", "DATASETS.TEST": "TEST_SETS"}
+    for key in keys.keys() & given:
+        raise ValueError(
+            f"{key} is given, but FEW_SHOT.BENCHMARK {cfg.FEW_SHOT.BENCHMARK} makes its own data sets: give "
+            f"FEW_SHOT.{keys[key]}, what they are made of."
+        )
+
+
 def set_unless_given(cfg: CfgNode, key: str, value: Any, given: set[str], why: str) -> None:
     """Set a derived value, unless the user gave one on the command line."""
     *path, name = key.split(".")
     node = cfg
     for part in path:
         node = node[part]
+    if node[name] == value:
+        return
     if key in given:
-        logger.info(f"{key}: {node[name]} as given on the command line (not {value}, {why})")
-    elif node[name] != value:
+        logger.info(f"{key}: {node[name]} as given (not {value}, {why})")
+    else:
         logger.info(f"{key}: {node[name]} -> {value} ({why})")
         node[name] = value
 

@@ -46,6 +46,10 @@ FREE_KEYS = {
 NEUTRAL_KEYS = tuple(key for key, same_model in FREE_KEYS.items() if same_model)
 
 
+# Keys of TEST that change no number of an evaluation; the others do.
+_HARMLESS_IN_TEST = ("TEST.IMS_PER_BATCH", "TEST.EXPECTED_RESULTS", "TEST.ALLOW_PARTIAL_WEIGHTS")
+
+
 def is_below(key: str, names: Iterable[str]) -> bool:
     """Whether ``key`` is one of ``names``, or of a node among them."""
     return any(key == name or key.startswith(name + ".") for name in names)
@@ -71,6 +75,13 @@ def differing_keys(old: dict[str, Any], new: CfgNode, free: Iterable[str] = tupl
         if before.get(key) != after.get(key):
             lines.append(f"{key}: {before.get(key)} -> {after.get(key)}")
     return lines
+
+
+def differing_results(old: dict[str, Any], new: CfgNode) -> list[str]:
+    """The same for keys of TEST with which the results of one model are others (and of SOLVER.BEST, the model)."""
+    harmless = _HARMLESS_IN_TEST + (() if new.SOLVER.BEST.METRIC else ("TEST.EVAL_PERIOD",))
+    lines = differing_keys(old, new, harmless)
+    return [line for line in lines if is_below(line.partition(":")[0], ("TEST",))]
 
 
 def check_is_folder(path: str) -> None:

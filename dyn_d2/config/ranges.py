@@ -158,7 +158,9 @@ _DATA = {
     "INPUT.CROP.TYPE": choice("relative_range", "relative", "absolute", "absolute_range"),
     "INPUT.CROP.SIZE": each(number(0, PIXELS, above=True), 2, 2),
     "INPUT.RANDOM_SCALE": empty() | each(number(0, 100, above=True), 2, 2, rising=True),
-    "INPUT.CLASSIFICATION.RECIPE": choice("auto", "", "cifar10", "cifar100", "svhn", "imagenet", "digits"),
+    "INPUT.CLASSIFICATION.RECIPE": choice(
+        "auto", "", "cifar10", "cifar100", "svhn", "imagenet", "digits", "small_images"
+    ),
     "INPUT.CLASSIFICATION.PAD_CROP": whole(0, PIXELS),
     "INPUT.CLASSIFICATION.RANDOM_RESIZED_CROP": whole(0, PIXELS),
     "INPUT.CLASSIFICATION.SCALE": each(positive_share(), 2, 2, rising=True),

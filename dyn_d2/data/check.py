@@ -265,9 +265,10 @@ def check_dataset(name: str, read_images: bool = True, cfg: CfgNode | None = Non
 
 
 def check_config(cfg: CfgNode, read_images: bool = True) -> list[Report]:
-    """Check every data set of DATASETS.TRAIN and DATASETS.TEST, each once."""
+    """Check every data set of DATASETS.TRAIN, VAL and TEST, each once; of a part of one the whole."""
     reports: dict[str, Report] = {}
-    for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL, *cfg.DATASETS.TEST)
+    for name in dict.fromkeys(MetadataCatalog.get(name).get("part_of", None) or name for name in names):
         for report in check_dataset(name, read_images, cfg):
             reports.setdefault(report.title, report)
     return list(reports.values())

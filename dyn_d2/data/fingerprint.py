@@ -15,12 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from dyn_d2.utils.files import files_below
+
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 Fingerprint = dict[str, str]  # part of a data set, or key that names a file -> what it was
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".npy")
 READ_MAPS = 2000  # label maps of a folder whose content counts, evenly spread
+_OF_PICTURES = {"image_root", "image_dir"}
 _LENGTH = 16  # hexadecimal digits that are kept of a hash
 
 
@@ -64,11 +67,14 @@ def data_fingerprint(name: str) -> Fingerprint:
     others = [source for source in sources if source and source != name]
     if others:
         return found | {f"{other}: {part}": text for other in others for part, text in data_fingerprint(other).items()}
-    found |= _places(metadata)
+    places = _places(metadata)
+    found |= places
+    if not places.keys() <= _OF_PICTURES:  # something there says what they show
+        return found
     try:
-        return found or {"records": records_hash(DatasetCatalog.get(name))}
+        return found | {"records": records_hash(DatasetCatalog.get(name))}
     except FileNotFoundError:
-        return {}
+        return found
 
 
 def _places(metadata: Any) -> Fingerprint:
@@ -111,8 +117,7 @@ def _folder(root: str, suffixes: tuple[str, ...] = PICTURES, content: bool = Fal
 
 
 def _walk(root: str, suffixes: tuple[str, ...]) -> Iterable[str]:
-    for folder, _, names in os.walk(root):
-        yield from (os.path.join(folder, name) for name in names if name.lower().endswith(suffixes))
+    return (str(path) for path in files_below(root) if path.name.lower().endswith(suffixes))
 
 
 def records_hash(records: Iterable[dict[str, Any]]) -> str:

@@ -61,7 +61,9 @@ def register_parts(name: str, share: float = 0.1) -> tuple[str, str]:
 def _divide(name: str, share: float, held_out: bool) -> list[dict]:
     records = registered_records(name)
     order = np.random.default_rng(derive_seed("parts", name)).permutation(len(records))
-    count = round(share * len(records))
+    count = max(1, round(share * len(records)))
+    if count >= len(records):
+        raise ValueError(f"{share} of the {len(records)} images of {name} held out leaves none to train on.")
     return [records[i] for i in sorted(order[:count] if held_out else order[count:])]
 
 

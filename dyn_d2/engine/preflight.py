@@ -4,7 +4,7 @@ problems at once."""
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -271,7 +271,7 @@ def _data_problems(trainer: DynTrainer) -> list[str]:
     cfg = trainer.cfg
     sets = {cfg.DATASETS.TRAIN[0]: list(trainer.data_loader.dataset.records)}
     sets |= {name: registered_records(name) for name in (*cfg.DATASETS.VAL, *cfg.DATASETS.TEST)}
-    problems = []
+    problems = _chosen_on_others(cfg, sets)
     # The cells of a table share their images.
     examined = Examined(cache_folder(cfg)) if is_fine_tuning(cfg) and cfg.FEW_SHOT.CACHE != "off" else None
     for name, records in sets.items():
@@ -292,6 +292,25 @@ def _data_problems(trainer: DynTrainer) -> list[str]:
         report.tolerate(metadata.get("tolerated_defects", ["empty_box"]))
         if not report.ok:
             problems.append(f"data set {name} has {summary(report.problems, per_kind=5)}")
+    return problems
+
+
+def _chosen_on_others(cfg: CfgNode, sets: Mapping[str, list[dict[str, Any]]]) -> list[str]:
+    """Images of DATASETS.VAL that are trained on or reported too, whatever the sets are called."""
+
+    def files(names: Iterable[str]) -> set[str]:
+        found = (record.get("file_name") for name in names for record in sets[name])
+        return {os.path.realpath(file) for file in found if isinstance(file, str)}
+
+    chosen = files(cfg.DATASETS.VAL)
+    problems = []
+    for key, what in (("TRAIN", "trained on"), ("TEST", "reported")):
+        both = sorted(chosen & files(cfg.DATASETS[key][:1] if key == "TRAIN" else cfg.DATASETS[key])) if chosen else []
+        if both:
+            problems.append(
+                f"{len(both)} images of DATASETS.VAL are {what} too, the first is {both[0]}: choose on others "
+                "(DATASETS.CUSTOM.HOLD_OUT holds a part of the training images out)."
+            )
     return problems
 
 

@@ -57,7 +57,7 @@ def setup(args: argparse.Namespace, check: Callable[[CfgNode], None] = lambda cf
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="dyn_d2")
     logger.info(describe_backend())
     say_needs(cfg)
-    derive(cfg, args.opts[::2])
+    derive(cfg, [*args.opts[::2], *getattr(args, "given", ())])
     resume, evaluate = getattr(args, "resume", False), getattr(args, "eval_only", False)
     _choose_seed(cfg, resume)
     if not evaluate:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from dyn_d2.checkpoint.files import FINAL, is_whole, tagged
 from dyn_d2.checkpoint.validate import are_inputs
-from dyn_d2.config.output_dir import NEUTRAL_KEYS, differing_keys, is_below
+from dyn_d2.config.output_dir import NEUTRAL_KEYS, differing_keys, differing_results, is_below
 from dyn_d2.config.read import as_yaml, flatten, read_cfg, read_yaml
 from dyn_d2.data.fingerprint import forget_fingerprints
 from dyn_d2.utils.atomic import write_json
@@ -112,6 +112,7 @@ class Stage:
         done = _read_done(path)
         if done["fingerprint"] != self.fingerprint():
             self._require_same_keys()
+        self._require_same_results()
         if not is_whole(self.weights):
             return False
         inputs = self.inputs()
@@ -142,6 +143,16 @@ class Stage:
             raise StageError(
                 f"{self.folder} holds stage {self.name} of another config:{listed(keys)}\nChoose another "
                 "OUTPUT_DIR, or remove that folder."
+            )
+
+    def _require_same_results(self) -> None:
+        saved = self.folder / "config.yaml"
+        keys = differing_results(read_yaml(str(saved)), self.cfg) if saved.is_file() else []
+        if keys:
+            raise StageError(
+                f"{self.folder} holds results of stage {self.name} that were taken in another way:{listed(keys)}\n"
+                "Choose another OUTPUT_DIR, or remove that folder; dyn-d2 evaluate --weights "
+                f"{self.weights} takes results of that model with other keys of TEST."
             )
 
 

@@ -92,6 +92,22 @@ def test_every_stage_has_its_classes_in_the_order_of_the_file_and_its_objects(
         }
 
 
+def test_somebodys_own_function_decides_what_a_data_set_holds(custom_cfg) -> None:
+    """Though its metadata name a json."""
+    cfg = custom_cfg(STAGE="base")
+    apply_few_shot(cfg)
+    (source,) = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).sources
+    records = load_source(source)
+    function = DatasetCatalog[source]
+    DatasetCatalog.pop(source)
+    DatasetCatalog.register(source, lambda: records[:2])
+    try:
+        assert len(load_source(source)) == 2
+    finally:
+        DatasetCatalog.pop(source)
+        DatasetCatalog.register(source, function)
+
+
 def test_base_training_drops_novel_boxes_and_images_without_base_objects(custom_cfg) -> None:
     records, _ = training_set(custom_cfg(STAGE="base"))
     assert [record["image_id"] for record in records] == [1, 2, 3, 6]

@@ -53,6 +53,22 @@ def test_what_thresholds_must_not_be_chosen_on():
     assert trained_problem("digits_test", ["digits_train"]) == ""  # what thresholds are judged by may be a test split
 
 
+def test_a_few_images_are_divided_too():
+    DatasetCatalog.register("few", lambda: [{"image_id": number} for number in range(3)])
+    MetadataCatalog.get("few").set(evaluator_type="coco")
+    names = ["few"]
+    try:
+        names += register_parts("few", 0.1)
+        assert [len(_ids(name)) for name in names] == [3, 2, 1]
+        register_parts("few", 0.9)
+        with pytest.raises(ValueError, match="0.9 of the 3 images of few held out leaves none to train on"):
+            _ids("few_fit")
+    finally:
+        for name in names:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+
+
 def test_share_is_checked():
     with pytest.raises(ValueError, match="between 0 and 1"):
         register_parts("digits_train", 1.0)

@@ -151,6 +151,15 @@ def test_what_best_needs(tmp_path, monkeypatch):
         train_net_here(monkeypatch, *CONFIG, *options(folder, **more))  # and before the first step
 
 
+def test_images_that_are_chosen_on_are_no_others(tmp_path, monkeypatch):
+    """Whatever the sets are called."""
+    folder = write_class_folders(tmp_path / "data")
+    (folder / "val").symlink_to(folder / "test")
+    more = {"OUTPUT_DIR": tmp_path / "out", "DATASETS.CUSTOM.HOLD_OUT": 0.0, "DATASETS.CUSTOM.VAL": "val"}
+    with pytest.raises((PreflightError, SystemExit), match="images of DATASETS.VAL are reported too"):
+        train_net_here(monkeypatch, *CONFIG, *options(folder, **more, **{"SOLVER.PREFLIGHT": True}))
+
+
 def test_what_precedes_an_evaluation_sees_the_average(monkeypatch, tmp_path):
     """Such as FSRW's vectors of classes, which have to be those of the weights that are scored."""
     model = nn.Linear(1, 1, bias=False)

@@ -21,7 +21,7 @@ from dyn_d2.engine.inputs import ChangedInputs
 from dyn_d2.engine.stages import DONE, Stage, StageError, run_stage
 from dyn_d2.engine.trainer import DynTrainer
 
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 SHORT = {"SOLVER__MAX_ITER": 4, "SOLVER__STEPS": [3], "SOLVER__CHECKPOINT_PERIOD": 1, "TEST__EVAL_PERIOD": 2}
 
@@ -210,8 +210,11 @@ def test_fingerprint_of_records(tmp_path) -> None:
     DatasetCatalog.register("in_memory", lambda: [record])
     try:
         assert data_fingerprint("in_memory") == {"records": records_hash([record])}
+        MetadataCatalog.get("in_memory").image_root = str(tmp_path / "moved")  # says nothing of the objects
+        assert data_fingerprint("in_memory")["records"] == records_hash([record])
     finally:
         DatasetCatalog.remove("in_memory")
+        MetadataCatalog.remove("in_memory")
     assert data_fingerprint("nowhere") == {}
 
 

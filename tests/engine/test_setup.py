@@ -3,11 +3,15 @@
 from pathlib import Path
 
 import pytest
+from own_folders import write_class_folders
 from tiny_detection import tiny_opts, write_boxes
 
-from dyn_d2.config.derive import apply_few_shot_method, build_cfg, feature_parts, scale_to_batch
+from dyn_d2.cli.train import _final_keys
+from dyn_d2.config.derive import apply_few_shot_method, build_cfg, derive, feature_parts, scale_to_batch
 from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.schedules import stage_schedule
+
+from detectron2.data import DatasetCatalog
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "TFA"
 COMMON = [
@@ -99,6 +103,13 @@ def test_methods(tmp_path, method: str, classifier: str, frozen: bool) -> None:
     assert base.MODEL.ROI_HEADS.NUM_CLASSES == 3
     own = build_cfg("", [*opts, "FEW_SHOT.STAGE", "finetune", "FEW_SHOT.SHOTS", "1", "MODEL.FREEZE", "['backbone']"])
     assert own.MODEL.FREEZE == ["backbone"]
+
+
+@pytest.mark.parametrize(("key", "instead"), [("DATASETS.TRAIN", "TRAIN_SETS"), ("DATASETS.TEST", "TEST_SETS")])
+def test_data_sets_beside_a_few_shot_task_are_refused(tmp_path, key: str, instead: str) -> None:
+    opts = tiny_opts(write_boxes(tmp_path / "data"), tmp_path / "out")
+    with pytest.raises(ValueError, match=f"{key} is given, .* give FEW_SHOT.{instead}"):
+        build_cfg("", [*opts, key, "('coco_2017_val',)"])
 
 
 @pytest.mark.parametrize("method, frozen", [("ft_full", 2), ("ft", 2), ("ft_heads", 5), ("tfa_cos", 5)])
@@ -233,3 +244,20 @@ def test_stage_keys_of_the_yaml() -> None:
     assert stage_schedule(cfg)["MAX_ITER"] == 400 and stage_schedule(cfg)["STEPS"] == (350,)
     cfg.FEW_SHOT.STAGE = "base"
     assert stage_schedule(cfg) == {}
+
+
+def test_a_saved_config_is_evaluated_as_it_was_trained(tmp_path) -> None:
+    """Its values are final, also those that were given on the command line; sets made from keys may be others."""
+    data = write_class_folders(tmp_path / "data")
+    own = {"FORMAT": "folders", "ROOT": data, "TRAIN": "train", "TEST": "test"}
+    opts = [str(part) for key, value in own.items() for part in (f"DATASETS.CUSTOM.{key}", value)]
+    given = ["INPUT.CLASSIFICATION.CROP_TEST", "8", "MODEL.PIXEL_MEAN", "[1.0, 2.0, 3.0]", "DATASETS.TEST", "()"]
+    saved = tmp_path / "config.yaml"
+    saved.write_text(build_cfg("", [*opts, *given, "SOLVER.IMS_PER_BATCH", "4"]).dump())
+    cfg = read_cfg(str(saved))
+    derive(cfg, _final_keys(saved, []))
+    assert cfg.INPUT.CLASSIFICATION.CROP_TEST == 8 and cfg.MODEL.PIXEL_MEAN == [1, 2, 3]
+    assert cfg.DATASETS.TEST in ((), []) and cfg.DATASETS.TRAIN[0] in DatasetCatalog.list()
+    cfg = read_cfg(str(saved), ["DATASETS.CUSTOM.TEST", "train"])
+    derive(cfg, ["DATASETS.CUSTOM.TEST", *_final_keys(saved, ["DATASETS.CUSTOM.TEST", "train"])])
+    assert cfg.DATASETS.TEST == ("custom_test",)

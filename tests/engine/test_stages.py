@@ -196,6 +196,25 @@ def test_other_weights_to_start_from_are_another_model(tmp_path, before, now) ->
             first(now).finished()
 
 
+def test_results_taken_in_another_way_are_not_the_same_ones(tmp_path) -> None:
+    """The model would be the same, what it scores would not."""
+
+    def first(*opts: str):
+        return plan("", [*opts_of(tmp_path, "skipnet_rnn"), *opts])[0]
+
+    done = first()
+    done.folder.mkdir(parents=True)
+    torch.save({"model": {}}, done.weights)
+    (done.folder / "config.yaml").write_text(done.cfg.dump())
+    entries = {"stage": done.name, "fingerprint": done.fingerprint(), "weights": "model_final.pth"}
+    write_json(done.folder / stages.DONE, {**entries, "inputs": done.inputs()})
+    assert first("TEST.EVAL_PERIOD", "7", "TEST.IMS_PER_BATCH", "3", "MODEL.DEVICE", "cuda").finished()
+    with pytest.raises(StageError, match="taken in another way:\n  TEST.DETECTIONS_PER_IMAGE: 100 -> 5\n.*evaluate"):
+        first("TEST.DETECTIONS_PER_IMAGE", "5").finished()
+    with pytest.raises(StageError, match="SOLVER.BEST"):
+        first("SOLVER.BEST.METRIC", "a/b", "TEST.EVAL_PERIOD", "7").finished()
+
+
 def test_policies_without_stages_say_so(tmp_path) -> None:
     with pytest.raises(StageError, match="random_skip is trained in one stage: use dyn-d2 train"):
         plan("", opts_of(tmp_path, "random_skip"))

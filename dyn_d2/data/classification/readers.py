@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from dyn_d2.utils.files import files_below
 from dyn_d2.utils.restricted_pickle import load as load_pickle
 
 from .names import CIFAR10, CIFAR100, CIFAR100_SUPERCLASS_OF, DIGITS
@@ -155,9 +156,7 @@ def folder_classes(root: Path) -> list[str]:
 def _files(folder: Path) -> list[Path]:
     """All files below a folder, but those that file managers hide or leave behind."""
     return [
-        path
-        for path in sorted(folder.rglob("*"))
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts) and not path.is_dir()
+        path for path in files_below(folder) if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
 
 

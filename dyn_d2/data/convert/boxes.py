@@ -1,6 +1,6 @@
 """Pascal VOC, YOLO and COCO, through the readers that training uses."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def read_coco(path: Path, classes: Sequence[str]) -> Found:
         kept = [c for c in content["categories"] if c["id"] in used or c["name"] not in above]
         content["categories"] = sorted(kept, key=lambda c: c["id"])
         return _of_coco(content, tuple(classes) or tuple(str(c["name"]) for c in content["categories"]))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(
             f"{path} is damaged ({type(error).__name__}: {error}): dyn-d2 check-data --json lists what is wrong."
         ) from error
@@ -71,8 +71,12 @@ def _of_coco(content: dict[str, Any], labels: tuple[str, ...]) -> Found:
         if isinstance(mask, dict):
             rle = mask
         elif mask:
+            if odd := [p for p in mask if len(p) % 2]:
+                raise ValueError(f"a polygon of annotation {a.get('id')} has {len(odd[0])} numbers, no pairs")
             polygons = tuple(tuple(zip(p[::2], p[1::2], strict=True)) for p in mask)
         shape = Shape(names[a["category_id"]], (x, y, x + w, y + h), polygons, rle, bool(a.get("iscrowd")))
         shapes[a["image_id"]].append(shape)
     items = [Item(i["file_name"], i.get("width"), i.get("height"), tuple(shapes[i["id"]])) for i in content["images"]]
-    return Found(items, labels)
+    listed = {i["id"] for i in content["images"]}
+    lost = sum(len(own) for image, own in shapes.items() if image not in listed)
+    return Found(items, labels, Counter({"annotation of an image that is not listed": lost} if lost else {}))

@@ -12,7 +12,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import register_coco_instances, register_pascal_voc
 
 from .keys import KEY, CustomData
-from .yolo import class_names, json_of, read_yaml_of, source_of
+from .yolo import class_names, json_of, names_classes, read_yaml_of, source_of
 
 VOC_YEAR = 2012  # decides how precision is averaged: as since 2010, over all recalls
 
@@ -98,11 +98,16 @@ def register_yolo(data: CustomData, files: bool) -> tuple[str, ...]:
     if files:
         require({f"{KEY}.ROOT": data.root})
         read_yaml_of(data.root)  # labels that are no boxes are refused
-        classes = classes or class_names(data.root)
+        if names_classes(data.root):
+            classes = same_classes(classes, class_names(data.root), str(data.root))
+        classes = classes or class_names(data.root)  # complains
     for part in data.parts:
-        name, json_file = data.name_of(part), Path("unknown.json")
+        name, json_file, images = data.name_of(part), Path("unknown.json"), data.root
         if files:
-            json_file = json_of(name, source_of(data.root, part, data.given[part]), classes)
+            source = source_of(data.root, part, data.given[part])
+            json_file = json_of(name, source, classes)
+            # The json has whole paths; this folder is only looked at for changes, so it holds the images and no more.
+            images = source if source.is_dir() else source.parent
         forget(name)
-        register_coco_instances(name, {"thing_classes": list(classes)}, str(json_file), str(data.root))
+        register_coco_instances(name, {"thing_classes": list(classes)}, str(json_file), str(images))
     return classes

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dyn_d2.data.classification.recipes import recipe_of
 from dyn_d2.data.classification.sets import ensure_classes, register_folders
 from dyn_d2.data.few_shot.sources import forget
 from dyn_d2.data.parts import TEST, register_parts
@@ -76,9 +77,10 @@ def register_folders_of(data: CustomData, files: bool) -> tuple[str, ...]:
     """Returns the classes: the names of the folders, sorted, or CLASSES, which have to be these."""
     if files:
         require({f"{KEY}.{part.upper()}": data.path(part) for part in data.parts})
+    recipe = recipe_of(data.path("train"))
     for part in data.parts:
         name = data.name_of(part)
-        register_folders(name, data.path(part), classes_from=data.path("train"))
+        register_folders(name, data.path(part), classes_from=data.path("train"), recipe=recipe)
         MetadataCatalog.get(name).split = TEST if part == "test" else part
         if not files:
             MetadataCatalog.get(name).thing_classes = list(data.classes)

@@ -18,6 +18,7 @@ from dyn_d2.data.semantic.label_maps import IMAGE_SUFFIXES
 from dyn_d2.data.validity.coco import DataError
 from dyn_d2.data.validity.images import opening_error
 from dyn_d2.utils.atomic import write_json
+from dyn_d2.utils.files import files_below
 
 _YAMLS = ("data.yaml", "dataset.yaml", "data.yml")
 _TXTS = ("classes.txt", "obj.names", "labels/classes.txt", "predefined_classes.txt")
@@ -55,6 +56,11 @@ def parts_of_yaml(root: Path) -> tuple[str, ...]:
     has_val, has_test = any(content.get(key) for key in _VAL), bool(content.get("test"))
     found = {"train": bool(content.get("train")), "val": has_val and has_test, "test": has_val or has_test}
     return tuple(part for part, there in found.items() if there)
+
+
+def names_classes(root: Path) -> bool:
+    """Whether a folder says what its classes are called."""
+    return bool(read_yaml_of(root).get("names")) or any((root / name).is_file() for name in _TXTS)
 
 
 def class_names(root: Path) -> tuple[str, ...]:
@@ -117,8 +123,7 @@ def images_in(source: Path) -> list[Path]:
         text = source.read_text(encoding="utf-8-sig")
         names = [line.strip() for line in text.splitlines() if line.strip()]
         return [_listed(source, name) for name in names]
-    found = [Path(folder, name) for folder, _, names in os.walk(source) for name in names]
-    return sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
+    return [path for path in files_below(source) if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def _listed(source: Path, name: str) -> Path:

@@ -5,7 +5,7 @@ Every annotation gets an ``id`` that names it within its data set (the annotatio
 """
 
 import os
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +105,10 @@ def load_source(name: str) -> list[dict[str, Any]]:
         ValueError: an annotation file cannot be used; the message names it.
     """
     require_source(name)
-    meta = MetadataCatalog.get(name)
-    if meta.get("json_file"):
+    meta, own = MetadataCatalog.get(name), _has_known_reader(name)
+    if own and meta.get("json_file"):
         return _load_json(meta, name)
-    if meta.get("dirname"):
+    if own and meta.get("dirname"):
         return [
             voc_record(meta.dirname, image_id, tuple(meta.thing_classes))
             for image_id in voc_image_ids(meta.dirname, meta.split)
@@ -120,6 +120,15 @@ def load_source(name: str) -> list[dict[str, Any]]:
             for position, annotation in enumerate(record.get("annotations", []))
         ]
     return records
+
+
+def _has_known_reader(name: str) -> bool:
+    """Whether Detectron2 or dyn_d2 registered the set, whose files say all; somebody's own function may choose among
+    the records, or change them."""
+    function = DatasetCatalog[name]
+    while isinstance(function, partial):
+        function = function.func
+    return str(getattr(function, "__module__", "")).split(".")[0] in ("detectron2", "dyn_d2")
 
 
 def _load_json(meta: Metadata, name: str) -> list[dict[str, Any]]:

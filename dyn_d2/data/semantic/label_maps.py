@@ -131,13 +131,21 @@ def load_pairs(images: str | os.PathLike, maps: str | os.PathLike, image_suffix:
 
     Raises:
         FileNotFoundError: there is no label map, or one has no image.
+        DataError: one has several images.
     """
     paths = sorted(Path(maps).glob("*.png"))
     if not paths:
         raise FileNotFoundError(f"{maps} holds no *.png.")
-    present = {name: name for name in sorted(os.listdir(images))}
-    if not image_suffix:
-        present = {Path(name).stem: name for name in present if Path(name).suffix.lower() in IMAGE_SUFFIXES}
+    own = {path.resolve() for path in paths}  # maps and images may share a folder
+    present: dict[str, str] = {}
+    for name in sorted(os.listdir(images)):
+        stem, suffix = os.path.splitext(name)
+        if not image_suffix and suffix.lower() not in IMAGE_SUFFIXES or Path(images, name).resolve() in own:
+            continue
+        key = name if image_suffix else stem
+        if key in present:
+            raise DataError(f"{images} holds {present[key]} and {name}: leave one image of that name there.")
+        present[key] = name
     missing = [path.stem + image_suffix for path in paths if path.stem + image_suffix not in present]
     if missing:
         raise FileNotFoundError(

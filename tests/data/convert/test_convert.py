@@ -173,6 +173,25 @@ def test_two_parts_and_what_cannot_be_converted(tmp_path):
         convert(folder, tmp_path)
 
 
+def test_a_coco_json_with_flaws(tmp_path, capsys):
+    """Objects of images that are not listed are counted; a polygon that is none is named."""
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.jpg")
+    box = {"category_id": 1, "bbox": [2, 2, 5, 5], "iscrowd": 0}
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 20, "height": 20}],
+        "annotations": [{"id": 1, "image_id": 1, **box}, {"id": 2, "image_id": 9, **box}],
+        "categories": [{"id": 1, "name": "x"}],
+    }
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps(content))
+    assert len(convert(path, tmp_path)["annotations"]) == 1
+    assert "annotation of an image that is not listed" in capsys.readouterr().out
+    content["annotations"][0]["segmentation"] = [[1, 1, 5, 1, 5]]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="coco.json is damaged .*polygon of annotation 1 has 5 numbers"):
+        convert(path, tmp_path)
+
+
 def test_two_images_never_become_one_file(tmp_path):
     folder = cvat(tmp_path / "data")
     text = (folder / "annotations.xml").read_text()

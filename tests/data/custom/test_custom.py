@@ -1,6 +1,7 @@
 """DATASETS.CUSTOM: every format is registered by keys alone, and what is missing is told."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,16 @@ from own_folders import (
     write_voc_folder,
     write_yolo_folder,
 )
+from PIL import Image
 from tiny_detection import CLASSES
 from tiny_tasks import task_opts
 
 from dyn_d2.config.derive import build_cfg
 from dyn_d2.data.custom import custom_sets, register_custom
 from dyn_d2.data.few_shot.sources import forget
+from dyn_d2.data.fingerprint import data_fingerprint, forget_fingerprints
 from dyn_d2.data.registered import registered_records
+from dyn_d2.data.semantic.label_maps import load_pairs
 from dyn_d2.data.validity.coco import DataError
 from dyn_d2.evaluation.build import build_evaluator
 from dyn_d2.utils.errors import UserError
@@ -214,6 +218,69 @@ def build_read(path: Path):
     from dyn_d2.config.read import read_cfg
 
     return read_cfg(str(path))
+
+
+def test_names_of_a_yolo_folder_have_to_be_those_of_the_config(tmp_path, monkeypatch):
+    """A checkpoint's config has the names of its own folder: another export may have another order."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = write_yolo_folder(tmp_path / "yolo", images=1)
+    opts = keys(FORMAT="yolo", ROOT=folder)
+    assert build_cfg("", [*opts, *keys(CLASSES=list(CLASSES))]).DATASETS.CUSTOM.CLASSES == list(CLASSES)
+    with pytest.raises(DataError, match="in this order: leave CLASSES empty"):
+        build_cfg("", [*opts, *keys(CLASSES=list(CLASSES[::-1]))])
+
+
+def test_links_are_followed_and_pictures_of_a_run_are_no_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = write_yolo_folder(tmp_path / "yolo", images=2)
+    elsewhere = tmp_path / "elsewhere"
+    (folder / "images" / "train").rename(elsewhere)
+    (folder / "images" / "train").mkdir()
+    (folder / "images" / "train" / "linked").symlink_to(elsewhere)
+    (elsewhere / "round").symlink_to(folder / "images" / "train")
+    (folder / "labels" / "train").rename(tmp_path / "labels")
+    (folder / "labels" / "train").mkdir()
+    (folder / "labels" / "train" / "linked").symlink_to(tmp_path / "labels")
+    build_cfg("", keys(FORMAT="yolo", ROOT=folder))
+    assert len(registered_records("custom_train")) == 2 and boxes("custom_train")
+    before = data_fingerprint("custom_train")
+    (folder / "output").mkdir()
+    shutil.copy(next(elsewhere.glob("*.*")), folder / "output" / "figure.png")
+    forget_fingerprints()
+    assert data_fingerprint("custom_train") == before
+
+
+def test_images_and_label_maps_in_one_folder(tmp_path):
+    for number in range(2):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.jpg")
+        Image.new("L", (8, 8)).save(tmp_path / f"{number}.png")
+    assert [Path(r["file_name"]).suffix for r in load_pairs(tmp_path, tmp_path, "")] == [".jpg", ".jpg"]
+    assert len(load_pairs(tmp_path, tmp_path)) == 2
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.bmp")
+    with pytest.raises(DataError, match="holds 1.bmp and 1.jpg"):
+        load_pairs(tmp_path, tmp_path, "")
+
+
+def test_what_a_voc_folder_chooses_on_is_not_trained_on(tmp_path):
+    folder = write_voc_folder(tmp_path / "voc")
+    lists = folder / "ImageSets" / "Main"
+    names = (lists / "trainval.txt").read_text().splitlines()
+    (lists / "train.txt").write_text("\n".join(names[1:]))
+    (lists / "val.txt").write_text(names[0])
+    cfg = build_cfg("", keys(FORMAT="voc", ROOT=folder, VAL="val"))
+    assert [len(registered_records(name)) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL)] == [len(names) - 1, 1]
+
+
+def test_small_images_keep_their_size_and_the_yaml_has_the_last_word(tmp_path):
+    folder = write_class_folders(tmp_path / "classes")
+    opts = keys(NAME="mine", FORMAT="folders", ROOT=folder, TRAIN="train", TEST="test")
+    cfg = build_cfg("", opts)
+    assert cfg.INPUT.CLASSIFICATION.PAD_CROP == 4 and cfg.INPUT.CLASSIFICATION.CROP_TEST == 0
+    yaml = tmp_path / "mine.yaml"
+    yaml.write_text("VERSION: 2\nMODEL: {PIXEL_MEAN: [1.0, 2.0, 3.0]}\nINPUT: {CLASSIFICATION: {CROP_TEST: 12}}\n")
+    cfg = build_cfg(str(yaml), [*opts, "INPUT.CLASSIFICATION.RECIPE", "imagenet"])
+    assert cfg.MODEL.PIXEL_MEAN == [1, 2, 3] and cfg.MODEL.PIXEL_STD == [57.375, 57.12, 58.395]
+    assert cfg.INPUT.CLASSIFICATION.CROP_TEST == 12 and cfg.INPUT.CLASSIFICATION.RESIZE_TEST == 256
 
 
 def test_folders_of_classes(tmp_path):
