@@ -30,6 +30,7 @@ from .validate import CheckpointError, require_description, require_sound_file, 
 _TORCHVISION = PublishedNames("torchvision", torchvision_names.from_torchvision, torchvision_names.settings)
 
 METADATA = "dyn_d2"  # the entry of a checkpoint that describes it
+PACKED = "packed"  # the entry of a file of ``model_zoo.pack``
 
 _REBUILD = (multiarray._reconstruct, multiarray.scalar)
 # What a file of numpy arrays needs besides tensors; numpy 1 wrote its functions under another module name.
@@ -76,11 +77,14 @@ def describe(cfg, model: nn.Module | None = None) -> dict[str, Any]:
     return described
 
 
-def read_checkpoint(path: str) -> dict[str, Any]:
+def read_checkpoint(path: str, packed: bool = False) -> dict[str, Any]:
     """Read a checkpoint file from disk or from an address that Detectron2's PathManager knows.
 
     ``.pkl`` files go through the restricted unpickler, formats of methods through their readers, all others through
     ``torch.load(weights_only=True)``: none can run code.
+
+    Args:
+        packed: whether a file of ``model_zoo.pack`` is wanted, whose numbers are no weights before they are unpacked.
 
     Returns:
         A dict with "model" (name -> tensor or array); files in Caffe2 or torchvision naming also have
@@ -112,6 +116,11 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         return {"model": model, "__author__": "pycls", "matching_heuristics": True}
     data = _unwrapped(data)
     require_weights(data["model"], path)
+    if isinstance(data.get(PACKED), Mapping) and not packed:
+        raise CheckpointError(
+            f"checkpoint {path} is a packed model, whose numbers are no weights yet: dyn_d2.model_zoo.load reads it "
+            "(a shipped one: zoo:NAME), and training starts from the checkpoint that it was packed from."
+        )
     if METADATA in data:
         data[METADATA] = require_description(data[METADATA], path)
     return data

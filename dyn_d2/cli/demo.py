@@ -160,13 +160,28 @@ def run(writer: Writer, files: list[str], batch: int = 1, every: int = 1) -> Non
     """Show what is in each image of ``files``, and write it all."""
     writer.output.mkdir(parents=True, exist_ok=True)
     names = dict(zip(files, picture_names(files), strict=True))
-    for images in _in_batches(read(files, every), batch):
-        readable = [shown for shown in images if shown.image is not None]
-        writer.unreadable += [shown.name for shown in images if shown.image is None]
-        answers = writer.predictor.answer([shown.image for shown in readable if shown.image is not None])
-        for shown, answer in zip(readable, answers, strict=True):
-            writer.add(shown, answer, names[shown.video or shown.name])
-    writer.finish()
+    _require_other_files(writer.output, names)
+    try:
+        for images in _in_batches(read(files, every), batch):
+            readable = [shown for shown in images if shown.image is not None]
+            writer.unreadable += [shown.name for shown in images if shown.image is None]
+            answers = writer.predictor.answer([shown.image for shown in readable if shown.image is not None])
+            for shown, answer in zip(readable, answers, strict=True):
+                writer.add(shown, answer, names[shown.video or shown.name])
+    finally:
+        writer.finish()
+
+
+def _require_other_files(output: Path, names: dict[str, str]) -> None:
+    """
+    Raises:
+        UserError: a picture or video would take the place of one of the images.
+    """
+    given = {Path(file).resolve(): file for file in names if not is_address(file)}
+    for name in names.values():
+        for suffix in (".png", ".mp4"):
+            if file := given.get((output / name).with_suffix(suffix).resolve()):
+                raise UserError(f"--output {output} would overwrite {file}: name another folder for the pictures.")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -80,9 +80,6 @@ def read(sources: Sequence[str], every: int = 1) -> Iterator[Shown]:
 
     Args:
         every: of a video only every so manieth frame.
-
-    Raises:
-        UserError: an address cannot be reached.
     """
     for source in sources:
         if not is_address(source):
@@ -90,7 +87,12 @@ def read(sources: Sequence[str], every: int = 1) -> Iterator[Shown]:
             continue
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / (Path(urlsplit(source).path).name or "image")
-            _fetch(source, local)
+            try:
+                _fetch(source, local)
+            except UserError as error:
+                logger.error("%s", error)
+                yield Shown(source, None)
+                continue
             yield from _read_file(str(local), source, every)
 
 

@@ -60,10 +60,11 @@ class WeightAverage(HookBase):
 
     def swap(self) -> None:
         """Exchange the weights of the model and the averaged ones."""
-        for own, mean in zip(self._weights.parameters(), self._average.module.parameters(), strict=True):
+        # Of the model's own tensors, which then count the change: what is folded from them is folded anew.
+        for own, mean in zip(_tensors(self._model), self._average.module.parameters(), strict=True):
             kept = own.detach().clone()
-            own.data.copy_(mean)
-            mean.data.copy_(kept)
+            own.copy_(mean)
+            mean.copy_(kept)
 
     def state_dict(self) -> dict[str, Any]:
         return {"weights": self._average.module.state_dict(), "steps": self._average.n_averaged}
@@ -73,10 +74,14 @@ class WeightAverage(HookBase):
         self._average.n_averaged.copy_(state["steps"])
 
 
+def _tensors(model: nn.Module) -> list[Tensor]:
+    """Parameters and floating-point buffers."""
+    return [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]
+
+
 class _Weights(nn.Module):
     """The parameters and floating-point buffers of a model, as parameters that share their memory."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        tensors: list[Tensor] = [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]
-        self.weights = nn.ParameterList(nn.Parameter(t.data, requires_grad=False) for t in tensors)
+        self.weights = nn.ParameterList(nn.Parameter(t.data, requires_grad=False) for t in _tensors(model))

@@ -11,9 +11,10 @@ import signal
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -210,15 +211,12 @@ class LocalWorkers(Workers):
 
     def submit(self, training: Training, beside: int) -> "Future[float]":
         threads = None if "OMP_NUM_THREADS" in os.environ else max(1, _cores() // beside)
-        return self._pool.submit(self.run, training, threads)
+        with _told_if_killed():
+            return self._pool.submit(self.run, training, threads)
 
     def result(self, future: "Future[float]") -> float:
-        try:
+        with _told_if_killed():
             return future.result()
-        except BrokenProcessPool as error:
-            raise StageError(
-                "a process that trained was killed, often for lack of memory: lower --jobs or the batch. " + GOES_ON
-            ) from error
 
     def stop(self) -> None:
         for child in set(multiprocessing.active_children()) - self._others:
@@ -230,6 +228,20 @@ class LocalWorkers(Workers):
         except BaseException:  # Ctrl-C while waiting: workers do not listen to it, and the end of Python waits for them
             self.stop()
             raise
+
+
+@contextmanager
+def _told_if_killed() -> Iterator[None]:
+    """
+    Raises:
+        StageError: a process of the pool is gone.
+    """
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise StageError(
+            "a process that trained was killed, often for lack of memory: lower --jobs or the batch. " + GOES_ON
+        ) from error
 
 
 def _begin() -> None:

@@ -3,7 +3,7 @@
 Boxes are (x0, y0, x1, y1) in pixels of the image.
 """
 
-from collections import Counter
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -117,13 +117,12 @@ def labels_of(found: Instances, classes: Sequence[str]) -> list[str]:
 
 def picture_names(images: Sequence[str]) -> list[str]:
     """File names of the pictures; images of the same name in different folders get a number."""
-    seen: Counter[str] = Counter()
-    names = []
+    names: dict[str, None] = {}
     for file in images:
         stem = Path(urlsplit(file).path if "://" in file else file).stem or "image"
-        names.append(f"{stem}_{seen[stem]}.png" if seen[stem] else f"{stem}.png")
-        seen[stem] += 1
-    return names
+        numbered = (f"{stem}_{number}.png" if number else f"{stem}.png" for number in itertools.count())
+        names[next(name for name in numbered if name not in names)] = None
+    return list(names)
 
 
 def label_place(

@@ -21,6 +21,7 @@ from dyn_d2.utils.errors import UserError
 from dyn_d2.utils.extras import how_to_install, is_missing
 
 from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
 
 from .compare import Difference, compare
 from .detectors import with_proposals
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 KEY = "dyn_d2"  # of the file's metadata
 TOLERANCE = 1e-4
+SMALL = 32  # side of an image of a classifier that cuts none out, as of CIFAR
 LARGEST = 4096  # pixels of a side whose size is free
 SHARED = 4096  # numbers of a weight that is copied where several branches share it
 
@@ -139,8 +141,11 @@ def _sizes(cfg: CfgNode, step: int, size: tuple[int, int] | None) -> list[tuple[
             if side < 1 or side % step:
                 raise UserError(f"size {size[0]} {size[1]}: the network takes multiples of {step}.")
         return [size]
-    crop = cfg.INPUT.CLASSIFICATION.CROP_TEST if hasattr(cfg.INPUT, "CLASSIFICATION") else 0
-    side = -(-min(crop or cfg.INPUT.MIN_SIZE_TEST or 64, 256) // step)
+    if getattr(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), "classifies_images", False):
+        own = cfg.INPUT.CLASSIFICATION.CROP_TEST or SMALL
+    else:
+        own = cfg.INPUT.MIN_SIZE_TEST or 64
+    side = -(-min(own, 256) // step)
     if step > 1:  # the coarsest map of a pyramid, of stride 4 times that, has more than one place: one is no size
         side = max(side, 5)
     more = max(side // 4, 1) * step

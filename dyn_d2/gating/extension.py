@@ -20,6 +20,7 @@ from . import config
 from .hooks import GateCollapse, separate_gates
 from .meta_arch import find_policy
 from .policies.base import FIXED, Policy, check_plan, policy_class
+from .policies.cdb import superclasses_of_training
 
 
 @register_method
@@ -31,8 +32,11 @@ class Gating(Method):
         config.add_keys(cfg)
 
     def derive(self, cfg: CfgNode, given: set[str], set_key: SetKey) -> None:
-        """MODEL.POLICY.STAGE -> SOLVER keys of SOLVER.SECOND_STAGE or FIXED_STAGE."""
-        stage = cfg.MODEL.POLICY.STAGE
+        """MODEL.POLICY.STAGE -> SOLVER keys of SOLVER.SECOND_STAGE or FIXED_STAGE; superclasses of CDB, which its
+        checkpoint has to know."""
+        stage, cdb = cfg.MODEL.POLICY.STAGE, cfg.MODEL.POLICY.CDB
+        if cfg.MODEL.POLICY.NAME == "cdb" and cdb.CATEGORY and not cdb.CATEGORIES:
+            set_key("MODEL.POLICY.CDB.CATEGORIES", superclasses_of_training(cfg), "superclass_of of the training set")
         check_plan(cfg)
         if stage not in policy_class(cfg).STAGES[1:]:
             return

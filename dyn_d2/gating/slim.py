@@ -260,6 +260,12 @@ def _check(cfg: CfgNode) -> None:
     if not _is_able(policy_class(cfg)):
         able = sorted(key for key, entry in POLICY_REGISTRY if _is_able(entry))
         raise UserError(f"MODEL.POLICY.NAME is {name}: gates that can keep a budget are {', '.join(able)}.")
+    first = policy_class(cfg).STAGES[0]
+    if cfg.MODEL.POLICY.PLAN and cfg.MODEL.POLICY.PLAN[0] != first:
+        raise UserError(
+            f"MODEL.POLICY.PLAN is {list(cfg.MODEL.POLICY.PLAN)}: from a network without gates {name} starts with its "
+            f"stage {first}."
+        )
     if not cfg.MODEL.WEIGHTS and not cfg.SLIM.PLAIN.MAX_ITER:
         raise UserError(
             "MODEL.WEIGHTS is empty: name the checkpoint of the trained network, or let it be trained first, from "
@@ -281,7 +287,7 @@ def _is_able(policy: type[Policy]) -> bool:
 
 
 def _solver(cfg: CfgNode) -> dict[str, Any]:
-    keys = ("BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS", "LR_SCHEDULER_NAME")
+    keys = ("BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS", "LR_SCHEDULER_NAME", "WEIGHT_DECAY")
     return {key: cfg.SOLVER[key] for key in keys}
 
 

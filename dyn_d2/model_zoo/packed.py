@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dyn_d2.checkpoint import CheckpointError, read_checkpoint
-from dyn_d2.checkpoint.checkpointer import METADATA
+from dyn_d2.checkpoint.checkpointer import METADATA, PACKED
 from dyn_d2.checkpoint.model import LoadedModel, make_known, own_config
 from dyn_d2.modeling.build import build_model
 from dyn_d2.utils.atomic import atomic_write
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent / "models"
 PREFIX = "zoo:"
 MOST = 10_000_000  # bytes of all shipped files together
-ENTRY = "packed"
 BITS = (8, 16, 32)
 
 
@@ -62,7 +61,7 @@ def get(name: str) -> "ImagePredictor":
 
 def card(name: str) -> dict[str, Any]:
     """What is known about a shipped model: config, command, data, what it was measured at."""
-    return dict(read_checkpoint(str(path_of(name))).get(ENTRY, {}).get("card", {}))
+    return dict(read_checkpoint(str(path_of(name)), packed=True).get(PACKED, {}).get("card", {}))
 
 
 def pack(
@@ -105,7 +104,7 @@ def pack(
     if beside:
         entry |= {"beside": beside, "from_beside": shared, "hash_beside": _hash(other, shared)}
     with atomic_write(file, "wb") as handle:
-        torch.save({"model": kept, METADATA: described, ENTRY: entry}, handle)
+        torch.save({"model": kept, METADATA: described, PACKED: entry}, handle)
     return Path(file).stat().st_size
 
 
@@ -116,8 +115,8 @@ def load(file: str | Path) -> LoadedModel:
         CheckpointError: no packed file, or the package or the model beside it brings other weights.
         UserError: from building the model, such as a missing package.
     """
-    content = read_checkpoint(str(file))
-    entry, described = content.get(ENTRY), content.get(METADATA) or {}
+    content = read_checkpoint(str(file), packed=True)
+    entry, described = content.get(PACKED), content.get(METADATA) or {}
     if not isinstance(entry, Mapping):
         raise CheckpointError(f"{file} is no packed model: load it as a checkpoint.")
     cfg = _config(str(file), described)
@@ -138,8 +137,8 @@ def load(file: str | Path) -> LoadedModel:
 
 def _stored(name: str) -> dict[str, Tensor]:
     """What the file of a shipped model has, as it is stored."""
-    content = read_checkpoint(str(path_of(name)))
-    if first := content[ENTRY].get("beside"):
+    content = read_checkpoint(str(path_of(name)), packed=True)
+    if first := content[PACKED].get("beside"):
         raise UserError(f"{name} has most of its weights from {first}: pack beside that one.")
     return dict(content["model"])
 

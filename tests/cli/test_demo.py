@@ -18,6 +18,7 @@ from tiny_detection import CLASSES, save_detector
 
 from dyn_d2.cli.demo import Writer, main, run
 from dyn_d2.engine.predictor import Answer
+from dyn_d2.evaluation.boxes_on_image import picture_names
 from dyn_d2.evaluation.label_figures import LabelMap, label_colour
 from dyn_d2.utils.errors import UserError
 
@@ -94,8 +95,10 @@ def test_folders_patterns_videos_and_addresses(folder, monkeypatch, capsys) -> N
         sources = ["other", "data/images/*.png", "clip.avi", address, "other/001.png"]
         weights = ["--weights", "model_final.pth", "--output", "all", "--every", "2", "--batch", "2"]
         assert main([*sources, *weights]) == 0
-        with pytest.raises(UserError, match=r"/none\.png\?size=1 cannot be fetched: File not found"):
-            main([address.replace("001", "none"), *weights])
+        none = address.replace("001", "none")
+        with pytest.raises(UserError, match=r"1 of 2 images are unreadable: .*/none\.png\?size=1"):
+            main([none, "other/001.png", *weights, "--output", "partly"])
+        assert list(json.loads((folder / "partly" / "detections.json").read_text())) == ["other/001.png"]
         server.shutdown()
     images = sorted(str(path.relative_to(folder)) for path in (folder / "data" / "images").glob("*.png"))
     frames = [f"clip.avi#{number}" for number in (0, 2, 4)]
@@ -108,6 +111,17 @@ def test_folders_patterns_videos_and_addresses(folder, monkeypatch, capsys) -> N
     assert {a["image_id"] for a in coco["annotations"]} <= set(range(1, len(coco["images"]) + 1))
     drawn = cv2.VideoCapture(str(folder / "all" / "clip.mp4"))
     assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and drawn.get(cv2.CAP_PROP_FRAME_WIDTH) == 480
+
+
+def test_pictures_never_replace_what_they_show(folder, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    before = (folder / "other" / "001.png").read_bytes()
+    for output in ("other", "data/../other"):
+        with pytest.raises(UserError, match="would overwrite .*001.png: name another folder"):
+            main(["other", "--weights", "model_final.pth", "--output", output])
+    assert (folder / "other" / "001.png").read_bytes() == before
+    names = picture_names(["a/photo.jpg", "b/photo.jpg", "a/photo_1.jpg"])
+    assert names == ["photo.png", "photo_1.png", "photo_1_1.png"]
 
 
 def test_a_video_of_a_segmentor_has_all_frames_and_label_maps(tmp_path) -> None:

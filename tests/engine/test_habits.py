@@ -90,9 +90,11 @@ def test_the_average_is_that_of_a_loop(tmp_path):
             if mean is None
             else {k: 0.75 * mean[k] + 0.25 * v if v.is_floating_point() else v for k, v in now.items()}
         )
+    versions = [parameter._version for parameter in model.parameters()]
     with averaged(model):
         for name, value in model.state_dict().items():
             torch.testing.assert_close(value, mean[name])
+        assert all(p._version > before for p, before in zip(model.parameters(), versions, strict=True))
     assert all(torch.equal(value, now[name]) for name, value in model.state_dict().items())
     other = WeightAverage(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), 0.75, None)
     other.load_state_dict(hook.state_dict())

@@ -14,7 +14,7 @@ from dyn_d2.config.read import read_cfg
 from dyn_d2.export import forms, onnx_file
 from dyn_d2.export.compare import answers, difference, trial_image
 from dyn_d2.export.detectors import best, rows, survivors, with_proposals
-from dyn_d2.export.onnx_file import export_onnx
+from dyn_d2.export.onnx_file import _sizes, export_onnx
 from dyn_d2.gating.exporting import DENSE, exporting
 from dyn_d2.utils.errors import UserError
 
@@ -31,7 +31,7 @@ MASKS = {
 
 def tiny(task: str, **keys):
     """Config and model in evaluation mode whose scores differ clearly from each other."""
-    cfg = read_cfg("", task_opts(task, INPUT__MIN_SIZE_TEST=64, **keys))
+    cfg = read_cfg("", task_opts(task, **{"INPUT__MIN_SIZE_TEST": 64, **keys}))
     torch.manual_seed(0)
     model = build_model(cfg).eval()
     for name, part in model.named_modules():
@@ -117,6 +117,24 @@ def test_suppression_within_groups_is_that_of_torchvision() -> None:
     assert torch.equal(index[: len(wanted)], wanted) and (values[len(wanted) :] == -torch.inf).all()
     assert torch.equal(rows(boxes, index)[: len(wanted)], boxes[wanted])
     assert not rows(boxes, best(scores, 250)[1])[200:].any()
+
+
+def test_a_classifier_that_cuts_nothing_out_is_tried_on_small_images() -> None:
+    """A detector's key says nothing about it."""
+    for task, crop, least in (("classifier", 0, 32), ("classifier", 224, 224), ("rcnn_c4", 0, 256)):
+        cfg, _ = tiny(task, INPUT__MIN_SIZE_TEST=800, INPUT__CLASSIFICATION__CROP_TEST=crop)
+        assert min(map(min, _sizes(cfg, 1, None))) == least
+
+
+def test_channels_of_vgg_are_all_computed_in_a_file() -> None:
+    keys = {"MODEL__BACKBONE__NAME": "build_gated_vgg_backbone", "MODEL__RESNETS__OUT_FEATURES": ["stage5"]}
+    keys |= {"MODEL__POLICY__NAME": "deepmoe", "MODEL__GATED__UNIT": "channel", "MODEL__GATED__WIDTHS": [8] * 13}
+    _, model = tiny("classifier", **keys)
+    images = 128 * torch.rand(1, 3, 64, 64)
+    with torch.no_grad(), exporting(DENSE):
+        program = torch.export.export(forms.form_of(model).eval(), (images,), strict=False)
+        (scores,) = program.module()(images)
+    assert torch.allclose(scores[0], model([{"image": images[0]}])[0]["scores"].detach(), atol=1e-5)
 
 
 @pytest.mark.parametrize(

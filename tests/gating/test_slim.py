@@ -156,6 +156,7 @@ def test_what_cannot_be_slimmed_says_so_before_anything_is_trained(tmp_path):
         (["SLIM.PLAIN.MAX_ITER", "0"], "MODEL.WEIGHTS is empty"),
         (["SOLVER.MAX_ITER", "2"], "SOLVER.MAX_ITER is 2"),
         (["DATASETS.TEST", "()"], "DATASETS.TEST is empty"),
+        (["MODEL.POLICY.PLAN", "['hrl','fixed']"], "from a network without gates skipnet_rnn starts with its stage sp"),
     ):
         with pytest.raises(UserError, match=message):
             Slimming.of("", [*good, *wrong])
@@ -176,6 +177,11 @@ def test_learning_stages_share_their_iterations_and_the_budget_does_not_touch_th
     assert start.fingerprint() == other_start.fingerprint()
     assert task.control(0, start).fingerprint() == other.control(0, other_start).fingerprint()
     assert task.learn(0, start).fingerprint() != other.learn(0, other_start).fingerprint()
+    file = tmp_path / "own.yaml"
+    file.write_text("SOLVER: {WEIGHT_DECAY: 0.001, FIXED_STAGE: {WEIGHT_DECAY: 0.05}}\n")
+    task = Slimming.of(str(file), opts)
+    trainings = task.fixed(task.learn(0, None), 0.5), task.control(2, None)
+    assert [training.cfg.SOLVER.WEIGHT_DECAY for training in trainings] == [0.001, 0.001]
 
 
 @pytest.mark.usefixtures("digits")

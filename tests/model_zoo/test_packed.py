@@ -5,7 +5,7 @@ import torch
 from tiny_detection import CLASSES, save_detector
 
 from dyn_d2 import model_zoo
-from dyn_d2.checkpoint import CheckpointError
+from dyn_d2.checkpoint import CheckpointError, DynCheckpointer
 from dyn_d2.checkpoint.model import load_model
 from dyn_d2.engine.predictor import load_predictor
 from dyn_d2.model_zoo import packed
@@ -92,6 +92,16 @@ def test_what_another_shipped_model_has_is_left_out(weights, tmp_path, monkeypat
     model_zoo.pack(str(tmp_path / "tuned"), tmp_path / "first.pth", bits=16)  # another one of this name
     with pytest.raises(CheckpointError, match="was packed beside another first than the one that is here"):
         model_zoo.load(tmp_path / "second.pth")
+
+
+def test_packed_numbers_are_never_taken_for_weights(weights, tmp_path) -> None:
+    """Integers would fill parameters without an error."""
+    file = tmp_path / "small.pth"
+    model_zoo.pack(weights, file, bits=8)
+    model = model_zoo.load(file).model
+    for read in (lambda: load_model(str(file)), lambda: DynCheckpointer(model).load(str(file), checkpointables=[])):
+        with pytest.raises(CheckpointError, match="is a packed model, whose numbers are no weights yet"):
+            read()
 
 
 def test_other_files_are_refused(weights, tmp_path) -> None:

@@ -21,9 +21,11 @@ def _build(cfg: CfgNode, input_shape: ShapeSpec, top_block) -> GatedFPN:
         raise ValueError(f"MODEL.GATED.BOTTOM_UP is {name!r}: use one of {known}.")
     bottom_up: Backbone = BACKBONE_REGISTRY.get(name)(cfg, input_shape)
     fpn = cfg.MODEL.FPN
+    square = getattr(bottom_up, "padding_constraints", {}).get("square_size", 0)
     return GatedFPN(
-        bottom_up, fpn.IN_FEATURES, fpn.OUT_CHANNELS, fpn.NORM, top_block(bottom_up), fuse_type=fpn.FUSE_TYPE
-    )
+        bottom_up, fpn.IN_FEATURES, fpn.OUT_CHANNELS, fpn.NORM, top_block(bottom_up), fuse_type=fpn.FUSE_TYPE,
+        square_pad=square,
+    )  # fmt: skip
 
 
 @BACKBONE_REGISTRY.register()

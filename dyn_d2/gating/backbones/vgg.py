@@ -11,6 +11,7 @@ from dyn_d2.config.applied import notices_keys
 from dyn_d2.gating import Cost, Router, Unit
 from dyn_d2.gating.channels import apply_gate, chain_costs, sparse_conv, unpack
 from dyn_d2.gating.execution import running_statistics, single_value
+from dyn_d2.gating.exporting import is_exporting
 from dyn_d2.gating.policies.base import Policy, build_policy
 from dyn_d2.modeling.shapes import channels_of
 from dyn_d2.ops import channel_conv
@@ -131,7 +132,7 @@ class GatedVGG(Backbone):
             x = self.features[pool](x)
             if name in self._out_features:
                 assert x_gate is not None  # each stage has a convolution
-                features[name] = x if self.training else unpack(x, x_gate)
+                features[name] = x if self.training or is_exporting() else unpack(x, x_gate)
         return features
 
     def _conv(self, index: int) -> nn.Conv2d:
@@ -140,6 +141,8 @@ class GatedVGG(Backbone):
         return layer
 
     def _layer(self, x: Tensor, conv: nn.Conv2d, norm: nn.Module, x_gate: Tensor | None, gate: Tensor) -> Tensor:
+        if is_exporting():  # which knows no channels that come and go
+            return apply_gate(F.relu(norm(conv(x))), gate)
         if self.training:
             x = conv(x)
             with running_statistics(norm, single_value(x)):

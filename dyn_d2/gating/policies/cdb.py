@@ -178,7 +178,13 @@ class CDB(Policy):
         return losses
 
 
-def _categories(cfg) -> list[int]:
+def superclasses_of_training(cfg: CfgNode) -> list[int]:
+    """What the metadata of the training set give as ``superclass_of``; empty where they do not."""
+    names = cfg.DATASETS.TRAIN
+    return list(MetadataCatalog.get(names[0]).get("superclass_of", None) or []) if names else []
+
+
+def _categories(cfg: CfgNode) -> list[int]:
     """Category of each class: MODEL.POLICY.CDB.CATEGORIES, or those that the training set's metadata give as
     ``superclass_of`` (a list with one number a class), or each class its own.
 
@@ -186,10 +192,7 @@ def _categories(cfg) -> list[int]:
         ValueError: the list is not as long as there are classes.
     """
     classes = cfg.MODEL.IMAGE_CLASSIFIER.NUM_CLASSES
-    categories = list(cfg.MODEL.POLICY.CDB.CATEGORIES)
-    if not categories and cfg.DATASETS.TRAIN:
-        categories = list(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("superclass_of", None) or [])
-    categories = categories or list(range(classes))
+    categories = list(cfg.MODEL.POLICY.CDB.CATEGORIES) or superclasses_of_training(cfg) or list(range(classes))
     if len(categories) != classes:
         raise ValueError(
             f"MODEL.POLICY.CDB.CATEGORIES (or superclass_of of the training set) gives the categories of "

@@ -247,7 +247,11 @@ def time_models(
 ) -> list[dict[str, float]]:
     """Milliseconds per image of models on batches of their first test set, median and 90th percentile of ``timed``
     calls of each; the loading of images is not part of it. Each call has other images, as long as there are any."""
-    supplies = [itertools.cycle(_inputs(cfg, batch * min(timed + warm_up, max(1, 512 // batch)))) for cfg, _ in models]
+    count, loaded = batch * min(timed + warm_up, max(1, 512 // batch)), dict[str, list[dict[str, Any]]]()
+    for cfg, _ in models:  # most sweeps differ in what no loader reads
+        if (key := _loader_key(cfg)) not in loaded:
+            loaded[key] = _inputs(cfg, count)
+    supplies = [itertools.cycle(loaded[_loader_key(cfg)]) for cfg, _ in models]
     times: list[list[float]] = [[] for _ in models]
     turns = list(zip(models, supplies, times, strict=True))
     with torch.no_grad():
@@ -259,6 +263,12 @@ def time_models(
         {"median": statistics.median(own[warm_up:]), "p90": sorted(own[warm_up:])[round(0.9 * (timed - 1))]}
         for own in times
     ]
+
+
+def _loader_key(cfg: CfgNode) -> str:
+    """Equal where loaders give the same images."""
+    model = (cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.DEVICE, cfg.MODEL.LOAD_PROPOSALS, cfg.FEW_SHOT.BENCHMARK)
+    return f"{model} {cfg.DATASETS} {cfg.INPUT} {cfg.DATALOADER}"
 
 
 def _inputs(cfg: CfgNode, count: int) -> list[dict[str, Any]]:
