@@ -15,6 +15,7 @@ Models are written as for dyn-d2 calibrate.
 """
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -110,17 +111,19 @@ def judge_all(args: argparse.Namespace, table: PredictionTable) -> dict[tuple[st
 
 
 def set_metric(
-    each: CrossFit, table: PredictionTable, models: list[IDKCascadeModel], dataset: str, records: list, folder: Path
+    each: CrossFit, table: PredictionTable, judge_of: Callable[..., dict[str, Any]], last: dict[str, Any]
 ) -> dict[str, Any]:
-    """The data set's own metric of what detectors answer: a cascade's, mean and deviation over the repeats, and the
-    last detector's."""
-    judge_of = partial(judge, cast(NetworkModel, models[0]), dataset, records=records, folder=folder)
+    """The data set's own metric of a cascade of detectors, mean and deviation over the repeats.
+
+    Args:
+        judge_of: ``judge`` for these images; takes ``run``, the answers.
+        last: what it says of the last detector.
+    """
     mixed = [[table.outputs[m][i] for i, m in enumerate(row.tolist())] for row in each.models]
     values = [judge_of(run=answers)["value"] for answers in mixed]
-    last = judge_of(run=table.outputs[-1])
     return {
-        "name": last["name"], "last": last["value"], "value": float(np.mean(values)),
-        "difference": float(np.mean(values)) - last["value"], "deviation_over_repeats": float(np.std(values)),
+        "name": last["name"], "value": float(np.mean(values)), "deviation_over_repeats": float(np.std(values)),
+        "difference": float(np.mean(values)) - last["value"],
     }  # fmt: skip
 
 
@@ -152,20 +155,22 @@ def relative_times(times: dict[str, dict[str, float]], name: str, last: str) -> 
 
 def metric_heads(record: dict[str, Any]) -> list[str]:
     """The data set's own metric, where one was taken."""
-    named = [entry["metric"] for entry in record["cascades"] if "metric" in entry]
-    return [f"{named[0]['name']} ({named[0]['last']:.2f} of the last model)"] if named else []
+    return [model["metric"]["name"] for model in record["models"][:1] if "metric" in model]
 
 
 def metric_cells(entry: dict[str, Any]) -> list[str]:
+    """The same of a model or of a cascade."""
     metric = entry.get("metric")
-    return [f"{metric['value']:.2f} ({metric['difference']:+.2f})"] if metric else []
+    if not metric:
+        return []
+    return [f"{metric['value']:.2f}" + (f" ({metric['difference']:+.2f})" if "difference" in metric else "")]
 
 
 def to_markdown(record: dict[str, Any]) -> str:
     """Two tables, and what the numbers are."""
     last = record["models"][-1]["name"]
     single = [
-        [m["name"], f"{m['gflops']:.4g}", f"{m['relative_cost']:.3f}", f"{100 * m['accuracy']:.2f}",
+        [m["name"], f"{m['gflops']:.4g}", f"{m['relative_cost']:.3f}", f"{100 * m['accuracy']:.2f}", *metric_cells(m),
          *(f"{t[m['name']]['milliseconds']:.2f} ({t[m['name']]['cpu_milliseconds']:.2f})"
            for t in record["times"].values())]
         for m in record["models"]
@@ -184,7 +189,14 @@ def to_markdown(record: dict[str, Any]) -> str:
                for share in entry["relative_time"].values())]
         )  # fmt: skip
     batches = list(record["times"])
-    heads = ["model", "GFLOPs", "relative cost", record["measure"], *(f"ms/image, batch {b}" for b in batches)]
+    heads = [
+        "model",
+        "GFLOPs",
+        "relative cost",
+        record["measure"],
+        *metric_heads(record),
+        *(f"ms/image, batch {b}" for b in batches),
+    ]
     cascade_heads = ["IDK classifier", "models", record["measure"], f"difference to {last} [95 %]",
                      *metric_heads(record), "relative cost",
                      *(f"relative time, batch {b}" for b in batches)]  # fmt: skip
@@ -212,6 +224,8 @@ def main(argv: list[str] | None = None) -> int:
     found = judge_all(args, table)
     times = take_times(args, models, records, found)
     last = models[-1].name
+    judge_of = partial(judge, cast(NetworkModel, models[0]), args.images, records=records, folder=output / "inference")
+    metrics = [] if models[0].classifies else [judge_of(run=answers) for answers in table.outputs]
     cascades = []
     for (method, row), each in found.items():
         entry: dict[str, Any] = {"method": method, "models": row}
@@ -220,8 +234,8 @@ def main(argv: list[str] | None = None) -> int:
             continue
         shares = {b: relative_times(t, f"{method}: {row}", last) for b, t in times.items() if method == args.methods[0]}
         entry |= {**summary(each, table), "relative_time": shares}
-        if not models[0].classifies:
-            entry["metric"] = set_metric(each, table, models, args.images, records, output / "inference")
+        if metrics:
+            entry["metric"] = set_metric(each, table, judge_of, metrics[-1])
         cascades.append(entry)
     record = {
         "goal": {"accuracy": args.accuracy, "budget": args.budget}, "images": args.images, "count": len(records),
@@ -229,8 +243,10 @@ def main(argv: list[str] | None = None) -> int:
         "repeats": args.repeats, "rounds": args.rounds, "time_limit": args.time_limit,
         "models": [
             {"name": model.name, "weights": model.weights, "gflops": float(cost) / 1e9,
-             "relative_cost": float(cost / table.costs[-1]), "accuracy": float(accuracy)}
-            for model, cost, accuracy in zip(models, table.costs, table.accuracies, strict=True)
+             "relative_cost": float(cost / table.costs[-1]), "accuracy": float(accuracy), **metric}
+            for model, cost, accuracy, metric in zip(
+                models, table.costs, table.accuracies, [{"metric": m} for m in metrics] or [{}] * len(models), strict=True
+            )
         ],
         "cascades": cascades, "oracle": oracle(table).record(), "times": times,
         "machine": describe_machine(models[0].device, models[0].dtype),
