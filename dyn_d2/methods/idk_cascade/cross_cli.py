@@ -226,6 +226,7 @@ def main(argv: list[str] | None = None) -> int:
     last = models[-1].name
     judge_of = partial(judge, cast(NetworkModel, models[0]), args.images, records=records, folder=output / "inference")
     metrics = [] if models[0].classifies else [judge_of(run=answers) for answers in table.outputs]
+    own: list[dict[str, Any]] = [{"metric": metric} for metric in metrics] or [{}] * len(models)
     cascades = []
     for (method, row), each in found.items():
         entry: dict[str, Any] = {"method": method, "models": row}
@@ -244,9 +245,7 @@ def main(argv: list[str] | None = None) -> int:
         "models": [
             {"name": model.name, "weights": model.weights, "gflops": float(cost) / 1e9,
              "relative_cost": float(cost / table.costs[-1]), "accuracy": float(accuracy), **metric}
-            for model, cost, accuracy, metric in zip(
-                models, table.costs, table.accuracies, [{"metric": m} for m in metrics] or [{}] * len(models), strict=True
-            )
+            for model, cost, accuracy, metric in zip(models, table.costs, table.accuracies, own, strict=True)
         ],
         "cascades": cascades, "oracle": oracle(table).record(), "times": times,
         "machine": describe_machine(models[0].device, models[0].dtype),
