@@ -109,9 +109,9 @@ def load_idk_cascade(
     first, _ = split_checkpoint(members[0].weights)
     models = []
     for member in members:
-        path, (file, pixels) = found_path(member.weights, weights), split_checkpoint(member.weights)
+        path, (file, how) = found_path(member.weights, weights), split_checkpoint(member.weights)
         if file == first:  # it may have been renamed
-            path = f"{weights}@{pixels}" if pixels else str(weights)
+            path = f"{weights}@{how}" if how else str(weights)
         model = load_member(path, dataset, member.name, opts)
         if dataset:
             model.fit_classes(dataset, ensure_classes(dataset))

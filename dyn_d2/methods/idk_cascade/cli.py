@@ -5,9 +5,10 @@ know.
         --held-out digits_train_held_out --test digits_test --accuracy 97.5 --output output/cascade
     dyn-d2 calibrate --weights ... --held-out ... --budget 0.5 --output output/cascade
 
-"model_final.pth@192" is a checkpoint asked at another size than its config says; two sizes of one checkpoint are two
-models. Instead of a checkpoint a model may be "timm:NAME", a pretrained classifier of timm ("timm:NAME@PIXELS" at
-another size), or "answers:FILE", the answers of a person or of anything else (see dyn_d2.methods.idk_cascade.answers).
+"model_final.pth@192" is a checkpoint asked at another size than its config says, "model_final.pth@192,KEY=VALUE" with
+another key too; what one checkpoint gives in two ways are two models. Instead of a checkpoint a model may be
+"timm:NAME", a pretrained classifier of timm ("timm:NAME@PIXELS" at another size), or "answers:FILE", the answers of a
+person or of anything else (see dyn_d2.methods.idk_cascade.answers).
 
 Thresholds are chosen on the held-out set; the test split and sets that a model was trained on are refused. Every method
 of --methods is calibrated and compared; the best one is stored in the checkpoint of the first model, from which

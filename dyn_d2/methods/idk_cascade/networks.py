@@ -21,7 +21,7 @@ from detectron2.config import CfgNode
 
 from .detection import image_losses
 from .execution import IDKCascadeModel
-from .sizes import at_size, split_checkpoint
+from .sizes import at_size, parsed, split_checkpoint
 
 CLASSIFIERS = ("ImageClassifier", "MultiPathClassifier")
 
@@ -68,7 +68,8 @@ class NetworkModel(IDKCascadeModel):
         """From a checkpoint that dyn_d2 wrote.
 
         Args:
-            weights: "FILE.pth", or "FILE.pth@PIXELS" to test at another size (see ``sizes.at_size``).
+            weights: "FILE.pth", or "FILE.pth@PIXELS,KEY=VALUE,..." to test at another size (``sizes.at_size``) or with
+                other keys.
             dataset: of the records; "" for records that hold an image (H, W, 3) uint8, RGB, under "image".
             opts: ``KEY VALUE ...`` that change the config.
 
@@ -76,8 +77,9 @@ class NetworkModel(IDKCascadeModel):
             FileNotFoundError, CheckpointError: no such checkpoint, or it does not carry its config.
             ValueError: no such size, or a model that resizes images itself.
         """
-        path, pixels = split_checkpoint(weights)
-        loaded = load_model(path, opts=opts)
+        path, how = split_checkpoint(weights)
+        pixels, keys = parsed(how, weights)
+        loaded = load_model(path, opts=[*opts, *keys])
         own_size = getattr(type(loaded.model), "OWN_SIZE", "")
         if pixels and own_size:
             raise ValueError(f"{weights}: this model resizes all images itself ({own_size}): an @ would save nothing.")
@@ -149,7 +151,12 @@ def _of_image(predictor: Any, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def default_name(weights: str) -> str:
-    """The folder of a checkpoint, which says more than "model_final", and the size that it is asked at."""
-    file, pixels = split_checkpoint(weights)
+    """The folder of a checkpoint, which says more than "model_final", and how it is asked, keys by their last words."""
+    file, how = split_checkpoint(weights)
     path = Path(file)
-    return (path.parent.name or path.stem) + (f"@{pixels}" if pixels else "")
+    words = [f"{key.rpartition('.')[2]}{equals}{value}" for key, equals, value in _partitioned(how)]
+    return (path.parent.name or path.stem) + (f"@{','.join(words)}" if how else "")
+
+
+def _partitioned(how: str) -> list[tuple[str, str, str]]:
+    return [part.partition("=") for part in how.split(",")]

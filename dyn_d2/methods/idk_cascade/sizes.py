@@ -1,4 +1,5 @@
-"""The size that a member of an IDK cascade is asked at: "NAME@PIXELS"."""
+"""How a member of an IDK cascade is asked: "NAME@PIXELS" at another size, "FILE.pth@PIXELS,KEY=VALUE,..." with other
+keys too."""
 
 from detectron2.config import CfgNode
 
@@ -20,9 +21,31 @@ def split_size(text: str) -> tuple[str, int]:
     return name, int(pixels)
 
 
-def split_checkpoint(text: str) -> tuple[str, int]:
-    """The same of a path, which may have an @ of its own: one after ".pth" alone counts."""
-    return split_size(text) if f"{FILE}@" in text else (text, 0)
+def split_checkpoint(text: str) -> tuple[str, str]:
+    """A file, and what stands after its @; the path may have an @ of its own, one after ".pth" alone counts."""
+    before, at, how = text.rpartition(f"{FILE}@")
+    return (before + FILE, how) if at else (text, "")
+
+
+def parsed(how: str, text: str) -> tuple[int, list[str]]:
+    """The pixels, 0 for none, and KEY VALUE ... of what stands after the @.
+
+    Args:
+        text: the whole, for messages.
+
+    Raises:
+        ValueError: neither pixels nor KEY=VALUE.
+    """
+    pixels, opts = 0, list[str]()
+    for number, part in enumerate(how.split(",") if how else ()):
+        key, equals, value = part.partition("=")
+        if equals:
+            opts += [key.strip(), value.strip()]
+        elif number == 0:
+            pixels = split_size(f"@{part}")[1]
+        else:
+            raise ValueError(f"{text}: {part!r} after the @ is no KEY=VALUE.")
+    return pixels, opts
 
 
 def at_size(cfg: CfgNode, pixels: int, classifies: bool) -> CfgNode:

@@ -170,6 +170,10 @@ def test_a_stored_cascade_of_two_sizes(tmp_path, classifiers, monkeypatch):
     assert [model.weights for model in cascade.models] == [str(renamed), f"{renamed}@48"]
     with pytest.raises(ValueError, match="side of the images in pixels"):
         NetworkModel.load(f"{classifiers[1]}@8", "digits_test")
+    other = NetworkModel.load(f"{classifiers[1]}@48,MODEL.POLICY.THRESHOLD=0.25", "digits_test")
+    assert other.name == "slow@48,THRESHOLD=0.25" and other.cfg.MODEL.POLICY.THRESHOLD == 0.25
+    with pytest.raises(ValueError, match="'64' after the @ is no KEY=VALUE"):
+        NetworkModel.load(f"{classifiers[1]}@48,64", "digits_test")
     monkeypatch.setattr(ImageClassifier, "OWN_SIZE", "MODEL.SOME.SIDE", raising=False)
     with pytest.raises(ValueError, match="resizes all images itself .MODEL.SOME.SIDE."):
         NetworkModel.load(f"{classifiers[1]}@48", "digits_test")
