@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 HEADERS = ("model", "command", "data", "metric", "seeds", "value", "GFLOPs", "iterations", "MB", "comes with dyn_d2")
 SETTINGS = ("train_sets", "iterations", "batch", "learning_rate", "classifier", "freeze", "protocol")
+_SHOTS_BEFORE = {"unit": "instance", "group_by_image": False, "max_objects": 0}  # of records that do not say it yet
 _SEED = re.compile(r"[_-]?seed[_-]?\d+")
 
 
@@ -87,6 +88,8 @@ def rows_of(
             logger.warning(f"{file} is left out: its training was at iteration {done} of {of} and has not ended.")
             continue
         few_shot = {key: value for key, value in (record.get("few_shot") or {}).items() if key != "seed"}
+        if few_shot:
+            few_shot = dict(sorted((_SHOTS_BEFORE | few_shot).items()))
         settings = [_SEED.sub("", str(record.get(setting))) for setting in SETTINGS] + [str(few_shot)]
         for data, tasks in record["metrics"].items():
             for task, metric, value in _values(tasks, metrics):
