@@ -116,10 +116,10 @@ def read_checkpoint(path: str, packed: bool = False) -> dict[str, Any]:
         return {"model": model, "__author__": "pycls", "matching_heuristics": True}
     data = _unwrapped(data)
     require_weights(data["model"], path)
-    if isinstance(data.get(PACKED), Mapping) and not packed:
+    if isinstance(entry := data.get(PACKED), Mapping) and entry.get("bits") == 8 and not packed:
         raise CheckpointError(
-            f"checkpoint {path} is a packed model, whose numbers are no weights yet: dyn_d2.model_zoo.load reads it "
-            "(a shipped one: zoo:NAME), and training starts from the checkpoint that it was packed from."
+            f"checkpoint {path} is a packed model of 8 bits, whose numbers are no weights yet: dyn_d2.model_zoo.load "
+            "reads it (a shipped one: zoo:NAME), and training starts from the checkpoint that it was packed from."
         )
     if METADATA in data:
         data[METADATA] = require_description(data[METADATA], path)

@@ -168,8 +168,11 @@ def run(writer: Writer, files: list[str], batch: int = 1, every: int = 1) -> Non
             answers = writer.predictor.answer([shown.image for shown in readable if shown.image is not None])
             for shown, answer in zip(readable, answers, strict=True):
                 writer.add(shown, answer, names[shown.video or shown.name])
-    finally:
-        writer.finish()
+    except BaseException:
+        if writer.found:  # what there is, and no empty file in place of an older one
+            writer.finish()
+        raise
+    writer.finish()
 
 
 def _require_other_files(output: Path, names: dict[str, str]) -> None:

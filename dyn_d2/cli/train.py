@@ -45,10 +45,14 @@ def evaluate_main() -> None:
     run(train, args)
 
 
+_OF_STAGES = ("SOLVER.SECOND_STAGE", "SOLVER.FIXED_STAGE")  # what SOLVER itself was derived from
+
+
 def _final_keys(config: Path, opts: list[str]) -> list[str]:
     """The keys of a saved config, whose values are final: derived once more, or scaled to the batch, they would be
     others. Left out are the tasks that data sets are made from, and where one is given anew the data sets."""
-    makers = ("FEW_SHOT", "DATASETS.CUSTOM", "CLASSIFICATION.CUSTOM")
+    makers = ("FEW_SHOT", "ZERO_SHOT", "DATASETS.CUSTOM", "CLASSIFICATION.CUSTOM")
     saved = flatten(read_yaml(str(config)))
     made = saved.get("FEW_SHOT.BENCHMARK") or any(is_below(key, makers) for key in opts[::2])
-    return [key for key in saved if not is_below(key, (*makers, "DATASETS") if made else makers)]
+    sources = (*makers, *_OF_STAGES, *(("DATASETS",) if made else ()))
+    return [key for key in saved if not is_below(key, sources)]

@@ -23,7 +23,8 @@ Fingerprint = dict[str, str]  # part of a data set, or key that names a file -> 
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".npy")
 READ_MAPS = 2000  # label maps of a folder whose content counts, evenly spread
-_OF_PICTURES = {"image_root", "image_dir"}
+# Where pictures are; "picture_root" in place of an "image_root" that holds other things too.
+_OF_PICTURES = {"image_root", "image_dir", "picture_root"}
 _LENGTH = 16  # hexadecimal digits that are kept of a hash
 
 
@@ -86,7 +87,7 @@ def _places(metadata: Any) -> Fingerprint:
             found[os.path.basename(value)] = file_hash(value)
         elif key in ("sem_seg_root", "panoptic_root", "gt_dir"):
             found[key] = _folder(value, content=True)
-        elif key in ("image_root", "image_dir"):
+        elif key in _OF_PICTURES and not (key == "image_root" and "picture_root" in values):
             found[key] = _folder(value)
         elif key == "dirname":  # as PASCAL VOC
             lists = Path(value, "ImageSets", "Main", f"{metadata.get('split', '')}.txt")

@@ -1,5 +1,6 @@
 """What the cells of a few-shot benchmark amount to: means over seeds, differences of methods, figures."""
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,6 +30,8 @@ from detectron2.data import MetadataCatalog
 
 from .few_shot_benchmark import Cell, check_methods
 from .stages import Stage
+
+logger = logging.getLogger(__name__)
 
 SECONDS = "tuning_seconds"  # of the last stage's steps, without evaluations
 METRICS = ("AP", "bAP", "nAP", "AP50", "bAP50", "nAP50", SECONDS)
@@ -121,6 +124,9 @@ def base_results(plans: Plans) -> dict[tuple[int, str], dict[str, float]]:
         name = "base only" + " (cosine)" * (base.cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER == "cosine")
         detector = few_shot_methods()[cell.method].detector
         name += f" ({detector})" if detector else ""
+        if keys := base.other_results():
+            logger.warning(f"the row of {base.folder} is left out: {', '.join(keys)}")
+            continue
         if (cell.split, name) not in found:
             metrics = headline(read_results(base.folder))
             found[cell.split, name] = {key: value for key, value in metrics.items() if key.startswith("b")}

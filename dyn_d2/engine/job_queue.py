@@ -53,8 +53,11 @@ def pending(plans: Mapping[Cell, Sequence[Stage]]) -> list[list[tuple[Stage, Cel
     """What is not trained yet, each folder once: first all base models, then what starts from them, and so on.
 
     Raises:
-        StageError: a folder holds the result of another config.
+        StageError: a folder holds the result of another config, or results that were taken with other keys.
     """
+    for stages in plans.values():
+        if stages[-1].finished():
+            stages[-1].require_same_results()
     levels = []
     for position in range(max(len(stages) for stages in plans.values())):
         level: dict[Path, tuple[Stage, Cell]] = {}

@@ -112,7 +112,6 @@ class Stage:
         done = _read_done(path)
         if done["fingerprint"] != self.fingerprint():
             self._require_same_keys()
-        self._require_same_results()
         if not is_whole(self.weights):
             return False
         inputs = self.inputs()
@@ -145,10 +144,18 @@ class Stage:
                 "OUTPUT_DIR, or remove that folder."
             )
 
-    def _require_same_results(self) -> None:
+    def other_results(self) -> list[str]:
+        """Keys with which the results in the folder would be others, as ``KEY: old -> new``."""
         saved = self.folder / "config.yaml"
-        keys = differing_results(read_yaml(str(saved)), self.cfg) if saved.is_file() else []
-        if keys:
+        return differing_results(read_yaml(str(saved)), self.cfg) if saved.is_file() else []
+
+    def require_same_results(self) -> None:
+        """For a finished stage whose results are wanted.
+
+        Raises:
+            StageError: they were taken with other keys of TEST.
+        """
+        if keys := self.other_results():
             raise StageError(
                 f"{self.folder} holds results of stage {self.name} that were taken in another way:{listed(keys)}\n"
                 "Choose another OUTPUT_DIR, or remove that folder; dyn-d2 evaluate --weights "
@@ -233,6 +240,8 @@ def run_stages(stages: list[Stage], config_file: str, opts: list[str], launcher:
     for stage in stages:
         if not (stage.folder / DONE).is_file():
             stage.check_data()  # before the stages ahead of it take hours
+    if stages[-1].finished():
+        stages[-1].require_same_results()
     for number, stage in enumerate(stages, 1):
         logger.info(f"stage {number} of {len(stages)}: {stage.name}")
         run_stage(stage, config_file, opts, launcher)

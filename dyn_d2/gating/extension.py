@@ -1,5 +1,6 @@
 """Gating's answers to the platform: it plugs in as methods do."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -20,7 +21,7 @@ from . import config
 from .hooks import GateCollapse, separate_gates
 from .meta_arch import find_policy
 from .policies.base import FIXED, Policy, check_plan, policy_class
-from .policies.cdb import superclasses_of_training
+from .policies.cdb import superclasses_of_training, take_superclasses
 
 
 @register_method
@@ -32,11 +33,8 @@ class Gating(Method):
         config.add_keys(cfg)
 
     def derive(self, cfg: CfgNode, given: set[str], set_key: SetKey) -> None:
-        """MODEL.POLICY.STAGE -> SOLVER keys of SOLVER.SECOND_STAGE or FIXED_STAGE; superclasses of CDB, which its
-        checkpoint has to know."""
-        stage, cdb = cfg.MODEL.POLICY.STAGE, cfg.MODEL.POLICY.CDB
-        if cfg.MODEL.POLICY.NAME == "cdb" and cdb.CATEGORY and not cdb.CATEGORIES:
-            set_key("MODEL.POLICY.CDB.CATEGORIES", superclasses_of_training(cfg), "superclass_of of the training set")
+        """MODEL.POLICY.STAGE -> SOLVER keys of SOLVER.SECOND_STAGE or FIXED_STAGE."""
+        stage = cfg.MODEL.POLICY.STAGE
         check_plan(cfg)
         if stage not in policy_class(cfg).STAGES[1:]:
             return
@@ -51,7 +49,12 @@ class Gating(Method):
     def describe(self, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         from .stages import describe_policy
 
-        return {"policy": describe_policy(cfg, model)}
+        superclasses = superclasses_of_training(cfg) if cfg.MODEL.POLICY.NAME == "cdb" else []
+        carried = {"superclasses": {cfg.DATASETS.TRAIN[0]: superclasses}} if superclasses else {}
+        return {"policy": describe_policy(cfg, model), **carried}
+
+    def restore(self, described: Mapping[str, Any]) -> None:
+        take_superclasses(described.get("superclasses"))
 
     def parts_of_plain_weights(self, model: nn.Module) -> set[str]:
         return {

@@ -1,6 +1,6 @@
 """Convolutions that bfloat16 makes slower."""
 
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,8 +21,8 @@ def keep_precise(cfg: CfgNode, model: nn.Module) -> int:
         return 0
     slow = [module for module in model.modules() if isinstance(module, nn.Conv2d) and _is_slow(module)]
     for module in slow:
-        # Bound to the module itself, so that a copy of the model gets methods of its own.
-        module.forward = MethodType(_in_float32, module)  # type: ignore[method-assign]
+        # Bound to the module itself: a copy of the model, or a pickled one, has its own.
+        module.forward = partial(_in_float32, module)  # type: ignore[method-assign]
     return len(slow)
 
 
@@ -31,9 +31,9 @@ def _is_slow(layer: nn.Conv2d) -> bool:
     return depthwise and (tuple(layer.kernel_size) != (3, 3) or tuple(layer.stride) != (1, 1))
 
 
-def _in_float32(self: Any, x: Tensor) -> Tensor:
-    plain = type(self).forward
+def _in_float32(module: Any, x: Tensor) -> Tensor:
+    plain = type(module).forward
     if x.device.type != "cpu" or not (torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()):
-        return plain(self, x)
+        return plain(module, x)
     with torch.autocast("cpu", enabled=False):
-        return plain(self, x.float()).to(torch.get_autocast_dtype("cpu"))
+        return plain(module, x.float()).to(torch.get_autocast_dtype("cpu"))

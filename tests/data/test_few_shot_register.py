@@ -99,10 +99,17 @@ def test_somebodys_own_function_decides_what_a_data_set_holds(custom_cfg) -> Non
     (source,) = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).sources
     records = load_source(source)
     function = DatasetCatalog[source]
+    other = [{**record, "annotations": record["annotations"][:1]} for record in records]
+    bare = [{**r, "annotations": [{k: a[k] for k in a if k != "id"} for a in r["annotations"]]} for r in records]
     DatasetCatalog.pop(source)
-    DatasetCatalog.register(source, lambda: records[:2])
     try:
-        assert len(load_source(source)) == 2
+        for given, expected in ((records[:2], 2), (other, len(records))):
+            DatasetCatalog.register(source, lambda given=given: given)
+            assert len(load_source(source)) == expected
+            assert all(len(record["annotations"]) <= 1 for record in load_source(source)) == (given is other)
+            DatasetCatalog.pop(source)
+        DatasetCatalog.register(source, lambda: bare)  # the same objects: with the ids of the file, as shots have them
+        assert load_source(source) == records
     finally:
         DatasetCatalog.pop(source)
         DatasetCatalog.register(source, function)

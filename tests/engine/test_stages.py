@@ -10,6 +10,7 @@ from tiny_detection import tiny_opts, write_boxes
 from dyn_d2.checkpoint import CheckpointError
 from dyn_d2.config.derive import build_cfg
 from dyn_d2.engine import stages
+from dyn_d2.engine.job_queue import pending
 from dyn_d2.engine.stages import StageError, train_stages
 from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.gating.stages import plan, warn_of_other_stage
@@ -209,8 +210,13 @@ def test_results_taken_in_another_way_are_not_the_same_ones(tmp_path) -> None:
     entries = {"stage": done.name, "fingerprint": done.fingerprint(), "weights": "model_final.pth"}
     write_json(done.folder / stages.DONE, {**entries, "inputs": done.inputs()})
     assert first("TEST.EVAL_PERIOD", "7", "TEST.IMS_PER_BATCH", "3", "MODEL.DEVICE", "cuda").finished()
+    assert not first("TEST.EVAL_PERIOD", "7", "TEST.IMS_PER_BATCH", "3").other_results()
+    other = first("TEST.DETECTIONS_PER_IMAGE", "5")
+    assert other.finished()  # for what only starts from its model
     with pytest.raises(StageError, match="taken in another way:\n  TEST.DETECTIONS_PER_IMAGE: 100 -> 5\n.*evaluate"):
-        first("TEST.DETECTIONS_PER_IMAGE", "5").finished()
+        stages.run_stages([other], "", [])
+    with pytest.raises(StageError, match="taken in another way"):
+        pending({"cell": [other]})
     with pytest.raises(StageError, match="SOLVER.BEST"):
         first("SOLVER.BEST.METRIC", "a/b", "TEST.EVAL_PERIOD", "7").finished()
 

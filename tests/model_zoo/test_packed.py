@@ -100,7 +100,7 @@ def test_packed_numbers_are_never_taken_for_weights(weights, tmp_path) -> None:
     model_zoo.pack(weights, file, bits=8)
     model = model_zoo.load(file).model
     for read in (lambda: load_model(str(file)), lambda: DynCheckpointer(model).load(str(file), checkpointables=[])):
-        with pytest.raises(CheckpointError, match="is a packed model, whose numbers are no weights yet"):
+        with pytest.raises(CheckpointError, match="is a packed model of 8 bits, whose numbers are no weights yet"):
             read()
 
 

@@ -1,6 +1,7 @@
 """Depthwise convolutions that stay in float32 under bfloat16."""
 
 import copy
+import pickle
 
 import torch
 from torch import nn
@@ -41,6 +42,7 @@ def test_elsewhere_nothing_changes_and_copies_are_their_own():
     keep_precise(read_cfg("", ["SOLVER.AMP.ENABLED", True, "MODEL.DEVICE", "cpu"]), net)
     x = torch.randn(2, 8, 9, 9)
     assert torch.equal(net(x), plain(x))
+    assert pickle.loads(pickle.dumps(net))[1].forward.args[0] is not net[1]
     copied = copy.deepcopy(net)
     with torch.no_grad():
         copied[1].weight.zero_()

@@ -1,6 +1,5 @@
 """What follows from the choice of a classification data set: class count, augmentation, mean and spread."""
 
-import logging
 import os
 from collections.abc import Callable
 from itertools import islice
@@ -9,7 +8,6 @@ from typing import Any
 
 from PIL import Image
 
-from dyn_d2.config.read import flatten, read_cfg
 from dyn_d2.data.parts import register_parts
 from dyn_d2.data.registered import unregistered
 
@@ -19,8 +17,6 @@ from detectron2.modeling import META_ARCH_REGISTRY
 
 from .readers import IMAGE_SUFFIXES
 from .sets import ensure_classes, is_classification, register_folders
-
-logger = logging.getLogger(__name__)
 
 # Recipe -> mean and standard deviation of red, green and blue (0 to 255), keys of INPUT.CLASSIFICATION (others: off).
 # cifar10: as SkipNet's published code has it. svhn: none, as stochastic depth (Huang et al. 2016) has it.
@@ -90,15 +86,11 @@ def _apply_recipe(cfg: CfgNode, name: str, set_key: Callable[[str, Any, str], No
     mean, std, keys = RECIPES[recipe]
     order = 1 if cfg.INPUT.FORMAT == "RGB" else -1
     why = f"recipe {recipe}"
-    values: dict[str, Any] = {f"INPUT.CLASSIFICATION.{key}": value for key, value in {**OFF, **keys}.items()}
     if not cfg.MODEL.TIMM.NAME:  # such a model has its own
-        values |= {"MODEL.PIXEL_MEAN": mean[::order], "MODEL.PIXEL_STD": std[::order]}
-    now, usual = flatten(cfg), flatten(read_cfg())
-    for key, value in values.items():
-        if now[key] in (usual[key], value):
-            set_key(key, value, why)
-        else:
-            logger.info(f"{key}: {now[key]} as the yaml has it (not {value}, {why})")
+        set_key("MODEL.PIXEL_MEAN", mean[::order], why)
+        set_key("MODEL.PIXEL_STD", std[::order], why)
+    for key, value in {**OFF, **keys}.items():
+        set_key(f"INPUT.CLASSIFICATION.{key}", value, why)
 
 
 def _register_custom(cfg: CfgNode, set_key: Callable[[str, Any, str], None]) -> None:

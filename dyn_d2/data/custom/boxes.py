@@ -102,12 +102,12 @@ def register_yolo(data: CustomData, files: bool) -> tuple[str, ...]:
             classes = same_classes(classes, class_names(data.root), str(data.root))
         classes = classes or class_names(data.root)  # complains
     for part in data.parts:
-        name, json_file, images = data.name_of(part), Path("unknown.json"), data.root
+        name, json_file, pictures = data.name_of(part), Path("unknown.json"), data.root
         if files:
             source = source_of(data.root, part, data.given[part])
             json_file = json_of(name, source, classes)
-            # The json has whole paths; this folder is only looked at for changes, so it holds the images and no more.
-            images = source if source.is_dir() else source.parent
+            pictures = source if source.is_dir() else source.parent
         forget(name)
-        register_coco_instances(name, {"thing_classes": list(classes)}, str(json_file), str(images))
+        metadata = {"thing_classes": list(classes), "picture_root": str(pictures)}
+        register_coco_instances(name, metadata, str(json_file), str(data.root))
     return classes

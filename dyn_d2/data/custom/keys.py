@@ -81,8 +81,8 @@ class CustomData:
         return self.root / Path(self.images[part]).expanduser()
 
     def voc_list(self, part: str) -> str:
-        """The name of a list of ImageSets/Main; "trainval" would hold what VAL chooses on."""
-        return self.given[part] or ("train" if part == "train" and self.given["val"] else _VOC_LISTS[part])
+        """The name of a list of ImageSets/Main."""
+        return self.given[part] or _VOC_LISTS[part]
 
     def require_keys(self) -> None:
         """All keys are there that the format needs.

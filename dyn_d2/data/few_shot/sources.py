@@ -5,6 +5,8 @@ Every annotation gets an ``id`` that names it within its data set (the annotatio
 """
 
 import os
+from collections import Counter
+from collections.abc import Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from dyn_d2.data.validity.voc import image_ids, image_list
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
+from detectron2.structures import BoxMode
 
 ROOT_VARIABLE = "DETECTRON2_DATASETS"
 
@@ -105,14 +108,12 @@ def load_source(name: str) -> list[dict[str, Any]]:
         ValueError: an annotation file cannot be used; the message names it.
     """
     require_source(name)
-    meta, own = MetadataCatalog.get(name), _has_known_reader(name)
-    if own and meta.get("json_file"):
-        return _load_json(meta, name)
-    if own and meta.get("dirname"):
-        return [
-            voc_record(meta.dirname, image_id, tuple(meta.thing_classes))
-            for image_id in voc_image_ids(meta.dirname, meta.split)
-        ]
+    meta = MetadataCatalog.get(name)
+    if meta.get("json_file") or meta.get("dirname"):
+        # Ids of annotations and marks as "difficult", by which shots are drawn, are in the files alone.
+        filed = _load_files(meta, name)
+        if _has_known_reader(name) or _same_objects(DatasetCatalog.get(name), filed, meta):
+            return filed
     records = sound_records(DatasetCatalog.get(name), len(meta.get("thing_classes") or ()), name)
     for record in records:
         record["annotations"] = [
@@ -120,6 +121,34 @@ def load_source(name: str) -> list[dict[str, Any]]:
             for position, annotation in enumerate(record.get("annotations", []))
         ]
     return records
+
+
+def _load_files(meta: Metadata, name: str) -> list[dict[str, Any]]:
+    """What the json or the VOC folder that the metadata name holds."""
+    if meta.get("json_file"):
+        return _load_json(meta, name)
+    classes = tuple(meta.thing_classes)
+    return [voc_record(meta.dirname, image_id, classes) for image_id in voc_image_ids(meta.dirname, meta.split)]
+
+
+def _same_objects(theirs: list[dict[str, Any]], filed: list[dict[str, Any]], meta: Metadata) -> bool:
+    """Whether somebody's own function gives what is in the files; also where it counts classes as the json does."""
+    raw = {number: own for own, number in (meta.get("thing_dataset_id_to_contiguous_id") or {}).items()}
+    found = _objects(theirs)
+    return found == _objects(filed) or found == _objects(filed, raw)
+
+
+def _objects(records: list[dict[str, Any]], classes: Mapping[int, int] | None = None) -> dict[str, Counter]:
+    """Image -> its objects: class, after ``classes``, and box in whole pixels."""
+    found: dict[str, Counter] = {}
+    for record in records:
+        own = found.setdefault(str(record.get("image_id")), Counter())
+        for annotation in record.get("annotations", ()):
+            box = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
+            label = annotation["category_id"]
+            key = ((classes or {}).get(label, label), *map(round, box))
+            own[key] += 1
+    return found
 
 
 def _has_known_reader(name: str) -> bool:

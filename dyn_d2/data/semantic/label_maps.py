@@ -136,6 +136,7 @@ def load_pairs(images: str | os.PathLike, maps: str | os.PathLike, image_suffix:
     paths = sorted(Path(maps).glob("*.png"))
     if not paths:
         raise FileNotFoundError(f"{maps} holds no *.png.")
+    stems = {path.stem for path in paths}
     own = {path.resolve() for path in paths}  # maps and images may share a folder
     present: dict[str, str] = {}
     for name in sorted(os.listdir(images)):
@@ -143,7 +144,7 @@ def load_pairs(images: str | os.PathLike, maps: str | os.PathLike, image_suffix:
         if not image_suffix and suffix.lower() not in IMAGE_SUFFIXES or Path(images, name).resolve() in own:
             continue
         key = name if image_suffix else stem
-        if key in present:
+        if key in present and stem in stems:
             raise DataError(f"{images} holds {present[key]} and {name}: leave one image of that name there.")
         present[key] = name
     missing = [path.stem + image_suffix for path in paths if path.stem + image_suffix not in present]

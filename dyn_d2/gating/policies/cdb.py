@@ -6,7 +6,7 @@ execution rates and multiply-adds to a target (Eq. 10 to 14) and make each contr
 (Eq. 7, 8).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -178,10 +178,24 @@ class CDB(Policy):
         return losses
 
 
+_CARRIED: dict[str, list[int]] = {}  # training set -> superclasses, of checkpoints whose set is not registered here
+
+
 def superclasses_of_training(cfg: CfgNode) -> list[int]:
-    """What the metadata of the training set give as ``superclass_of``; empty where they do not."""
-    names = cfg.DATASETS.TRAIN
-    return list(MetadataCatalog.get(names[0]).get("superclass_of", None) or []) if names else []
+    """What the metadata of the training set give as ``superclass_of``, or a checkpoint has brought; empty where nobody
+    does."""
+    if not cfg.DATASETS.TRAIN:
+        return []
+    name = cfg.DATASETS.TRAIN[0]
+    found = MetadataCatalog.get(name).get("superclass_of", None)
+    return [int(number) for number in (_CARRIED.get(name, ()) if found is None else found)]
+
+
+def take_superclasses(carried: Any) -> None:
+    """Keep what a checkpoint says; anything else than numbers by name is passed over."""
+    for name, numbers in (carried if isinstance(carried, Mapping) else {}).items():
+        if isinstance(numbers, list) and all(isinstance(number, int) for number in numbers):
+            _CARRIED[str(name)] = numbers
 
 
 def _categories(cfg: CfgNode) -> list[int]:

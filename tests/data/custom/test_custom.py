@@ -256,30 +256,20 @@ def test_images_and_label_maps_in_one_folder(tmp_path):
         Image.new("L", (8, 8)).save(tmp_path / f"{number}.png")
     assert [Path(r["file_name"]).suffix for r in load_pairs(tmp_path, tmp_path, "")] == [".jpg", ".jpg"]
     assert len(load_pairs(tmp_path, tmp_path)) == 2
+    for name in ("other.bmp", "other.jpg"):  # nobody's
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    assert len(load_pairs(tmp_path, tmp_path, "")) == 2
     Image.new("RGB", (8, 8)).save(tmp_path / "1.bmp")
     with pytest.raises(DataError, match="holds 1.bmp and 1.jpg"):
         load_pairs(tmp_path, tmp_path, "")
 
 
-def test_what_a_voc_folder_chooses_on_is_not_trained_on(tmp_path):
-    folder = write_voc_folder(tmp_path / "voc")
-    lists = folder / "ImageSets" / "Main"
-    names = (lists / "trainval.txt").read_text().splitlines()
-    (lists / "train.txt").write_text("\n".join(names[1:]))
-    (lists / "val.txt").write_text(names[0])
-    cfg = build_cfg("", keys(FORMAT="voc", ROOT=folder, VAL="val"))
-    assert [len(registered_records(name)) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL)] == [len(names) - 1, 1]
-
-
-def test_small_images_keep_their_size_and_the_yaml_has_the_last_word(tmp_path):
+def test_small_images_keep_their_size(tmp_path):
     folder = write_class_folders(tmp_path / "classes")
     opts = keys(NAME="mine", FORMAT="folders", ROOT=folder, TRAIN="train", TEST="test")
     cfg = build_cfg("", opts)
     assert cfg.INPUT.CLASSIFICATION.PAD_CROP == 4 and cfg.INPUT.CLASSIFICATION.CROP_TEST == 0
-    yaml = tmp_path / "mine.yaml"
-    yaml.write_text("VERSION: 2\nMODEL: {PIXEL_MEAN: [1.0, 2.0, 3.0]}\nINPUT: {CLASSIFICATION: {CROP_TEST: 12}}\n")
-    cfg = build_cfg(str(yaml), [*opts, "INPUT.CLASSIFICATION.RECIPE", "imagenet"])
-    assert cfg.MODEL.PIXEL_MEAN == [1, 2, 3] and cfg.MODEL.PIXEL_STD == [57.375, 57.12, 58.395]
+    cfg = build_cfg("", [*opts, "INPUT.CLASSIFICATION.RECIPE", "imagenet", "INPUT.CLASSIFICATION.CROP_TEST", "12"])
     assert cfg.INPUT.CLASSIFICATION.CROP_TEST == 12 and cfg.INPUT.CLASSIFICATION.RESIZE_TEST == 256
 
 

@@ -1,12 +1,16 @@
 """CDB: controllers, noise, losses, categories, and that the resource losses reach their target."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn import functional as F
 from toy_gated import ask, features_for, gates, make, policy_cfg, units
 
 from dyn_d2.gating import Unit
+from dyn_d2.gating.extension import Gating
 from dyn_d2.gating.policies import build_policy
+from dyn_d2.gating.policies.cdb import take_superclasses
 
 from detectron2.data import MetadataCatalog
 
@@ -108,7 +112,14 @@ def test_categories_come_from_the_key_or_from_the_training_set_or_are_the_classe
         cfg = policy_cfg("cdb")
         cfg.DATASETS.TRAIN = ("toy_with_superclasses",)
         assert build_policy(cfg, units("group")).categories.tolist() == [0, 1] * 5
+        described = Gating().describe(cfg, SimpleNamespace())
     finally:
+        MetadataCatalog.remove("toy_with_superclasses")
+    Gating().restore(described)  # of a checkpoint, where the set is not registered
+    try:
+        assert build_policy(cfg, units("group")).categories.tolist() == [0, 1] * 5
+    finally:
+        take_superclasses({"toy_with_superclasses": []})
         MetadataCatalog.remove("toy_with_superclasses")
     assert make("cdb", kind="group").categories.tolist() == list(range(10))
 
