@@ -134,7 +134,10 @@ def _load_files(meta: Metadata, name: str) -> list[dict[str, Any]]:
 def _same_objects(theirs: list[dict[str, Any]], filed: list[dict[str, Any]], meta: Metadata) -> bool:
     """Whether somebody's own function gives what is in the files; also where it counts classes as the json does."""
     raw = {number: own for own, number in (meta.get("thing_dataset_id_to_contiguous_id") or {}).items()}
-    found = _objects(theirs)
+    try:
+        found = _objects(theirs)
+    except (AttributeError, KeyError, TypeError, ValueError):  # what is wrong there is told where they are looked at
+        return False
     return found == _objects(filed) or found == _objects(filed, raw)
 
 
