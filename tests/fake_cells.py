@@ -18,6 +18,9 @@ class FakeStage:
     def finished(self) -> bool:
         return (self.folder / "model").is_file()
 
+    def require_same_results(self) -> None:
+        """They are."""
+
     def tries(self) -> list[str]:
         """Who has tried to train it."""
         return (self.folder / "tries").read_text().split()

@@ -55,9 +55,6 @@ def pending(plans: Mapping[Cell, Sequence[Stage]]) -> list[list[tuple[Stage, Cel
     Raises:
         StageError: a folder holds the result of another config, or results that were taken with other keys.
     """
-    for stages in plans.values():
-        if stages[-1].finished():
-            stages[-1].require_same_results()
     levels = []
     for position in range(max(len(stages) for stages in plans.values())):
         level: dict[Path, tuple[Stage, Cell]] = {}
@@ -65,6 +62,10 @@ def pending(plans: Mapping[Cell, Sequence[Stage]]) -> list[list[tuple[Stage, Cel
             if position < len(stages) and stages[position].folder not in level and not stages[position].finished():
                 level[stages[position].folder] = (stages[position], cell)
         levels.append(list(level.values()))
+    trained = {stage.folder for level in levels for stage, _ in level}
+    for stages in plans.values():
+        if stages[-1].folder not in trained:
+            stages[-1].require_same_results()
     return [level for level in levels if level]
 
 

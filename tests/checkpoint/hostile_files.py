@@ -60,7 +60,7 @@ class World:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         more = {"SOLVER__MAX_ITER": 3, "SOLVER__STEPS": [2], "SOLVER__CHECKPOINT_PERIOD": 1, **NARROW}
-        self.opts = tiny_opts(write_boxes(folder / "data", 2), folder / "out", DATASETS__TEST=[], **more)
+        self.opts = tiny_opts(write_boxes(folder / "data", 2), folder / "out", **more)
         self.cfg = build_cfg("", self.opts)
         trainer = DynTrainer(self.cfg)
         trainer.resume_or_load(False)
