@@ -30,7 +30,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dyn_d2.data.image_sources import Shown, expand, frames_per_second, is_address, read
+from dyn_d2.data.image_sources import Shown, expand, frames_per_second, is_address, is_video, read
 from dyn_d2.engine.predictor import Answer, ImagePredictor, Labels, load_predictor
 from dyn_d2.evaluation.boxes_on_image import best_of, labels_of, picture, picture_names, picture_with_lines
 from dyn_d2.evaluation.label_figures import draw_label_maps
@@ -181,10 +181,10 @@ def _require_other_files(output: Path, names: dict[str, str]) -> None:
         UserError: a picture or video would take the place of one of the images.
     """
     given = {Path(file).resolve(): file for file in names if not is_address(file)}
-    for name in names.values():
-        for suffix in (".png", ".mp4"):
-            if file := given.get((output / name).with_suffix(suffix).resolve()):
-                raise UserError(f"--output {output} would overwrite {file}: name another folder for the pictures.")
+    for source, name in names.items():
+        written = (output / name).with_suffix(".mp4" if is_video(source) else ".png")
+        if file := given.get(written.resolve()):
+            raise UserError(f"--output {output} would overwrite {file}: name another folder for the pictures.")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -44,8 +44,6 @@ FREE_KEYS = {
     "SEED": False,
 }
 NEUTRAL_KEYS = tuple(key for key, same_model in FREE_KEYS.items() if same_model)
-
-
 # Keys of TEST that change no number of an evaluation; the others do.
 _HARMLESS_IN_TEST = ("TEST.IMS_PER_BATCH", "TEST.EXPECTED_RESULTS", "TEST.ALLOW_PARTIAL_WEIGHTS")
 

@@ -118,18 +118,21 @@ def base_results(plans: Plans) -> dict[tuple[int, str], dict[str, float]]:
     metrics are kept.
     """
     found: dict[tuple[int, str], dict[str, float]] = {}
+    looked_at = set()
     for cell, (base, *_) in plans.items():
         if base.name != BASE:  # a method of one stage
             continue
         name = "base only" + " (cosine)" * (base.cfg.MODEL.ROI_BOX_HEAD.CLASSIFIER == "cosine")
         detector = few_shot_methods()[cell.method].detector
         name += f" ({detector})" if detector else ""
+        if (cell.split, name) in looked_at:
+            continue
+        looked_at.add((cell.split, name))
         if keys := base.other_results():
             logger.warning(f"the row of {base.folder} is left out: {', '.join(keys)}")
             continue
-        if (cell.split, name) not in found:
-            metrics = headline(read_results(base.folder))
-            found[cell.split, name] = {key: value for key, value in metrics.items() if key.startswith("b")}
+        metrics = headline(read_results(base.folder))
+        found[cell.split, name] = {key: value for key, value in metrics.items() if key.startswith("b")}
     return found
 
 

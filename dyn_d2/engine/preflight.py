@@ -302,11 +302,12 @@ def _chosen_on_others(cfg: CfgNode, sets: Mapping[str, list[dict[str, Any]]]) ->
         found = (record.get("file_name") for name in names for record in sets[name])
         return {os.path.realpath(file) for file in found if isinstance(file, str)}
 
-    chosen = files(cfg.DATASETS.VAL)
+    if not (chosen := files(cfg.DATASETS.VAL)):
+        return []
     problems = []
-    for key, what in (("TRAIN", "trained on"), ("TEST", "reported")):
-        both = sorted(chosen & files(cfg.DATASETS[key][:1] if key == "TRAIN" else cfg.DATASETS[key])) if chosen else []
-        if both:
+    # The first set of TRAIN stands for all of them, as in ``sets``.
+    for names, what in ((cfg.DATASETS.TRAIN[:1], "trained on"), (cfg.DATASETS.TEST, "reported")):
+        if both := sorted(chosen & files(names)):
             problems.append(
                 f"{len(both)} images of DATASETS.VAL are {what} too, the first is {both[0]}: choose on others "
                 "(DATASETS.CUSTOM.HOLD_OUT holds a part of the training images out)."

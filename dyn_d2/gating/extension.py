@@ -20,8 +20,7 @@ from detectron2.evaluation import DatasetEvaluator
 from . import config
 from .hooks import GateCollapse, separate_gates
 from .meta_arch import find_policy
-from .policies.base import FIXED, Policy, check_plan, policy_class
-from .policies.cdb import superclasses_of_training, take_superclasses
+from .policies.base import FIXED, POLICY_REGISTRY, Policy, check_plan, policy_class
 
 
 @register_method
@@ -49,12 +48,11 @@ class Gating(Method):
     def describe(self, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         from .stages import describe_policy
 
-        superclasses = superclasses_of_training(cfg) if cfg.MODEL.POLICY.NAME == "cdb" else []
-        carried = {"superclasses": {cfg.DATASETS.TRAIN[0]: superclasses}} if superclasses else {}
-        return {"policy": describe_policy(cfg, model), **carried}
+        return {"policy": describe_policy(cfg, model), **policy_class(cfg).to_carry(cfg)}
 
     def restore(self, described: Mapping[str, Any]) -> None:
-        take_superclasses(described.get("superclasses"))
+        for _, policy in POLICY_REGISTRY:
+            policy.take_carried(described)
 
     def parts_of_plain_weights(self, model: nn.Module) -> set[str]:
         return {

@@ -152,7 +152,13 @@ def _same_objects(theirs: list[dict[str, Any]], filed: list[dict[str, Any]], met
     raw = {number: own for own, number in (meta.get("thing_dataset_id_to_contiguous_id") or {}).items()}
     try:
         found = _objects(theirs)
-    except (AttributeError, KeyError, TypeError, ValueError):  # what is wrong there is told where they are looked at
+    except (
+        ArithmeticError,
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ):  # what is wrong there is told where they are looked at
         return False
     return found == _objects(filed) or found == _objects(filed, raw)
 

@@ -1,7 +1,7 @@
 """What a policy is: it decides, per image, which units of a backbone run. It knows neither backbone nor task."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fvcore.common.registry import Registry
@@ -82,6 +82,15 @@ class Policy(nn.Module):
     draws: bool = False
     own_rate: bool = True
     frozen: bool = False
+
+    @classmethod
+    def to_carry(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Entries that a checkpoint needs beside its config to be built where its data sets are not registered."""
+        return {}
+
+    @classmethod
+    def take_carried(cls, described: Mapping[str, Any]) -> None:
+        """Keep what ``to_carry`` gave, from the description in a checkpoint."""
 
     def __init__(self, units: Sequence[Unit]) -> None:
         super().__init__()

@@ -143,6 +143,19 @@ class CDB(Policy):
             "noisy_rates": policy.CDB.RATES == "noisy",
         }
 
+    @classmethod
+    def to_carry(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Superclasses of the training set's classes, by its name."""
+        found = _superclasses(cfg)
+        return {"superclasses": {cfg.DATASETS.TRAIN[0]: found}} if found else {}
+
+    @classmethod
+    def take_carried(cls, described: Mapping[str, Any]) -> None:
+        carried = described.get("superclasses")
+        for name, numbers in (carried if isinstance(carried, Mapping) else {}).items():
+            if isinstance(numbers, list) and all(isinstance(number, int) for number in numbers):
+                _CARRIED[str(name)] = numbers
+
     def begin(self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None) -> CDBState:
         return CDBState(valid_area(images, image_sizes))
 
@@ -181,7 +194,7 @@ class CDB(Policy):
 _CARRIED: dict[str, list[int]] = {}  # training set -> superclasses, of checkpoints whose set is not registered here
 
 
-def superclasses_of_training(cfg: CfgNode) -> list[int]:
+def _superclasses(cfg: CfgNode) -> list[int]:
     """What the metadata of the training set give as ``superclass_of``, or a checkpoint has brought; empty where nobody
     does."""
     if not cfg.DATASETS.TRAIN:
@@ -189,13 +202,6 @@ def superclasses_of_training(cfg: CfgNode) -> list[int]:
     name = cfg.DATASETS.TRAIN[0]
     found = MetadataCatalog.get(name).get("superclass_of", None)
     return [int(number) for number in (_CARRIED.get(name, ()) if found is None else found)]
-
-
-def take_superclasses(carried: Any) -> None:
-    """Keep what a checkpoint says; anything else than numbers by name is passed over."""
-    for name, numbers in (carried if isinstance(carried, Mapping) else {}).items():
-        if isinstance(numbers, list) and all(isinstance(number, int) for number in numbers):
-            _CARRIED[str(name)] = numbers
 
 
 def _categories(cfg: CfgNode) -> list[int]:
@@ -206,7 +212,7 @@ def _categories(cfg: CfgNode) -> list[int]:
         ValueError: the list is not as long as there are classes.
     """
     classes = cfg.MODEL.IMAGE_CLASSIFIER.NUM_CLASSES
-    categories = list(cfg.MODEL.POLICY.CDB.CATEGORIES) or superclasses_of_training(cfg) or list(range(classes))
+    categories = list(cfg.MODEL.POLICY.CDB.CATEGORIES) or _superclasses(cfg) or list(range(classes))
     if len(categories) != classes:
         raise ValueError(
             f"MODEL.POLICY.CDB.CATEGORIES (or superclass_of of the training set) gives the categories of "

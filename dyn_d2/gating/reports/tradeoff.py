@@ -248,10 +248,11 @@ def time_models(
     """Milliseconds per image of models on batches of their first test set, median and 90th percentile of ``timed``
     calls of each; the loading of images is not part of it. Each call has other images, as long as there are any."""
     count, loaded = batch * min(timed + warm_up, max(1, 512 // batch)), dict[str, list[dict[str, Any]]]()
-    for cfg, _ in models:  # most sweeps differ in what no loader reads
-        if (key := _loader_key(cfg)) not in loaded:
+    keys = [_loader_key(cfg) for cfg, _ in models]
+    for key, (cfg, _) in zip(keys, models, strict=True):  # most sweeps differ in what no loader reads
+        if key not in loaded:
             loaded[key] = _inputs(cfg, count)
-    supplies = [itertools.cycle(loaded[_loader_key(cfg)]) for cfg, _ in models]
+    supplies = [itertools.cycle(loaded[key]) for key in keys]
     times: list[list[float]] = [[] for _ in models]
     turns = list(zip(models, supplies, times, strict=True))
     with torch.no_grad():

@@ -83,7 +83,6 @@ def load(args: argparse.Namespace) -> tuple[list[IDKCascadeModel], list[dict[str
         raise ValueError(said)
     models = load_members(args.weights, args.images)
     check_kinds(models)
-    args.methods = list(methods_of(args.methods, models, METHODS))
     for model in models:
         if problem := trained_problem(args.images, model.trained_on):
             raise ValueError(f"{model.name}: {problem}")
@@ -189,14 +188,8 @@ def to_markdown(record: dict[str, Any]) -> str:
                for share in entry["relative_time"].values())]
         )  # fmt: skip
     batches = list(record["times"])
-    heads = [
-        "model",
-        "GFLOPs",
-        "relative cost",
-        record["measure"],
-        *metric_heads(record),
-        *(f"ms/image, batch {b}" for b in batches),
-    ]
+    heads = ["model", "GFLOPs", "relative cost", record["measure"], *metric_heads(record),
+             *(f"ms/image, batch {b}" for b in batches)]  # fmt: skip
     cascade_heads = ["IDK classifier", "models", record["measure"], f"difference to {last} [95 %]",
                      *metric_heads(record), "relative cost",
                      *(f"relative time, batch {b}" for b in batches)]  # fmt: skip
@@ -219,11 +212,11 @@ def main(argv: list[str] | None = None) -> int:
     setup_logger(name="dyn_d2")
     output = Path(args.output)
     models, records = load(args)
+    args.methods = methods_of(args.methods, models, METHODS)
     table = answers_of(models, records, output / "answers.npz", HELD_OUT)
     check_order(table)
     found = judge_all(args, table)
     times = take_times(args, models, records, found)
-    last = models[-1].name
     judge_of = partial(judge, cast(NetworkModel, models[0]), args.images, records=records, folder=output / "inference")
     metrics = [] if models[0].classifies else [judge_of(run=answers) for answers in table.outputs]
     own: list[dict[str, Any]] = [{"metric": metric} for metric in metrics] or [{}] * len(models)
@@ -233,7 +226,8 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(each, str):
             cascades.append({**entry, "problem": each})
             continue
-        shares = {b: relative_times(t, f"{method}: {row}", last) for b, t in times.items() if method == args.methods[0]}
+        timed = times if method == args.methods[0] else {}
+        shares = {b: relative_times(t, f"{method}: {row}", models[-1].name) for b, t in timed.items()}
         entry |= {**summary(each, table), "relative_time": shares}
         if metrics:
             entry["metric"] = set_metric(each, table, judge_of, metrics[-1])

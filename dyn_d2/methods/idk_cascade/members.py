@@ -1,5 +1,5 @@
-"""Members of an IDK cascade as a user names them: a checkpoint or "timm:NAME", both with "@PIXELS" at another size, or
-"answers:FILE"."""
+"""Members of an IDK cascade as a user names them: "FILE.pth" or "timm:NAME", both with "@PIXELS" at another size (a
+checkpoint with ",KEY=VALUE" too), or "answers:FILE"."""
 
 from collections.abc import Sequence
 

@@ -10,7 +10,6 @@ from toy_gated import ask, features_for, gates, make, policy_cfg, units
 from dyn_d2.gating import Unit
 from dyn_d2.gating.extension import Gating
 from dyn_d2.gating.policies import build_policy
-from dyn_d2.gating.policies.cdb import take_superclasses
 
 from detectron2.data import MetadataCatalog
 
@@ -119,7 +118,7 @@ def test_categories_come_from_the_key_or_from_the_training_set_or_are_the_classe
     try:
         assert build_policy(cfg, units("group")).categories.tolist() == [0, 1] * 5
     finally:
-        take_superclasses({"toy_with_superclasses": []})
+        Gating().restore({"superclasses": {"toy_with_superclasses": []}})
         MetadataCatalog.remove("toy_with_superclasses")
     assert make("cdb", kind="group").categories.tolist() == list(range(10))
 
