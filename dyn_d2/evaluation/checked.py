@@ -34,6 +34,8 @@ from dyn_d2.data.validity.records import as_coco
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, LVISEvaluator, SemSegEvaluator
 
+from .class_order import in_class_order
+
 logger = logging.getLogger(__name__)
 
 _EMPTY: dict[str, list] = {"images": [], "annotations": [], "categories": []}
@@ -99,6 +101,7 @@ class CheckedCOCOEvaluator(COCOEvaluator):
     def _derive_coco_results(self, coco_eval, iou_type, class_names=None):
         if coco_eval is None:  # Detectron2 does not evaluate an empty list
             coco_eval = evaluate_nothing(self._coco_api, iou_type)
+        in_class_order(coco_eval, self._metadata)
         return super()._derive_coco_results(coco_eval, iou_type, class_names=class_names)
 
 

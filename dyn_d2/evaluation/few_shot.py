@@ -20,6 +20,7 @@ from detectron2.utils import comm
 from . import voc_metric
 from .checked import CheckedLVISEvaluator
 from .class_groups import group_results, per_class_metrics
+from .class_order import in_class_order
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class FewShotLVISEvaluator(CheckedLVISEvaluator):
 
     def _add_results(self, run):
         iou_type = run.params.iou_type
+        in_class_order(run, self._metadata)
         grouped = _finish(per_class_metrics(run.eval["precision"]), self._metadata, (), iou_type)
         self._results[iou_type] = {**grouped, **self._results[iou_type]}
 

@@ -85,8 +85,8 @@ def cfg(tmp_path):
     return cfg
 
 
-def _register(tmp_path, annotations, images, **metadata):
-    categories = [{"id": 10 * (k + 1), "name": name} for k, name in enumerate(CLASSES)]
+def _register(tmp_path, annotations, images, ids=(10, 20, 30, 40, 50), **metadata):
+    categories = [{"id": number, "name": name} for number, name in zip(ids, CLASSES, strict=True)]
     content = {
         "info": {},
         "images": [{"id": i, "file_name": f"{i}.jpg", "height": 100, "width": 100} for i in range(1, images + 1)],
@@ -98,7 +98,7 @@ def _register(tmp_path, annotations, images, **metadata):
     name = f"set_{uuid.uuid4().hex}"
     register_coco_instances(name, metadata, str(file), str(tmp_path))
     MetadataCatalog.get(name).thing_classes = CLASSES
-    MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id = {10 * (k + 1): k for k in range(len(CLASSES))}
+    MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id = {number: k for k, number in enumerate(ids)}
     return name, file
 
 
@@ -110,21 +110,29 @@ def _evaluate(evaluator, found):
         return evaluator.evaluate()
 
 
-def test_coco_groups_equal_cocoeval_restricted_to_the_group(tmp_path, cfg):
+@pytest.mark.parametrize("ids", [(10, 20, 30, 40, 50), (7, 3, 9, 2, 5)], ids=["ids in order", "ids in no order"])
+def test_coco_groups_equal_cocoeval_restricted_to_the_group(tmp_path, cfg, ids):
     rng = np.random.default_rng(0)
     annotations = _ground_truth(rng, 8, [10, 20, 30, 40, 50])
-    base = [name for name in CLASSES if name not in NOVEL]
-    name, file = _register(tmp_path, annotations, 8, base_classes=base, novel_classes=NOVEL)
     found = {image: _detections(rng, annotations, image, 5) for image in range(1, 9)}
+    for annotation in annotations:
+        annotation["category_id"] = ids[annotation["category_id"] // 10 - 1]
+    base = [name for name in CLASSES if name not in NOVEL]
+    name, file = _register(tmp_path, annotations, 8, ids, base_classes=base, novel_classes=NOVEL)
     result = _evaluate(build_evaluator(cfg, name), found)["bbox"]
 
     results_file = tmp_path / "out" / "inference" / "coco_instances_results.json"
-    for prefix, ids in (("", [10, 20, 30, 40, 50]), ("b", [10, 30, 40]), ("n", [20, 50])):
+    parts = {"": ids, "b": [ids[0], ids[2], ids[3]], "n": [ids[1], ids[4]]}
+    parts |= {f"AP-{name}": [number] for name, number in zip(CLASSES, ids, strict=True)}
+    for prefix, wanted in parts.items():
         with contextlib.redirect_stdout(io.StringIO()):
             truth = COCO(str(file))
             run = COCOeval(truth, truth.loadRes(str(results_file)), "bbox")
-            run.params.catIds = ids
+            run.params.catIds = list(wanted)
             run.evaluate(), run.accumulate(), run.summarize()
+        if prefix.startswith("AP-"):
+            assert result[prefix] == pytest.approx(100 * run.stats[0], abs=1e-6)
+            continue
         for metric, value in zip(["AP", "AP50", "AP75", "APs", "APm", "APl"], run.stats[:6], strict=True):
             expected = 100 * value if value >= 0 else float("nan")
             assert result[prefix + metric] == pytest.approx(expected, abs=1e-6, nan_ok=True), prefix + metric

@@ -10,6 +10,7 @@ from dyn_d2.gating import Router, Unit
 from dyn_d2.gating.exporting import is_exporting
 from dyn_d2.gating.policies.base import Policy, build_policy
 from dyn_d2.modeling.backbone.timm import OwnPixels, TimmBackbone, timm_arguments
+from dyn_d2.modeling.backbone.timm_folding import fold_norms
 from dyn_d2.modeling.backbone.timm_models import TimmModel, build_timm_model
 from dyn_d2.modeling.shapes import channels_of
 
@@ -108,4 +109,6 @@ def build_gated_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GatedTimm
     if cfg.MODEL.GATED.UNIT != "block":
         raise ValueError(f'MODEL.GATED.UNIT is {cfg.MODEL.GATED.UNIT!r}: models of timm have the unit "block".')
     model = build_timm_model(cfg, channels_of(input_shape), cfg.MODEL.RESNETS.OUT_FEATURES)
-    return GatedTimmBackbone(model, partial(build_policy, cfg), **timm_arguments(cfg, model))
+    backbone = GatedTimmBackbone(model, partial(build_policy, cfg), **timm_arguments(cfg, model))
+    fold_norms(model)
+    return backbone

@@ -169,9 +169,7 @@ class TimmBackbone(Backbone):
         Raises:
             ValueError: images of a size that the model does not take.
         """
-        # Channels last: a third of the time of EfficientNet-Lite0 on a CPU is saved.
-        images = self._prepare(images).contiguous(memory_format=torch.channels_last)
-        return self._wanted(self._timm.features(images))
+        return self._wanted(self._timm.features(self._prepare(images)))
 
     def _prepare(self, images: Tensor) -> Tensor:
         size = self._timm.size
@@ -181,7 +179,8 @@ class TimmBackbone(Backbone):
                 f"{images.shape[-2]} x {images.shape[-1]}: set INPUT.MIN_SIZE_TRAIN, MIN_SIZE_TEST, MAX_SIZE_TRAIN and "
                 f"MAX_SIZE_TEST to at most {min(size)}, or choose another model."
             )
-        return self.pixels(images)
+        # Channels last: a third of the time of EfficientNet-Lite0 on a CPU is saved.
+        return self.pixels(images).contiguous(memory_format=torch.channels_last)
 
     def _wanted(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: features[name] for name in self._out_features}

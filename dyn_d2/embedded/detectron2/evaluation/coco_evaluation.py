@@ -94,10 +94,12 @@ class COCOEvaluator(InstanceEvaluator):
 
     def _judge(self, results: list[dict], task: str, img_ids: list[int] | None = None) -> dict[str, float]:
         from dyn_d2.data.validity.ground_truth import require_masks
+        from dyn_d2.evaluation.class_order import in_class_order
 
         if task == "segm":
             require_masks(self._coco_api)
         found = _evaluate_predictions_on_coco(self._coco_api, results, task, self._max_dets_per_image, img_ids)
+        in_class_order(found, self._metadata)
         return self._derive_coco_results(found, task, class_names=self._metadata.get("thing_classes"))
 
     def _derive_coco_results(
@@ -107,7 +109,7 @@ class COCOEvaluator(InstanceEvaluator):
 
         Args:
             coco_eval: summarised.
-            class_names: in the order of the json's category ids; adds "AP-<name>" of each.
+            class_names: in the order of its class axis; adds "AP-<name>" of each.
         """
         if not coco_eval.cocoDt.dataset["annotations"]:
             self._logger.warning(f"The model predicted nothing: {iou_type} AP is 0, NaN without ground truth.")

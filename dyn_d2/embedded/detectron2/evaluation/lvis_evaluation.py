@@ -70,6 +70,7 @@ class LVISEvaluator(InstanceEvaluator):
 
     def _judge(self, results: list[dict], task: str) -> dict[str, float]:
         from dyn_d2.data.validity.ground_truth import lvis_eval_class, nothing_found, require_masks
+        from dyn_d2.evaluation.class_order import in_class_order
 
         lvis = _import_lvis()
         if task == "segm":
@@ -85,6 +86,7 @@ class LVISEvaluator(InstanceEvaluator):
             found = lvis.LVISResults(self._lvis_api, results, max_dets=self._max_dets_per_image)
             lvis_eval = lvis_eval_class()(self._lvis_api, found, task)
             lvis_eval.run()
+        in_class_order(lvis_eval, self._metadata)
         precision = lvis_eval.eval["precision"][..., 0]  # IoU x recall x class
         names = self._metadata.get("thing_classes")
         if names is not None and len(names) == precision.shape[2]:
