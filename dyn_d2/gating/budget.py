@@ -12,6 +12,7 @@ from dyn_d2.utils.errors import UserError
 
 from detectron2.config import CfgNode
 
+from .cost import executed_by
 from .trace import Trace
 
 
@@ -38,7 +39,7 @@ def differentiable_share(trace: Trace) -> Tensor:
             continue  # always open, as blocks that a curriculum has not reached
         ran = decision.open.float().reshape(len(decision.gate), -1)
         difference = counted.float().reshape(ran.shape) - ran
-        total = total + (difference @ step.unit_cost.to(difference)).sum() / max(len(ran), 1)
+        total = total + executed_by(difference, step.unit_cost).sum() / max(len(ran), 1)
     return total / dense
 
 

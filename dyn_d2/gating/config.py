@@ -39,6 +39,7 @@ RANGES: Rules = {
     "MODEL.POLICY.DEEPMOE.MU": number(0),
     "MODEL.POLICY.DEEPMOE.THRESHOLD": number(0),
     "MODEL.POLICY.DEEPMOE.TARGET_RATE": number(0, 1),
+    "MODEL.POLICY.CDB.INIT_BIAS": _BIAS,
     "MODEL.POLICY.CDB.RATES": choice("evaluation", "noisy"),
     "MODEL.POLICY.CDB.WIDTH": whole(1, CHANNELS),
     "MODEL.POLICY.CDB.CATEGORIES": each(whole(0, 100_000), 0),
@@ -176,6 +177,8 @@ def _add_cdb_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY.CDB.CATEGORY_WEIGHTS = [0.0001, 0.001, 0.01, 0.1]
     # Standard deviation of the noise of Eq. 9.
     cfg.MODEL.POLICY.CDB.NOISE = 1.0
+    # What running has ahead of not running in the scores of new controllers; positive for a trained network.
+    cfg.MODEL.POLICY.CDB.INIT_BIAS = 0.0
     # alpha_2 of Eq. 15, weight of the execution and FLOPs losses.
     cfg.MODEL.POLICY.CDB.RESOURCE_WEIGHT = 1.0
     # Whose rates Eq. 10 to 14 draw to TARGET_RATE: those of the decisions that evaluation would take, or those with the

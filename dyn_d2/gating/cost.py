@@ -81,3 +81,12 @@ def linear_cost(*layers: nn.Linear) -> float:
 def lstm_cost(cell: nn.LSTMCell) -> float:
     """Multiply-adds of one step of an LSTM cell."""
     return float(4 * cell.hidden_size * (cell.input_size + cell.hidden_size))
+
+
+def executed_by(shares: Tensor, unit_cost: Tensor) -> Tensor:
+    """Multiply-adds of each image (N,) of units of which ``shares`` (N, U) ran, each of ``unit_cost`` (U,).
+
+    Multiplied and summed, and in 32 bits at least: autocast makes a matrix product in 16, which end at 65,504.
+    """
+    kind = torch.promote_types(shares.dtype, torch.float32)
+    return (shares.to(kind) * unit_cost.to(kind)).sum(-1)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .cost import executed_by
 from .trace import Step
 
 
@@ -86,7 +87,7 @@ def executed_cost(gates: Sequence[Tensor], unit_costs: Sequence[Tensor]) -> Tens
     """
     images = len(gates[0])
     total = torch.stack(
-        [(gate.reshape(images, len(cost)) @ cost.to(gate)).sum() for gate, cost in zip(gates, unit_costs, strict=True)]
+        [executed_by(gate.reshape(images, len(cost)), cost).sum() for gate, cost in zip(gates, unit_costs, strict=True)]
     ).sum()
     return total / max(images, 1)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dyn_d2.utils.errors import UserError
 
+from .cost import executed_by
 from .decisions import Decision
 from .execution import gather, move_to_front
 from .exporting import is_exporting
@@ -133,11 +134,11 @@ class Router:
         shape, rows, images = (len(decision.gate), len(unit_cost)), self._context.rows, self._context.images
 
         def executed() -> Tensor:
-            return spread(decision.open.float().reshape(shape) @ unit_cost, rows, images)
+            return spread(executed_by(decision.open.reshape(shape), unit_cost), rows, images)
 
         def expected() -> Tensor:
             prob = decision.gate if decision.prob is None else decision.prob
-            return spread(prob.float().reshape(shape) @ unit_cost, rows, images)
+            return spread(executed_by(prob.reshape(shape), unit_cost), rows, images)
 
         total = float(unit_cost.sum()) if dense is None else dense
         self.trace.costs.append(Cost(name, total, executed, None if decision.prob is None else expected))

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 Train = Callable[[list[str]], None]
 PLAIN, CONTROL, DEFAULT_POLICY = "plain", "control", "skipnet_rnn"
+_ALL = 5  # MODEL.BACKBONE.FREEZE_AT of a backbone that learns nothing
 _CONSTANT, _COSINE = "WarmupMultiStepLR", "WarmupCosineLR"
 _FPN, _RETINANET_FPN = "build_gated_fpn_backbone", "build_gated_retinanet_fpn_backbone"
 # Builder of a plain backbone -> the gated one, and what then lies below a feature pyramid.
@@ -47,6 +48,11 @@ _META_ARCHITECTURES = {
     "RetinaMask": "DynamicRetinaMask",
     "SemanticSegmentor": "DynamicSegmentor",
 }
+# Beginning of a policy's name -> keys with which blocks that were trained to run do run at the start.
+_OPEN_AT_FIRST: dict[str, dict[str, Any]] = {
+    "skipnet": {"MODEL.POLICY.SKIPNET.RELAXATION": "noisy", "MODEL.POLICY.SKIPNET.INIT_BIAS": 2.0},
+    "cdb": {"MODEL.POLICY.CDB.INIT_BIAS": 2.0},
+}
 
 
 def gated_form(cfg: CfgNode) -> list[str]:
@@ -60,12 +66,11 @@ def gated_form(cfg: CfgNode) -> list[str]:
         keys["MODEL.GATED.BOTTOM_UP"] = bottom_up
     if cfg.MODEL.META_ARCHITECTURE in _META_ARCHITECTURES:
         keys["MODEL.META_ARCHITECTURE"] = _META_ARCHITECTURES[cfg.MODEL.META_ARCHITECTURE]
-    if cfg.MODEL.POLICY.NAME == "all_open":  # blocks that were trained to run should run at the start
-        keys |= {
-            "MODEL.POLICY.NAME": DEFAULT_POLICY,
-            "MODEL.POLICY.SKIPNET.RELAXATION": "noisy",
-            "MODEL.POLICY.SKIPNET.INIT_BIAS": 2.0,
-        }
+    policy = cfg.MODEL.POLICY.NAME
+    if policy == "all_open":
+        policy = keys["MODEL.POLICY.NAME"] = DEFAULT_POLICY
+    if backbone or "MODEL.POLICY.NAME" in keys:
+        keys |= next((at_first for name, at_first in _OPEN_AT_FIRST.items() if policy.startswith(name)), {})
     return [str(part) for pair in keys.items() for part in pair]
 
 
@@ -114,8 +119,8 @@ class Slimming:
     def of(cls, config_file: str, opts: Iterable[str]) -> "Slimming":
         """
         Raises:
-            UserError: no budget, a policy that cannot keep one, nothing to start from, too few iterations, or a
-                schedule that the control would not have.
+            UserError: no budget, a policy that cannot keep one, nothing to start from, too few iterations, a
+                schedule that the control would not have, or a backbone that learns nothing.
         """
         own = list(opts)
         if others := [key for key in own[::2] if is_below(key, _STAGE_KEYS)]:
@@ -129,6 +134,12 @@ class Slimming:
             own += [] if key in kept else [key, value]
         cfg = build_cfg(config_file, own)
         _check(cfg)
+        if cfg.MODEL.BACKBONE.FREEZE_AT >= _ALL and "MODEL.BACKBONE.FREEZE_AT" not in own[::2]:
+            raise UserError(
+                f"MODEL.BACKBONE.FREEZE_AT is {cfg.MODEL.BACKBONE.FREEZE_AT}: the whole backbone is frozen, so that no "
+                "block could learn to do without those that are skipped. Add MODEL.BACKBONE.FREEZE_AT 2 (or 5, if "
+                "nothing but the gates and the heads is to learn)."
+            )
         plan = [stage for stage in cfg.MODEL.POLICY.PLAN if stage != FIXED]
         return cls(config_file, own, cfg, Path(cfg.OUTPUT_DIR), plan or [policy_class(cfg).STAGES[0]])
 

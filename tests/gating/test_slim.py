@@ -7,6 +7,7 @@ import torch
 from semantic_sets import squares  # noqa: F401  a fixture
 from tiny_detection import CLASSES, tiny_opts, write_boxes
 from tiny_tasks import task_opts
+from toy_gated import ask
 
 from dyn_d2.checkpoint.model import model_of
 from dyn_d2.config.derive import build_cfg
@@ -143,6 +144,31 @@ def test_plain_networks_get_the_gated_form_and_gated_ones_stay():
     assert form["MODEL.POLICY.NAME"] == "skipnet_rnn"
     again = read_cfg("", [*gated_form(cfg), "MODEL.POLICY.NAME", "cdb"])
     assert gated_form(again) == []
+
+
+@pytest.mark.usefixtures("digits")
+@pytest.mark.parametrize("policy", ["skipnet_rnn", "skipnet_ffgate2", "cdb"])
+def test_blocks_of_a_trained_network_run_at_the_start_whichever_policy_is_named(policy, tmp_path):
+    plain = ["MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.META_ARCHITECTURE", "ImageClassifier"]
+    plain += ["MODEL.RESNETS.OUT_FEATURES", "['res5']", "DATASETS.TRAIN", "('few_digits',)"]
+    plain += ["DATASETS.TEST", "('few_digits',)"]
+    opts = [*plain, *common(tmp_path, SLIM__PLAIN__MAX_ITER=1), "MODEL.POLICY.NAME", policy]
+    gates = build_model(Slimming.of("", opts).cfg).backbone.policy
+    trace = ask(gates.eval(), [torch.rand(4, unit.channels, 8, 8) for unit in gates.units])
+    assert all(step.decision.open.all() for step in trace.steps)
+    assert Slimming.of("", [*opts, "MODEL.POLICY.SKIPNET.INIT_BIAS", "0.5"]).cfg.MODEL.POLICY.SKIPNET.INIT_BIAS == 0.5
+
+
+@pytest.mark.usefixtures("digits")
+def test_a_frozen_backbone_is_slimmed_only_where_the_command_asks_for_it(tmp_path):
+    frozen = tmp_path / "frozen.yaml"
+    frozen.write_text("MODEL:\n  BACKBONE:\n    FREEZE_AT: 5\n")
+    at = CLASSIFIER.index("MODEL.BACKBONE.FREEZE_AT")
+    opts = [*CLASSIFIER[:at], *CLASSIFIER[at + 2 :], *common(tmp_path, SLIM__PLAIN__MAX_ITER=1)]
+    with pytest.raises(UserError, match=r"FREEZE_AT is 5: the whole backbone is frozen"):
+        Slimming.of(str(frozen), opts)
+    for given in ("2", "5"):
+        assert Slimming.of(str(frozen), [*opts, "MODEL.BACKBONE.FREEZE_AT", given]).learning == ["sp"]
 
 
 @pytest.mark.usefixtures("digits")

@@ -47,15 +47,19 @@ class Controller(nn.Module):
         width: d.
         context: whether it hears of the controller before it.
         categories: K; 0 for no category head.
+        bias: of the score of running, at first.
     """
 
-    def __init__(self, channels: int, size: int, width: int, context: bool, categories: int) -> None:
+    def __init__(
+        self, channels: int, size: int, width: int, context: bool, categories: int, bias: float = 0.0
+    ) -> None:
         super().__init__()
         self.embed = nn.Linear(channels, width)
         self.context = nn.Linear(width, width) if context else None
         self.scores = nn.Linear(width, 2 * size)
         self.category = nn.Linear(width, categories) if categories else None
-        nn.init.zeros_(self.scores.bias)
+        with torch.no_grad():
+            self.scores.bias.copy_(torch.tensor([0.0, bias]).repeat(size))
 
     def forward(self, pooled: Tensor, before: Tensor | None) -> Tensor:
         """h_l (N, d) of Eq. 6 from pooled features (N, channels) and h_{l-1}."""
@@ -94,6 +98,7 @@ class CDB(Policy):
         threshold: float = 0.5,
         resource_weight: float = 1.0,
         noisy_rates: bool = False,
+        init_bias: float = 0.0,
     ) -> None:
         """
         Args:
@@ -108,6 +113,7 @@ class CDB(Policy):
             resource_weight: of L_res in Eq. 15.
             noisy_rates: whether L_res counts the decisions with noise. Noise draws rates to a half: a network that was
                 held at 70 % with it ran 82 % without.
+            init_bias: what the score of running has ahead of that of not running, at first.
         """
         super().__init__(units)
         self.target = check_rate("TARGET_RATE", target)
@@ -124,7 +130,7 @@ class CDB(Policy):
         count = max(categories, default=-1) + 1
         self.controllers = ModuleListOf(
             # h_0 is 0, so the first controller has nothing to hear.
-            Controller(unit.channels, unit.size, width, context and index > 0, count)
+            Controller(unit.channels, unit.size, width, context and index > 0, count, init_bias)
             for index, unit in enumerate(self.units)
         )
 
@@ -141,6 +147,7 @@ class CDB(Policy):
             "threshold": policy.THRESHOLD,
             "resource_weight": policy.CDB.RESOURCE_WEIGHT,
             "noisy_rates": policy.CDB.RATES == "noisy",
+            "init_bias": policy.CDB.INIT_BIAS,
         }
 
     @classmethod
