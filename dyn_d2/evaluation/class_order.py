@@ -10,8 +10,8 @@ _CLASS_AXIS = {"precision": 2, "scores": 2, "recall": 1}
 
 
 def in_class_order(run: Any, metadata: Metadata) -> None:
-    """Turn the arrays of an accumulated ``COCOeval`` or ``LVISEval``, in place, so that class k of the data set is entry
-    k of their class axis; its list of categories with them, so that a second time changes nothing.
+    """Turn the arrays of an accumulated ``COCOeval`` or ``LVISEval``, in place, so that class k of the data set is
+    entry k of their class axis; its list of categories with them, so that a second time changes nothing.
 
     A run whose categories are not those of the data set stays as it is.
     """

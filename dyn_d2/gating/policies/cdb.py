@@ -50,9 +50,7 @@ class Controller(nn.Module):
         bias: of the score of running, at first.
     """
 
-    def __init__(
-        self, channels: int, size: int, width: int, context: bool, categories: int, bias: float = 0.0
-    ) -> None:
+    def __init__(self, channels: int, size: int, width: int, context: bool, categories: int, bias: float = 0.0) -> None:
         super().__init__()
         self.embed = nn.Linear(channels, width)
         self.context = nn.Linear(width, width) if context else None

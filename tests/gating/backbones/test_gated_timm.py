@@ -16,6 +16,7 @@ from dyn_d2.gating.backbones.timm_blocks import Layout, residual_blocks
 from dyn_d2.gating.decisions import Decision
 from dyn_d2.gating.policies.base import Policy
 from dyn_d2.modeling.backbone.timm import own_pixels
+from dyn_d2.modeling.backbone.timm_folding import FoldedConv2d
 from dyn_d2.modeling.backbone.timm_models import build_timm_model
 
 from detectron2.modeling import build_model
@@ -81,6 +82,20 @@ def test_sparse_execution_equals_masked_execution(name, tmp_path):
     with torch.no_grad():
         assert_equal(gated(images), masked(plain, gated, choices)(images))
     assert torch.equal(images, given)
+
+
+def test_frozen_norms_are_folded_and_maps_are_channels_last_as_in_the_plain_model(tmp_path):
+    keys = {"MODEL__TIMM__WEIGHTS": saved_weights("tf_efficientnet_lite0", tmp_path), "MODEL__BACKBONE__FREEZE_AT": 5}
+    gated, plain = (build_timm("tf_efficientnet_lite0", kind, **keys).eval() for kind in (GATED, "build_timm_backbone"))
+    folded = [sum(isinstance(layer, FoldedConv2d) for layer in backbone.modules()) for backbone in (gated, plain)]
+    assert folded[0] == folded[1] > 40
+    choices = random_choices(gated, 4)
+    force(gated, choices)
+    images, seen = torch.randn(4, 3, 64, 96), []
+    gated.model.conv_stem.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    with torch.no_grad():
+        assert_equal(gated(images), masked(plain, gated, choices)(images))
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
