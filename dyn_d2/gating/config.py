@@ -237,6 +237,7 @@ OPTIMIZER_KEYS.update({"SOLVER.GATE_LR_FACTOR": 1.0, "SOLVER.GATE_WEIGHT_DECAY":
 
 def _add_stage_keys(cfg: CN) -> None:
     # SOLVER keys of every training stage of a policy after its first (MODEL.POLICY.STAGE), so that one yaml serves all.
+    # With WEIGHT_DECAY go WEIGHT_DECAY_NORM and WEIGHT_DECAY_BIAS, where they were the same (and not 0).
     cfg.SOLVER.SECOND_STAGE = stage_solver()
     # The same of stage "fixed", for which SECOND_STAGE does not hold.
     cfg.SOLVER.FIXED_STAGE = stage_solver()

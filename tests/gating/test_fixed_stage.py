@@ -75,3 +75,28 @@ def test_a_plan_that_cannot_be_says_which_stages_there_are(tmp_path):
         build_cfg("SkipNet/digits.yaml", ["MODEL.POLICY.NAME", "all_open", "MODEL.POLICY.PLAN", "['sp']"])
     with pytest.raises(StageError, match="in one stage"):
         plan("SkipNet/digits.yaml", ["MODEL.POLICY.NAME", "convnet_aig"])
+
+
+@pytest.mark.parametrize(
+    ("own", "found"),
+    [
+        ({}, (0.5, 0.5, 0.5)),
+        ({"WEIGHT_DECAY_NORM": 0.0, "WEIGHT_DECAY_BIAS": 0.2}, (0.5, 0.0, 0.2)),  # as given on the command line
+        ({"WEIGHT_DECAY": 0.3}, (0.3, 0.1, 0.1)),
+    ],
+)
+def test_the_decay_of_a_stage_is_that_of_norms_and_biases_too_where_it_was_the_same(own, found, tmp_path):
+    base = tmp_path / "base.yaml"
+    decays = "WEIGHT_DECAY: 0.1, WEIGHT_DECAY_NORM: 0.1, WEIGHT_DECAY_BIAS: 0.1"
+    stage = "MODEL: {POLICY: {NAME: skipnet_rnn, STAGE: hrl}}"
+    base.write_text(f"{stage}\nSOLVER: {{{decays}, SECOND_STAGE: {{WEIGHT_DECAY: 0.5}}}}\nVERSION: 2\n")
+    solver = build_cfg(str(base), [part for key, value in own.items() for part in (f"SOLVER.{key}", str(value))]).SOLVER
+    assert (solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM, solver.WEIGHT_DECAY_BIAS) == found
+
+
+def test_norms_that_do_not_decay_stay_without():
+    keys = ["MODEL.POLICY.NAME", "skipnet_rnn", "MODEL.POLICY.STAGE", "hrl", "SOLVER.SECOND_STAGE.WEIGHT_DECAY", "0.5"]
+    for decay in ("0.1", "0.0"):
+        own = [] if decay == "0.1" else ["SOLVER.WEIGHT_DECAY", decay]
+        solver = build_cfg("", [*own, *keys]).SOLVER
+        assert solver.WEIGHT_DECAY == 0.5 and solver.WEIGHT_DECAY_NORM == 0 and solver.WEIGHT_DECAY_BIAS is None

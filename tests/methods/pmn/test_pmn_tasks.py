@@ -5,6 +5,9 @@ import torch
 from combinations import build, check, refuses
 from tiny_tasks import TASKS, batch
 
+from dyn_d2.config.derive import build_cfg
+from dyn_d2.engine.trainer import DynTrainer
+
 from detectron2.utils.events import EventStorage
 
 
@@ -38,3 +41,9 @@ def test_pmn_segments_from_its_modules(actions, stage):
         outputs = model(batch())
     assert [output["sem_seg"].shape for output in outputs] == [(3, 64, 64), (3, 48, 64)]
     assert all(output["route"].executed <= output["route"].dense + output["route"].gates for output in outputs)
+
+
+def test_everything_decays_alike_in_stage_joint_on_cifar():
+    cfg = build_cfg("PMN/cifar.yaml", ["MODEL.POLICY.STAGE", "joint", "MODEL.DEVICE", "cpu"])
+    optimizer = DynTrainer.build_optimizer(cfg, DynTrainer.build_model(cfg))
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0005}
