@@ -110,7 +110,8 @@ def _add_policy_keys(cfg: CN) -> None:
     # BlockDrop, "learn" of ConvNet-AIG and CDB; "" for the first. Last "fixed" (not DeepMoE, whose "finetune" is that):
     # the policy stays as it is and decides as in evaluation, and the network trains on the routes that this gives.
     cfg.MODEL.POLICY.STAGE = ""
-    # Which of them dyn-d2 stages trains, in their order; [] for those of the paper, without "fixed".
+    # Which of them dyn-d2 stages trains, in their order; [] for those of the paper, without "fixed". With "hrl" first,
+    # that stage may start from new gates.
     cfg.MODEL.POLICY.PLAN = []
     # SkipNet, ConvNet-AIG, CDB, BlockDrop: what the probability of a unit has to exceed to run in evaluation; SkipNet's
     # stage "sp" trains with it too. Where images stop early: what the probability of going on has to exceed.
@@ -136,6 +137,9 @@ def _add_skipnet_keys(cfg: CN) -> None:
     cfg.MODEL.POLICY.SKIPNET.BETA = 1.0
     # Weight of the REINFORCE term, 1 in Eq. 2.6; with 0.01 the policy does not move in any published schedule.
     cfg.MODEL.POLICY.SKIPNET.WEIGHT = 1.0
+    # Whether the loss of the task trains the network in stage "hrl" (hybrid); without, REINFORCE alone does, also what
+    # the gates read ("RL" of Fig. 2.14).
+    cfg.MODEL.POLICY.SKIPNET.SUPERVISED = True
     # Subtracted from the return: "none" or "self_critical" (the return of the greedy path, at a second forward pass).
     cfg.MODEL.POLICY.SKIPNET.BASELINE = "none"
     # The last layer of the gates is divided by it once, when stage "hrl" starts; 0.05 in the authors' ImageNet code.
@@ -236,6 +240,7 @@ OPTIMIZER_KEYS.update({"SOLVER.GATE_LR_FACTOR": 1.0, "SOLVER.GATE_WEIGHT_DECAY":
 
 def _add_stage_keys(cfg: CN) -> None:
     # SOLVER keys of every training stage of a policy after its first (MODEL.POLICY.STAGE), so that one yaml serves all.
+    # With WEIGHT_DECAY go WEIGHT_DECAY_NORM and WEIGHT_DECAY_BIAS, where they were the same (and not 0).
     cfg.SOLVER.SECOND_STAGE = stage_solver()
     # The same of stage "fixed", for which SECOND_STAGE does not hold.
     cfg.SOLVER.FIXED_STAGE = stage_solver()

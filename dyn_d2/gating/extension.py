@@ -37,13 +37,18 @@ class Gating(Method):
         check_plan(cfg)
         if stage not in policy_class(cfg).STAGES[1:]:
             return
-        node = "FIXED_STAGE" if stage == FIXED else "SECOND_STAGE"
+        node, decay = "FIXED_STAGE" if stage == FIXED else "SECOND_STAGE", cfg.SOLVER.WEIGHT_DECAY
         for key, value in own_schedule(cfg.SOLVER[node]).items():
             if f"SOLVER.{node}.{key}" in given:  # the more special one wins
                 cfg.SOLVER[key] = value
                 given.add(f"SOLVER.{key}")  # and is not scaled to the batch either
             else:
                 set_key(f"SOLVER.{key}", value, "stage " + stage)
+        # Decays that were the same stay so. Norms without any beside weights without any say nothing of each other.
+        if decay not in (0, cfg.SOLVER.WEIGHT_DECAY):
+            for key in ("WEIGHT_DECAY_NORM", "WEIGHT_DECAY_BIAS"):
+                if cfg.SOLVER[key] == decay:
+                    set_key(f"SOLVER.{key}", cfg.SOLVER.WEIGHT_DECAY, "SOLVER.WEIGHT_DECAY of stage " + stage)
 
     def describe(self, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         from .stages import describe_policy

@@ -27,7 +27,9 @@ class PolicyStage(Stage):
 
     def later_keys(self) -> tuple[str, ...]:
         fixed = () if self.name == FIXED else ("SOLVER.FIXED_STAGE", "MODEL.POLICY.PLAN")
-        return fixed if self.parents else (*fixed, "SOLVER.SECOND_STAGE", *policy_class(self.cfg).LATER_KEYS)
+        policy = policy_class(self.cfg)
+        # A plan may begin with a later stage, which reads its keys then too.
+        return (*fixed, "SOLVER.SECOND_STAGE", *policy.LATER_KEYS) if self.name == policy.STAGES[0] else fixed
 
     def initial_weights(self, resume: bool) -> Path | None:
         """The model of the stage before."""
@@ -38,7 +40,7 @@ def plan(config_file: str, opts: Iterable[str]) -> list[Stage]:
     """The stages of the policy MODEL.POLICY.NAME, each in OUTPUT_DIR/STAGE.
 
     Raises:
-        StageError: the policy has one stage only.
+        StageError: the policy has one stage only, and MODEL.POLICY.PLAN names none.
         ValueError: there is no such policy.
     """
     opts = list(opts)
@@ -46,9 +48,9 @@ def plan(config_file: str, opts: Iterable[str]) -> list[Stage]:
     cfg = read_cfg(config_file, opts)
     check_plan(cfg)
     names = list(cfg.MODEL.POLICY.PLAN) or [name for name in policy_class(cfg).STAGES if name != FIXED]
-    if len(names) < 2:
+    if len(names) < 2 and not cfg.MODEL.POLICY.PLAN:
         raise StageError(
-            f"MODEL.POLICY.NAME {cfg.MODEL.POLICY.NAME} is trained in one stage: use dyn-d2 train, or name several in "
+            f"MODEL.POLICY.NAME {cfg.MODEL.POLICY.NAME} is trained in one stage: use dyn-d2 train, or name stages in "
             "MODEL.POLICY.PLAN."
         )
     for name in names:
@@ -73,6 +75,12 @@ def previous_stages(cfg: CfgNode) -> tuple[str, ...]:
     return before if stage == FIXED else before[:1]
 
 
+def begins_with(cfg: CfgNode) -> bool:
+    """Whether MODEL.POLICY.PLAN begins with stage MODEL.POLICY.STAGE, and the policy can."""
+    stage = cfg.MODEL.POLICY.STAGE
+    return list(cfg.MODEL.POLICY.PLAN[:1]) == [stage] and stage in policy_class(cfg).MAY_BEGIN
+
+
 def warn_of_other_stage(cfg: CfgNode, report: LoadReport) -> None:
     """Say so where a model is evaluated as one of another stage than it was trained in: some policies decide nothing in
     their first."""
@@ -92,14 +100,21 @@ def enter_stage(cfg: CfgNode, model: nn.Module, report: LoadReport) -> None:
         report: of what was loaded.
 
     Raises:
-        CheckpointError: a later stage, and the weights are not those of the stage before it.
+        CheckpointError: a later stage that the plan does not begin with, and the weights are not those of the stage
+            before it.
     """
     policy, before, own = find_policy(getattr(model, "backbone", None)), previous_stages(cfg), cfg.MODEL.POLICY
     if policy is None or not before:
         return
+    new = report.source == "nothing" or bool(report.gates)
+    if new and begins_with(cfg):
+        logger.info(f"stage {own.STAGE} of {own.NAME} starts from new gates, as MODEL.POLICY.PLAN begins with it")
+        return
     first, trained = policy_class(cfg).STAGES[0], report.metadata.get("policy") or {}
     named = " or ".join(before)
     remedy = f"set MODEL.WEIGHTS to the model_final.pth of stage {named}, or let dyn-d2 stages run both"
+    if new and own.STAGE in policy_class(cfg).MAY_BEGIN:
+        remedy += f", or begin with new gates by MODEL.POLICY.PLAN \"['{own.STAGE}']\""
     if report.source == "nothing":
         raise CheckpointError(
             f"MODEL.POLICY.STAGE {own.STAGE} of {own.NAME} starts from the result of stage {named}, but MODEL.WEIGHTS "

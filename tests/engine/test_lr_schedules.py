@@ -1,9 +1,14 @@
 """The poly and the halving schedule, and the rate of the backbone."""
 
+import re
+import shlex
+from pathlib import Path
+
 import pytest
 import torch
 from tiny_tasks import task_opts
 
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.param_groups import scale_backbone_rate
 from dyn_d2.engine.trainer import DynTrainer
@@ -61,3 +66,17 @@ def test_backbone_has_its_own_rate_and_gates_another():
         assert rate[id(parameter)] == pytest.approx(0.5 * factor), name
     with pytest.raises(ValueError, match="BACKBONE_LR_FACTOR is -1"):
         scale_backbone_rate(optimizer, model.backbone, -1.0)
+
+
+@pytest.mark.parametrize(("stage", "first", "then"), [("sp", 0.01, 0.1), ("hrl", 0.0001, 0.0001)])
+def test_resnet_110_warms_up_as_published_by_the_keys_of_its_page(stage, first, then):
+    page = Path(__file__).resolve().parents[2] / "docs" / "skipnet.md"
+    keys = re.search(r"^\| ResNet-110.*\| `(.*)` \|$", page.read_text(), flags=re.M)
+    cfg = build_cfg("SkipNet/cifar.yaml", ["MODEL.POLICY.STAGE", stage, *shlex.split(keys[1])])
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
+    schedule = DynTrainer.build_lr_scheduler(cfg, optimizer)
+    rates = []
+    for _ in range(402):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step(), schedule.step()
+    assert cfg.MODEL.RESNETS.DEPTH == 110 and rates == pytest.approx([first] * 400 + [then] * 2)

@@ -255,10 +255,43 @@ def test_a_later_stage_needs_the_weights_of_the_one_before(tmp_path) -> None:
     plain = tmp_path / "plain.pth"
     state = hrl.checkpointer.model.state_dict()
     torch.save({"model": {name: value for name, value in state.items() if ".policy." not in name}}, plain)
-    with pytest.raises(CheckpointError, match="plain.pth lacks gates that .* hrl .*policy.*dyn-d2 stages"):
+    with pytest.raises(CheckpointError, match="plain.pth lacks gates that .* hrl .*policy.*dyn-d2 stages.*PLAN"):
         trainer_of(tmp_path, "skipnet_rnn", "hrl", MODEL__WEIGHTS=plain).resume_or_load(resume=False)
     # The first stage takes any weights.
     trainer_of(tmp_path, "skipnet_rnn", "sp", MODEL__WEIGHTS=plain).resume_or_load(resume=False)
+
+
+def test_a_plan_may_begin_with_reinforcement_from_new_gates(runs, tmp_path) -> None:
+    plan_of_one = {"MODEL__POLICY__PLAN": ["hrl"]}
+    last = train_stages(plan, "", opts_of(tmp_path, "skipnet_rnn", **plan_of_one))
+    assert last.name == "hrl" and last.finished() and len(runs.commands) == 1
+    assert torch.load(last.weights, weights_only=True)["dyn_d2"]["policy"]["stage"] == "hrl"
+
+
+def test_new_gates_of_a_plain_network_are_not_sharpened(tmp_path) -> None:
+    plain = trainer_of(tmp_path, "all_open", "", OUTPUT_DIR=tmp_path / "plain")
+    (tmp_path / "plain").mkdir(exist_ok=True)
+    plain.checkpointer.save("model_final")
+    more = {"MODEL__POLICY__PLAN": ["hrl", "fixed"], "MODEL__POLICY__SKIPNET__HRL_TEMPERATURE": 0.25}
+    hrl = trainer_of(
+        tmp_path, "skipnet_rnn", "hrl", MODEL__WEIGHTS=tmp_path / "plain" / "model_final.pth", SEED=1, **more
+    )
+    before = {name: value.clone() for name, value in hrl.checkpointer.model.state_dict().items()}
+    hrl.resume_or_load(resume=False)
+    after, block = hrl.checkpointer.model.state_dict(), "backbone.bottom_up.res2.0.conv1.weight"
+    gates = [name for name in after if ".policy." in name]
+    assert gates and all(torch.equal(before[name], after[name]) for name in gates)
+    assert torch.equal(after[block], plain.checkpointer.model.state_dict()[block])
+
+
+def test_a_plan_that_begins_with_a_later_stage_depends_on_the_keys_of_that_stage(tmp_path) -> None:
+    opts = opts_of(tmp_path, "skipnet_rnn", MODEL__POLICY__PLAN=["hrl", "fixed"])
+    prints = {
+        plan("", [*opts, *more])[0].fingerprint()
+        for more in ([], ["MODEL.POLICY.SKIPNET.ALPHA", "0.5"], ["SOLVER.SECOND_STAGE.BASE_LR", "0.01"])
+    }
+    assert len(prints) == 3
+    assert plan("", [*opts, "SOLVER.FIXED_STAGE.MAX_ITER", "3"])[0].fingerprint() in prints
 
 
 def test_the_gates_are_sharpened_once_when_a_stage_begins(tmp_path) -> None:

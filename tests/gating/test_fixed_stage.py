@@ -1,5 +1,9 @@
 """Stage "fixed": the policy stays as it is, and the network trains on the routes that evaluation takes."""
 
+import re
+from fnmatch import fnmatch
+from pathlib import Path
+
 import pytest
 import torch
 from tiny_tasks import batch, task_opts
@@ -10,7 +14,7 @@ from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.stages import StageError
 from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.gating import recording
-from dyn_d2.gating.policies.base import FIXED, POLICY_REGISTRY
+from dyn_d2.gating.policies.base import FIXED, POLICY_REGISTRY, Policy
 from dyn_d2.gating.stages import plan, previous_stages
 
 from detectron2.utils.events import EventStorage
@@ -32,6 +36,15 @@ def test_training_decides_as_evaluation_does_and_leaves_no_gradient_in_the_gates
 def test_all_learning_policies_of_gating_have_a_stage_in_which_they_are_frozen():
     for name in ("skipnet_rnn", "skipnet_ffgate1", "skipnet_ffgate2", "convnet_aig", "cdb", "blockdrop", "deepmoe"):
         assert POLICY_REGISTRY.get(name).FROZEN_STAGES
+
+
+def test_the_page_names_the_learning_policies_without_such_a_stage():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "gating.md").read_text()
+    named = re.findall(r"`(\S+)`", re.search(r"There is none for(.*?)\(", page, flags=re.S)[1])
+    learning = {name: policy for name, policy in POLICY_REGISTRY if policy.losses is not Policy.losses}
+    without = [name for name, policy in learning.items() if not policy.FROZEN_STAGES]
+    assert named and all(any(fnmatch(name, pattern) for pattern in named) for name in without)
+    assert not any(fnmatch(name, pattern) for name in set(learning) - set(without) for pattern in named)
 
 
 def test_a_step_trains_the_blocks_that_ran_and_leaves_the_others_and_all_gates_alone():
@@ -75,3 +88,28 @@ def test_a_plan_that_cannot_be_says_which_stages_there_are(tmp_path):
         build_cfg("SkipNet/digits.yaml", ["MODEL.POLICY.NAME", "all_open", "MODEL.POLICY.PLAN", "['sp']"])
     with pytest.raises(StageError, match="in one stage"):
         plan("SkipNet/digits.yaml", ["MODEL.POLICY.NAME", "convnet_aig"])
+
+
+@pytest.mark.parametrize(
+    ("own", "found"),
+    [
+        ({}, (0.5, 0.5, 0.5)),
+        ({"WEIGHT_DECAY_NORM": 0.0, "WEIGHT_DECAY_BIAS": 0.2}, (0.5, 0.0, 0.2)),  # as given on the command line
+        ({"WEIGHT_DECAY": 0.3}, (0.3, 0.1, 0.1)),
+    ],
+)
+def test_the_decay_of_a_stage_is_that_of_norms_and_biases_too_where_it_was_the_same(own, found, tmp_path):
+    base = tmp_path / "base.yaml"
+    decays = "WEIGHT_DECAY: 0.1, WEIGHT_DECAY_NORM: 0.1, WEIGHT_DECAY_BIAS: 0.1"
+    stage = "MODEL: {POLICY: {NAME: skipnet_rnn, STAGE: hrl}}"
+    base.write_text(f"{stage}\nSOLVER: {{{decays}, SECOND_STAGE: {{WEIGHT_DECAY: 0.5}}}}\nVERSION: 2\n")
+    solver = build_cfg(str(base), [part for key, value in own.items() for part in (f"SOLVER.{key}", str(value))]).SOLVER
+    assert (solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM, solver.WEIGHT_DECAY_BIAS) == found
+
+
+def test_norms_that_do_not_decay_stay_without():
+    keys = ["MODEL.POLICY.NAME", "skipnet_rnn", "MODEL.POLICY.STAGE", "hrl", "SOLVER.SECOND_STAGE.WEIGHT_DECAY", "0.5"]
+    for decay in ("0.1", "0.0"):
+        own = [] if decay == "0.1" else ["SOLVER.WEIGHT_DECAY", decay]
+        solver = build_cfg("", [*own, *keys]).SOLVER
+        assert solver.WEIGHT_DECAY == 0.5 and solver.WEIGHT_DECAY_NORM == 0 and solver.WEIGHT_DECAY_BIAS is None

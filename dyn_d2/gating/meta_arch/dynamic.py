@@ -62,7 +62,8 @@ class DynamicModel(NoticesKeys, nn.Module):
         if not self.training:
             return with_routes(output, trace)
         trace.context.greedy = greedy
-        losses = {**output, **policy.training_losses(trace, output)}
+        task = output if policy.supervised else {name: loss.detach() for name, loss in output.items()}
+        losses = {**task, **policy.training_losses(trace, output)}
         if has_event_storage():
             put_scalars(trace)
         return losses

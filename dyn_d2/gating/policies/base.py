@@ -63,6 +63,7 @@ class Policy(nn.Module):
         STAGES: names of the stages of its training, in order; ("",) where there is one.
         FROZEN_STAGES: those of them in which the policy itself does not change and decides as in evaluation, so that
             the network trains on the routes that evaluation takes; ``build_policy`` sees to it.
+        MAY_BEGIN: later stages that MODEL.POLICY.PLAN may begin with, from new gates in a new or a plain network.
         PROBABILITIES: whether its decisions have probabilities, so that it can be drawn to a budget.
         LATER_KEYS: config keys that the first stage does not depend on.
         units: what it decides about, in the order in which a backbone asks.
@@ -71,17 +72,20 @@ class Policy(nn.Module):
         own_rate: tells training that SOLVER.BACKBONE_LR_FACTOR is not for its parameters.
         budget: what draws it to a share of the multiply-adds while it learns; None for nothing.
         frozen: whether this is one of the ``FROZEN_STAGES``.
+        supervised: whether the losses of the task train the network; without, the policy's own are all that does.
     """
 
     KINDS: tuple[str, ...] = ("block", "group", "channel")
     STAGES: tuple[str, ...] = ("",)
     FROZEN_STAGES: tuple[str, ...] = ()
+    MAY_BEGIN: tuple[str, ...] = ()
     PROBABILITIES: bool = False
     LATER_KEYS: tuple[str, ...] = ()
     stops: bool = False
     draws: bool = False
     own_rate: bool = True
     frozen: bool = False
+    supervised: bool = True
 
     @classmethod
     def to_carry(cls, cfg: CfgNode) -> dict[str, Any]:

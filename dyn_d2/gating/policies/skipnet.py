@@ -58,9 +58,11 @@ class SkipNet(Policy):
     KINDS = ("block",)
     STAGES = ("sp", "hrl", FIXED)
     FROZEN_STAGES = (FIXED,)
+    MAY_BEGIN = ("hrl",)
     PROBABILITIES = True
     LATER_KEYS = tuple(
-        f"MODEL.POLICY.SKIPNET.{key}" for key in ("ALPHA", "BETA", "WEIGHT", "BASELINE", "HRL_TEMPERATURE")
+        f"MODEL.POLICY.SKIPNET.{key}"
+        for key in ("ALPHA", "BETA", "WEIGHT", "BASELINE", "HRL_TEMPERATURE", "SUPERVISED")
     )
 
     def __init__(
@@ -77,6 +79,7 @@ class SkipNet(Policy):
         beta: float = 1.0,
         weight: float = 1.0,
         baseline: str = "none",
+        supervised: bool = True,
     ) -> None:
         """
         Args:
@@ -92,6 +95,7 @@ class SkipNet(Policy):
             beta: weight of the loss in the return; 0: alpha / N, the relaxed reward; 1: as Eq. 2.5 has it.
             weight: of the REINFORCE term beside the task's loss.
             baseline: "none", or "self_critical": the return of the greedy path is subtracted.
+            supervised: whether the task's loss trains the network in stage "hrl"; without, REINFORCE alone does.
         """
         super().__init__(units)
         self.stage = check_choice("STAGE", stage, self.STAGES)
@@ -101,6 +105,7 @@ class SkipNet(Policy):
         self.temperature = check_positive("TEMPERATURE", temperature)
         self.hrl_temperature = check_positive("SKIPNET.HRL_TEMPERATURE", hrl_temperature)
         self.init_bias, self.alpha, self.beta, self.weight = init_bias, alpha, beta, weight
+        self.supervised = supervised or stage != "hrl"
 
     @classmethod
     def from_config(cls, cfg: CfgNode, units: Sequence[Unit]) -> dict[str, Any]:
@@ -116,6 +121,7 @@ class SkipNet(Policy):
             "beta": policy.SKIPNET.BETA,
             "weight": policy.SKIPNET.WEIGHT,
             "baseline": policy.SKIPNET.BASELINE,
+            "supervised": policy.SKIPNET.SUPERVISED,
         }
 
     def last_layers(self) -> list[nn.Linear]:

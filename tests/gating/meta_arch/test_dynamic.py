@@ -150,3 +150,20 @@ def test_the_self_critical_return_is_the_difference_of_both_passes() -> None:
     model = build("classifier", **{**HRL, "MODEL__POLICY__SKIPNET__BASELINE": "none"},
                   MODEL__POLICY__SKIPNET__INIT_BIAS=2.0, MODEL__POLICY__SKIPNET__ALPHA=5.0)  # fmt: skip
     assert abs(model(batch(3))["loss_policy"].item()) > 1e-4
+
+
+def test_without_supervision_reinforcement_alone_trains_and_the_loss_of_the_task_is_a_number() -> None:
+    """Fig. 2.14's row RL: what the gates read learns from the reward, the classifier from nothing."""
+    keys = {**HRL, "MODEL__POLICY__SKIPNET__INIT_BIAS": 0.0, "MODEL__POLICY__SKIPNET__SUPERVISED": False}
+    model = build("classifier", **keys)
+    with EventStorage():
+        losses = model(batch(4))
+    assert set(losses) == {"loss_cls", "loss_policy"} and not losses["loss_cls"].requires_grad
+    sum(losses.values()).backward()
+    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    gates = {name for name, _ in model.named_parameters() if ".policy." in name}
+    assert gates <= trained and "backbone.stem.conv1.weight" in trained
+    assert not any(name.startswith("linear.") for name in trained)
+    first = build("classifier", **{**keys, "MODEL__POLICY__STAGE": "sp"})  # has no other loss than the task's
+    with EventStorage():
+        assert first(batch(4))["loss_cls"].requires_grad

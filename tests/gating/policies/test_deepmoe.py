@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch.nn import functional as F
-from toy_gated import ask, features_for, gates, make, policy_cfg
+from toy_gated import ask, features_for, gates, make, policy_cfg, units
 
+from dyn_d2.config.read import read_cfg
 from dyn_d2.gating import Unit
 from dyn_d2.gating.policies import build_policy
 
@@ -118,13 +119,25 @@ def test_the_price_falls_to_nothing_at_the_target():
     assert make("deepmoe", "DEEPMOE.LAMBDA", 0.5, kind="channel").price([gate]) == 0.5
 
 
-def test_sparsity_stops_at_the_target():
-    policy = make("deepmoe", "DEEPMOE.LAMBDA", 0.1, "DEEPMOE.TARGET_RATE", 0.5, kind="channel", size=64)
-    optimizer = torch.optim.SGD(policy.parameters(), 0.02)
+def share_after(policy, rate, iterations):
+    """Of the channels that run, where the loss of the gates alone trains the policy."""
+    optimizer = torch.optim.SGD(policy.parameters(), rate)
     images = torch.randn(8, 3, 16, 16)
-    for _ in range(150):
+    for _ in range(iterations):
         trace = ask(policy, features_for(policy, 8, 1, 1), images)
         optimizer.zero_grad()
         policy.losses(trace, {})["loss_gates"].backward()
         optimizer.step()
-    assert 0.4 < float((torch.cat(gates(trace)) > 0).float().mean()) < 0.6
+    return float((torch.cat(gates(trace)) > 0).float().mean())
+
+
+def test_sparsity_stops_at_the_target():
+    policy = make("deepmoe", "DEEPMOE.LAMBDA", 0.1, "DEEPMOE.TARGET_RATE", 0.5, kind="channel", size=64)
+    assert 0.4 < share_after(policy, 0.02, 150) < 0.6
+
+
+@pytest.mark.parametrize("name", ["cifar", "imagenet", "cityscapes"])
+def test_half_of_the_channels_run_where_closing_them_is_free(name):
+    """With lambda alone the yaml files closed nearly all of them."""
+    policy = build_policy(read_cfg(f"DeepMoE/{name}.yaml"), units("channel", size=64))
+    assert 0.4 < share_after(policy, 0.1, 300) < 0.6

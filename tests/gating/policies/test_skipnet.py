@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch import nn
-from toy_gated import ask, features_for, gates, make, policy_cfg
+from toy_gated import ask, features_for, gates, make, policy_cfg, units
 
+from dyn_d2.config.derive import build_cfg
 from dyn_d2.gating import Context, Trace, Unit
 from dyn_d2.gating.cost import chain_cost
 from dyn_d2.gating.policies import build_policy
@@ -161,20 +162,33 @@ def test_reinforcement_makes_blocks_that_pay_off_more_likely_and_others_less():
         assert (after > before + 0.02) if rises else (after < before - 0.02)
 
 
-def test_the_default_weight_moves_the_policy_by_whole_logits_where_skipping_is_free():
-    """The task's loss is the same whatever runs; the rate is that of the yaml for digits."""
-    policy = make("skipnet_rnn", "STAGE", "hrl", "SKIPNET.INIT_BIAS", 2.0)
+def logits_where_skipping_is_free(policy, rate, iterations):
+    """Their mean before each step of REINFORCE; the task's loss is the same whatever runs."""
     features, images = [torch.ones(64, 6, 2, 2)] * 4, torch.zeros(64, 3, 4, 4)
-    optimizer = torch.optim.SGD(policy.parameters(), 0.03, momentum=0.9)
+    optimizer = torch.optim.SGD(policy.parameters(), rate, momentum=0.9)
     logits = []
-    for _ in range(150):
+    for _ in range(iterations):
         trace = ask(policy, features, images)
         logits.append(torch.stack([torch.logit(step.decision.prob[0].detach()) for step in trace.steps]).mean().item())
         trace.context.image_losses = torch.full((64,), 0.5)
         optimizer.zero_grad()
         policy.losses(trace, {})["loss_policy"].backward()
         optimizer.step()
+    return logits
+
+
+def test_the_default_weight_moves_the_policy_by_whole_logits_where_skipping_is_free():
+    """The rate is that of the yaml for digits."""
+    logits = logits_where_skipping_is_free(make("skipnet_rnn", "STAGE", "hrl", "SKIPNET.INIT_BIAS", 2.0), 0.03, 150)
     assert logits[0] > 1.0 and logits[-1] < logits[0] - 2.0
+
+
+def test_the_yaml_for_cifar_moves_the_policy_by_whole_logits_where_skipping_is_free():
+    """A hundredth of its iterations at a hundred times its rate; with the authors' ALPHA 0.1 it is half a logit."""
+    cfg = build_cfg("SkipNet/cifar.yaml", ["MODEL.POLICY.STAGE", "hrl"])
+    policy = build_policy(cfg, units())
+    logits = logits_where_skipping_is_free(policy, 100 * cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER // 100)
+    assert len(logits) == 100 and logits[-1] < logits[0] - 2.0
 
 
 def test_new_recurrent_gates_see_the_image():

@@ -5,11 +5,14 @@ import re
 
 import numpy as np
 import pytest
-from route_tables import route_table
+import torch
+from route_tables import classifier_cfg, route_table
 
+from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.gating.cli import routes
 from dyn_d2.gating.reports.route_figures import span
 from dyn_d2.gating.reports.route_statistics import load_images
+from dyn_d2.gating.reports.routes import RouteTable
 
 BLOCKS = {"res2.1": 1, "res3.0": 1, "res3.1": 1}
 
@@ -68,3 +71,22 @@ def test_a_data_set_that_is_not_here_is_named_alone(tmp_path):
     table = route_table({"res2.0": 1}, images=4, dataset="nowhere_val")
     images, problem = load_images(table, [0, 1])
     assert not images and problem == "some images are not shown: data set nowhere_val is not registered here"
+
+
+def test_small_images_at_several_scales_stand_in_one_figure_each_beside_its_own_dense_network(tmp_path, capsys):
+    """Fig. 2.11 of SkipNet by INPUT.CLASSIFICATION.RESIZE_TEST alone, on images without a recipe that resizes."""
+    model, files = None, []
+    for side in (4, 8, 16):
+        cfg = classifier_cfg("skipnet_rnn")
+        cfg.INPUT.CLASSIFICATION.RESIZE_TEST, cfg.OUTPUT_DIR = side, str(tmp_path / str(side))
+        torch.manual_seed(0)
+        model = model or DynTrainer.build_model(cfg).eval()
+        DynTrainer.test(cfg, model)
+        files.append(str(tmp_path / str(side) / "inference" / "routes.npz"))
+    dense = [RouteTable.load(file).dense[0] for file in files]
+    assert 3.5 * dense[0] < dense[1] and 3.5 * dense[1] < dense[2]
+    assert routes.main([*files, "--names", "0.5", "1", "2", "--output", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "executed_all.png").is_file()
+    runs = _data((tmp_path / "out" / "index.html").read_text())["runs"]
+    assert [run["name"] for run in runs] == ["0.5", "1", "2"]
+    assert all(RouteTable.load(file).correct is not None for file in files)
