@@ -20,6 +20,7 @@ from .table import PredictionTable
 logger = logging.getLogger(__name__)
 
 AT_ONCE = 25
+_FORMAT = 2  # a file of another one is written anew: 1 counted no multiply-adds of attention on a CPU
 Kept = dict[str, tuple[list[Any], float]]  # of a model: its answers, and their mean cost
 
 
@@ -32,7 +33,7 @@ def answers_of(
     Raises:
         ValueError: there is no image.
     """
-    images = records_hash(records)
+    images = f"{_FORMAT} {records_hash(records)}"
     kept = _read(path, images)
     outputs, losses, costs = [], [], []
     for model in models:
