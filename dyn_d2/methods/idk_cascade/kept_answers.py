@@ -20,7 +20,9 @@ from .table import PredictionTable
 logger = logging.getLogger(__name__)
 
 AT_ONCE = 25
-_FORMAT = 2  # a file of another one is written anew: 1 counted no multiply-adds of attention on a CPU
+_FORMAT = (
+    2  # other files are written anew: 1 had no multiply-adds of attention on a CPU, and cropped what timm squashes
+)
 Kept = dict[str, tuple[list[Any], float]]  # of a model: its answers, and their mean cost
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from timm_nets import saved_weights, timm_cfg
 
 from dyn_d2.data.classification import register_folders
-from dyn_d2.methods.idk_cascade import cross_cli, kept_answers
+from dyn_d2.methods.idk_cascade import cross_cli, kept_answers, timm_classifiers
 from dyn_d2.methods.idk_cascade.answers import FiledAnswers, keys_of
 from dyn_d2.methods.idk_cascade.calibration import found_path, stored_path
 from dyn_d2.methods.idk_cascade.execution import IDKCascadeModel
@@ -74,6 +74,29 @@ def test_it_knows_imagenet_s_classes_and_judges_by_them(tmp_path, photographs):
     assert (model.costs(inputs, found) > 1e6).all() and len(set(model.costs(inputs, found))) == 1
     with pytest.raises(ValueError, match="but not crow of birds"):
         model.fit_classes("birds", ["crow"])
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "tf_efficientnetv2_b3.in21k_ft_in1k"])  # crop_mode center, squash
+@pytest.mark.parametrize("size", [(330, 270), (200, 390)])
+def test_its_pixels_are_those_that_timm_gives_it(tmp_path, name, size):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8))
+    image.save(tmp_path / "image.png")
+    model = TimmClassifier(name, weights="")
+    config = timm.data.resolve_model_data_config(model.module)
+    right = timm.data.create_transform(**config, is_training=False)(image)
+    own = model.prepare([{"file_name": str(tmp_path / "image.png")}])[0]
+    torch.testing.assert_close((own - model._mean) / model._std, right, rtol=0, atol=1e-5)
+
+
+def test_another_way_of_cropping_is_refused(monkeypatch):
+    def built(name, weights):
+        model = build_timm_classifier(name, weights)
+        model.module.pretrained_cfg["crop_mode"] = "border"
+        return model
+
+    monkeypatch.setattr(timm_classifiers, "build_timm_classifier", built)
+    with pytest.raises(ValueError, match="timm:test_resnet: timm crops images of this model by 'border'"):
+        TimmClassifier("test_resnet", weights="")
 
 
 def test_attention_is_counted_where_torch_fuses_it():
