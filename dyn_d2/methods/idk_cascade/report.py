@@ -58,13 +58,12 @@ def check_models(models: Sequence[IDKCascadeModel], held_out: str, test: str = "
         names = ensure_classes(dataset)
         for model in models:
             model.fit_classes(dataset, names)
-    trained = {name for model in models for name in model.trained_on}
     tested = {name for model in models for name in model.tested_on} | ({test} if test else set())
     if held_out == test:
         raise ValueError(f"{test} cannot be both the held-out and the test set.")
-    problem = held_out_problem(held_out, trained, tested)
-    if problem:
-        raise ValueError(problem)
+    for model in models:
+        if problem := held_out_problem(held_out, model.trained_on, tested, model.trained_data):
+            raise ValueError(f"{model.name}: {problem}")
 
 
 def check_kinds(models: Sequence[IDKCascadeModel]) -> None:

@@ -208,6 +208,19 @@ def test_what_is_refused(tmp_path, classifiers, capsys):
             cross_cli.main([*words, "--output", str(tmp_path / "cross")])
 
 
+def test_parts_that_were_divided_otherwise_in_training_are_refused(tmp_path, classifiers):
+    path = save_classifier(tmp_path / "otherwise", 8)
+    data = torch.load(path, weights_only=True)
+    data["dyn_d2"]["inputs"] = {"data": {"digits_train_fit": {"share held out": "0.1"}}}
+    torch.save(data, path)
+    message = r"otherwise: digits_train_held_out may have images .* \(share held out: 0.1 -> 0.2\)"
+    with pytest.raises(ValueError, match=message):
+        _main(tmp_path, [path, classifiers[1]], "--held-out", "digits_train_held_out")
+    with pytest.raises(ValueError, match=message):
+        words = ["--weights", path, classifiers[1], "--images", "digits_train_held_out"]
+        cross_cli.main([*words, "--output", str(tmp_path / "cross")])
+
+
 def test_few_shot_detectors_know_what_their_sets_were_cut_from(tmp_path):
     cfg = build_cfg("", tiny_opts(write_boxes(tmp_path / "data"), tmp_path / "out"))
     assert cfg.DATASETS.TRAIN == ("custom_split1_base_train",)
