@@ -4,9 +4,11 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from warm_processes import run_warm
 
 ROOT = Path(__file__).resolve().parents[1]
 CHOOSE = """
@@ -22,12 +24,19 @@ def _real_is_installed() -> bool:
     return subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": ""}, cwd="/").returncode == 0
 
 
+# A process that is forked begins with the paths of this one, among them that of the embedded engine.
+AS_IF_FRESH = "import sys; sys.path[:] = [path for path in sys.path if not path.endswith('dyn_d2/embedded')]\n"
+
+
 def _run(code: str, engine: str | None, path: tuple = ()) -> subprocess.CompletedProcess:
     env = {key: value for key, value in os.environ.items() if key != "DYN_D2_BACKEND"}
     env["PYTHONPATH"] = os.pathsep.join([*map(str, path), str(ROOT)])
     if engine is not None:
         env["DYN_D2_BACKEND"] = engine
-    return subprocess.run([sys.executable, "-c", code], env=env, cwd="/", capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder, "script.py")
+        script.write_text(AS_IF_FRESH + code)
+        return run_warm([script], "/", env, 300)
 
 
 @pytest.fixture

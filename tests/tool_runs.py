@@ -38,7 +38,7 @@ def start(log: Path, script: Path, *arguments: str, launcher: tuple[str, ...] = 
         )  # fmt: skip
 
 
-def run_tool(name: str, *arguments: str) -> subprocess.CompletedProcess:
+def run_tool(name: str, *arguments: str | Path) -> subprocess.CompletedProcess:
     """tools/NAME.py in a process, to its end."""
     return run_warm([str(ROOT / "tools" / f"{name}.py"), *arguments], Path.cwd(), environment(), TIMEOUT)
 

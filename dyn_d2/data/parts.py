@@ -4,7 +4,7 @@ Thresholds on a network's confidence belong to the second kind: on images that i
 itself (Wang et al., UAI 2018, "Robustness analysis"), and the test split is for the report.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 import numpy as np
@@ -13,6 +13,7 @@ from dyn_d2.utils.seeds import derive_seed
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from .fingerprint import Fingerprint, data_fingerprint, differences
 from .registered import registered_records
 
 FIT, HELD_OUT, TRAIN, TEST = "fit", "held_out", "train", "test"
@@ -28,9 +29,9 @@ _REMEDY = (
 def register_parts(name: str, share: float = 0.1) -> tuple[str, str]:
     """Register ``NAME_fit`` and ``NAME_held_out``, which divide the images of ``name`` at random but always alike.
 
-    Nothing is read before a part is used. Its metadata is that of the whole, with ``split`` ("fit" or "held_out") and
-    ``part_of``, the name of the whole. Parts of VOC sets are scored by COCO's rules (101 points of recall, one AP over
-    overlaps from 0.5 to 0.95 beside AP50), because VOC's evaluator reads whole lists of images.
+    Nothing is read before a part is used. Its metadata is that of the whole, with ``split`` ("fit" or "held_out"),
+    ``part_of``, the name of the whole, and ``held_out_share``. Parts of VOC sets are scored by COCO's rules (101 points
+    of recall, one AP over overlaps from 0.5 to 0.95 beside AP50), because VOC's evaluator reads whole lists of images.
 
     Args:
         name: a registered data set.
@@ -54,7 +55,7 @@ def register_parts(name: str, share: float = 0.1) -> tuple[str, str]:
         metadata = {key: value for key, value in whole.items() if key not in _OF_THE_WHOLE}
         if kind := metadata.get("evaluator_type"):
             metadata["evaluator_type"] = _EVALUATORS.get(kind, kind)
-        MetadataCatalog.get(part).set(**metadata, split=split, part_of=name)
+        MetadataCatalog.get(part).set(**metadata, split=split, part_of=name, held_out_share=share)
     return parts
 
 
@@ -67,12 +68,18 @@ def _divide(name: str, share: float, held_out: bool) -> list[dict]:
     return [records[i] for i in sorted(order[:count] if held_out else order[count:])]
 
 
-def held_out_problem(name: str, trained_on: Iterable[str], tested_on: Iterable[str]) -> str:
+def held_out_problem(
+    name: str,
+    trained_on: Iterable[str],
+    tested_on: Iterable[str],
+    kept: Mapping[str, Fingerprint] | None = None,
+) -> str:
     """Why ``name`` cannot be used to set a threshold; "" where it can.
 
     Args:
-        trained_on: data sets that the models have seen in training.
-        tested_on: data sets that their configs report on.
+        trained_on: data sets that a model has seen in training.
+        tested_on: data sets that configs report on.
+        kept: what the checkpoint keeps of those that it was trained on.
     """
     whole, tested = MetadataCatalog.get(name).get("part_of", None), set(tested_on)
 
@@ -86,14 +93,26 @@ def held_out_problem(name: str, trained_on: Iterable[str], tested_on: Iterable[s
         )
     if is_test(name):
         return f"{name} is a test split: thresholds that were chosen there say nothing about other images. {_REMEDY}"
-    return trained_problem(name, trained_on)
+    return trained_problem(name, trained_on, kept)
 
 
-def trained_problem(name: str, trained_on: Iterable[str]) -> str:
-    """Why ``name`` has images that the models have seen in training; "" where it has none, as far as is known."""
-    whole, trained = MetadataCatalog.get(name).get("part_of", None), set(trained_on)
-    if name in trained or whole in trained or name in {MetadataCatalog.get(t).get("part_of", None) for t in trained}:
+def trained_problem(name: str, trained_on: Iterable[str], kept: Mapping[str, Fingerprint] | None = None) -> str:
+    """Why ``name`` has images that a model has seen in training; "" where it has none, as far as is known.
+
+    Args:
+        trained_on, kept: as of ``held_out_problem``.
+    """
+    whole = MetadataCatalog.get(name).get("part_of", None)
+    trained = {other: MetadataCatalog.get(other).get("part_of", None) for other in trained_on}
+    if name in trained or whole in trained or name in trained.values():
         return (
             f"a model was trained on images of {name} ({', '.join(sorted(trained))}) and is too sure there. {_REMEDY}"
         )
+    for other in sorted(other for other, its_whole in trained.items() if whole and its_whole == whole):
+        if lines := differences((kept or {}).get(other, {}), data_fingerprint(other)):
+            return (
+                f"{name} may have images that a model was trained on: {whole} was divided otherwise when {other} was "
+                f"trained on ({'; '.join(lines)}). Divide it as then (DATASETS.CUSTOM.HOLD_OUT, register_parts), or "
+                "train anew."
+            )
     return ""

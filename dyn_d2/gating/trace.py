@@ -61,18 +61,27 @@ class Cost:
 
     Attributes:
         name: of the module.
-        dense: per image, of the network without gates; 0 for what exists only because of the gates.
+        dense: per image, of the network without gates; 0 for what exists only because of the gates. The mean, where
+            images of a batch differ in it.
+        dense_of_each: (N,) of each image, where they differ; else None.
         executed: (N,) what was computed; closed parts that training ran only for a gradient are not counted.
         expected: (N,) under the probabilities of the policy, with gradient; equal to ``executed`` where it has none.
         gate: whether this is the cost of deciding.
     """
 
     def __init__(
-        self, name: str, dense: float, executed: Amount, expected: Amount | None = None, gate: bool = False
+        self,
+        name: str,
+        dense: float | Sequence[float],
+        executed: Amount,
+        expected: Amount | None = None,
+        gate: bool = False,
     ) -> None:
         """``executed`` and ``expected`` are tensors, or functions that compute them when somebody asks: a forward pass
-        that nobody watches should not pay for its accounts."""
-        self.name, self.dense, self.gate = name, dense, gate
+        that nobody watches should not pay for its accounts. ``dense`` is one number for all images, or one for each."""
+        self.name, self.gate = name, gate
+        self.dense_of_each = list(dense) if isinstance(dense, Sequence) else None
+        self.dense = sum(dense) / max(len(dense), 1) if isinstance(dense, Sequence) else dense
         self._executed, self._expected = executed, executed if expected is None else expected
 
     @cached_property
@@ -161,8 +170,12 @@ class Trace:
     context: Context = field(default_factory=Context)
 
     def dense(self) -> float:
-        """Multiply-adds per image of the network without gates."""
+        """Multiply-adds per image of the network without gates; the mean, where images of a batch differ in them."""
         return sum(cost.dense for cost in self.costs)
+
+    def dense_of(self, image: int) -> float:
+        """Multiply-adds of the network without gates for one image of the batch."""
+        return sum(cost.dense if (own := cost.dense_of_each) is None else own[image] for cost in self.costs)
 
     def executed(self) -> Tensor:
         """(N,) multiply-adds that were computed, gates included."""
@@ -190,7 +203,7 @@ class Trace:
         return [
             Route(
                 {name: np.atleast_1d(value[i]) for name, value in opened.items()},
-                self.dense(),
+                self.dense_of(i),
                 executed,
                 expected,
                 gates,

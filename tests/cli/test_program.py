@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tool_runs import ROOT, environment
+from tool_runs import ROOT, TIMEOUT, environment
+from warm_processes import run_warm
 
 from dyn_d2.cli import commands, main, table
 from dyn_d2.cli.table import Table
@@ -130,10 +131,7 @@ def test_every_command_has_a_face() -> None:
 
 
 def test_a_face_and_the_module_answer_the_same(tmp_path) -> None:
-    faces = ([sys.executable, str(ROOT / "tools" / "compare_results.py")], [sys.executable, "-m", "dyn_d2", "compare"])
-    runs = [
-        subprocess.run([*face, "RUN", "OTHER"], env=environment(), cwd=tmp_path, capture_output=True, text=True)
-        for face in faces
-    ]
+    faces = ([str(ROOT / "tools" / "compare_results.py")], ["-m", "dyn_d2", "compare"])
+    runs = [run_warm([*face, "RUN", "OTHER"], tmp_path, environment(), TIMEOUT) for face in faces]
     assert runs[0].returncode == runs[1].returncode == 2
     assert "RUN" in runs[0].stderr and runs[0].stderr == runs[1].stderr

@@ -1,8 +1,11 @@
 """Training sets divided into a part to train on and a held-out one."""
 
+import re
+
 import pytest
 
 from dyn_d2.data.classification import is_classification, require_files
+from dyn_d2.data.fingerprint import data_fingerprint
 from dyn_d2.data.parts import held_out_problem, register_parts, trained_problem
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -53,20 +56,40 @@ def test_what_thresholds_must_not_be_chosen_on():
     assert trained_problem("digits_test", ["digits_train"]) == ""  # what thresholds are judged by may be a test split
 
 
-def test_a_few_images_are_divided_too():
-    DatasetCatalog.register("few", lambda: [{"image_id": number} for number in range(3)])
+@pytest.fixture
+def few():
+    """A data set of three images, or of as many as are put into the list."""
+    records = [{"image_id": number} for number in range(3)]
+    DatasetCatalog.register("few", lambda: records)
     MetadataCatalog.get("few").set(evaluator_type="coco")
-    names = ["few"]
-    try:
-        names += register_parts("few", 0.1)
-        assert [len(_ids(name)) for name in names] == [3, 2, 1]
-        register_parts("few", 0.9)
-        with pytest.raises(ValueError, match="0.9 of the 3 images of few held out leaves none to train on"):
-            _ids("few_fit")
-    finally:
-        for name in names:
-            DatasetCatalog.remove(name)
-            MetadataCatalog.remove(name)
+    yield records
+    for name in {"few", "few_fit", "few_held_out"} & set(DatasetCatalog.list()):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_a_few_images_are_divided_too(few):
+    names = ["few", *register_parts("few", 0.1)]
+    assert [len(_ids(name)) for name in names] == [3, 2, 1]
+    register_parts("few", 0.9)
+    with pytest.raises(ValueError, match="0.9 of the 3 images of few held out leaves none to train on"):
+        _ids("few_fit")
+
+
+def test_a_part_of_another_division_may_have_been_trained_on(few):
+    register_parts("few", 0.1)
+    kept = {"few_fit": data_fingerprint("few_fit")}
+    assert trained_problem("few_held_out", ["few_fit"], kept) == ""
+    register_parts("few", 0.2)
+    otherwise = r"few was divided otherwise when few_fit was trained on \(share held out: 0.1 -> 0.2\)"
+    assert re.search(otherwise, trained_problem("few_held_out", ["few_fit"], kept))
+    assert re.search(otherwise, held_out_problem("few_held_out", ["few_fit"], [], kept))
+    assert trained_problem("few_held_out", ["few_fit"]) == ""  # a checkpoint that says nothing
+    register_parts("few", 0.1)
+    few.append({"image_id": 3})
+    assert "divided otherwise when few_fit was trained on (few: records" in trained_problem(
+        "few_held_out", ["few_fit"], kept
+    )
 
 
 def test_share_is_checked():

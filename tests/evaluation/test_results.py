@@ -1,20 +1,16 @@
 """The record of an evaluation and the comparison of two."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tool_runs import run_tool
 
 from dyn_d2.config import add_dyn_d2_config
 from dyn_d2.evaluation.results import compare, evaluation_record, read_results, weights_hash, write_results
 
 from detectron2.config import get_cfg
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def _record(seed=0, ap=30.0):
@@ -79,9 +75,7 @@ def test_unreadable_records_are_named(tmp_path, content, message):
 def test_compare_command(tmp_path):
     for name, record in (("a", _record(0, 30.0)), ("b", _record(1, 32.5))):
         write_results(tmp_path / name / "results.json", record)
-    tool = [sys.executable, str(ROOT / "tools" / "compare_results.py")]
-    run = subprocess.run([*tool, tmp_path / "a", tmp_path / "b"], capture_output=True, text=True)
+    run = run_tool("compare_results", tmp_path / "a", tmp_path / "b")
     assert run.returncode == 1 and "+2.5" in run.stdout and "seed" in run.stdout, run.stderr
-    same = subprocess.run([*tool, tmp_path / "a", tmp_path / "a"], capture_output=True, text=True)
-    assert same.returncode == 0
-    assert subprocess.run([*tool, tmp_path / "a", tmp_path / "c"], capture_output=True).returncode == 2
+    assert run_tool("compare_results", tmp_path / "a", tmp_path / "a").returncode == 0
+    assert run_tool("compare_results", tmp_path / "a", tmp_path / "c").returncode == 2

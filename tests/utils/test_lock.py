@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from tool_runs import environment
+from warm_processes import run_warm
 
 from dyn_d2.utils.lock import FolderInUse, hold_folder, is_held, one_at_a_time, released_after, wait_until_free
 
@@ -46,9 +49,11 @@ with one_at_a_time(sys.argv[1] + ".lock"):
 
 @pytest.mark.slow
 def test_processes_are_inside_one_after_another(tmp_path):
-    file = tmp_path / "letters"
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(file), letter]) for letter in "ab"]
-    assert [writer.wait() for writer in writers] == [0, 0]
+    file, script = tmp_path / "letters", tmp_path / "writer.py"
+    script.write_text(WRITER)
+    with ThreadPoolExecutor(2) as both:
+        writers = [both.submit(run_warm, [script, file, letter], tmp_path, environment(), 300) for letter in "ab"]
+    assert [writer.result().returncode for writer in writers] == [0, 0]
     assert file.read_text() in (20 * "a" + 20 * "b", 20 * "b" + 20 * "a")
 
 

@@ -13,7 +13,8 @@ person or of anything else (see dyn_d2.methods.idk_cascade.answers).
 Thresholds are chosen on the held-out set; the test split and sets that a model was trained on are refused. Every method
 of --methods is calibrated and compared; the best one is stored in the checkpoint of the first model, from which
 dyn_d2.methods.idk_cascade.load_idk_cascade takes it. With --test the IDK cascade then really runs on the test images:
-realised accuracy, multiply-adds and time stand beside the expected ones. Writes cascade.json, cascade.md, curves.png,
+realised accuracy, multiply-adds and time stand beside the expected ones; the time is taken in turns with the models.
+Writes cascade.json, cascade.md, curves.png,
 uncertainty.png and, of classifiers, models.png (Fig. 4.2) and entropies.png (Fig. 4.5, with --seen on training images
 too).
 """
@@ -44,6 +45,7 @@ from dyn_d2.methods.idk_cascade.report import (
     report,
     sweep,
     time_curve,
+    time_in_turns,
     to_markdown,
 )
 from dyn_d2.methods.idk_cascade.search import Candidate, Goal
@@ -82,6 +84,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--lambdas", nargs="+", type=float, default=[], help="of the cost-aware objective (Eq. 4.12)")
     parser.add_argument("--stage-wise", action="store_true", help="one level after the other instead of jointly")
     parser.add_argument("--batch", type=int, default=1, help="images that are run at a time")
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="times that each batch of --test is run by all, in turns, for their times"
+    )
     parser.add_argument("--limit", type=int, default=0, help="use so many images of each set; 0 for all")
     parser.add_argument(
         "--time-points", type=int, default=5, help="IDK cascades of the curve over time; detectors only"
@@ -90,8 +95,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", required=True, help="folder for the report and the figures")
     args = parser.parse_args(argv)
     check_goal(parser, args)
-    if args.batch < 1:
-        parser.error("--batch has to be at least 1")
+    if min(args.batch, args.rounds) < 1:
+        parser.error("--batch and --rounds have to be at least 1")
     return args
 
 
@@ -138,7 +143,8 @@ def draw(args, models, swept, held_out: Measured, test: Measured | None, record:
         draw_model_statistics(shown.table, speed, folder / "models.png")
     if test and not models[0].classifies:
         inference = folder / "inference"
-        points = time_curve(models, swept[record["stored"]], test, args.batch, inference, args.time_points)
+        among = swept[record["stored"]]
+        points = time_curve(models, among, test, args.batch, inference, args.time_points, args.rounds)
         record["time_curve"] = points
         name = f"{points[0]['metric']['name']} on {test.dataset}"
         draw_time(
@@ -159,8 +165,12 @@ def main(argv: list[str] | None = None) -> int:
     swept = sweep(held_out.table, methods, joint, args.lambdas)
     found = compare_methods(held_out.table, swept, goal, joint, args.lambdas)
     test = answer_all(models, args.test, TEST, args.batch, args.limit) if args.test else None
-    record = {"goal": vars(goal), **report(models, held_out, test, found, args.batch, output / "inference")}
     reached = {name: chosen for name, chosen in found.items() if isinstance(chosen, Candidate)}
+    taken: dict[str, float] = {}
+    if test:
+        test, taken = time_in_turns(models, reached, test, args.batch, args.rounds)
+    measured = report(models, held_out, test, found, args.batch, output / "inference", taken)
+    record = {"goal": vars(goal), **measured, "rounds": args.rounds if test else 0}
     best = goal.choose(list(reached.values()))
     record["stored"] = next(name for name, chosen in reached.items() if chosen is best)
     draw(args, models, swept, held_out, test, record)

@@ -84,7 +84,7 @@ def load(args: argparse.Namespace) -> tuple[list[IDKCascadeModel], list[dict[str
     models = load_members(args.weights, args.images)
     check_kinds(models)
     for model in models:
-        if problem := trained_problem(args.images, model.trained_on):
+        if problem := trained_problem(args.images, model.trained_on, model.trained_data):
             raise ValueError(f"{model.name}: {problem}")
         model.fit_classes(args.images, ensure_classes(args.images))
     records = registered_records(args.images)

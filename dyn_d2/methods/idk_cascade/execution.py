@@ -1,7 +1,7 @@
 """An IDK cascade that runs: only the images that a model does not know reach the next one."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dyn_d2.data.fingerprint import Fingerprint
 from dyn_d2.utils.measure import time_call
 
 from .outcome import Outcome, outcome_of_levels
@@ -28,6 +29,7 @@ class IDKCascadeModel:
         classes: what it knows, in the order of its probabilities; empty where nobody says.
         weights: what it was loaded from, as a user names it; "" for a callable.
         trained_on, tested_on: data sets, as far as is known.
+        trained_data: fingerprints of those that it was trained on, as its checkpoint keeps them.
         own_milliseconds: an image, that are not taken by a clock here (a person's, a remote service's).
         dtype: of what it computes with, for reports.
     """
@@ -38,6 +40,7 @@ class IDKCascadeModel:
     weights = ""
     trained_on: Sequence[str] = ()
     tested_on: Sequence[str] = ()
+    trained_data: Mapping[str, Fingerprint] = {}
     own_milliseconds = 0.0
     dtype = torch.float32
     _own_numbers: np.ndarray | None = None

@@ -90,6 +90,7 @@ class NetworkModel(IDKCascadeModel):
         mapper = None if dataset else partial(_of_image, predictor_of(loaded))
         made = cls(name or default_name(weights), cfg, model, dataset, described.get("classes", ()), mapper)
         made.weights = weights
+        made.trained_data = (described.get("inputs") or {}).get("data", {})
         return made
 
     def fit_classes(self, dataset: str, names: Sequence[str]) -> None:

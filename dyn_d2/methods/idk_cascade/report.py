@@ -6,7 +6,7 @@ images.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from .networks import NetworkModel
 from .outcome import Outcome, evaluate, oracle
 from .search import Candidate, Goal, GoalNotReachedError, front
 from .table import PredictionTable
+from .timing import in_turns
 
 logger = logging.getLogger(__name__)
 
@@ -58,13 +59,12 @@ def check_models(models: Sequence[IDKCascadeModel], held_out: str, test: str = "
         names = ensure_classes(dataset)
         for model in models:
             model.fit_classes(dataset, names)
-    trained = {name for model in models for name in model.trained_on}
     tested = {name for model in models for name in model.tested_on} | ({test} if test else set())
     if held_out == test:
         raise ValueError(f"{test} cannot be both the held-out and the test set.")
-    problem = held_out_problem(held_out, trained, tested)
-    if problem:
-        raise ValueError(problem)
+    for model in models:
+        if problem := held_out_problem(held_out, model.trained_on, tested, model.trained_data):
+            raise ValueError(f"{model.name}: {problem}")
 
 
 def check_kinds(models: Sequence[IDKCascadeModel]) -> None:
@@ -106,6 +106,17 @@ def answer_all(models: Sequence[IDKCascadeModel], dataset: str, split: str, batc
     logger.info(f"{dataset}: {len(records)} images, {len(models)} models")
     table, ms = collect(models, records, lambda m, answers: m.losses(records, answers), split, batch)
     return Measured(dataset, records, table, ms)
+
+
+def time_in_turns(
+    models: Sequence[IDKCascadeModel], cascades: Mapping[str, Candidate], test: Measured, batch: int, rounds: int
+) -> tuple[Measured, dict[str, float]]:
+    """``test`` with milliseconds of the models, and those of each of ``cascades``, all taken in turns."""
+    runners: dict[str, Any] = {model.name: model for model in models}
+    runners |= {f"IDK cascade {name}": IDKCascade(models, chosen.rules) for name, chosen in cascades.items()}
+    taken = [each["milliseconds"] for each in in_turns(runners, test.records, batch, rounds).values()]
+    own, of_cascades = taken[: len(models)], taken[len(models) :]
+    return replace(test, milliseconds=np.array(own)), dict(zip(cascades, of_cascades, strict=True))
 
 
 def sweep(
@@ -177,11 +188,11 @@ def expected_row(name: str, outcome: Outcome, milliseconds: np.ndarray, images: 
     }  # fmt: skip
 
 
-def realised_row(name: str, run: Run, test: Measured) -> dict[str, Any]:
-    """The same from a run."""
+def realised_row(name: str, run: Run, test: Measured, milliseconds: float) -> dict[str, Any]:
+    """The same from a run; ``milliseconds`` are taken in turns with the models."""
     return {
         **expected_row(name, realised(run, test.table), test.milliseconds, len(run.answers)),
-        "milliseconds": run.milliseconds,
+        "milliseconds": milliseconds,
         "deciding_milliseconds": 1000 * run.deciding / len(run.answers),
     }
 
@@ -206,11 +217,13 @@ def time_curve(
     batch: int,
     folder: Path,
     points: int,
+    rounds: int,
 ) -> list[dict[str, Any]]:
     """The test metric against measured milliseconds: each model alone, and ``points`` IDK cascades of ``found``, from
-    the cheapest to the most expensive that were not beaten on the held-out images, all of them run."""
+    the cheapest to the most expensive that were not beaten on the held-out images, all of them run, in turns."""
     best = front(found)
-    spread = [best[i] for i in np.unique(np.linspace(0, len(best) - 1, points).astype(int))]
+    spread = {str(i): best[i] for i in np.unique(np.linspace(0, len(best) - 1, points).astype(int))}
+    test, taken = time_in_turns(models, spread, test, batch, rounds)
     rows = [
         {
             "name": model.name,
@@ -219,10 +232,10 @@ def time_curve(
         }
         for model, ms, answers in zip(models, test.milliseconds, test.table.outputs, strict=True)
     ]
-    for chosen in spread:
+    for number, chosen in spread.items():
         run, metric = run_on_test(models, chosen, test, batch, folder)
         name = f"IDK cascade, {chosen.outcome.relative_cost:.2f} expected"
-        rows.append({"name": name, **realised_row("test", run, test), "metric": metric})
+        rows.append({"name": name, **realised_row("test", run, test, taken[number]), "metric": metric})
     return rows
 
 
@@ -233,8 +246,14 @@ def report(
     found: dict[str, Candidate | str],
     batch: int,
     folder: Path,
+    milliseconds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Everything that was expected and measured, as plain numbers and text."""
+    """Everything that was expected and measured, as plain numbers and text.
+
+    Args:
+        test, milliseconds: from ``time_in_turns``; None where nothing is tested.
+    """
+    milliseconds = milliseconds or {}
     sets = [held_out] if test is None else [held_out, test]
     described = []
     for i, model in enumerate(models):
@@ -253,7 +272,10 @@ def report(
     return {
         "models": described,
         "oracle": {part.dataset: oracle(part.table).record() for part in sets},
-        "methods": {name: _of_method(models, held_out, test, chosen, batch, folder) for name, chosen in found.items()},
+        "methods": {
+            name: _of_method(models, held_out, test, chosen, batch, folder, milliseconds.get(name))
+            for name, chosen in found.items()
+        },
         "batch": batch,
         "machine": describe_machine(models[0].device, models[0].dtype),
     }
@@ -266,15 +288,28 @@ def _of_method(
     chosen: Candidate | str,
     batch: int,
     folder: Path,
+    milliseconds: float | None,
 ) -> dict[str, Any]:
     if isinstance(chosen, str):
         return {"problem": chosen}
-    rows = [expected_row("held-out, expected", chosen.outcome, held_out.milliseconds, len(held_out.table))]
-    if test is None:
+    timed = held_out if test is None else test
+    rows = [expected_row("held-out, expected", chosen.outcome, timed.milliseconds, len(held_out.table))]
+    if test is None or milliseconds is None:
         return {"settings": chosen.settings, "rows": rows}
     run, metric = run_on_test(models, chosen, test, batch, folder)
-    rows.append(realised_row("test, realised", run, test))
+    rows.append(realised_row("test, realised", run, test, milliseconds))
     return {"settings": chosen.settings, "rows": rows, "metric": metric}
+
+
+def _how_timed(record: dict[str, Any]) -> str:
+    one_by_one = "each model once, one after another, so that a slow minute of the machine hits some of them only"
+    if not record["rounds"]:
+        return f"Times: {one_by_one}."
+    held_out, test = record["oracle"]
+    return (
+        f"Times on {test}, and the expected ones: models and IDK cascades in turns, the least of {record['rounds']} "
+        f"for each batch, without decoding. Times on {held_out}: {one_by_one}."
+    )
 
 
 def to_markdown(record: dict[str, Any]) -> str:
@@ -318,7 +353,7 @@ def to_markdown(record: dict[str, Any]) -> str:
             tabulate(rows, headers=cascade_heads, tablefmt="pipe", disable_numparse=True),
             f"Oracle: {best}. GFLOPs: 1e9 multiply-adds, mean per image; relative: to the last model's. Batch "
             f"{record['batch']}, {machine['device']}, {machine['threads']} thread(s), load {machine['load']:.1f}; "
-            "the expected time is each model's own by the share of images that reach it.",
+            f"the expected time is each model's own by the share of images that reach it. {_how_timed(record)}",
             *unreached,
         ]
     )

@@ -20,11 +20,13 @@ from .execution import IDKCascadeModel
 from .sizes import split_size
 
 PREFIX = "timm:"
+CENTER, SQUASH = "center", "squash"  # timm's names: what becomes of an image that is no square
 
 
 class TimmClassifier(IDKCascadeModel):
     """A pretrained model of timm. Its images are records of a data set, resized as timm says that the model wants them
-    (shorter side, then a square from the middle); ``classes`` are ImageNet's wnids where it knows ImageNet's classes.
+    (the shorter side, or both sides to a square, then a square from the middle); ``classes`` are ImageNet's wnids where
+    it knows ImageNet's classes.
     """
 
     def __init__(self, name: str, pixels: int = 0, weights: str = PRETRAINED) -> None:
@@ -36,18 +38,26 @@ class TimmClassifier(IDKCascadeModel):
 
         Raises:
             UserError, ValueError, FileNotFoundError: from ``build_timm_classifier``.
+            ValueError: it takes no images of ``pixels``, or crops them otherwise.
         """
         built = build_timm_classifier(name, weights)
         own = own_size(built.module)
         if pixels and built.size is not None and (pixels, pixels) != built.size:
             raise ValueError(f"{PREFIX}{name}@{pixels}: this model takes images of {built.size[0]} pixels only.")
         config = built.module.pretrained_cfg
+        mode = config.get("crop_mode") or CENTER
+        if mode not in (CENTER, SQUASH):
+            raise ValueError(
+                f"{PREFIX}{name}: timm crops images of this model by {mode!r}, which is not supported: give a model "
+                f"whose crop_mode is {CENTER} or {SQUASH}."
+            )
         self.pixels = pixels or own[0]
         self.name = name if self.pixels == own[0] else f"{name}@{pixels}"
         self.weights = f"{PREFIX}{self.name}"
         self.module = built.module.to(memory_format=torch.channels_last)
         self.classes = class_names(built.module)
-        self._shorter = int(self.pixels / (config.get("crop_pct") or 1.0))
+        side = int(self.pixels / (config.get("crop_pct") or 1.0))
+        self._resized = [side, side] if mode == SQUASH else [side]  # one number is that of the shorter side
         self._way = InterpolationMode(config.get("interpolation") or "bicubic")
         self._mean, self._std = (torch.tensor(values).reshape(-1, 1, 1) for values in (built.mean, built.std))
 
@@ -69,7 +79,7 @@ class TimmClassifier(IDKCascadeModel):
         return torch.stack([self._square(record) for record in images])
 
     def _square(self, record: dict[str, Any]) -> Tensor:
-        image = picture.resize(Image.fromarray(decode(record)), [self._shorter], self._way)
+        image = picture.resize(Image.fromarray(decode(record)), self._resized, self._way)
         return picture.pil_to_tensor(picture.center_crop(image, [self.pixels, self.pixels]))
 
     @torch.inference_mode()

@@ -100,7 +100,8 @@ def record_cost(name: str, cost: float, like: Tensor) -> None:
 
 
 def record_pixels(name: str, cost: float, x: Features) -> None:
-    """The same for what costs ``cost`` multiply-adds for each pixel and ran on x; dense is all pixels of the maps."""
+    """The same for what costs ``cost`` multiply-adds for each pixel and ran on x. Dense is all pixels of the maps; of
+    chosen pixels it is those of the images, where somebody said how large these are, as padding is never chosen."""
     trace = current_trace()
     if trace is None:
         return
@@ -109,4 +110,8 @@ def record_pixels(name: str, cost: float, x: Features) -> None:
         return
     region = x.region
     _, height, width = region.size
-    trace.costs.append(Cost(name, cost * height * width, lambda: region.counts().to(torch.float32) * cost))
+    sizes = trace.context.image_sizes
+    dense: float | list[float] = cost * height * width
+    if sizes is not None:
+        dense = [cost * -(-h // STRIDE) * -(-w // STRIDE) for h, w in sizes]
+    trace.costs.append(Cost(name, dense, lambda: region.counts().to(torch.float32) * cost))

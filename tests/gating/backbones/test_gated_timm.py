@@ -101,9 +101,6 @@ def test_frozen_norms_are_folded_and_maps_are_channels_last_as_in_the_plain_mode
 @pytest.mark.parametrize("name", FAMILIES)
 def test_nothing_of_a_closed_block_is_computed_and_the_trace_counts_what_ran(name):
     gated = build_timm(name, GATED).eval()
-    for layer in gated.modules():
-        if hasattr(layer, "fused_attn"):  # torch's counter does not know the fused operator
-            layer.fused_attn = False
     choices = random_choices(gated, 3)
     choices[0][:], choices[-1][:] = False, True
     force(gated, choices)

@@ -10,7 +10,7 @@ from tiny_detection import CLASSES, tiny_opts, write_boxes
 
 from dyn_d2.config.derive import build_cfg
 from dyn_d2.gating.meta_arch.classifier import ImageClassifier
-from dyn_d2.methods.idk_cascade import cli, cross_cli
+from dyn_d2.methods.idk_cascade import cli, cross_cli, report
 from dyn_d2.methods.idk_cascade.calibration import load_idk_cascade
 from dyn_d2.methods.idk_cascade.networks import NetworkModel
 
@@ -106,11 +106,33 @@ def test_the_network_as_idk_classifier_is_stored_and_runs(tmp_path, classifiers)
     assert record["stored"] == "cost_aware_network" and "network" in (tmp_path / "out" / "cascade.md").read_text()
 
 
+def test_times_on_test_images_are_taken_in_turns(tmp_path, classifiers, monkeypatch):
+    """All times of the report come from one call, whose clock says 1, 2, 3 ... ms of the runners in their order."""
+    asked = []
+
+    def in_turns(runners, images, batch, rounds):
+        asked.append((list(runners), len(images), batch, rounds))
+        return {name: {"milliseconds": 1.0 + number} for number, name in enumerate(runners)}
+
+    monkeypatch.setattr(report, "in_turns", in_turns)
+    sets = ["--held-out", "digits_train_held_out", "--test", "digits_test", "--budget", "1.9", "--rounds", "2"]
+    record = _main(tmp_path, classifiers, *sets, "--methods", "entropy", "margin")
+    assert asked == [(["fast", "slow", "IDK cascade entropy", "IDK cascade margin"], 40, 8, 2)]
+    assert [model["sets"]["digits_test"]["milliseconds"] for model in record["models"]] == [1, 2]
+    for number, name in enumerate(("entropy", "margin")):
+        expected, realised = record["methods"][name]["rows"]
+        assert realised["milliseconds"] == 3 + number
+        assert expected["milliseconds"] == pytest.approx(1 + 2 * expected["reach"][1])
+    text = (tmp_path / "out" / "cascade.md").read_text()
+    assert "Times on digits_test, and the expected ones: models and IDK cascades in turns, the least of 2" in text
+
+
 def test_held_out_images_alone_and_nothing_stored(tmp_path, classifiers):
     before = open(classifiers[0], "rb").read()
     arguments = ["--held-out", "digits_train_held_out", "--methods", "entropy", "--no-store"]
     record = _main(tmp_path, classifiers, *arguments)
     (row,) = record["methods"]["entropy"]["rows"]
+    assert "Times: each model once, one after another" in (tmp_path / "out" / "cascade.md").read_text()
     assert row["accuracy"] >= record["goal"]["accuracy"] - 1e-12 and record["stored"] == "entropy"
     assert open(classifiers[0], "rb").read() == before
 
@@ -206,6 +228,19 @@ def test_what_is_refused(tmp_path, classifiers, capsys):
     for words in (fit, part):
         with pytest.raises(ValueError, match="a model was trained on images of digits_train_"):
             cross_cli.main([*words, "--output", str(tmp_path / "cross")])
+
+
+def test_parts_that_were_divided_otherwise_in_training_are_refused(tmp_path, classifiers):
+    path = save_classifier(tmp_path / "otherwise", 8)
+    data = torch.load(path, weights_only=True)
+    data["dyn_d2"]["inputs"] = {"data": {"digits_train_fit": {"share held out": "0.1"}}}
+    torch.save(data, path)
+    message = r"otherwise: digits_train_held_out may have images .* \(share held out: 0.1 -> 0.2\)"
+    with pytest.raises(ValueError, match=message):
+        _main(tmp_path, [path, classifiers[1]], "--held-out", "digits_train_held_out")
+    with pytest.raises(ValueError, match=message):
+        words = ["--weights", path, classifiers[1], "--images", "digits_train_held_out"]
+        cross_cli.main([*words, "--output", str(tmp_path / "cross")])
 
 
 def test_few_shot_detectors_know_what_their_sets_were_cut_from(tmp_path):

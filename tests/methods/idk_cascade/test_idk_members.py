@@ -6,18 +6,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from timm_nets import saved_weights
+from timm_nets import saved_weights, timm_cfg
 
 from dyn_d2.data.classification import register_folders
-from dyn_d2.methods.idk_cascade import cross_cli
+from dyn_d2.methods.idk_cascade import cross_cli, kept_answers, timm_classifiers
 from dyn_d2.methods.idk_cascade.answers import FiledAnswers, keys_of
 from dyn_d2.methods.idk_cascade.calibration import found_path, stored_path
+from dyn_d2.methods.idk_cascade.execution import IDKCascadeModel
 from dyn_d2.methods.idk_cascade.members import load_members
+from dyn_d2.methods.idk_cascade.networks import NetworkModel
 from dyn_d2.methods.idk_cascade.timm_classifiers import TimmClassifier
 from dyn_d2.modeling.backbone.timm_models import build_timm_classifier
 from dyn_d2.utils.errors import UserError
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
 
 timm = pytest.importorskip("timm")
 WNIDS = ("n01440764", "n02102040", "n03000684")  # numbers 0, 217 and 491 of ImageNet
@@ -71,6 +74,63 @@ def test_it_knows_imagenet_s_classes_and_judges_by_them(tmp_path, photographs):
     assert (model.costs(inputs, found) > 1e6).all() and len(set(model.costs(inputs, found))) == 1
     with pytest.raises(ValueError, match="but not crow of birds"):
         model.fit_classes("birds", ["crow"])
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "tf_efficientnetv2_b3.in21k_ft_in1k"])  # crop_mode center, squash
+@pytest.mark.parametrize("size", [(330, 270), (200, 390)])
+def test_its_pixels_are_those_that_timm_gives_it(tmp_path, name, size):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8))
+    image.save(tmp_path / "image.png")
+    model = TimmClassifier(name, weights="")
+    config = timm.data.resolve_model_data_config(model.module)
+    right = timm.data.create_transform(**config, is_training=False)(image)
+    own = model.prepare([{"file_name": str(tmp_path / "image.png")}])[0]
+    torch.testing.assert_close((own - model._mean) / model._std, right, rtol=0, atol=1e-5)
+
+
+def test_another_way_of_cropping_is_refused(monkeypatch):
+    def built(name, weights):
+        model = build_timm_classifier(name, weights)
+        model.module.pretrained_cfg["crop_mode"] = "border"
+        return model
+
+    monkeypatch.setattr(timm_classifiers, "build_timm_classifier", built)
+    with pytest.raises(ValueError, match="timm:test_resnet: timm crops images of this model by 'border'"):
+        TimmClassifier("test_resnet", weights="")
+
+
+def test_attention_is_counted_where_torch_fuses_it():
+    model = TimmClassifier("vit_tiny_patch16_224", weights="")
+    inputs = torch.zeros(1, 3, 224, 224, dtype=torch.uint8)
+    fused = model.costs(inputs, [0])
+    plain = TimmClassifier("vit_tiny_patch16_224", weights="")
+    for layer in plain.module.modules():
+        if hasattr(layer, "fused_attn"):
+            layer.fused_attn = False
+    assert fused == plain.costs(inputs, [0]) and round(fused[0] / 1e9, 4) == 1.2537
+
+
+def test_a_plain_transformer_costs_what_the_gated_one_costs_with_open_gates():
+    image = [{"image": torch.zeros(3, 64, 64), "height": 64, "width": 64}]
+    cfg = timm_cfg("test_vit", "build_timm_backbone")
+    plain = NetworkModel("plain", cfg, build_model(cfg), "digits_test")
+    gated = build_model(timm_cfg("test_vit", "build_gated_timm_backbone")).eval()
+    dense = gated(image)[0]["route"].dense
+    assert plain.costs(image, plain.answer(image)).tolist() == [dense] and dense > 0
+
+
+def test_kept_answers_of_another_format_are_made_anew(tmp_path, monkeypatch):
+    calls = []
+    models = [
+        IDKCascadeModel(name, lambda images: calls.append(1) or np.full((len(images), 2), 0.5), 3) for name in "ab"
+    ]
+    for model in models:
+        model.weights = model.name
+    kept = tmp_path / "answers.npz"
+    for number in (kept_answers._FORMAT - 1, kept_answers._FORMAT, kept_answers._FORMAT):
+        monkeypatch.setattr(kept_answers, "_FORMAT", number)
+        kept_answers.answers_of(models, RECORDS, kept, "held_out")
+    assert len(calls) == 2 * 2 * 2  # two runs of each, of two calls, the first of which warms
 
 
 @pytest.mark.parametrize("text", ["timm:test_resnet@", "timm:test_resnet@x", "timm:test_resnet@5"])

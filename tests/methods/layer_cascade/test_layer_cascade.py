@@ -81,6 +81,8 @@ def test_from_nothing_to_everything(model):
     assert executed[0][0] < executed[1][0] < executed[2][0] == everything[0]["route"].dense
     # The second image is smaller: its padding goes no further than the first stage.
     assert executed[2][1] < executed[2][0] and executed[0][0] == executed[0][1]
+    dense = [output["route"].dense for output in everything]
+    assert executed[2] == pytest.approx(dense, rel=1e-5) and [output["route"].dense for output in some] == dense
 
 
 def test_settled_pixels_keep_what_their_stage_said(model):
