@@ -164,12 +164,15 @@ def scale_to_batch(cfg: CfgNode, given: Iterable[str] = ()) -> None:
     """Fit rate and schedule to SOLVER.IMS_PER_BATCH where the config was made for SOLVER.REFERENCE_BATCH: with s =
     IMS_PER_BATCH / REFERENCE_BATCH the rate is multiplied by s and all iteration counts are divided by s.
 
-    Keys in ``given`` are left alone. REFERENCE_BATCH becomes the new batch, so that a saved config is not scaled again.
+    Keys in ``given`` are left alone, and with MAX_ITER the warm-up, which could grow beyond it. REFERENCE_BATCH becomes
+    the new batch, so that a saved config is not scaled again.
     """
     given, solver = set(given), cfg.SOLVER
     reference, batch = solver.REFERENCE_BATCH, solver.IMS_PER_BATCH
     if not solver.AUTO_SCALE or reference in (0, batch):
         return
+    if "SOLVER.MAX_ITER" in given:
+        given.add("SOLVER.WARMUP_ITERS")
     why = f"batch {reference} -> {batch}"
     for key in ("BASE_LR", *_COUNTS):
         set_unless_given(cfg, f"SOLVER.{key}", at_batch(key, solver[key], batch / reference), given, why)

@@ -1,10 +1,14 @@
 """Schedules of the learning rate that Detectron2 does not have, with its warm-up before them."""
 
+import logging
+
 from fvcore.common.param_scheduler import ExponentialParamScheduler, ParamScheduler
 from torch.optim import Optimizer
 
 from detectron2.config import CfgNode
 from detectron2.solver import LRMultiplier, WarmupParamScheduler
+
+logger = logging.getLogger(__name__)
 
 POLY = "WarmupPolyLR"  # as in Detectron2's DeepLab project
 HALVING = "HalvingLR"
@@ -53,3 +57,16 @@ def _after_warm_up(cfg: CfgNode, optimizer: Optimizer, schedule: ParamScheduler)
     warm_up = min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0)
     schedule = WarmupParamScheduler(schedule, solver.WARMUP_FACTOR, warm_up, solver.WARMUP_METHOD)
     return LRMultiplier(optimizer, multiplier=schedule, max_iter=solver.MAX_ITER)
+
+
+def warn_of_long_warm_up(cfg: CfgNode) -> None:
+    """Log that the warm-up takes more than half of the training: the rate ends its rise where the schedule is by then,
+    which is near 0 for a cosine or a power, and may never be near SOLVER.BASE_LR."""
+    solver = cfg.SOLVER
+    if 2 * solver.WARMUP_ITERS <= solver.MAX_ITER:
+        return
+    share = min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0)
+    logger.warning(
+        f"SOLVER.WARMUP_ITERS {solver.WARMUP_ITERS} is {share:.0%} of the {solver.MAX_ITER} iterations, so that most "
+        f"of them have a rate far below SOLVER.BASE_LR: set SOLVER.WARMUP_ITERS {solver.MAX_ITER // 10}, for example."
+    )

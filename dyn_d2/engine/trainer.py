@@ -37,7 +37,7 @@ from .feature_cache import FreshFeatures, evaluated_from_cache, predictor_alone
 from .frozen_maps import heads_alone
 from .hooks import DivergenceError, FirstSteps, LossAverages, LossGuard, StepSeeds
 from .inputs import inputs_of
-from .lr_schedules import HALVING, POLY, halving_schedule, poly_schedule
+from .lr_schedules import HALVING, POLY, halving_schedule, poly_schedule, warn_of_long_warm_up
 from .optimizers import chosen_optimizer
 from .param_groups import scale_backbone_rate
 from .resume import (
@@ -234,6 +234,7 @@ class DynTrainer(DefaultTrainer):
             model, report = self.checkpointer.model, self.checkpointer.report
             require_same_classes(model, report, self.cfg.DATASETS.TRAIN, start=True)
             warn_of_settings(self.cfg, report)
+            warn_of_long_warm_up(self.cfg)
             for method in methods():
                 method.start(self.cfg, model, report)
             if comm.is_main_process():  # a kill before the first checkpoint must not resume what was here before

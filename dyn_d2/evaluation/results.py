@@ -15,6 +15,7 @@ from torch import nn
 
 import dyn_d2
 from dyn_d2.backend import describe_backend
+from dyn_d2.data.fingerprint import data_fingerprint
 from dyn_d2.utils.atomic import write_json
 from dyn_d2.utils.own_files import is_number, read_json_of
 
@@ -92,6 +93,7 @@ def evaluation_record(
         "protocol": cfg.FEW_SHOT.PROTOCOL if cfg.FEW_SHOT.BENCHMARK else None,
         "few_shot": dict(few_shot) if few_shot else None,
         "shots_hash": _shots_hash(cfg),
+        "test_data": {name: data_fingerprint(name) for name in names},
         "train_sets": list(cfg.DATASETS.TRAIN),
         "batch": cfg.SOLVER.IMS_PER_BATCH,
         "learning_rate": cfg.SOLVER.BASE_LR,

@@ -10,6 +10,7 @@ from tiny_tasks import task_opts
 
 from dyn_d2.config.derive import build_cfg
 from dyn_d2.config.read import read_cfg
+from dyn_d2.engine.lr_schedules import warn_of_long_warm_up
 from dyn_d2.engine.param_groups import scale_backbone_rate
 from dyn_d2.engine.trainer import DynTrainer
 from dyn_d2.gating.meta_arch.dynamic import find_policy
@@ -53,6 +54,14 @@ def test_warm_up_and_wrong_power():
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
     with pytest.raises(ValueError, match="POLY_LR_POWER is -1"):
         DynTrainer.build_lr_scheduler(_cfg(SOLVER__POLY_LR_POWER=-1.0), optimizer)
+
+
+@pytest.mark.parametrize(("warm_up", "share"), [(5, None), (6, "60%"), (20, "100%")])
+def test_a_warm_up_of_most_of_the_training_is_said(warm_up, share, caplog):
+    cfg = _cfg()
+    cfg.SOLVER.WARMUP_ITERS = warm_up
+    warn_of_long_warm_up(cfg)
+    assert [f"is {share} of the 10 iterations" in text for text in caplog.messages] == [True] * (share is not None)
 
 
 def test_backbone_has_its_own_rate_and_gates_another():

@@ -51,6 +51,12 @@ def test_keys_of_the_command_line_win() -> None:
     assert cfg.SOLVER.BASE_LR == 0.02 and cfg.SOLVER.MAX_ITER == 144000
 
 
+def test_the_warm_up_does_not_outgrow_iterations_that_were_given() -> None:
+    cfg = read_cfg("", [*COMMON, "SOLVER.MAX_ITER", "400"])
+    scale_to_batch(cfg, ["SOLVER.MAX_ITER"])
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.BASE_LR) == (400, 100, 0.0025)
+
+
 def test_steps_at_or_behind_the_end_are_left_out() -> None:
     cfg = build_cfg("", [*COMMON, "SOLVER.AUTO_SCALE", "False", "SOLVER.MAX_ITER", "16000"])
     assert cfg.SOLVER.STEPS == (12000,)

@@ -11,6 +11,7 @@ from dyn_d2.config import add_dyn_d2_config
 from dyn_d2.evaluation.results import compare, evaluation_record, read_results, weights_hash, write_results
 
 from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog
 
 
 def _record(seed=0, ap=30.0):
@@ -52,6 +53,21 @@ def test_compare_lists_differences_only():
     names = [name for name, _, _ in compare(_record(0, 30.0), _record(1, 31.0))]
     assert {"seed", "weights_hash", "metrics/a_test_set/bbox/AP"} <= set(names)
     assert not {"batch", "learning_rate", "versions/torch", "time"} & set(names)
+
+
+def test_test_sets_of_equal_names_differ_by_their_content():
+    def score(label):
+        DatasetCatalog.register("a_test_set", lambda: [{"file_name": "1.png", "label": label}])
+        try:
+            return _record()
+        finally:
+            DatasetCatalog.remove("a_test_set")
+
+    def differing(first, second):
+        return [name for name, _, _ in compare(first, second) if not name.startswith("metrics/")]  # of NaN
+
+    assert differing(score(0), score(0)) == []
+    assert differing(score(0), score(1)) == ["test_data/a_test_set/records"]
 
 
 @pytest.mark.parametrize(
