@@ -36,6 +36,7 @@ REMEDIES = {
     "empty_mask": "draw the mask again, or remove it to train on the box alone",
     "mask_outside": "clip the polygons to the image, or remove them to train on the box alone",
     "no_mask": 'add the "segmentation", or remove the flag',
+    "unmasked": 'add the "segmentation", or set MODEL.MASK_ON to False',
     "missing_image": "copy the image to that place, or correct file_name or the image folder",
     "unreadable_image": "replace the file by one that opens, or remove the image and its annotations",
     "deep_image": "convert the image to 8 bits a channel",

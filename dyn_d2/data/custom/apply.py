@@ -107,6 +107,6 @@ def _hold_out(cfg: CfgNode, data: CustomData) -> tuple[tuple[str], tuple[str]]:
                          "give one of them.")  # fmt: skip
     if data.format == "folders":
         ensure_classes(name)  # which the parts copy
-    fit, held_out = register_parts(name, keys.HOLD_OUT)
+    fit, held_out = register_parts(name, keys.HOLD_OUT, masks=cfg.MODEL.MASK_ON)
     MetadataCatalog.get(held_out).split = HELD_OUT
     return (fit,), (held_out,)

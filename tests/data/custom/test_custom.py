@@ -105,6 +105,38 @@ def test_a_part_of_a_voc_folder_is_held_out_and_evaluated(tmp_path):
     assert evaluator.evaluate()["bbox"]["AP50"] == pytest.approx(100)
 
 
+def drop_masks(folder: Path, keep) -> None:
+    """Take the masks away from all annotations of the json for which ``keep`` says False."""
+    path = folder / "instances.json"
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        if not keep(annotation):
+            del annotation["segmentation"]
+    path.write_text(json.dumps(content))
+
+
+def test_a_held_out_part_has_all_masks_if_that_can_be(tmp_path):
+    opts = coco(tmp_path)
+    images = sorted(image["id"] for image in json.loads((tmp_path / "instances.json").read_text())["images"])
+    opts += [*keys(HOLD_OUT=0.25), "MODEL.DEVICE", "cpu"]
+
+    def held_out(*more) -> list:
+        build_cfg("", [*opts, *more])
+        return [record["image_id"] for record in registered_records("mine_train_held_out")]
+
+    boxes_only, masks = ("MODEL.MASK_ON", "False"), ("MODEL.MASK_ON", "True")
+    drawn = held_out(*masks)
+    assert drawn == held_out(*boxes_only) and len(drawn) == 2
+    whole = [i for i in images if i not in drawn][:3]
+    drop_masks(tmp_path, lambda a: a["image_id"] in whole or a["id"] % 2)
+    assert held_out(*boxes_only) == drawn
+    assert len(held_out(*masks)) == 2 and set(held_out(*masks)) < set(whole)
+    fit = [record["image_id"] for record in registered_records("mine_train_fit")]
+    assert sorted([*fit, *held_out(*masks)]) == images
+    drop_masks(tmp_path, lambda a: a["image_id"] == whole[0] and "segmentation" in a or "segmentation" not in a)
+    assert held_out(*masks) == drawn  # one image is too few
+
+
 def test_a_changed_yolo_file_is_read_again(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = write_yolo_folder(tmp_path / "yolo", images=2)
