@@ -41,6 +41,7 @@ REMEDIES = {
     "unreadable_image": "replace the file by one that opens, or remove the image and its annotations",
     "deep_image": "convert the image to 8 bits a channel",
     "bad_label_map": "write a grey PNG of 8 bits and of the image's size with one class a pixel, from 0 on",
+    "beyond_tree": "add the labels of these numbers to the tree and to its label set, or write other numbers",
     "absent_class": "write the numbers of the classes, from 0 on, or set ignore_label to a number that is no class",
     "ignore_label": "set both to the number that the label maps have where nothing counts",
     "imperfect": "correct what the message names; no model can score more",

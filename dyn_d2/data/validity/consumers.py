@@ -74,6 +74,7 @@ SPOILS: dict[str, tuple[str, ...]] = {
     "size_mismatch": (IMAGES,),
     "label_range": (LABELS,),
     "bad_label_map": (LABELS,),
+    "beyond_tree": (LABELS,),
     "absent_class": (LABELS,),
     "ignore_label": (LABELS,),
 }
