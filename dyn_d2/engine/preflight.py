@@ -347,7 +347,7 @@ def _label_map_problems(cfg: CfgNode) -> dict[str, str]:
     return problems
 
 
-def _evaluation_problems(trainer: DynTrainer, said: Collection[str]) -> list[str]:
+def _evaluation_problems(trainer: DynTrainer, said: Collection[str] = ()) -> list[str]:
     """What goes wrong when two images are evaluated by the real evaluators, but for sets whose defects are said."""
     problems, cfg = [], trainer.cfg
     for name in (*cfg.DATASETS.TEST, *(cfg.DATASETS.VAL if cfg.SOLVER.BEST.METRIC else ())):
