@@ -1,6 +1,7 @@
 """The package builds where torch is not installed, holds all that it needs, and works without a checkout."""
 
 import os
+import re
 import subprocess
 import sys
 import venv
@@ -31,6 +32,14 @@ def source(tmp_path_factory) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((ROOT / name).read_bytes())
     return folder
+
+
+def test_all_has_every_extra_but_those_that_its_comment_names():
+    text = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    comment, everything = re.search(r'((?:# .*\n)*)all = \["dyn_d2\[(.*)\]"\]', text).groups()
+    named = set(re.findall(r"^(\w+) = ", text, re.MULTILINE)) - {"all", "test", "dev", "docs", "timm"}  # of pretrained
+    missing = named - set(everything.split(","))
+    assert missing == {"albumentations", "convert", "fiftyone"} and all(name in comment for name in missing)
 
 
 def _build(python: Path | str, source: Path, wheels: Path, *options: str) -> Path:

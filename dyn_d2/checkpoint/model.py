@@ -9,7 +9,7 @@ from torch import nn
 
 from dyn_d2.config import add_dyn_d2_config
 from dyn_d2.config.ranges import check_ranges
-from dyn_d2.config.read import merge_opts, read_cfg
+from dyn_d2.config.read import merge_into_carried, read_cfg
 from dyn_d2.data.custom import register_custom
 from dyn_d2.method import methods
 from dyn_d2.modeling.build import build_model
@@ -35,10 +35,12 @@ def load_model(weights: str, config_file: str = "", opts: Iterable[str] = ()) ->
     Args:
         weights: a checkpoint. One that dyn_d2 wrote brings its config and class names.
         config_file: for checkpoints of others; wins over the checkpoint's own config.
-        opts: ``KEY VALUE ...`` that change the config.
+        opts: ``KEY VALUE ...`` that change the config. Modules of DATASETS.IMPORT are imported if they are named here
+            or in the config file, not if only the checkpoint names them.
 
     Raises:
         FileNotFoundError: no such file.
+        UserError: a module cannot be imported.
         CheckpointError: unreadable; without a config and none is given; or it does not hold the whole model.
         KeyError: ``opts`` or the config have keys that do not exist.
         ValueError: ``opts`` are no pairs, or a key has a value that cannot be used.
@@ -48,7 +50,7 @@ def load_model(weights: str, config_file: str = "", opts: Iterable[str] = ()) ->
         cfg = read_cfg(config_file, opts)
     elif "config" in described:
         cfg = own_config(weights, described)
-        merge_opts(cfg, opts)
+        merge_into_carried(cfg, opts)
     else:
         raise CheckpointError(
             f"{weights} does not carry its config: give the yaml it was trained with (--config-file)."

@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     fiftyone = import_fiftyone()
     shown = _shown(fiftyone, args)
     predictor = load_predictor(args.weights) if args.weights else None
-    for name in data_sets(args.config_file, args.dataset, args.opts):
+    for name, _ in data_sets(args.config_file, args.dataset, args.opts):
         records, metadata = _chosen(name, args.images, args.seed), MetadataCatalog.get(name)
         samples, targets = _samples(fiftyone, records, metadata, predictor, args.batch)
         data = fiftyone.Dataset(shown[name], overwrite=args.overwrite, persistent=True)
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _shown(fiftyone: Any, args: argparse.Namespace) -> dict[str, str]:
     """Data set -> its name in FiftyOne; what cannot be named so is told before anything is made."""
-    names = list(data_sets(args.config_file, args.dataset, args.opts))
+    names = [name for name, _ in data_sets(args.config_file, args.dataset, args.opts)]
     if args.name and len(names) > 1:
         raise UserError(f"--name {args.name} is one name, but the config has {', '.join(names)}: give --dataset.")
     shown = {name: args.name or name for name in names}

@@ -4,7 +4,8 @@
     dyn-d2 show-data --dataset coco_2017_val --images 24
 
 One picture a data set, of images drawn at random (--seed); of few-shot sets all shots, a row a class. With a few-shot
-config, the sets of the base and of the fine-tuning stage are drawn, unless FEW_SHOT.STAGE names one.
+config, the sets of the base and of the fine-tuning stage are drawn, unless FEW_SHOT.STAGE names one. Sets of
+DATASETS.TRAIN are drawn with the masks that INPUT.PARTIAL_MASKS leaves or makes, where MODEL.MASK_ON is True.
 """
 
 import argparse
@@ -16,11 +17,13 @@ import numpy as np
 
 from dyn_d2.config.derive import build_cfg
 from dyn_d2.data.few_shot.stages import BASE, FINETUNE
+from dyn_d2.data.partial_masks import with_masks_left, words_on_masks
 from dyn_d2.data.registered import registered_records, unregistered
 from dyn_d2.data.validity.coco import DataError
 from dyn_d2.evaluation.data_figures import COLUMNS, draw_records
 from dyn_d2.utils.atomic import atomic_write
 
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 MOST_SHOTS = 10  # of a class that are drawn
@@ -41,14 +44,15 @@ def main(argv: list[str] | None = None) -> int:
     if not (args.config_file or args.dataset or args.opts):
         parser.error("give --config-file, --dataset or keys of DATASETS.CUSTOM")
     args.output.mkdir(parents=True, exist_ok=True)
-    for name in data_sets(args.config_file, args.dataset, args.opts):
-        file, words = _draw(name, args)
+    for name, cfg in data_sets(args.config_file, args.dataset, args.opts):
+        file, words = _draw(name, cfg, args)
         print(f"{file}: {words}")
     return 0
 
 
-def data_sets(config_file: str, dataset: str | None, opts: Sequence[str]) -> Iterator[str]:
-    """Names of the data sets of a config, each while it is registered, or of one that is asked for.
+def data_sets(config_file: str, dataset: str | None, opts: Sequence[str]) -> Iterator[tuple[str, CfgNode]]:
+    """Names of the data sets of a config, each while it is registered and with the config that uses it, or of one that
+    is asked for.
 
     Raises:
         ValueError: none is registered.
@@ -57,7 +61,7 @@ def data_sets(config_file: str, dataset: str | None, opts: Sequence[str]) -> Ite
     if dataset:
         if said := unregistered([dataset]):
             raise ValueError(said)
-        yield dataset
+        yield dataset, cfg
         return
     stages = [BASE, FINETUNE] if cfg.FEW_SHOT.BENCHMARK and "FEW_SHOT.STAGE" not in opts[::2] else [cfg.FEW_SHOT.STAGE]
     seen: set[str] = set()
@@ -67,11 +71,21 @@ def data_sets(config_file: str, dataset: str | None, opts: Sequence[str]) -> Ite
         seen |= set(names)
         if not seen:
             raise ValueError("the config names no data set: set DATASETS.CUSTOM, or DATASETS.TRAIN and TEST.")
-        yield from names
+        yield from ((name, cfg) for name in names)
 
 
-def _draw(name: str, args: argparse.Namespace) -> tuple[Path, str]:
-    records, metadata = registered_records(name), MetadataCatalog.get(name)
+def _records(name: str, cfg: CfgNode) -> tuple[Sequence[dict[str, Any]], str]:
+    """The records of a data set, of training with the masks that are left there, and what there is to say of them."""
+    if not cfg.MODEL.MASK_ON or name not in cfg.DATASETS.TRAIN:
+        return registered_records(name), ""
+    # A share of the images is one of all sets that are trained on.
+    records = [{**record, "dataset": one} for one in cfg.DATASETS.TRAIN for record in registered_records(one)]
+    own = [record for record in with_masks_left(cfg, records) if record["dataset"] == name]
+    return own, words_on_masks(own) if any("annotations" in record for record in own) else ""
+
+
+def _draw(name: str, cfg: CfgNode, args: argparse.Namespace) -> tuple[Path, str]:
+    (records, said), metadata = _records(name, cfg), MetadataCatalog.get(name)
     if not records:
         raise DataError(f"data set {name} has no image.")
     shots = (metadata.get("few_shot", None) or {}).get("shots") if metadata.get("shots_file", None) else None
@@ -82,6 +96,7 @@ def _draw(name: str, args: argparse.Namespace) -> tuple[Path, str]:
         chosen, columns = [records[i] for i in sorted(order)], COLUMNS
     objects = sum(len(record.get("annotations", ())) for record in records)
     words = f"{len(records)} images" + (f", {objects} objects" if objects else "") + f", {len(chosen)} drawn"
+    words += f"; {said}" if said else ""
     path = args.output / f"{name}.png"
     figure = draw_records(chosen, metadata, columns, f"{name}: {words}")
     with atomic_write(path, "wb") as file:

@@ -3,21 +3,23 @@
     dyn-d2 show-tree universal --output tree.png
     dyn-d2 show-tree my_tree.yaml
     dyn-d2 show-tree digit_scenes --dataset digit_scenes_train_sem --output tree.png
+    dyn-d2 show-tree my_tree.yaml --dataset custom_train --config-file my_labels.yaml
 
 With --dataset, the tree is cut to that data set's labels, and its label maps are read: how many pixels each class has,
-which classes never occur, and whether every value is a class or the ignore label. The exit status is 1 if the tree is
-not valid or does not fit.
+which classes never occur, and whether every value is a class or the ignore label. A config registers the data sets of
+its DATASETS.CUSTOM and DATASETS.IMPORT. The exit status is 1 if the tree is not valid or does not fit.
 """
 
 import argparse
 
-from dyn_d2.data.registered import registered_records
+from dyn_d2.config.derive import build_cfg
+from dyn_d2.data.registered import registered_records, unregistered
 from dyn_d2.data.semantic.label_maps import IGNORE, count_pixels
 from dyn_d2.evaluation.figures import save_figure
 from dyn_d2.evaluation.tree_figures import draw_tree, pixel_shares
 from dyn_d2.hierarchy import Hierarchy, load_hierarchy, shipped_hierarchies
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -27,6 +29,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dataset", metavar="NAME", help="a registered semantic segmentation set to check")
     parser.add_argument("--label-set", metavar="NAME", help="its labels in the tree; default: as its metadata says")
     parser.add_argument("--images", type=int, default=0, metavar="N", help="read N label maps only, evenly spread")
+    parser.add_argument("--config-file", default="", help="a config with DATASETS.CUSTOM or DATASETS.IMPORT")
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="pairs that change the config; last"
+    )
     args = parser.parse_args(arguments)
     if args.images < 0:
         parser.error("--images is a number from 0 (all) on")
@@ -65,9 +71,11 @@ def check_dataset(tree: Hierarchy, dataset: str, label_set: str, images: int) ->
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     tree, shares = load_hierarchy(args.tree), None
+    if args.config_file or args.opts:
+        build_cfg(args.config_file, args.opts)  # registers what it names
     if args.dataset:
-        if args.dataset not in DatasetCatalog:
-            raise ValueError(f"There is no data set {args.dataset!r}; datasets/README.md lists the registered names.")
+        if said := unregistered([args.dataset]):
+            raise ValueError(said)
         label_set = args.label_set or MetadataCatalog.get(args.dataset).get("label_set", None)
         if label_set is None:
             raise ValueError(

@@ -4,16 +4,14 @@
 
 Folders are searched at any depth. Runs whose folders differ in nothing but the seed are one row; trainings that have
 not ended are left out. --commands names a yaml file of lines "name of a folder below the one that is given, without its
-seed: how it was trained".
+seed: how it was trained"; or of three sections: "commands" with these lines, "data" with lines "test set: what the
+table calls it", and "about", a text for the top of the page.
 """
 
 import argparse
-from pathlib import Path
-
-import yaml
 
 from dyn_d2 import model_zoo
-from dyn_d2.evaluation.zoo_table import rows_of, rows_of_cards, to_markdown
+from dyn_d2.evaluation.zoo_table import Words, read_words, rows_of, rows_of_cards, to_markdown
 from dyn_d2.utils.atomic import atomic_write
 from dyn_d2.utils.errors import UserError
 
@@ -22,25 +20,25 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="*", help="results.json files, or folders that hold some")
     parser.add_argument("--output", default="MODEL_ZOO.md", help="the page to write (default: %(default)s)")
-    parser.add_argument("--commands", default="", help="yaml file: name -> how it was trained")
+    parser.add_argument("--commands", default="", help="yaml file: how models were trained, see above")
     parser.add_argument("--metrics", default="", help="TASK/NAME,...: a row each (default: what a model is judged by)")
     args = parser.parse_args(argv)
     metrics = [metric for metric in args.metrics.split(",") if metric]
     wrong = [metric for metric in metrics if not all(metric.partition("/"))]
     if wrong:
         parser.error(f"--metrics {wrong[0]} has to be TASK/NAME, such as bbox/nAP50")
-    commands = yaml.safe_load(Path(args.commands).read_text()) if args.commands else {}
-    if not isinstance(commands, dict):
-        raise UserError(f"{args.commands} has to hold lines 'name: command'.")
+    words = read_words(args.commands) if args.commands else Words()
     names = model_zoo.names()
     shipped = rows_of_cards(
         {name: model_zoo.card(name) for name in names}, {n: model_zoo.path_of(n).stat().st_size for n in names}
     )
-    said = {str(name): str(how) for name, how in commands.items()}
-    rows = [*shipped, *(rows_of(args.results, said, metrics) if args.results else [])]
+    measured = rows_of(args.results, words.commands, metrics) if args.results else []
+    for row in measured:
+        row.data = words.data.get(row.data, row.data)
+    rows = [*shipped, *measured]
     if not rows:
         raise UserError("no model comes with dyn_d2 yet: give results.json files, or folders that hold some.")
     with atomic_write(args.output) as file:
-        file.write(to_markdown(rows))
+        file.write(to_markdown(rows, words.about))
     print(f"{len(rows)} model{'s' * (len(rows) != 1)}: {args.output}")
     return 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from dyn_d2.data.imports import import_modules
+from dyn_d2.data.imports import import_modules, leave_out
 
 from detectron2.config import CfgNode, get_cfg
 
@@ -35,6 +35,20 @@ def read_cfg(config_file: str = "", opts: Iterable[str] = ()) -> CfgNode:
     if names().fits(cfg.DATASETS.IMPORT):  # anything else is refused where all values are looked at
         import_modules(cfg.DATASETS.IMPORT, config_file)
     return cfg
+
+
+def merge_into_carried(cfg: CfgNode, opts: Iterable[str]) -> None:
+    """``merge_opts`` on top of the config of a checkpoint: modules that ``opts`` name are imported, its own are not.
+
+    Raises:
+        UserError: a module cannot be imported; other errors as in ``read_cfg``.
+    """
+    pairs, carried = list(opts), cfg.DATASETS.IMPORT
+    merge_opts(cfg, pairs)
+    if "DATASETS.IMPORT" not in pairs[::2]:
+        leave_out(carried if names().fits(carried) else ())
+    elif names().fits(cfg.DATASETS.IMPORT):
+        import_modules(cfg.DATASETS.IMPORT)
 
 
 def merge_opts(cfg: CfgNode, opts: Iterable[str]) -> None:

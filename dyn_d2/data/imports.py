@@ -9,6 +9,24 @@ from pathlib import Path
 
 from dyn_d2.utils.errors import UserError
 
+_left_out: dict[str, None] = {}  # modules of checkpoints that were not imported, in the order of their first mention
+
+
+def leave_out(names: Iterable[str]) -> None:
+    """Note modules that only a checkpoint names. They are not imported: loading a file runs no code that it chooses."""
+    _left_out.update(dict.fromkeys(names))
+
+
+def left_out_hint() -> str:
+    """What to say where something is not registered: the modules of ``leave_out``, and how to import them; or ""."""
+    if not _left_out:
+        return ""
+    names = list(_left_out)
+    return (
+        f" The checkpoint was trained with DATASETS.IMPORT {names}, which loading it does not import: put "
+        f'DATASETS.IMPORT "{names}" among the keys of the command line.'
+    )
+
 
 def import_modules(names: Iterable[str], beside: str = "") -> None:
     """Import modules, each once in a process.
@@ -22,6 +40,7 @@ def import_modules(names: Iterable[str], beside: str = "") -> None:
         UserError: there is no such module, or what it runs fails; says where.
     """
     for name in names:
+        _left_out.pop(name, None)
         try:
             _import_file(name, beside) if name.endswith(".py") else _import_name(name, beside)
         except UserError:

@@ -13,7 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Sequence
 from functools import wraps
-from typing import Any
+from typing import Any, NoReturn
 
 import pycocotools.mask as mask_util
 import torch
@@ -21,6 +21,7 @@ import torch
 from dyn_d2.config.applied import note_partial_masks
 from dyn_d2.data.digit_scenes.polygons import mask_to_polygons
 from dyn_d2.data.few_shot.splits import COCO_NOVEL
+from dyn_d2.data.few_shot.stages import is_fine_tuning
 from dyn_d2.utils.seeds import derive_seed
 
 from detectron2.data import DatasetMapper, MetadataCatalog
@@ -179,10 +180,26 @@ def partly_masked(cfg, records: Sequence[Record]) -> Sequence[Record]:
     """``records`` with the masks that INPUT.PARTIAL_MASKS leaves or makes, if the model is trained on masks at all.
 
     Raises:
-        ValueError: unknown classes; or objects lack masks and the mask head needs one of every object.
+        ValueError: unknown classes; no mask is left; or objects lack masks and the mask head needs one of every object.
         MaskError: see :func:`has_mask`.
         UserError, FileNotFoundError: see :func:`~dyn_d2.data.pseudo_masks.add_pseudo_masks`.
     """
+    limited = with_masks_left(cfg, records)
+    if limited is records:
+        return records
+    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
+    objects, masks = _count(limited)
+    if masks.total() < objects.total():
+        # The novel stage of few-shot training may have none: only its box predictor learns.
+        if not masks and not is_fine_tuning(cfg):
+            _refuse_without_masks(cfg, records, names)
+        without = _named([c for c in sorted(objects) if not masks[c]], names)
+        _check_head(cfg, f"{objects.total() - masks.total():,} of {objects.total():,} objects", without)
+    return limited
+
+
+def with_masks_left(cfg, records: Sequence[Record]) -> Sequence[Record]:
+    """``partly_masked`` whether or not the model can be trained on the result; its log says how many masks are left."""
     if not cfg.MODEL.MASK_ON or not any("annotations" in record for record in records):
         return records
     keys = cfg.INPUT.PARTIAL_MASKS
@@ -191,25 +208,53 @@ def partly_masked(cfg, records: Sequence[Record]) -> Sequence[Record]:
     of_other_stages = {*metadata.get("base_classes", ()), *metadata.get("novel_classes", ())} - {*names}
     classes = masked_classes(keys.CLASSES, names, sorted(of_other_stages))
     limited = add_pseudo_masks(cfg, limit_masks(records, classes, keys.FRACTION, keys.SEED))
-    objects: Counter[int] = Counter()
-    masks: Counter[int] = Counter()
-    images = pseudo = 0
-    for record in limited:
-        annotations = record.get("annotations", ())
-        labels = [a["category_id"] for a in annotations if not a.get("iscrowd", 0)]
-        masked = [a["category_id"] for a in annotations if "segmentation" in a]  # of what limit_masks left
-        objects.update(labels)
-        masks.update(masked)
-        images += bool(masked)
-        pseudo += sum(a.get("pseudo_mask", False) for a in annotations)
-    logger.info(
-        f"{masks.total():,} of {objects.total():,} objects have masks, in {images:,} of {len(limited):,} images"
-        + (f"; {pseudo:,} of these masks are pseudo-masks" if pseudo else "")
-    )
-    if masks.total() < objects.total():
-        without = [names[c] if c < len(names) else str(c) for c in sorted(objects) if not masks[c]]
-        _check_head(cfg, f"{objects.total() - masks.total():,} of {objects.total():,} objects", without)
+    logger.info(words_on_masks(limited))
     return limited
+
+
+def words_on_masks(limited: Sequence[Record]) -> str:
+    """How many objects of what ``with_masks_left`` gave have masks, and how many of these are pseudo-masks."""
+    objects, masks = _count(limited)
+    images = sum(any("segmentation" in a for a in record.get("annotations", ())) for record in limited)
+    pseudo = sum(a.get("pseudo_mask", False) for record in limited for a in record.get("annotations", ()))
+    return f"{masks.total():,} of {objects.total():,} objects have masks, in {images:,} of {len(limited):,} images" + (
+        f"; {pseudo:,} of these masks are pseudo-masks" if pseudo else ""
+    )
+
+
+def _count(limited: Sequence[Record]) -> tuple[Counter[int], Counter[int]]:
+    """Objects and masks of each class, of what ``limit_masks`` left."""
+    annotations = [a for record in limited for a in record.get("annotations", ())]
+    objects = Counter(a["category_id"] for a in annotations if not a.get("iscrowd", 0))
+    return objects, Counter(a["category_id"] for a in annotations if "segmentation" in a)
+
+
+def _named(classes: Collection[int], names: Sequence[str]) -> list[str]:
+    return [names[c] if c < len(names) else str(c) for c in classes]
+
+
+def _refuse_without_masks(cfg, records: Sequence[Record], names: Sequence[str]) -> NoReturn:
+    """No object has a mask: say which would have one, did INPUT.PARTIAL_MASKS not take it away."""
+    keys, sets = cfg.INPUT.PARTIAL_MASKS, ", ".join(cfg.DATASETS.TRAIN)
+    masked = {
+        annotation["category_id"]
+        for record in records
+        for annotation, flag in zip(record.get("annotations", ()), _flags(record), strict=True)
+        if flag
+    }
+    if not masked:
+        raise ValueError(
+            f"no object of {sets} has a mask, but MODEL.MASK_ON is True: add masks, let INPUT.PARTIAL_MASKS.PSEUDO "
+            "make them, or set MODEL.MASK_ON to False."
+        )
+    shown = ", ".join(_named(sorted(masked)[:20], names)) + (", ..." if len(masked) > 20 else "")
+    less = f" and FRACTION {keys.FRACTION:g}" if keys.FRACTION < 1 else ""
+    raise ValueError(
+        f"INPUT.PARTIAL_MASKS.CLASSES {list(keys.CLASSES)}{less} leave no mask to train on; the objects of {sets} that "
+        f"have one are of {shown}: name one of these"
+        + (", raise FRACTION" if less else "")
+        + ", or set MODEL.MASK_ON to False."
+    )
 
 
 def _check_head(cfg, what: str, classes_without: list[str]) -> None:

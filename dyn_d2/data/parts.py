@@ -4,6 +4,7 @@ Thresholds on a network's confidence belong to the second kind: on images that i
 itself (Wang et al., UAI 2018, "Robustness analysis"), and the test split is for the report.
 """
 
+import logging
 from collections.abc import Iterable, Mapping
 from functools import partial
 
@@ -15,6 +16,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .fingerprint import Fingerprint, data_fingerprint, differences
 from .registered import registered_records
+from .validity.coco import is_masked
+
+logger = logging.getLogger(__name__)
 
 FIT, HELD_OUT, TRAIN, TEST = "fit", "held_out", "train", "test"
 # What belongs to all images of a set: a part with boxes is evaluated by its own records, which COCO's evaluator can do.
@@ -26,7 +30,7 @@ _REMEDY = (
 )
 
 
-def register_parts(name: str, share: float = 0.1) -> tuple[str, str]:
+def register_parts(name: str, share: float = 0.1, masks: bool = False) -> tuple[str, str]:
     """Register ``NAME_fit`` and ``NAME_held_out``, which divide the images of ``name`` at random but always alike.
 
     Nothing is read before a part is used. Its metadata is that of the whole, with ``split`` ("fit" or "held_out"),
@@ -36,6 +40,8 @@ def register_parts(name: str, share: float = 0.1) -> tuple[str, str]:
     Args:
         name: a registered data set.
         share: of the images that are held out, in (0, 1).
+        masks: the held-out part is for the evaluation of masks, which needs one of each object: where some lack theirs,
+            it is drawn from the images whose objects all have them, if these are enough.
 
     Returns:
         The two names.
@@ -51,7 +57,7 @@ def register_parts(name: str, share: float = 0.1) -> tuple[str, str]:
         for catalog in (DatasetCatalog, MetadataCatalog):
             if part in catalog.list():
                 catalog.remove(part)
-        DatasetCatalog.register(part, partial(_divide, name, share, split == HELD_OUT))
+        DatasetCatalog.register(part, partial(_divide, name, share, masks, split == HELD_OUT))
         metadata = {key: value for key, value in whole.items() if key not in _OF_THE_WHOLE}
         if kind := metadata.get("evaluator_type"):
             metadata["evaluator_type"] = _EVALUATORS.get(kind, kind)
@@ -59,13 +65,25 @@ def register_parts(name: str, share: float = 0.1) -> tuple[str, str]:
     return parts
 
 
-def _divide(name: str, share: float, held_out: bool) -> list[dict]:
+def _divide(name: str, share: float, masks: bool, held_out: bool) -> list[dict]:
     records = registered_records(name)
     order = np.random.default_rng(derive_seed("parts", name)).permutation(len(records))
     count = max(1, round(share * len(records)))
     if count >= len(records):
         raise ValueError(f"{share} of the {len(records)} images of {name} held out leaves none to train on.")
-    return [records[i] for i in sorted(order[:count] if held_out else order[count:])]
+    chosen = set(order[:count])
+    if masks and (whole := _wholly_masked(records)) is not None and len(whole) >= count:
+        chosen = set([i for i in order if i in whole][:count])
+        if held_out:
+            logger.info(f"{name}: {count} images are held out, of the {len(whole)} whose objects all have masks")
+    return [record for i, record in enumerate(records) if (i in chosen) == held_out]
+
+
+def _wholly_masked(records: list[dict]) -> set[int] | None:
+    """Positions of the images that have objects, all of them with a mask; None where no object lacks one."""
+    objects = [[a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)] for record in records]
+    masked = [all(map(is_masked, of_image)) for of_image in objects]
+    return None if all(masked) else {i for i, of_image in enumerate(objects) if of_image and masked[i]}
 
 
 def held_out_problem(

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .few_shot.sources import load_source
+from .imports import left_out_hint
 from .validity.coco import DataError
 
 _REGISTRARS = {"register_coco_instances", "register_lvis_instances", "register_pascal_voc"}
@@ -28,7 +29,9 @@ def registered_records(name: str) -> list[dict[str, Any]]:
         KeyError, FileNotFoundError: the data set is unknown or not there.
         ValueError: an annotation file cannot be used; the message names it.
     """
-    if name in DatasetCatalog and _is_detectron2s(name):
+    if said := unregistered([name]):
+        raise KeyError(said)
+    if _is_detectron2s(name):
         return load_source(name)
     found = DatasetCatalog.get(name)
     if not isinstance(found, list | tuple | Dataset):
@@ -50,7 +53,7 @@ def unregistered(names: Iterable[str], key: str = "") -> str:
     mean = f" Did you mean {' or '.join(near)}?" if near else ""
     return (
         f"{key}{' names ' if key else 'data set '}{', '.join(missing)}, not registered.{mean} DATASETS.CUSTOM takes "
-        "your own data by keys, DATASETS.IMPORT a module that registers them. These are registered: "
+        f"your own data by keys, DATASETS.IMPORT a module that registers them.{left_out_hint()} These are registered: "
         f"{', '.join(_by_family(known))}."
     )
 

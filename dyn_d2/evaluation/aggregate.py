@@ -141,8 +141,11 @@ def aggregate(
 def table(
     rows: Sequence[tuple[Sequence[str], Mapping[str, Estimate | str]]], heads: Sequence[str], metrics: Sequence[str]
 ) -> str:
-    """A markdown table: the names of each row, then its metrics; a metric that was not measured is "not predicted"."""
-    body = [[*names, *(str(values[m]) if m in values else "not predicted" for m in metrics)] for names, values in rows]
+    """A markdown table: the names of each row, then its metrics. One that a row lacks is "not predicted" where others
+    have it, as of classes that a model does not know, and "not measured" where none has it."""
+    measured = {metric for _, values in rows for metric in values}
+    absent = {metric: "not predicted" if metric in measured else "not measured" for metric in metrics}
+    body = [[*names, *(str(values.get(metric, absent[metric])) for metric in metrics)] for names, values in rows]
     return tabulate(body, headers=[*heads, *metrics], tablefmt="pipe", disable_numparse=True)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from tabulate import tabulate
 
 from dyn_d2.utils.errors import UserError
@@ -140,12 +141,52 @@ def rows_of_cards(cards: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, in
     ]
 
 
-def to_markdown(rows: Sequence[Row]) -> str:
+@dataclass(frozen=True)
+class Words:
+    """What records do not say.
+
+    Attributes:
+        about: what the page covers, below its title.
+        data: test set -> what it is called in the table.
+        commands: name of a model -> how it was trained.
+    """
+
+    about: str = ""
+    data: Mapping[str, str] = field(default_factory=dict)
+    commands: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_words(path: str | Path) -> Words:
+    """The yaml file of ``dyn-d2 zoo-table --commands``: "about", "data" and "commands", or the last alone.
+
+    Raises:
+        FileNotFoundError: no such file.
+        UserError: it is something else; names it.
+    """
+    content = yaml.safe_load(Path(path).read_text())
+    if not isinstance(content, dict):
+        raise UserError(f"{path} has to hold lines 'name: command', or sections about, data and commands.")
+    if not any(isinstance(content.get(section), dict) for section in ("data", "commands")):
+        content = {"commands": content}
+    data, commands = content.get("data") or {}, content.get("commands") or {}
+    if set(content) - {"about", "data", "commands"} or not isinstance(data, dict) or not isinstance(commands, dict):
+        raise UserError(f"{path} has the sections {', '.join(map(str, content))}: about, data and commands are known.")
+    texts = [{str(name): str(text) for name, text in section.items()} for section in (data, commands)]
+    return Words(" ".join(str(content.get("about") or "").split()), *texts)
+
+
+def to_markdown(rows: Sequence[Row], about: str = "") -> str:
     """The page: what is in it, and the table."""
-    table = tabulate([row.cells() for row in rows], headers=HEADERS, tablefmt="github", disable_numparse=True)
+    return page_of([row.cells() for row in rows], about)
+
+
+def page_of(cells: Sequence[Sequence[str]], about: str = "") -> str:
+    """The page of ``cells`` as ``Row.cells`` has them."""
+    table = tabulate(cells, headers=HEADERS, tablefmt="github", disable_numparse=True)
     return (
         "# Models\n\n"
-        "Made by `dyn-d2 zoo-table` from the records of evaluations; do not edit.\n"
+        + (f"{about}\n\n" if about else "")
+        + "Made by `dyn-d2 zoo-table` from the records of evaluations; do not edit.\n"
         "Values are percent, of several seeds the mean and the half width of its 95 % confidence interval.\n"
         "GFLOPs are 1e9 multiply-adds of the gated network that ran for an image.\n"
         "Models that come with dyn_d2 load by `dyn_d2.model_zoo.get(NAME)`.\n\n"

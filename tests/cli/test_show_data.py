@@ -29,6 +29,27 @@ def test_boxes_and_masks_of_ones_own_json(tmp_path, capsys):
     assert "8 images, 24 objects, 4 drawn" in capsys.readouterr().out
 
 
+def test_training_sets_have_the_masks_of_training(tmp_path, capsys, monkeypatch):
+    paths = {"TRAIN": "instances.json", "TRAIN_IMAGES": "images", "TEST": "instances.json", "TEST_IMAGES": "images"}
+    write_json_folder(tmp_path / "data")
+    opts = keys(FORMAT="coco", ROOT=tmp_path / "data", **paths)
+    given = {}
+
+    def draw(records, metadata, columns, title):
+        given[title.partition(":")[0]] = {
+            a["category_id"] for r in records for a in r["annotations"] if "segmentation" in a
+        }
+        return draw_records(records, metadata, columns, title)
+
+    monkeypatch.setattr("dyn_d2.cli.show_data.draw_records", draw)
+    drawn(tmp_path / "out", *opts, "INPUT.PARTIAL_MASKS.CLASSES", "['red']", "MODEL.MASK_ON", "True", images=8)
+    assert given["custom_train"] == {0} and len(given["custom_test"]) == 4
+    drawn_sets = [line for line in capsys.readouterr().out.splitlines() if ".png: 8 images" in line]
+    assert (
+        len(drawn_sets) == 2 and [line for line in drawn_sets if "of 24 objects have masks" in line] == drawn_sets[:1]
+    )
+
+
 def test_shots_have_a_row_a_class(tmp_path, capsys):
     data = write_json_folder(tmp_path / "data")
     opts = tiny_opts(data, tmp_path / "run", FEW_SHOT__SHOTS=2)

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import yaml
+from own_folders import write_label_folder
 from PIL import Image
 from tool_runs import run_tool
 
 from dyn_d2.cli import show_tree
+from dyn_d2.data.few_shot.sources import forget
 from dyn_d2.data.semantic.label_maps import write_label_map
 from dyn_d2.evaluation.tree_figures import draw_tree, pixel_shares, tree_rows
 from dyn_d2.hierarchy import Hierarchy, load_hierarchy, save_hierarchy
@@ -67,7 +70,7 @@ def test_a_data_set_is_counted_and_drawn(dataset, capsys):
 
 def test_misfits_are_told(dataset):
     main, tree = show_tree.main, str(dataset / "zoo.yaml")
-    with pytest.raises(ValueError, match="no data set 'no_such_set'"):
+    with pytest.raises(ValueError, match="data set no_such_set, not registered"):
         main([tree, "--dataset", "no_such_set"])
     with pytest.raises(ValueError, match="does not fit 'shop': classes that have no concept: 'tuna', 'eel'"):
         main([tree, "--dataset", NAME, "--label-set", "shop"])
@@ -81,6 +84,19 @@ def test_misfits_are_told(dataset):
         main([tree, "--dataset", "digits_train", "--label-set", "sea"])
     with pytest.raises(SystemExit):
         main([tree, "--dataset", NAME, "--images", "-1"])
+
+
+def test_data_of_a_config_can_be_checked(tmp_path, capsys):
+    folder = write_label_folder(tmp_path / "labels")
+    custom = {"FORMAT": "semantic", "ROOT": str(folder), "TREE": str(folder / "tree.yaml"), "NAME": "tree_test"}
+    custom |= {"TRAIN": "labels", "TRAIN_IMAGES": "images"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"DATASETS": {"CUSTOM": custom}}))
+    asked = [str(folder / "tree.yaml"), "--dataset", "named_train", "--config-file", str(tmp_path / "mine.yaml")]
+    try:
+        assert show_tree.main([*asked, "--opts", "DATASETS.CUSTOM.NAME", "named"]) == 0
+        assert "named_train: 6 label maps" in capsys.readouterr().out
+    finally:
+        forget("named_train")
 
 
 @pytest.mark.slow

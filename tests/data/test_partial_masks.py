@@ -296,3 +296,25 @@ def test_models_without_masks_are_left_alone(data_set) -> None:
     records = DatasetCatalog.get(data_set)
     assert apply_partial_masks(cfg, records) is records
     assert type(build_mapper(cfg, data_set, is_train=True)) is DatasetMapper
+
+
+def test_training_without_any_mask_is_refused_with_the_classes_that_have_some(data_set) -> None:
+    with pytest.raises(ValueError, match=r"CLASSES \['car'\] leave no mask.*are of cup, dog: name one of these"):
+        build_resumable_train_loader(toy_cfg(data_set, "INPUT.PARTIAL_MASKS.CLASSES", ["car"]))
+    boxes = [record(0, annotation(0, mask=False)), record(1, annotation(1, mask=False))]
+    with pytest.raises(ValueError, match="no object of partial_toy has a mask.*MODEL.MASK_ON to False"):
+        apply_partial_masks(toy_cfg(data_set), boxes)
+
+
+def test_a_small_share_of_images_may_have_no_mask_of_the_classes(data_set) -> None:
+    cfg = toy_cfg(data_set, "INPUT.PARTIAL_MASKS.FRACTION", 0.01, "INPUT.PARTIAL_MASKS.CLASSES", ["dog"])
+    records = [record(i, annotation(0)) for i in range(50)] + [record(50, annotation(1))]
+    with pytest.raises(ValueError, match=r"\['dog'\] and FRACTION 0.01 leave no mask.*raise FRACTION"):
+        apply_partial_masks(cfg, records)
+
+
+def test_the_novel_stage_of_few_shot_training_may_have_no_mask(data_set) -> None:
+    cfg = toy_cfg(
+        data_set, "INPUT.PARTIAL_MASKS.CLASSES", ["car"], "FEW_SHOT.BENCHMARK", "toy", "FEW_SHOT.STAGE", "novel"
+    )
+    assert not any(map(any, masks_left(apply_partial_masks(cfg, DatasetCatalog.get(data_set)))))

@@ -39,3 +39,39 @@ def test_from_imports_say_so_too_and_other_modules_are_unknown() -> None:
         from detectron2.export import TracingAdapter  # noqa: F401
     with pytest.raises(ModuleNotFoundError, match="detectron2.never_heard_of"):
         importlib.import_module("detectron2.never_heard_of")
+
+
+# What other projects import from Detectron2: known here, or refused by name.
+NAMES = """
+data.datasets.register_coco: register_coco_instances register_coco_panoptic_separated
+data.transforms: TransformGen
+engine: AutogradProfiler TorchMemoryStats TorchProfiler
+engine.hooks: AutogradProfiler TorchMemoryStats TorchProfiler
+layers: empty_input_loss_func_wrapper move_device_like shapes_to_tensor
+modeling: FCOS PanopticFPN ROI_KEYPOINT_HEAD_REGISTRY build_keypoint_head
+modeling.anchor_generator: DefaultAnchorGenerator RotatedAnchorGenerator
+modeling.box_regression: Box2BoxTransform Box2BoxTransformLinear Box2BoxTransformRotated
+modeling.meta_arch: FCOS PanopticFPN
+modeling.roi_heads: RROIHeads
+solver: WarmupCosineLR WarmupMultiStepLR
+"""
+MODULES = """
+checkpoint.catalog data.datasets.cityscapes_panoptic data.datasets.coco_panoptic data.datasets.lvis_v0_5_categories
+data.datasets.lvis_v1_categories layers.roi_align_rotated
+"""
+
+
+@pytest.mark.parametrize("line", NAMES.strip().splitlines())
+def test_a_fixed_list_of_names_is_known_or_refused(line: str) -> None:
+    package, _, names = line.partition(": ")
+    module = importlib.import_module(f"detectron2.{package}")
+    for name in names.split():
+        if name not in vars(module):
+            with pytest.raises(ImportError, match=f"{name}: the embedded engine leaves out"):
+                getattr(module, name)
+
+
+@pytest.mark.parametrize("module", MODULES.split())
+def test_a_fixed_list_of_modules_is_refused(module: str) -> None:
+    with pytest.raises(ImportError, match=f"{module}: the embedded engine leaves out"):
+        importlib.import_module(f"detectron2.{module}")

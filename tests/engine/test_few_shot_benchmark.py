@@ -179,7 +179,7 @@ def test_methods_with_seeds_of_their_own(opts, monkeypatch, tmp_path) -> None:
     style = TableStyle(("nAP", "nAP75"), pairs=[("tfa_cos", "ft_full")])
     first, second = summarise(tmp_path, plans, seeds, style).split("\n\n")
     # Student's t: 12.71 and 4.30 for 2 and 3 seeds.
-    assert _cells(first)[3][3:] == ["20.5 ± 6.4", "not predicted"] and _cells(first)[4][3] == "26.3 ± 2.9"
+    assert _cells(first)[3][3:] == ["20.5 ± 6.4", "not measured"] and _cells(first)[4][3] == "26.3 ± 2.9"
     assert _cells(second)[2][2:5] == ["2", "2", "+5.5 ± 6.4"]
     words = "2 seeds (0, 1) of FRCN+ft-full; 3 seeds (0, 1, 2) of TFA w/ cos"
     assert words in caption(seeds, style) and "Student" in caption(seeds)

@@ -166,7 +166,7 @@ def test_missing_label_maps_name_the_command_that_writes_them(base) -> None:
         check_files(cfg)
 
 
-def test_cityscapes_is_not_scored_on_the_few_images_of_the_dry_run(squares) -> None:
+def test_cityscapes_is_not_scored_on_the_few_images_of_the_dry_run(squares, monkeypatch) -> None:
     class WholeSplit(DatasetEvaluator):
         images = 0
 
@@ -185,6 +185,10 @@ def test_cityscapes_is_not_scored_on_the_few_images_of_the_dry_run(squares) -> N
     )
     (problem,) = _evaluation_problems(trainer)
     assert "the whole split" in problem
+    with monkeypatch.context() as patch:
+        patch.setattr(WholeSplit, "evaluate", lambda self: int("a value that is no class"))
+        assert _evaluation_problems(trainer) and not _evaluation_problems(trainer, said=squares[:1])
+    evaluator.images = 2
     vars(MetadataCatalog.get(squares[0]))["evaluator_type"] = "cityscapes_sem_seg"
     assert _evaluation_problems(trainer) == [] and evaluator.images == 4
 
@@ -216,16 +220,16 @@ def test_label_maps_with_unknown_values_are_found(base, tmp_path) -> None:
     DatasetCatalog.register("maps_test", lambda: [{"file_name": "x", "sem_seg_file_name": path} for path in paths])
     MetadataCatalog.get("maps_test").set(stuff_classes=["a", "b", "c"], ignore_label=4)
     cfg = build_cfg("", base[0])
-    assert _label_map_problems(cfg) == []
+    assert _label_map_problems(cfg) == {}
     cfg.defrost()
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("maps_test",)
-    (problem,) = _label_map_problems(cfg)
+    (problem,) = _label_map_problems(cfg).values()
     assert "ignore_label of the data set is 4, MODEL.SEM_SEG_HEAD.IGNORE_VALUE is 255" in problem
     cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = 4
-    assert _label_map_problems(cfg) == []
+    assert _label_map_problems(cfg) == {}
     MetadataCatalog.get("maps_test").stuff_classes.append("d")  # a longer list does not hurt
     write_label_map(paths[1], np.full((4, 5), 7, np.uint8))
-    (problem,) = _label_map_problems(cfg)
+    (problem,) = _label_map_problems(cfg).values()
     assert problem.startswith("data set maps_test has 1 problem") and "1.png" in problem and "7" in problem
     DatasetCatalog.remove("maps_test")
     MetadataCatalog.remove("maps_test")

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from dyn_d2 import model_zoo
 from dyn_d2.cli.zoo_table import main
-from dyn_d2.evaluation.zoo_table import rows_of, rows_of_cards, to_markdown
+from dyn_d2.evaluation.zoo_table import page_of, read_words, rows_of, rows_of_cards, to_markdown
 from dyn_d2.utils.errors import UserError
 
 
@@ -100,3 +101,34 @@ def test_the_command_writes_a_page(tmp_path, capsys) -> None:
     (tmp_path / "a" / "results.json").write_text("{}")
     with pytest.raises(UserError, match="is no record of an evaluation"):
         rows_of([tmp_path])
+
+
+def test_words_of_ones_own_are_on_the_page(tmp_path) -> None:
+    _record(tmp_path / "run" / "a", 90.0)
+    (row,) = rows_of([tmp_path / "run"])
+    words, page = tmp_path / "words.yaml", tmp_path / "page.md"
+    words.write_text(f"about: What it covers.\ndata: {{{row.data}: ten pictures}}\ncommands: {{a: dyn-d2 train}}\n")
+    assert main([str(tmp_path / "run"), "--commands", str(words), "--output", str(page)]) == 0
+    text = page.read_text()
+    assert text.startswith("# Models\n\nWhat it covers.\n\nMade by") and "| ten pictures" in text
+    assert f"| {row.data} " not in text and "`dyn-d2 train`" in text
+    words.write_text("a: dyn-d2 train\n")
+    assert read_words(words).commands == {"a": "dyn-d2 train"}
+    words.write_text("commands: {a: b}\nmodels: {}\n")
+    with pytest.raises(UserError, match="sections commands, models: about, data and commands are known"):
+        read_words(words)
+
+
+def test_the_page_of_this_repository_is_what_the_tool_writes() -> None:
+    """All but the numbers of trainings, whose records are not here."""
+    root = Path(__file__).resolve().parents[2]
+    text, words = (root / "MODEL_ZOO.md").read_text(), read_words(root / "docs" / "results" / "zoo_commands.yaml")
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert text == page_of(cells, words.about)
+    names = model_zoo.names()
+    cards = {name: model_zoo.card(name) for name in names}
+    shipped = rows_of_cards(cards, {name: model_zoo.path_of(name).stat().st_size for name in names})
+    assert cells[: len(names)] == [list(row.cells()) for row in shipped]
+    for name, how, data, *_ in cells[len(names) :]:
+        assert how == f"`{words.commands[name]}`" and data in words.data.values()

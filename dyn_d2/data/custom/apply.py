@@ -1,6 +1,7 @@
 """From the keys of DATASETS.CUSTOM to registered data sets, and what follows from them for the rest of a config."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from dyn_d2.data.classification.sets import ensure_classes
@@ -71,6 +72,9 @@ def apply_custom(cfg: CfgNode, set_key: Callable[[str, Any, str], None]) -> None
         cfg.DATASETS.CUSTOM.TREE = written_out(data.tree)
     classes = list(register_custom(cfg))
     cfg.DATASETS.CUSTOM.CLASSES = classes
+    if Path(data.tree).is_file():
+        for part in data.parts:  # for messages; a Path, as fingerprints follow texts that name files
+            MetadataCatalog.get(data.name_of(part)).tree_file = Path(data.tree)
     if cfg.FEW_SHOT.BENCHMARK:
         if data.format not in BOXES:
             raise ValueError(f"FEW_SHOT.BENCHMARK is {cfg.FEW_SHOT.BENCHMARK!r}, but {KEY}.FORMAT {data.format} has no "
@@ -107,6 +111,6 @@ def _hold_out(cfg: CfgNode, data: CustomData) -> tuple[tuple[str], tuple[str]]:
                          "give one of them.")  # fmt: skip
     if data.format == "folders":
         ensure_classes(name)  # which the parts copy
-    fit, held_out = register_parts(name, keys.HOLD_OUT)
+    fit, held_out = register_parts(name, keys.HOLD_OUT, masks=cfg.MODEL.MASK_ON)
     MetadataCatalog.get(held_out).split = HELD_OUT
     return (fit,), (held_out,)

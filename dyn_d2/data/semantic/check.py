@@ -1,7 +1,9 @@
 """Checks of label maps before training: the values that evaluation and training will read, and what is missing."""
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,17 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from .label_maps import IGNORE, Record, read_label_map
+
+
+@dataclass(frozen=True)
+class BeyondClasses(Problem):
+    """A label map with values that are no class.
+
+    Attributes:
+        values: these.
+    """
+
+    values: tuple[int, ...] = ()
 
 
 def has_label_maps(metadata: Metadata) -> bool:
@@ -49,7 +62,9 @@ def check_label_maps(name: str, cfg: CfgNode | None = None, limit: int = 0) -> R
     step = max(1, -(-len(records) // limit)) if limit else 1
     if step > 1:
         report.notes.append(f"{len(records[::step])} of {len(records)} label maps were looked at")
-    return _look(report, records[::step], list(metadata.stuff_classes), metadata.get("ignore_label", IGNORE))
+    report = _look(report, records[::step], list(metadata.stuff_classes), metadata.get("ignore_label", IGNORE))
+    _fold_beyond_tree(report, metadata)
+    return report
 
 
 def ignore_problems(name: str, cfg: CfgNode) -> list[Problem]:
@@ -80,6 +95,25 @@ def _look(report: Report, records: Sequence[Record], classes: list[str], ignore:
     return report.finish(classes)
 
 
+def _fold_beyond_tree(report: Report, metadata: Metadata) -> None:
+    """Say once what many label maps hold and the labels of the data set's tree do not have."""
+    beyond = [problem for problem in report.problems if isinstance(problem, BeyondClasses)]
+    maps = Counter(value for problem in beyond for value in problem.values)
+    often = sorted(value for value, count in maps.items() if count > 1)
+    if not metadata.get("hierarchy", None) or not often:
+        return
+    folded = {problem for problem in beyond if set(problem.values) <= set(often)}
+    report.problems = [problem for problem in report.problems if problem not in folded]
+    shown = ", ".join(map(str, often[:10])) + (", ..." if len(often) > 10 else "")
+    classes, ignore = list(metadata.stuff_classes), metadata.get("ignore_label", IGNORE)
+    labels = ", ".join(f"{i} {name}" for i, name in enumerate(classes[:20])) + (", ..." if len(classes) > 20 else "")
+    tree = metadata.get("tree_file", None) or (t if len(t := metadata.hierarchy) < 100 else "of the config")
+    what = f"{len(folded)} label maps hold {shown}, but the tree {tree} has {len(classes)} labels for them ({labels})"
+    if len(often) == 1:
+        what += f"; where nothing counts at {shown}, set DATASETS.CUSTOM.IGNORE to it in place of {ignore}"
+    report.add("beyond_tree", report.title, what)
+
+
 def _values(record: Record, classes: int, ignore: Any) -> list[int] | Problem:
     """The values of one map, or what is wrong with it."""
     path, image_id = record["sem_seg_file_name"], record.get("image_id")
@@ -96,7 +130,7 @@ def _values(record: Record, classes: int, ignore: Any) -> list[int] | Problem:
     if wrong:
         shown = ", ".join(map(str, wrong[:10])) + (", ..." if len(wrong) > 10 else "")
         what = f"holds {shown}: neither one of {classes} classes (from 0) nor the ignore label {ignore}"
-        return Problem("bad_label_map", path, what, image_id)
+        return BeyondClasses("bad_label_map", path, what, image_id, values=tuple(wrong))
     return values
 
 

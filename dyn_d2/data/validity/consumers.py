@@ -65,6 +65,7 @@ SPOILS: dict[str, tuple[str, ...]] = {
     "bad_mask": _MASKS,
     "mask_outside": _MASKS,
     "no_mask": _MASKS,
+    "unmasked": (MASK_EVALUATION,),
     "bad_area": (EVALUATION, MASK_EVALUATION),
     "imperfect": (EVALUATION, MASK_EVALUATION),
     "missing_image": (IMAGES,),
@@ -73,6 +74,7 @@ SPOILS: dict[str, tuple[str, ...]] = {
     "size_mismatch": (IMAGES,),
     "label_range": (LABELS,),
     "bad_label_map": (LABELS,),
+    "beyond_tree": (LABELS,),
     "absent_class": (LABELS,),
     "ignore_label": (LABELS,),
 }

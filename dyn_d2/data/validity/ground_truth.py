@@ -17,12 +17,13 @@ import numpy as np
 
 from . import rle
 from .annotation import annotation_area, flagged_mask_defect
-from .coco import LVIS_LISTS, CocoContent, examine, is_masked, read_json, refuse
+from .coco import LVIS_LISTS, CocoContent, DataError, examine, is_masked, read_json, refuse
 from .consumers import EVALUATION
 
 logger = logging.getLogger(__name__)
 
 FREQUENCIES = ("r", "c", "f")
+UNMASKED = "unmasked"  # a kind of problem: an object without a mask, which spoils the evaluation of masks alone
 # Up to how many training images a category is rare, and common (LVIS, Gupta et al., CVPR 2019).
 RARE, COMMON = 10, 100
 
@@ -63,9 +64,19 @@ def require_masks(api: Any) -> None:
     """Refuse to evaluate masks where some of the ground truth are damaged or missing.
 
     Raises:
-        DataError: lists them.
+        DataError: lists those that are damaged, or says how many are missing.
     """
-    refuse(api.mask_problems, api.title)
+    unmasked = [problem for problem in api.mask_problems if problem.kind == UNMASKED]
+    refuse([problem for problem in api.mask_problems if problem.kind != UNMASKED], api.title)
+    if unmasked:
+        objects = sum(not annotation["iscrowd"] for annotation in api.dataset["annotations"])
+        more = f" and {len(unmasked) - 1:,} more" if len(unmasked) > 1 else ""
+        raise DataError(
+            f"{unmasked[0].where}{more} of {objects:,} objects: no segmentation. Masks are evaluated where each object "
+            "has one; only those of DATASETS.TRAIN may lack some. Add them to the images of DATASETS.TEST and VAL "
+            "(DATASETS.CUSTOM.HOLD_OUT takes images whose objects all have masks, if there are enough), or set "
+            "MODEL.MASK_ON to False."
+        )
 
 
 def without_detections(api: Any) -> Any:
@@ -143,7 +154,7 @@ def _ground_truth(found: CocoContent, annotation: dict, number: int) -> dict[str
     where = f"{found.title}, annotation {annotation['id']!r}"
     defect = flagged_mask_defect(annotation, sides[1], sides[0])
     if defect is None and mask is None and not annotation["iscrowd"]:
-        defect = "no_mask", "it has no segmentation, which the evaluation of masks needs"
+        defect = UNMASKED, "it has no segmentation"
     if defect is None:
         mask = _sound_mask(mask, annotation, *sides)
     elif annotation["iscrowd"]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dyn_d2.data.partial_masks import partly_masked
+from dyn_d2.data.partial_masks import with_masks_left
 from dyn_d2.data.pseudo_masks import NONE, Record, encode, object_key, without_mask
 from dyn_d2.data.sound_dicts import sound_dicts
 from dyn_d2.utils.errors import UserError
@@ -57,7 +57,7 @@ def objects_without_masks(cfg: CfgNode) -> list[Record]:
     records = sound_dicts(list(cfg.DATASETS.TRAIN), cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     if not isinstance(records, list):
         raise UserError(f"{', '.join(cfg.DATASETS.TRAIN)} has to be a list of records to get masks.")
-    found = [{**record, "annotations": without_mask(record)} for record in partly_masked(cfg, records)]
+    found = [{**record, "annotations": without_mask(record)} for record in with_masks_left(cfg, records)]
     found = [record for record in found if record["annotations"]]
     if not found:
         raise UserError(

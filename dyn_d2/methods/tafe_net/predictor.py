@@ -12,7 +12,7 @@ from dyn_d2.checkpoint import CheckpointError, DynCheckpointer
 from dyn_d2.checkpoint.checkpointer import METADATA
 from dyn_d2.checkpoint.model import own_config
 from dyn_d2.config.ranges import check_ranges
-from dyn_d2.config.read import merge_opts
+from dyn_d2.config.read import merge_into_carried
 from dyn_d2.config.rules import CHANNELS
 from dyn_d2.data.object_crops import CropOptions, cut
 from dyn_d2.engine.predictor import Answer, Labels
@@ -170,6 +170,6 @@ class DescribedPredictor:
 def _config(weights: str, described: dict[str, Any], opts: Iterable[str]) -> CfgNode:
     cfg = own_config(weights, described)
     cfg.ZERO_SHOT.CLASSES = ""  # those of the training are in the table
-    merge_opts(cfg, opts)
+    merge_into_carried(cfg, opts)
     check_ranges(cfg)
     return cfg

@@ -25,6 +25,7 @@ from dyn_d2.data.custom import custom_sets, register_custom
 from dyn_d2.data.few_shot.sources import forget
 from dyn_d2.data.fingerprint import data_fingerprint, forget_fingerprints
 from dyn_d2.data.registered import registered_records
+from dyn_d2.data.semantic import check_label_maps
 from dyn_d2.data.semantic.label_maps import load_pairs
 from dyn_d2.data.validity.coco import DataError
 from dyn_d2.evaluation.build import build_evaluator
@@ -103,6 +104,38 @@ def test_a_part_of_a_voc_folder_is_held_out_and_evaluated(tmp_path):
         found.pred_classes = torch.tensor([a["category_id"] for a in truth], dtype=torch.long)
         evaluator.process([record], [{"instances": found}])
     assert evaluator.evaluate()["bbox"]["AP50"] == pytest.approx(100)
+
+
+def drop_masks(folder: Path, keep) -> None:
+    """Take the masks away from all annotations of the json for which ``keep`` says False."""
+    path = folder / "instances.json"
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        if not keep(annotation):
+            del annotation["segmentation"]
+    path.write_text(json.dumps(content))
+
+
+def test_a_held_out_part_has_all_masks_if_that_can_be(tmp_path):
+    opts = coco(tmp_path)
+    images = sorted(image["id"] for image in json.loads((tmp_path / "instances.json").read_text())["images"])
+    opts += [*keys(HOLD_OUT=0.25), "MODEL.DEVICE", "cpu"]
+
+    def held_out(*more) -> list:
+        build_cfg("", [*opts, *more])
+        return [record["image_id"] for record in registered_records("mine_train_held_out")]
+
+    boxes_only, masks = ("MODEL.MASK_ON", "False"), ("MODEL.MASK_ON", "True")
+    drawn = held_out(*masks)
+    assert drawn == held_out(*boxes_only) and len(drawn) == 2
+    whole = [i for i in images if i not in drawn][:3]
+    drop_masks(tmp_path, lambda a: a["image_id"] in whole or a["id"] % 2)
+    assert held_out(*boxes_only) == drawn
+    assert len(held_out(*masks)) == 2 and set(held_out(*masks)) < set(whole)
+    fit = [record["image_id"] for record in registered_records("mine_train_fit")]
+    assert sorted([*fit, *held_out(*masks)]) == images
+    drop_masks(tmp_path, lambda a: a["image_id"] == whole[0] and "segmentation" in a or "segmentation" not in a)
+    assert held_out(*masks) == drawn  # one image is too few
 
 
 def test_a_changed_yolo_file_is_read_again(tmp_path, monkeypatch):
@@ -187,6 +220,27 @@ def test_few_shot_takes_each(tmp_path, monkeypatch, kind):
     assert len(records) == 6 and len(registered_records(cfg.DATASETS.TEST[0])) == 8
     with pytest.raises(ValueError, match="FEW_SHOT.CUSTOM.TRAIN_JSON is given too"):
         build_cfg("", [*opts, "FEW_SHOT.CUSTOM.TRAIN_JSON", "other.json"])
+
+
+def test_a_tree_that_lacks_a_label_is_named_once(tmp_path):
+    folder = write_label_folder(tmp_path / "labels")
+    tree = folder / "tree.yaml"
+    labels = "floor: floor, red: red, green: green"
+    tree.write_text(
+        f"concepts: {{all: [floor, warm, green], warm: [red, blue]}}\ndatasets: {{boxes: {{{labels}, blue: blue}}}}\n"
+    )
+    paths = {"TRAIN": "labels", "TRAIN_IMAGES": "images", "TEST": "labels", "TEST_IMAGES": "images"}
+    opts = keys(NAME="mine", FORMAT="semantic", ROOT=folder, TREE=tree, **paths)
+    build_cfg("", opts)
+    (problem,) = check_label_maps("mine_train").problems
+    said = f"label maps hold 4, but the tree {tree} has 4 labels for them (0 floor, 1 red, 2 green, 3 blue); where"
+    assert said in str(problem) and "IGNORE" in str(problem) and "PNG" not in str(problem)
+    tree.write_text(tree.read_text().replace(", blue]", "]").replace(", blue: blue", ""))
+    build_cfg("", opts)
+    (problem,) = check_label_maps("mine_train").problems
+    assert "hold 3, 4, but" in str(problem) and "IGNORE" not in str(problem)
+    vars(MetadataCatalog.get("mine_train")).pop("hierarchy")
+    assert {problem.kind for problem in check_label_maps("mine_train").problems} == {"bad_label_map"}
 
 
 def test_label_maps_with_a_tree_need_no_file_afterwards(tmp_path):

@@ -205,7 +205,9 @@ def test_no_mask(tmp_path, mask) -> None:
     path = write(tmp_path, changed(put(0, segmentation=mask)))
     assert check_coco_json(path).problems == []
     assert score(path).scores == {"bbox": pytest.approx(100)}
-    with pytest.raises(DataError, match="annotation 1.*no segmentation"):
+    path = write(tmp_path, changed(lambda c: [put(i, segmentation=mask)(c) for i in range(5)]))
+    said = "annotation 1 and 4 more of 6 objects: no segmentation.*only those of DATASETS.TRAIN.*MODEL.MASK_ON to False"
+    with pytest.raises(DataError, match=said):
         score(path, masks=True)
 
 

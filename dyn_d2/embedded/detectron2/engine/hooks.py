@@ -15,11 +15,14 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler as _TorchScheduler
 
 from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.left_out import refusal_of
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter
 
 from .train_loop import HookBase
+
+__getattr__ = refusal_of(__name__)
 
 
 def _due(period: int, iteration: int) -> bool:

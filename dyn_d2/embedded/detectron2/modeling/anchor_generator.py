@@ -7,9 +7,11 @@ from torch import Tensor, nn
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
-from detectron2.left_out import left_out
+from detectron2.left_out import left_out, refusal_of
 from detectron2.structures import Boxes
 from detectron2.utils.registry import Registry
+
+__getattr__ = refusal_of(__name__)
 
 ANCHOR_GENERATOR_REGISTRY = Registry("ANCHOR_GENERATOR")
 ANCHOR_GENERATOR_REGISTRY.__doc__ = "Anchor generators by name; an entry is called with (cfg, list of ShapeSpec)."

@@ -10,7 +10,10 @@ from torch import Tensor
 from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
 from detectron2.layers import cat
+from detectron2.left_out import refusal_of
 from detectron2.structures import Boxes
+
+__getattr__ = refusal_of(__name__)
 
 # Growth by more than from a 16-pixel anchor to a 1000-pixel image is taken for an error.
 _DEFAULT_SCALE_CLAMP = math.log(1000.0 / 16)
