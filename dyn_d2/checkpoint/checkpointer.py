@@ -24,6 +24,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from . import torchvision_names
+from .files import no_file
 from .labels import ENTRY, describe_labels
 from .validate import CheckpointError, require_description, require_sound_file, require_trainer_state, require_weights
 
@@ -96,7 +97,7 @@ def read_checkpoint(path: str, packed: bool = False) -> dict[str, Any]:
     """
     local = PathManager.get_local_path(path)
     if not os.path.isfile(local):
-        raise FileNotFoundError(f"checkpoint {path} does not exist: check MODEL.WEIGHTS.")
+        raise FileNotFoundError(no_file(path))
     for accepts, read in (form for method in methods() for form in method.file_formats):
         if accepts(local):
             try:
@@ -347,8 +348,8 @@ class DynCheckpointer(DetectionCheckpointer):
             self.report.missing = sorted(self.model.state_dict())
             if strict:
                 raise CheckpointError("no weights to evaluate: set MODEL.WEIGHTS to a checkpoint.")
-        elif "://" not in path and not PathManager.exists(path.partition("?")[0]):
-            raise FileNotFoundError(f"checkpoint {path} does not exist: check MODEL.WEIGHTS.")
+        elif "://" not in path and not PathManager.isfile(file := path.partition("?")[0]):
+            raise FileNotFoundError(no_file(file))
         try:
             rest = super().load(path, checkpointables=checkpointables)
         except URLError as error:

@@ -43,6 +43,15 @@ def tagged(folder: str | os.PathLike) -> Path | None:
     return next(iter(periodic(folder)), None)
 
 
+def no_file(path: str) -> str:
+    """What is wrong with the path of a checkpoint that is no file; of a folder, which of its files may be meant."""
+    if not os.path.isdir(path):
+        return f"checkpoint {path} does not exist: check the path."
+    final = Path(path, FINAL)
+    meant = final if final.is_file() else next(iter(periodic(path)), None)
+    return f"checkpoint {path} is a folder: give {f'its file {meant}' if meant else 'a file, it holds no checkpoint'}."
+
+
 def one_before(path: str | os.PathLike) -> Path | None:
     """The newest whole checkpoint beside ``path``."""
     return next((other for other in periodic(Path(path).parent) if other != Path(path) and is_whole(other)), None)

@@ -168,11 +168,19 @@ def run(writer: Writer, files: list[str], batch: int = 1, every: int = 1) -> Non
             answers = writer.predictor.answer([shown.image for shown in readable if shown.image is not None])
             for shown, answer in zip(readable, answers, strict=True):
                 writer.add(shown, answer, names[shown.video or shown.name])
-    except BaseException:
+    finally:
         if writer.found:  # what there is, and no empty file in place of an older one
             writer.finish()
-        raise
-    writer.finish()
+
+
+def _require_folder(output: Path) -> None:
+    """
+    Raises:
+        UserError: it, or a folder above it, is a file.
+    """
+    there = next((part for part in (output, *output.parents) if part.exists()), None)
+    if there is not None and not there.is_dir():
+        raise UserError(f"--output {output} cannot be made: {there} is a file. Give a folder for the pictures.")
 
 
 def _require_other_files(output: Path, names: dict[str, str]) -> None:
@@ -198,10 +206,12 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--batch and --every have to be at least 1")
     setup_logger(name="dyn_d2")
     files = expand(options.images)
+    _require_folder(Path(options.output))  # before a model is loaded
     predictor = load_predictor(options.weights, options.config_file, options.opts)
     writer = Writer(predictor, Path(options.output), options.threshold, options.top)
     run(writer, files, options.batch, options.every)
-    print(f"pictures and detections.json are in {options.output}")
+    if writer.found:
+        print(f"pictures and detections.json are in {options.output}")
     if writer.unreadable:
         raise UserError(
             f"{len(writer.unreadable)} of {len(files)} images are unreadable: {', '.join(writer.unreadable)}"

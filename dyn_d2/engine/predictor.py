@@ -33,6 +33,8 @@ from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.modeling import SemanticSegmentor
 from detectron2.structures import Instances
 
+from .given_images import require_image, require_images
+
 Found = TypeVar("Found")
 
 
@@ -64,7 +66,11 @@ class ImagePredictor(Protocol):
         ...
 
     def answer(self, images: Sequence[np.ndarray]) -> list[Answer[Any]]:
-        """The same of a batch of images, which may differ in size, with routes."""
+        """The same of a batch of images, which may differ in size, with routes.
+
+        Raises:
+            ValueError: it is no list of such images; so does ``__call__`` where ``image`` is none.
+        """
         ...
 
 
@@ -147,7 +153,7 @@ class Predictor:
     @torch.no_grad()
     def answer(self, images: Sequence[np.ndarray]) -> list[Answer[Instances]]:
         """Detections in a batch of images, as ``__call__`` gives them, and routes."""
-        inputs = [self.input_of(image) for image in images]
+        inputs = [self.input_of(image) for image in require_images(images)]
         outputs = self.model(inputs) if inputs else []
         empty = [number for number, output in enumerate(outputs) if not len(output["instances"])]
         if empty:
@@ -201,7 +207,7 @@ class Segmenter:
     @torch.no_grad()
     def answer(self, images: Sequence[np.ndarray]) -> list[Answer[list[LabelMap]]]:
         """Label maps of a batch of images, and routes."""
-        inputs = [self.input_of(image) for image in images]
+        inputs = [self.input_of(image) for image in require_images(images)]
         answers = []
         for given, output in zip(inputs, self.model(inputs) if inputs else [], strict=True):
             classes = class_map(output["sem_seg"], *self._names_and_colours(len(output["sem_seg"])))
@@ -243,12 +249,14 @@ class Classifier:
 
     def input_of(self, image: np.ndarray) -> dict[str, Any]:
         """What the model takes, of an image (H, W, 3) uint8, RGB."""
+        require_image(image)
         return ClassificationMapper(self.cfg, is_train=False)({"image": image})
 
     @torch.no_grad()
     def answer(self, images: Sequence[np.ndarray]) -> list[Answer[Labels]]:
         """Scores for a batch of images, and routes."""
-        outputs = self.model([self.input_of(image) for image in images]) if len(images) else []
+        inputs = [self.input_of(image) for image in require_images(images)]
+        outputs = self.model(inputs) if inputs else []
         scores = [output["scores"].float().cpu().numpy() for output in outputs]
         return [Answer(self.labels(row), output.get("route")) for row, output in zip(scores, outputs, strict=True)]
 
@@ -299,6 +307,7 @@ def predictor_of(loaded: LoadedModel) -> Predictor | Segmenter | Classifier:
 
 def _as_input(cfg: CfgNode, image: np.ndarray) -> dict[str, Any]:
     """What models take, of an image (H, W, 3) uint8, RGB."""
+    require_image(image)
     height, width = image.shape[:2]
     ordered = convert_PIL_to_numpy(Image.fromarray(image), cfg.INPUT.FORMAT)
     resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from dyn_d2.checkpoint import LoadReport
+from dyn_d2.checkpoint.files import no_file
 from dyn_d2.data.check import ImageFile, check_image_files, check_records, concerning, summary
 from dyn_d2.data.check_report import Problem
 from dyn_d2.data.classification import check_labels, has_labels, require_files
@@ -74,7 +75,8 @@ def check_files(cfg) -> None:
     problems += _missing_packages(cfg) + problems_of_best(cfg)
     weights = cfg.MODEL.WEIGHTS
     if weights and "://" not in weights and not PathManager.isfile(weights.partition("?")[0]):
-        problems.append(f"MODEL.WEIGHTS {weights} does not exist{_how_to_make(cfg)}.")
+        missing_file = f"MODEL.WEIGHTS {weights} does not exist{_how_to_make(cfg)}."
+        problems.append(f"MODEL.WEIGHTS: {no_file(weights)}" if os.path.isdir(weights) else missing_file)
     _raise(problems, "training")
 
 

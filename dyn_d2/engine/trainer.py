@@ -20,6 +20,7 @@ from dyn_d2.config.applied import note_optimizer
 from dyn_d2.data.fingerprint import forget_fingerprints
 from dyn_d2.data.resumable import EvaluationLoader, ResumableLoader, build_resumable_train_loader
 from dyn_d2.method import methods
+from dyn_d2.modeling.backbone.timm import OWN_WEIGHTS
 from dyn_d2.modeling.build import build_model
 from dyn_d2.modeling.freeze import VerifyFrozen, has_frozen_parts
 from dyn_d2.utils.atomic import atomic_write, remove_leftovers
@@ -240,7 +241,7 @@ class DynTrainer(DefaultTrainer):
             if comm.is_main_process():  # a kill before the first checkpoint must not resume what was here before
                 Path(folder, "last_checkpoint").unlink(missing_ok=True)
                 drop_metrics_from(os.path.join(folder, "metrics.json"), 0)
-            logger.info(f"FRESH from {weights or 'random weights'}: iteration 0 of {self.max_iter}")
+            logger.info(f"FRESH from {weights or _start_without(self.cfg, model)}: iteration 0 of {self.max_iter}")
             return
         path = checkpoint_to_resume(folder)
         load_to_resume(self, path)
@@ -292,6 +293,12 @@ def _iterations_done(cfg) -> int | None:
     if not has_event_storage():
         return None
     return stopped_after() or min(get_event_storage().iter + 1, cfg.SOLVER.MAX_ITER)
+
+
+def _start_without(cfg, model: nn.Module) -> str:
+    """What a model starts from that has no MODEL.WEIGHTS."""
+    own = any(getattr(module, OWN_WEIGHTS, False) for module in model.modules())
+    return f"MODEL.TIMM.WEIGHTS {cfg.MODEL.TIMM.WEIGHTS}, all else from random weights" if own else "random weights"
 
 
 def _note_model(cfg, model: nn.Module) -> None:

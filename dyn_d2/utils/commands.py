@@ -5,7 +5,7 @@ reads these files alone, without importing the folders that they lie in, so that
 import nothing but this module.
 """
 
-from argparse import REMAINDER, ArgumentParser
+from argparse import REMAINDER, ArgumentParser, ArgumentTypeError
 from enum import Enum
 from typing import NamedTuple
 
@@ -41,11 +41,19 @@ class Command(NamedTuple):
     registers: bool = True
 
 
+def score(text: str) -> float:
+    """A score of the command line; a percentage, which nothing would reach, is refused."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ArgumentTypeError(f"{text} is no score: give a number from 0 to 1")
+    return value
+
+
 def add_picture_options(parser: ArgumentParser, output: str, top: int) -> None:
     """The options of commands that draw what a model finds: which model, how much of it, and where it goes."""
     parser.add_argument("--weights", required=True, help="a checkpoint")
     parser.add_argument("--config-file", default="", help="only for checkpoints that dyn_d2 did not write")
     parser.add_argument("--output", default=output, help="folder for what is written (default: %(default)s)")
-    parser.add_argument("--threshold", type=float, default=0.5, help="least score of detections that are drawn")
+    parser.add_argument("--threshold", type=score, default=0.5, help="least score of detections that are drawn, 0 to 1")
     parser.add_argument("--top", type=int, default=top, help="how many to draw where none reaches the threshold")
     parser.add_argument("--opts", nargs=REMAINDER, default=[], help="KEY VALUE pairs that change the config")

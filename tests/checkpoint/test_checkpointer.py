@@ -122,6 +122,22 @@ def test_damaged_file_is_named(tmp_path) -> None:
         read_checkpoint(str(path))
 
 
+def test_a_folder_in_place_of_a_checkpoint_is_named_with_the_file_that_may_be_meant(tmp_path) -> None:
+    for name, meant in (
+        ("", "a file, it holds no checkpoint"),
+        ("model_0000009", f"its file {tmp_path}/model_0000009.pth"),
+        ("model_final", f"its file {tmp_path}/model_final.pth"),
+    ):
+        if name:
+            DynCheckpointer(Net(), str(tmp_path)).save(name)
+        for read in (read_checkpoint, DynCheckpointer(Net()).load):
+            with pytest.raises(FileNotFoundError, match=f"^checkpoint {tmp_path} is a folder: give {meant}.$"):
+                read(str(tmp_path))
+    for read in (read_checkpoint, DynCheckpointer(Net()).load):
+        with pytest.raises(FileNotFoundError, match=r"^checkpoint none.pth does not exist: check the path.$"):
+            read("none.pth")
+
+
 def test_numpy_arrays_in_both_formats(tmp_path) -> None:
     weights = {name: tensor.numpy() for name, tensor in Net().state_dict().items()}
     torch.save({"model": weights, "iteration": np.int64(3)}, tmp_path / "m.pth")

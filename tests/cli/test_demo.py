@@ -68,6 +68,9 @@ def test_pictures_and_json_by_class_name(folder) -> None:
         (["--weights", "model_final.pth", "empty"], "no image or video in the folder empty"),
         (["--weights", "model_final.pth", "nothing*.png"], r"no file matches nothing\*.png"),
         (["--weights", "none.pth", "other/001.png"], "checkpoint none.pth does not exist"),
+        (["--weights", ".", "other/001.png"], "checkpoint . is a folder: give its file model_final.pth"),
+        (["--weights", "none.pth", "--output", "broken.png", "other/001.png"], "--output broken.png .* is a file"),
+        (["--weights", "none.pth", "--output", "broken.png/x", "other/001.png"], "made: broken.png is a file. Give"),
     ],
 )
 def test_wrong_files_are_named(folder, monkeypatch, arguments, message) -> None:
@@ -75,6 +78,24 @@ def test_wrong_files_are_named(folder, monkeypatch, arguments, message) -> None:
     (folder / "empty").mkdir(exist_ok=True)
     with pytest.raises((FileNotFoundError, ValueError, UserError), match=message):
         main(arguments)
+
+
+@pytest.mark.parametrize("threshold", ["50", "-0.1", "nan", "half"])
+def test_a_threshold_that_is_no_score_is_refused(threshold, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["--weights", "none.pth", "--threshold", threshold, "none.png"])
+    told = "invalid score value: 'half'" if threshold == "half" else f"{threshold} is no score: give a number from 0 to"
+    assert told in capsys.readouterr().err
+
+
+def test_where_nothing_is_readable_no_pictures_are_promised(folder, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "kept").mkdir()
+    (folder / "kept" / "detections.json").write_text("of before")
+    with pytest.raises(UserError, match="1 of 1 images are unreadable: broken.png"):
+        main(["broken.png", "--weights", "model_final.pth", "--output", "kept"])
+    assert "pictures and" not in capsys.readouterr().out
+    assert (folder / "kept" / "detections.json").read_text() == "of before"
 
 
 def _video(file: Path, frames: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from dyn_d2.checkpoint.model import load_model
 from dyn_d2.cli.demo import main as demo
 from dyn_d2.config.read import read_cfg
 from dyn_d2.data.few_shot.sources import forget
+from dyn_d2.engine.given_images import require_images
 from dyn_d2.engine.predictor import Classifier, Predictor, load_predictor, predictor_of
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -136,6 +138,44 @@ def test_a_batch_gives_what_single_images_give(weights, image) -> None:
         assert torch.allclose(answer.found.scores, found.scores, atol=1e-4) and answer.route is None
         assert torch.allclose(answer.found.pred_boxes.tensor, found.pred_boxes.tensor, atol=1e-2)
     assert predictor.answer([]) == []
+
+
+_PIXELS = np.zeros((48, 64, 3), np.uint8)
+_WANTED = ": give an (H, W, 3) array of uint8, RGB."
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (_PIXELS / np.float32(255), "image is float32 (48, 64, 3)"),
+        (_PIXELS.astype(np.uint16), "image is uint16 (48, 64, 3)"),
+        (_PIXELS.transpose(2, 0, 1), "image is uint8 (3, 48, 64)"),
+        (_PIXELS[..., 0], "image is uint8 (48, 64)"),
+        (_PIXELS[None], "image is uint8 (1, 48, 64, 3)"),
+        (_PIXELS[:0], "image is uint8 (0, 64, 3) without a pixel"),
+        (torch.from_numpy(_PIXELS), "image is a tensor of torch, uint8 (48, 64, 3)"),
+        (Image.fromarray(_PIXELS), "image is an image of Pillow, RGB of 64 x 48"),
+        (Path("a.jpg"), "image is the path 'a.jpg'"),
+        (None, "image is of type NoneType"),
+    ],
+)
+def test_what_is_no_image_is_named(given, told) -> None:
+    with pytest.raises(ValueError, match=re.escape(told + _WANTED)):
+        require_images([given])
+    with pytest.raises(ValueError, match=re.escape(told.replace("image is", "image 1 of the batch is", 1))):
+        require_images([_PIXELS, given])
+
+
+@pytest.mark.parametrize("task", ["rcnn_fpn", "semantic_fpn", "classifier"])
+def test_all_predictors_refuse_what_is_no_image_and_one_in_place_of_a_list(tmp_path, image, task) -> None:
+    predictor = load_predictor(_save(tmp_path, task, {"thing_classes": ["cat", "dog", "cow"]}))
+    for single in (image, image[..., 0], torch.from_numpy(image), Image.fromarray(image), "a.jpg", None):
+        with pytest.raises(ValueError, match="answer takes a list of images, not .*: give .image. for one image"):
+            predictor.answer(single)
+    for ask in (predictor, predictor.input_of):
+        with pytest.raises(ValueError, match=r"image is float64 \(48, 64, 3\)"):
+            ask(image / 255)
+    assert len(predictor.answer(np.stack([image, image]))) == len(predictor.answer((image, image))) == 2
 
 
 def _save(folder: Path, task: str, metadata: dict, **keys) -> str:

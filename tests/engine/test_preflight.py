@@ -107,6 +107,9 @@ def test_missing_files_are_listed(base, tmp_path) -> None:
         check_files(cfg)
     for part in ("none.pth", "coco_2017_val", "DETECTRON2_DATASETS"):
         assert part in str(caught.value)
+    cfg.MODEL.WEIGHTS = str(tmp_path)
+    with pytest.raises(PreflightError, match=f"MODEL.WEIGHTS: checkpoint {tmp_path} is a folder: give a file"):
+        check_files(cfg)
     cfg.DATASETS.TEST = ("voc_2007_test", "voc_2007_trainval", "voc_2007_train", "voc_2007_val")
     with pytest.raises(
         PreflightError, match="data sets voc_2007_test, voc_2007_trainval, voc_2007_train and 1 more: "

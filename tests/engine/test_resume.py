@@ -1,6 +1,7 @@
 """A run that is killed and resumes gives the numbers of an unbroken one; RESUME and FRESH are said and checked."""
 
 import json
+import logging
 import time
 from pathlib import Path
 
@@ -120,6 +121,22 @@ def test_fresh_start_forgets_the_old_run(tmp_path) -> None:
     DynTrainer(build_cfg("", opts)).resume_or_load(resume=False)
     assert not (tmp_path / "out" / "last_checkpoint").exists()
     assert (tmp_path / "out" / "metrics.json").read_text() == ""
+
+
+def test_a_fresh_start_names_the_weights_of_the_backbone(tmp_path, caplog) -> None:
+    weights = tmp_path / "backbone.pth"
+    torch.save(pytest.importorskip("timm").create_model("test_resnet").state_dict(), weights)
+    opts = tiny_opts(
+        write_boxes(tmp_path / "data"), tmp_path / "out", MODEL__BACKBONE__NAME="build_timm_fpn_backbone",
+        MODEL__TIMM__NAME="test_resnet", MODEL__TIMM__WEIGHTS=weights,
+    )  # fmt: skip
+    caplog.set_level(logging.INFO)
+    trainer = DynTrainer(build_cfg("", opts))
+    trainer.resume_or_load(resume=False)
+    assert f"FRESH from MODEL.TIMM.WEIGHTS {weights}, all else from random weights: iteration 0 of 6" in caplog.text
+    trainer = DynTrainer(build_cfg("", [*opts, "MODEL.TIMM.WEIGHTS", ""]))
+    trainer.resume_or_load(resume=False)
+    assert "FRESH from random weights: iteration 0 of 6" in caplog.text
 
 
 def test_metrics_are_cut_where_the_run_goes_on(tmp_path) -> None:

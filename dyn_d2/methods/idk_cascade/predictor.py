@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from dyn_d2.engine.given_images import require_images
 from dyn_d2.engine.predictor import Answer, Labels
 
 from .calibration import load_idk_cascade
@@ -33,7 +34,7 @@ class IDKCascadePredictor:
 
     def answer(self, images: Sequence[np.ndarray]) -> list[Answer[Any]]:
         """The same of a batch; each answer has the name of the model that gave it."""
-        run = self.cascade([{"image": image} for image in images])
+        run = self.cascade([{"image": image} for image in require_images(images)])
         names = [model.name for model in self.cascade.models]
         return [
             Answer(self._found(answer), None, names[level])

@@ -15,6 +15,7 @@ from dyn_d2.config.ranges import check_ranges
 from dyn_d2.config.read import merge_into_carried
 from dyn_d2.config.rules import CHANNELS
 from dyn_d2.data.object_crops import CropOptions, cut
+from dyn_d2.engine.given_images import require_images
 from dyn_d2.engine.predictor import Answer, Labels
 from dyn_d2.modeling.backbone.timm_models import TimmModel, build_pooled_model
 
@@ -155,7 +156,8 @@ class DescribedPredictor:
     @torch.no_grad()
     def answer(self, images: Sequence[np.ndarray]) -> list[Answer[Labels]]:
         """The same of a batch: probabilities of a soft-max over all classes, or of each class alone (LOSS bce)."""
-        if not len(images):
+        images = require_images(images)
+        if not images:
             return []
         crops = [cut(image, (0, 0, image.shape[1], image.shape[0]), self._options) for image in images]
         features = features_of(self._eyes, crops).astype(np.float32)
