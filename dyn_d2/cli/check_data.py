@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         reports = run_checks(options)
     except (KeyError, ValueError, OSError) as error:
-        print(f"check_data: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        _complain(str(error.args[0] if isinstance(error, KeyError) else error))
         return 2
     for report in reports:
         print(report.text(options.per_kind))
@@ -132,16 +132,21 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if all(report.ok for report in reports) else 1
 
 
+def _complain(message: str) -> None:
+    """One line on stderr, which begins as those of all commands."""
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+
+
 def _clean(options: argparse.Namespace, report: Report) -> bool:
     """Write the clean copy and say what is still wrong with it; False if there can be none."""
     if report.problems and report.problems[0].kind == "bad_json":
-        print("check_data: --clean cannot fix a file that cannot be read", file=sys.stderr)
+        _complain("--clean cannot fix a file that cannot be read")
         return False
     content = read_json(options.json)
     try:
         cleaned = clean_json(content, report.problems)
     except ValueError as error:
-        print(f"check_data: --clean: {error}", file=sys.stderr)
+        _complain(f"--clean: {error}")
         return False
     write_json(options.clean, cleaned, indent=None)
     before, after = (len(value.get("annotations", ())) for value in (content, cleaned))

@@ -84,6 +84,7 @@ class Report:
         counts: class name -> Counter with "objects", "crowd" and "images".
         roles: class name -> "base" or "novel", where the data set has such classes.
         notes: remarks that are no defects.
+        counted: whether it looked at the objects; one of scores alone says neither how many nor that they are sound.
     """
 
     title: str
@@ -92,6 +93,7 @@ class Report:
     roles: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     images: int = 0
+    counted: bool = True
 
     @property
     def ok(self) -> bool:
@@ -149,11 +151,13 @@ class Report:
 
     def text(self, per_kind: int = 20) -> str:
         """The whole report; ``per_kind`` problems of each kind are written out, 0 means all."""
-        lines = [f"== {self.title}: {self.images} images, {sum(c['objects'] for c in self.counts.values())} objects"]
+        objects = f", {sum(c['objects'] for c in self.counts.values())} objects" if self.counted else ""
+        lines = [f"== {self.title}: {self.images} images{objects}"]
         if self.counts:
             lines.append(self.table())
         lines += [f"note: {note}" for note in self.notes]
-        lines.append(summary(self.problems, per_kind))
+        if self.counted or self.problems:
+            lines.append(summary(self.problems, per_kind))
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:

@@ -78,7 +78,12 @@ class PerfectScore:
         """One line."""
         if self.skipped:
             return f"perfect predictions were not scored: {self.skipped}"
-        shown = ", ".join(f"{task} {MAIN_METRICS[task]} {score:.2f}" for task, score in self.scores.items())
+        if self.scores and all(map(math.isnan, self.scores.values())):
+            return "perfect predictions: no object to score"
+        shown = ", ".join(
+            f"{task} {MAIN_METRICS[task]} " + ("(no object to score)" if math.isnan(score) else f"{score:.2f}")
+            for task, score in self.scores.items()
+        )
         return f"perfect predictions score {shown}"
 
     def add_to(self, report: Report) -> None:
@@ -328,7 +333,7 @@ def check_perfect(name: str, cfg: CfgNode, most: int) -> Report:
     Args:
         most: sets of more images are not scored, which the report says.
     """
-    report = Report(f"{name}, perfect predictions")
+    report = Report(f"{name}, perfect predictions", counted=False)
     try:
         report.images = len(registered_records(name))
         if report.images > most:

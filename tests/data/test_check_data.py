@@ -271,10 +271,12 @@ def test_registered_dicts_are_checked(tmp_path) -> None:
         check_dataset("my_dcits")
 
 
-def test_command_line(write_coco, tmp_path, capsys) -> None:
+def test_command_line(write_coco, tmp_path, capsys, monkeypatch) -> None:
     path, images = write_coco(good())
     assert main(["--json", path, "--images", images, "--base", "cat", "dog", "--novel", "bird"]) == 0
-    assert "no problems found" in capsys.readouterr().out
+    checked, _, scored = capsys.readouterr().out.partition(", perfect predictions")
+    assert " objects\n" in checked and "no problems found" in checked
+    assert "100.00" in scored and " objects" not in scored and "no problems found" not in scored
 
     content = good()
     annotation(content, bbox=[0, 0, 0, 0])
@@ -286,8 +288,13 @@ def test_command_line(write_coco, tmp_path, capsys) -> None:
     assert (problem["kind"], problem["annotation"], problem["fix"]) == ("empty_box", 1001, REMEDIES["empty_box"])
     assert main(["--json", str(cleaned), "--images", images]) == 0
 
+    monkeypatch.setattr("sys.argv", ["dyn-d2 check-data"])  # as the program sets it
     assert main(["--dataset", "my_dcits"]) == 2
-    assert "not registered" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("dyn-d2 check-data: ") and "not registered" in error
+    (tmp_path / "broken.json").write_text("{")
+    assert main(["--json", str(tmp_path / "broken.json"), "--clean", str(cleaned)]) == 2
+    assert capsys.readouterr().err.startswith("dyn-d2 check-data: --clean cannot fix")
 
 
 def test_command_line_with_a_config(custom_cfg, tmp_path, capsys) -> None:

@@ -55,28 +55,42 @@ def read_coco(path: Path, classes: Sequence[str]) -> Found:
         content["categories"] = sorted(kept, key=lambda c: c["id"])
         return _of_coco(content, tuple(classes) or tuple(str(c["name"]) for c in content["categories"]))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DataError(
-            f"{path} is damaged ({type(error).__name__}: {error}): dyn-d2 check-data --json lists what is wrong."
-        ) from error
+        what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise DataError(f"{path} is damaged: {what}. dyn-d2 check-data --json {path} lists all defects.") from error
 
 
 def _of_coco(content: dict[str, Any], labels: tuple[str, ...]) -> Found:
     names = {c["id"]: str(c["name"]) for c in content["categories"]}
+    files = {i["id"]: i["file_name"] for i in content["images"]}
     shapes = defaultdict(list)
     for a in content["annotations"]:
-        x, y, w, h = a["bbox"]
-        mask = a.get("segmentation")
-        polygons: tuple[tuple[tuple[float, float], ...], ...] = ()
-        rle = None
-        if isinstance(mask, dict):
-            rle = mask
-        elif mask:
-            if odd := [p for p in mask if len(p) % 2]:
-                raise ValueError(f"a polygon of annotation {a.get('id')} has {len(odd[0])} numbers, no pairs")
-            polygons = tuple(tuple(zip(p[::2], p[1::2], strict=True)) for p in mask)
-        shape = Shape(names[a["category_id"]], (x, y, x + w, y + h), polygons, rle, bool(a.get("iscrowd")))
-        shapes[a["image_id"]].append(shape)
+        try:
+            shapes[a["image_id"]].append(_shape(a, names))
+        except (KeyError, TypeError, ValueError) as error:
+            what = f"no {error}" if isinstance(error, KeyError) else error
+            image = files.get(a.get("image_id"), a.get("image_id"))
+            raise ValueError(f"{what} (annotation {a.get('id')}, image {image})") from error
     items = [Item(i["file_name"], i.get("width"), i.get("height"), tuple(shapes[i["id"]])) for i in content["images"]]
-    listed = {i["id"] for i in content["images"]}
-    lost = sum(len(own) for image, own in shapes.items() if image not in listed)
+    lost = sum(len(own) for image, own in shapes.items() if image not in files)
     return Found(items, labels, Counter({"annotation of an image that is not listed": lost} if lost else {}))
+
+
+def _shape(annotation: dict[str, Any], names: dict[Any, str]) -> Shape:
+    """An object of a json.
+
+    Args:
+        names: of the categories, by id.
+    """
+    category, mask = annotation["category_id"], annotation.get("segmentation")
+    if category not in names:
+        raise ValueError(f"category_id {category!r} is not in categories")
+    x, y, w, h = annotation["bbox"]
+    polygons: tuple[tuple[tuple[float, float], ...], ...] = ()
+    rle = None
+    if isinstance(mask, dict):
+        rle = mask
+    elif mask:
+        if odd := [p for p in mask if len(p) % 2]:
+            raise ValueError(f"a polygon has {len(odd[0])} numbers, no pairs")
+        polygons = tuple(tuple(zip(p[::2], p[1::2], strict=True)) for p in mask)
+    return Shape(names[category], (x, y, x + w, y + h), polygons, rle, bool(annotation.get("iscrowd")))

@@ -59,11 +59,14 @@ class CustomData:
     @property
     def parts(self) -> tuple[str, ...]:
         """Those that are there."""
-        if self.format == "yolo" and not any(self.given.values()):
+        found = {part for part in PARTS if self.given[part]}
+        if self.format == "yolo" and "train" not in found:
             from .yolo import parts_of_yaml
 
-            return parts_of_yaml(self.root)
-        found = {part for part in PARTS if self.given[part]}
+            named = parts_of_yaml(self.root)
+            if not found:
+                return named
+            found |= {"train"} & set(named)  # TEST alone replaces what data.yaml has for it
         if self.format == "voc":
             found |= {"train", "test"}
         return tuple(part for part in PARTS if part in found)

@@ -113,7 +113,10 @@ def source_of(root: Path, part: str, given: str) -> Path:
     found = next((path for path in tried if path.exists()), None)
     if found is None:
         places = ", ".join(dict.fromkeys(map(str, tried)))
-        raise FileNotFoundError(f"{root}: data.yaml names {value} for {part}, but none of {places} exists.")
+        remedy = f"give DATASETS.CUSTOM.{part.upper()}, a folder of images such as valid/images"
+        if part == "test" and content.get("test") and any(content.get(key) for key in _VAL):
+            remedy += ", or take test out of data.yaml, so that val is tested on"
+        raise FileNotFoundError(f"{root}: data.yaml names {value} for {part}, but none of {places} exists: {remedy}.")
     return found / "images" if not images_in(found) and (found / "images").is_dir() else found
 
 

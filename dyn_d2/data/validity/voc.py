@@ -5,7 +5,9 @@ Texts are stripped of white space everywhere. Boxes keep their fractions. "diffi
 """
 
 import os
+import re
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +16,7 @@ from .coco import DataError
 from .values import brief, is_finite, size
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
+_FLAG = re.compile(r"\s+(-1|0|1)$")  # of a class in an image
 _DIFFICULT = {"": 0, "0": 0, "1": 1, "unspecified": 0}
 
 
@@ -41,7 +44,7 @@ def image_list(dirname: str | os.PathLike, split: str) -> Path:
 
 
 def image_ids(path: str | os.PathLike, *, repeated: bool = False) -> list[str]:
-    """Image ids of a list: the first column, whatever else is in a line (VOC's own lists of a class have a flag there).
+    """Image ids of a list, one a line; they may hold spaces. VOC's own lists of a class have a flag behind each.
 
     Args:
         repeated: let ids occur several times, for a check that reports them.
@@ -56,8 +59,7 @@ def image_ids(path: str | os.PathLike, *, repeated: bool = False) -> list[str]:
         raise DataError(f"{path} is not a text file: {error}. Write it in UTF-8.") from error
     if odd := next((c for c in text if c not in " \t\n" and (c < " " or c in "\x85\u2028\u2029")), None):
         raise DataError(f"{path} holds the character {odd!r}, which belongs into no list of images.")
-    lines = text.split("\n")
-    ids = [line.split()[0] for line in lines if line.strip()]
+    ids = _without_flags([line.strip() for line in text.split("\n") if line.strip()])
     if not repeated and len(set(ids)) < len(ids):
         twice = next(i for i in ids if ids.count(i) > 1)
         raise DataError(f"{path} lists {twice!r} {ids.count(twice)} times: keep one line of each image.")
@@ -65,6 +67,13 @@ def image_ids(path: str | os.PathLike, *, repeated: bool = False) -> list[str]:
     if wrong:
         raise DataError(f"{path} lists {brief(wrong[0])}, which is no name of an image: give it without folder.")
     return ids
+
+
+def _without_flags(lines: Sequence[str]) -> list[str]:
+    """Only a flag in every line is a column: in "photo 1" beside "photo 2", or "photo 0", the number is of the name."""
+    names = [_FLAG.sub("", line) for line in lines]
+    flagged = all(map(_FLAG.search, lines)) and len(set(names)) == len(set(lines))
+    return names if flagged else list(lines)
 
 
 def read_xml(path: str | os.PathLike, sized: bool = True) -> VocImage:

@@ -188,8 +188,16 @@ def test_a_coco_json_with_flaws(tmp_path, capsys):
     assert "annotation of an image that is not listed" in capsys.readouterr().out
     content["annotations"][0]["segmentation"] = [[1, 1, 5, 1, 5]]
     path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match="coco.json is damaged .*polygon of annotation 1 has 5 numbers"):
+    with pytest.raises(DataError, match=r"coco.json is damaged: a polygon has 5 .*\(annotation 1, image a.jpg\)"):
         convert(path, tmp_path)
+    for broken, said in (
+        ({"category_id": 99, "bbox": [2, 2, 5, 5]}, "category_id 99 is not in categories"),
+        ({"category_id": 1}, "no 'bbox'"),
+    ):
+        content["annotations"][0] = {"id": 7, "image_id": 1, **broken}
+        path.write_text(json.dumps(content))
+        with pytest.raises(DataError, match=rf"{said} \(annotation 7, image a.jpg\)\. dyn-d2 check-data --json .*coco"):
+            convert(path, tmp_path)
 
 
 def test_two_images_never_become_one_file(tmp_path):

@@ -197,6 +197,11 @@ def test_layouts_of_yolo(tmp_path, monkeypatch):
     build_cfg("", keys(NAME="a", FORMAT="yolo", ROOT=source))
     build_cfg("", keys(NAME="b", FORMAT="yolo", ROOT=robo))
     assert boxes("b_train") == boxes("a_train") == boxes("b_test")
+    (robo / "data.yaml").write_text((robo / "data.yaml").read_text() + "test: ../test/images\n")
+    with pytest.raises(FileNotFoundError, match=r"give DATASETS.CUSTOM.TEST, .*valid/images, or take test out of data"):
+        build_cfg("", keys(FORMAT="yolo", ROOT=robo))
+    build_cfg("", keys(NAME="b", FORMAT="yolo", ROOT=robo, TEST="valid/images"))
+    assert boxes("b_test") == boxes("a_test")
     build_cfg("", keys(NAME="c", FORMAT="yolo", ROOT=flat, TRAIN=".", TEST="list.txt"))
     assert boxes("c_train") == boxes("a_train")
     assert [Path(r["file_name"]).name for r in registered_records("c_test")] == ["001.png"]

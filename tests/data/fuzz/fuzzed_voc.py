@@ -282,7 +282,9 @@ def read_list(path: Path) -> list[str]:
     text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
     if any(ord(c) < 32 and c not in "\t\r\n" or c in "\x85\u2028\u2029" for c in text):
         raise ValueError("a control character")
-    ids = [line.split()[0] for line in re.split(r"\r\n|\n|\r", text) if line.strip()]
+    ids = [line.strip() for line in re.split(r"\r\n|\n|\r", text) if line.strip()]
+    if all(len(i.split()) > 1 and i.split()[-1] in ("-1", "0", "1") for i in ids):
+        ids = [i[: i.rindex(i.split()[-1])].strip() for i in ids]
     if len(set(ids)) < len(ids) or any("/" in i or "\\" in i for i in ids):
         raise ValueError("a name twice, or with a folder")
     return ids

@@ -593,7 +593,10 @@ def test_an_object_twice_keeps_voc_from_100(tmp_path, new_name) -> None:
 
 
 def test_nothing_that_counts_is_no_perfect_score() -> None:
-    assert PerfectScore("x", {"bbox": float("nan")}).ok and not PerfectScore("x", {"bbox": float("nan")}, counted=2).ok
+    nan = float("nan")
+    assert PerfectScore("x", {"bbox": nan}).ok and not PerfectScore("x", {"bbox": nan}, counted=2).ok
+    assert PerfectScore("x", {"bbox": nan, "segm": nan}).text() == "perfect predictions: no object to score"
+    assert PerfectScore("x", {"bbox": 100.0, "segm": nan}).text().endswith("100.00, segm AP (no object to score)")
 
 
 def test_more_objects_than_count(tmp_path) -> None:

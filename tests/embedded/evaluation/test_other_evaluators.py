@@ -126,6 +126,15 @@ def test_voc_threshold_has_to_be_exceeded(tmp_path: Path) -> None:
     assert voc_eval(*places, ovthresh=0.5)[2] == 0
 
 
+def test_voc_result_files_take_names_with_spaces(tmp_path: Path) -> None:
+    voc_dataset(tmp_path, 2012)
+    (tmp_path / "Annotations" / "000002.xml").rename(tmp_path / "Annotations" / "bee 2 of 5.xml")
+    (tmp_path / "ImageSets" / "Main" / "test.txt").write_text("000001\nbee 2 of 5\n")
+    (tmp_path / "bee.txt").write_text("bee 2 of 5 0.9 71 51 90 60\n")
+    annotations, images = tmp_path / "Annotations" / "{}.xml", tmp_path / "ImageSets" / "Main" / "test.txt"
+    assert voc_eval(str(tmp_path / "{}.txt"), str(annotations), str(images), "bee", ovthresh=0.49)[2] == 1
+
+
 @embedded_only
 def test_voc_class_without_ground_truth_does_not_count(tmp_path: Path) -> None:
     name = voc_dataset(tmp_path, 2012)

@@ -102,7 +102,7 @@ def voc_eval(
     from dyn_d2.evaluation import voc_metric
 
     with open(detpath.format(classname)) as f:
-        lines = [line.split() for line in f if line.strip()]
+        lines = [line.strip().rsplit(maxsplit=5) for line in f if line.strip()]  # an image's name may hold spaces
     detections = [(name, float(score), [float(x) for x in box]) for name, score, *box in lines]
     truth = voc_metric.of_class(voc_metric.read_images(annopath, imagesetfile), classname)
     return voc_metric.precision_recall(*voc_metric.best_overlaps(detections, truth), ovthresh, use_07_metric)
