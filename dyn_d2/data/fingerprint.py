@@ -64,8 +64,8 @@ def data_fingerprint(name: str) -> Fingerprint:
     metadata = MetadataCatalog.get(name)
     files = [Path(path) for path in (metadata.get("list_files", None) or list)()]
     found = {path.name: file_hash(path) for path in files if path.is_file()}
-    if share := metadata.get("held_out_share", None):  # with the whole it decides which images a part has
-        found["share held out"] = f"{share:g}"
+    if division := metadata.get("division", None):  # with the whole it decides which images a part has
+        found["held out"] = division
     sources = metadata.get("sources", None) or [metadata.get("part_of", None)]
     others = [source for source in sources if source and source != name]
     if others:

@@ -34,8 +34,9 @@ def register_parts(name: str, share: float = 0.1, masks: bool = False) -> tuple[
     """Register ``NAME_fit`` and ``NAME_held_out``, which divide the images of ``name`` at random but always alike.
 
     Nothing is read before a part is used. Its metadata is that of the whole, with ``split`` ("fit" or "held_out"),
-    ``part_of``, the name of the whole, and ``held_out_share``. Parts of VOC sets are scored by COCO's rules (101 points
-    of recall, one AP over overlaps from 0.5 to 0.95 beside AP50), because VOC's evaluator reads whole lists of images.
+    ``part_of``, the name of the whole, and ``division``, a text. Parts of VOC sets are scored by COCO's rules (101
+    points of recall, one AP over overlaps from 0.5 to 0.95 beside AP50), because VOC's evaluator reads whole lists of
+    images.
 
     Args:
         name: a registered data set.
@@ -53,6 +54,7 @@ def register_parts(name: str, share: float = 0.1, masks: bool = False) -> tuple[
         raise ValueError(f"{share} of {name} cannot be held out: the share has to lie between 0 and 1.")
     parts = f"{name}_{FIT}", f"{name}_{HELD_OUT}"
     whole = MetadataCatalog.get(name).as_dict()
+    division = f"{share:g} of the images" + (" whose objects all have masks, if some lack them" if masks else "")
     for part, split in zip(parts, (FIT, HELD_OUT), strict=True):
         for catalog in (DatasetCatalog, MetadataCatalog):
             if part in catalog.list():
@@ -61,7 +63,7 @@ def register_parts(name: str, share: float = 0.1, masks: bool = False) -> tuple[
         metadata = {key: value for key, value in whole.items() if key not in _OF_THE_WHOLE}
         if kind := metadata.get("evaluator_type"):
             metadata["evaluator_type"] = _EVALUATORS.get(kind, kind)
-        MetadataCatalog.get(part).set(**metadata, split=split, part_of=name, held_out_share=share)
+        MetadataCatalog.get(part).set(**metadata, split=split, part_of=name, division=division)
     return parts
 
 
@@ -129,8 +131,8 @@ def trained_problem(name: str, trained_on: Iterable[str], kept: Mapping[str, Fin
     for other in sorted(other for other, its_whole in trained.items() if whole and its_whole == whole):
         if lines := differences((kept or {}).get(other, {}), data_fingerprint(other)):
             return (
-                f"{name} may have images that a model was trained on: {whole} was divided otherwise when {other} was "
-                f"trained on ({'; '.join(lines)}). Divide it as then (DATASETS.CUSTOM.HOLD_OUT, register_parts), or "
-                "train anew."
+                f"{name} may have images that a model was trained on: since {other} was trained on, {whole} or its "
+                f"division has changed ({'; '.join(lines)}). Take the data as they were and divide them as then "
+                "(DATASETS.CUSTOM.HOLD_OUT, MODEL.MASK_ON, register_parts), or train anew."
             )
     return ""

@@ -17,6 +17,7 @@ from torch import nn
 import dyn_d2
 from dyn_d2.method import DENSE, SKIPS, methods
 from dyn_d2.modeling.answers import head_classes
+from dyn_d2.modeling.backbone.timm_same import use_whole_numbers
 from dyn_d2.utils.errors import UserError
 from dyn_d2.utils.extras import how_to_install, is_missing
 
@@ -88,6 +89,7 @@ def export_onnx(
         raise UserError(f"gates {gates!r}: use {SKIPS!r} or {DENSE!r}.")
     plain = copy.deepcopy(model).cpu().eval()
     fold_norms(plain)
+    use_whole_numbers(plain)
     form = _form(plain, gates, proposals)
     chooses = any(method.chooses(model) for method in methods())
     form.batches = form.batches and not (chooses and gates == SKIPS)

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 Train = Callable[[list[str]], None]
 PLAIN, CONTROL, DEFAULT_POLICY = "plain", "control", "skipnet_rnn"
 _ALL = 5  # MODEL.BACKBONE.FREEZE_AT of a backbone that learns nothing
+_NAME = "MODEL.POLICY.NAME"
 _CONSTANT, _COSINE = "WarmupMultiStepLR", "WarmupCosineLR"
 _FPN, _RETINANET_FPN = "build_gated_fpn_backbone", "build_gated_retinanet_fpn_backbone"
 # Builder of a plain backbone -> the gated one, and what then lies below a feature pyramid.
@@ -55,9 +56,13 @@ _OPEN_AT_FIRST: dict[str, dict[str, Any]] = {
 }
 
 
-def gated_form(cfg: CfgNode) -> list[str]:
+def gated_form(cfg: CfgNode, was_open: bool = False) -> list[str]:
     """KEY VALUE pairs that turn the config of a plain network into that of the same network with gates; [] for one that
-    has them. Weights fit, because gated backbones have the names of the plain ones."""
+    has them. Weights fit, because gated backbones have the names of the plain ones.
+
+    Args:
+        was_open: that a gated backbone of ``cfg`` had no gates before the command named some.
+    """
     keys: dict[str, Any] = {}
     backbone, bottom_up = _BACKBONES.get(cfg.MODEL.BACKBONE.NAME, ("", ""))
     if backbone:
@@ -68,8 +73,8 @@ def gated_form(cfg: CfgNode) -> list[str]:
         keys["MODEL.META_ARCHITECTURE"] = _META_ARCHITECTURES[cfg.MODEL.META_ARCHITECTURE]
     policy = cfg.MODEL.POLICY.NAME
     if policy == "all_open":
-        policy = keys["MODEL.POLICY.NAME"] = DEFAULT_POLICY
-    if backbone or "MODEL.POLICY.NAME" in keys:
+        policy = keys[_NAME] = DEFAULT_POLICY
+    if backbone or was_open or _NAME in keys:
         keys |= next((at_first for name, at_first in _OPEN_AT_FIRST.items() if policy.startswith(name)), {})
     return [str(part) for pair in keys.items() for part in pair]
 
@@ -92,7 +97,7 @@ class SlimStage(Stage):
         return self.parents[-1].weights if self.parents else None
 
 
-_OPEN = ("MODEL.POLICY.NAME", "all_open", "MODEL.POLICY.PLAN", "[]", "MODEL.POLICY.BUDGET.SHARE", "0.0")
+_OPEN = (_NAME, "all_open", "MODEL.POLICY.PLAN", "[]", "MODEL.POLICY.BUDGET.SHARE", "0.0")
 _STAGE_KEYS = ("SOLVER.SECOND_STAGE", "SOLVER.FIXED_STAGE")
 _SLIM_KEYS = ("SLIM", *_STAGE_KEYS, "MODEL.POLICY.PLAN")
 _GATE_KEYS = (*_SLIM_KEYS, "MODEL.POLICY", "SOLVER.GATE_LR_FACTOR", "SOLVER.GATE_WEIGHT_DECAY")
@@ -128,7 +133,9 @@ class Slimming:
                 f"{others[0]} would give the gated network another schedule than the control: SOLVER.MAX_ITER, BASE_LR "
                 "and SLIM.LEARN_SHARE are those of both."
             )
-        form = gated_form(read_cfg(config_file, own))
+        unnamed = [part for pair in zip(own[::2], own[1::2], strict=True) if pair[0] != _NAME for part in pair]
+        was_open = read_cfg(config_file, unnamed).MODEL.POLICY.NAME == "all_open"
+        form = gated_form(read_cfg(config_file, own), was_open)
         kept = {key for key in own[::2] if key.startswith("MODEL.POLICY.")}  # what is said of gates holds
         for key, value in zip(form[::2], form[1::2], strict=True):
             own += [] if key in kept else [key, value]

@@ -10,7 +10,7 @@ from torch import nn
 
 from dyn_d2.checkpoint import CheckpointError, LoadReport
 from dyn_d2.config.derive import build_cfg
-from dyn_d2.config.read import read_cfg
+from dyn_d2.config.read import flatten, read_cfg, read_yaml
 from dyn_d2.engine.stages import Stage, StageError
 from dyn_d2.gating.meta_arch.dynamic import find_policy
 from dyn_d2.gating.policies.base import FIXED, check_plan, policy_class
@@ -30,6 +30,15 @@ class PolicyStage(Stage):
         policy = policy_class(self.cfg)
         # A plan may begin with a later stage, which reads its keys then too.
         return (*fixed, "SOLVER.SECOND_STAGE", *policy.LATER_KEYS) if self.name == policy.STAGES[0] else fixed
+
+    def _other_start(self, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+        """As the first stage of another plan it started from new gates: from nothing, or from MODEL.WEIGHTS itself."""
+        saved, label = self.folder / "config.yaml", "MODEL.WEIGHTS"
+        if not self.parents or not saved.is_file():
+            return super()._other_start(old, new)
+        before = flatten(read_yaml(str(saved))).get(label, "")
+        own = before in ("", self.cfg.MODEL.WEIGHTS)
+        return [f"{label}: {before or 'none'} -> the result of stage {self.parents[-1].name}"] if own else []
 
     def initial_weights(self, resume: bool) -> Path | None:
         """The model of the stage before."""
@@ -106,11 +115,11 @@ def enter_stage(cfg: CfgNode, model: nn.Module, report: LoadReport) -> None:
     policy, before, own = find_policy(getattr(model, "backbone", None)), previous_stages(cfg), cfg.MODEL.POLICY
     if policy is None or not before:
         return
+    first, trained = policy_class(cfg).STAGES[0], report.metadata.get("policy") or {}
     new = report.source == "nothing" or bool(report.gates)
-    if new and begins_with(cfg):
+    if new and begins_with(cfg) and trained.get("name", "all_open") == "all_open":
         logger.info(f"stage {own.STAGE} of {own.NAME} starts from new gates, as MODEL.POLICY.PLAN begins with it")
         return
-    first, trained = policy_class(cfg).STAGES[0], report.metadata.get("policy") or {}
     named = " or ".join(before)
     remedy = f"set MODEL.WEIGHTS to the model_final.pth of stage {named}, or let dyn-d2 stages run both"
     if new and own.STAGE in policy_class(cfg).MAY_BEGIN:

@@ -81,15 +81,15 @@ def test_a_part_of_another_division_may_have_been_trained_on(few):
     kept = {"few_fit": data_fingerprint("few_fit")}
     assert trained_problem("few_held_out", ["few_fit"], kept) == ""
     register_parts("few", 0.2)
-    otherwise = r"few was divided otherwise when few_fit was trained on \(share held out: 0.1 -> 0.2\)"
+    otherwise = r"since few_fit was trained on, few or its division has changed \(held out: 0.1 of the images -> 0.2 of"
     assert re.search(otherwise, trained_problem("few_held_out", ["few_fit"], kept))
     assert re.search(otherwise, held_out_problem("few_held_out", ["few_fit"], [], kept))
     assert trained_problem("few_held_out", ["few_fit"]) == ""  # a checkpoint that says nothing
+    register_parts("few", 0.1, masks=True)
+    assert "whose objects all have masks" in trained_problem("few_held_out", ["few_fit"], kept)
     register_parts("few", 0.1)
     few.append({"image_id": 3})
-    assert "divided otherwise when few_fit was trained on (few: records" in trained_problem(
-        "few_held_out", ["few_fit"], kept
-    )
+    assert "few or its division has changed (few: records" in trained_problem("few_held_out", ["few_fit"], kept)
 
 
 def test_share_is_checked():

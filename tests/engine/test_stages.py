@@ -266,6 +266,10 @@ def test_a_plan_may_begin_with_reinforcement_from_new_gates(runs, tmp_path) -> N
     last = train_stages(plan, "", opts_of(tmp_path, "skipnet_rnn", **plan_of_one))
     assert last.name == "hrl" and last.finished() and len(runs.commands) == 1
     assert torch.load(last.weights, weights_only=True)["dyn_d2"]["policy"]["stage"] == "hrl"
+    command = runs.commands[0]
+    (last.folder / "config.yaml").write_text(build_cfg("", command[command.index("OUTPUT_DIR") :]).dump())
+    with pytest.raises(StageError, match="MODEL.WEIGHTS: none -> the result of stage sp"):
+        plan("", opts_of(tmp_path, "skipnet_rnn"))[1].finished()
 
 
 def test_new_gates_of_a_plain_network_are_not_sharpened(tmp_path) -> None:

@@ -33,7 +33,8 @@ def test_class_k_is_entry_k_and_a_second_time_changes_nothing(name):
 
 
 @pytest.mark.parametrize("to_class", [{}, {2: 0, 3: 1}])
-def test_other_categories_stay_as_they_are(to_class):
+def test_other_categories_stay_as_they_are(to_class, caplog):
     run = _run("catIds", sorted(TO_CLASS))
-    in_class_order(run, Metadata(thing_dataset_id_to_contiguous_id=to_class))
+    in_class_order(run, Metadata(name="a_set", thing_dataset_id_to_contiguous_id=to_class))
+    assert any("a_set: the categories" in text for text in caplog.messages) == bool(to_class)
     assert run.params.catIds == sorted(TO_CLASS) and run.eval["recall"][0, :, 0].tolist() == sorted(TO_CLASS)

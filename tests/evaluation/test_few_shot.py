@@ -228,7 +228,8 @@ def test_voc_detections_are_written_and_scores_have_six_decimals(tmp_path, cfg):
     assert (folder / "comp4_det_test_bee.txt").read_text() == ""
 
 
-def test_lvis_groups_agree_with_its_own_rare_ap(tmp_path, cfg):
+@pytest.mark.parametrize("ids", [(1, 2, 3), (3, 1, 2)], ids=["ids in order", "ids in no order"])
+def test_lvis_groups_agree_with_its_own_rare_ap(tmp_path, cfg, ids):
     rng = np.random.default_rng(5)
     annotations = _ground_truth(rng, 6, [1, 2, 3])
     for annotation in annotations:
@@ -247,10 +248,11 @@ def test_lvis_groups_agree_with_its_own_rare_ap(tmp_path, cfg):
     file.write_text(json.dumps(content))
     name = f"set_{uuid.uuid4().hex}"
     MetadataCatalog.get(name).set(
-        json_file=str(file), image_root=str(tmp_path), evaluator_type="lvis", thing_classes=CLASSES[:3],
-        base_classes=["ant", "cat"], novel_classes=["bee"],
+        json_file=str(file), image_root=str(tmp_path), evaluator_type="lvis",
+        thing_classes=[CLASSES[i - 1] for i in ids], base_classes=["ant", "cat"], novel_classes=["bee"],
+        thing_dataset_id_to_contiguous_id={number: k for k, number in enumerate(ids)},
     )  # fmt: skip
-    by_tens = [{**a, "category_id": 10 * a["category_id"]} for a in annotations]
+    by_tens = [{**a, "category_id": 10 * (ids.index(a["category_id"]) + 1)} for a in annotations]
     found = {image: _detections(rng, by_tens, image, 3) for image in range(1, 7)}
     result = _evaluate(build_evaluator(cfg, name), found)["bbox"]
     assert result["nAP"] == pytest.approx(result["APr"], abs=1e-6) and result["nAP"] > 0

@@ -156,6 +156,9 @@ def test_blocks_of_a_trained_network_run_at_the_start_whichever_policy_is_named(
     gates = build_model(Slimming.of("", opts).cfg).backbone.policy
     trace = ask(gates.eval(), [torch.rand(4, unit.channels, 8, 8) for unit in gates.units])
     assert all(step.decision.open.all() for step in trace.steps)
+    small = [*CLASSIFIER, *common(tmp_path, SLIM__PLAIN__MAX_ITER=1), "MODEL.POLICY.NAME", policy]
+    named = Slimming.of("", small).cfg.MODEL.POLICY
+    assert (named.CDB if policy == "cdb" else named.SKIPNET).INIT_BIAS == 2.0
     assert Slimming.of("", [*opts, "MODEL.POLICY.SKIPNET.INIT_BIAS", "0.5"]).cfg.MODEL.POLICY.SKIPNET.INIT_BIAS == 0.5
 
 

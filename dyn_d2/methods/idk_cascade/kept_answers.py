@@ -20,9 +20,8 @@ from .table import PredictionTable
 logger = logging.getLogger(__name__)
 
 AT_ONCE = 25
-_FORMAT = (
-    2  # other files are written anew: 1 had no multiply-adds of attention on a CPU, and cropped what timm squashes
-)
+# Files of another one are written anew: 1 had no multiply-adds of attention on a CPU, and cropped what timm squashes.
+_FORMAT = 2
 Kept = dict[str, tuple[list[Any], float]]  # of a model: its answers, and their mean cost
 
 

@@ -15,7 +15,7 @@ import torch
 from tabulate import tabulate
 
 from dyn_d2.data.classification import ensure_classes
-from dyn_d2.data.parts import HELD_OUT, held_out_problem
+from dyn_d2.data.parts import HELD_OUT, held_out_problem, trained_problem
 from dyn_d2.data.registered import registered_records
 from dyn_d2.evaluation.build import build_evaluator
 from dyn_d2.evaluation.results import main_metric
@@ -62,8 +62,10 @@ def check_models(models: Sequence[IDKCascadeModel], held_out: str, test: str = "
     tested = {name for model in models for name in model.tested_on} | ({test} if test else set())
     if held_out == test:
         raise ValueError(f"{test} cannot be both the held-out and the test set.")
+    if problem := held_out_problem(held_out, (), tested):
+        raise ValueError(problem)
     for model in models:
-        if problem := held_out_problem(held_out, model.trained_on, tested, model.trained_data):
+        if problem := trained_problem(held_out, model.trained_on, model.trained_data):
             raise ValueError(f"{model.name}: {problem}")
 
 
@@ -112,7 +114,7 @@ def time_in_turns(
     models: Sequence[IDKCascadeModel], cascades: Mapping[str, Candidate], test: Measured, batch: int, rounds: int
 ) -> tuple[Measured, dict[str, float]]:
     """``test`` with milliseconds of the models, and those of each of ``cascades``, all taken in turns."""
-    runners: dict[str, Any] = {model.name: model for model in models}
+    runners: dict[str, Any] = {f"{i}: {model.name}": model for i, model in enumerate(models)}  # names may be equal
     runners |= {f"IDK cascade {name}": IDKCascade(models, chosen.rules) for name, chosen in cascades.items()}
     taken = [each["milliseconds"] for each in in_turns(runners, test.records, batch, rounds).values()]
     own, of_cascades = taken[: len(models)], taken[len(models) :]

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from .timm_models import TimmModel
 from .timm_norms import FrozenBatchNormAct2d
+from .timm_same import pad_as_tensorflow
 
 # Between what bounds the check of ``fold_norms`` draws the numbers of a batch norm.
 _STATISTICS = {"weight": (0.5, 1.5), "bias": (-0.2, 0.2), "running_mean": (-0.2, 0.2), "running_var": (0.5, 2.0)}
@@ -51,9 +52,7 @@ class FoldedConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         weight, bias = self._weights(input) if self.folds else (self.weight, self.bias)
         if self.same:
-            from timm.layers.padding import pad_same
-
-            input = pad_same(input, list(self.kernel_size), list(self.stride), list(self.dilation))
+            input = pad_as_tensorflow(input, self)
             return F.conv2d(input, weight, bias, self.stride, (0, 0), self.dilation, self.groups)
         return self._conv_forward(input, weight, bias)
 
