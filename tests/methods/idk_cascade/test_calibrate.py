@@ -117,7 +117,7 @@ def test_times_on_test_images_are_taken_in_turns(tmp_path, classifiers, monkeypa
     monkeypatch.setattr(report, "in_turns", in_turns)
     sets = ["--held-out", "digits_train_held_out", "--test", "digits_test", "--budget", "1.9", "--rounds", "2"]
     record = _main(tmp_path, classifiers, *sets, "--methods", "entropy", "margin")
-    assert asked == [(["fast", "slow", "IDK cascade entropy", "IDK cascade margin"], 40, 8, 2)]
+    assert asked == [(["0: fast", "1: slow", "IDK cascade entropy", "IDK cascade margin"], 40, 8, 2)]
     assert [model["sets"]["digits_test"]["milliseconds"] for model in record["models"]] == [1, 2]
     for number, name in enumerate(("entropy", "margin")):
         expected, realised = record["methods"][name]["rows"]
@@ -233,9 +233,9 @@ def test_what_is_refused(tmp_path, classifiers, capsys):
 def test_parts_that_were_divided_otherwise_in_training_are_refused(tmp_path, classifiers):
     path = save_classifier(tmp_path / "otherwise", 8)
     data = torch.load(path, weights_only=True)
-    data["dyn_d2"]["inputs"] = {"data": {"digits_train_fit": {"share held out": "0.1"}}}
+    data["dyn_d2"]["inputs"] = {"data": {"digits_train_fit": {"held out": "0.1 of the images"}}}
     torch.save(data, path)
-    message = r"otherwise: digits_train_held_out may have images .* \(share held out: 0.1 -> 0.2\)"
+    message = r"otherwise: digits_train_held_out may have images .* \(held out: 0.1 of the images -> 0.2 of the images\)"
     with pytest.raises(ValueError, match=message):
         _main(tmp_path, [path, classifiers[1]], "--held-out", "digits_train_held_out")
     with pytest.raises(ValueError, match=message):
