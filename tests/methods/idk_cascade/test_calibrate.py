@@ -235,7 +235,9 @@ def test_parts_that_were_divided_otherwise_in_training_are_refused(tmp_path, cla
     data = torch.load(path, weights_only=True)
     data["dyn_d2"]["inputs"] = {"data": {"digits_train_fit": {"held out": "0.1 of the images"}}}
     torch.save(data, path)
-    message = r"otherwise: digits_train_held_out may have images .* \(held out: 0.1 of the images -> 0.2 of the images\)"
+    message = (
+        r"otherwise: digits_train_held_out may have images .* \(held out: 0.1 of the images -> 0.2 of the images\)"
+    )
     with pytest.raises(ValueError, match=message):
         _main(tmp_path, [path, classifiers[1]], "--held-out", "digits_train_held_out")
     with pytest.raises(ValueError, match=message):
