@@ -96,8 +96,8 @@ def test_address_that_cannot_be_reached_is_named(tmp_path, monkeypatch) -> None:
         DynCheckpointer(nn.Linear(2, 2)).load("http://localhost:1/x.pth")
 
 
-def test_missing_file_names_the_key(tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match="MODEL.WEIGHTS"):
+def test_a_missing_file_is_named(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none.pth does not exist: check the path"):
         DynCheckpointer(Net()).load(str(tmp_path / "none.pth"))
 
 
