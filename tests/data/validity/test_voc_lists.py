@@ -28,6 +28,7 @@ def test_names_of_a_list(tmp_path: Path, lines: str, ids: list[str]) -> None:
     assert image_ids(path) == ids
 
 
+@pytest.mark.embedded  # Detectron2's own splits each line at its spaces
 def test_another_image_is_never_read_for_one_with_spaces(tmp_path: Path) -> None:
     root = write_voc_folder(tmp_path / "voc", images=2)
     for old, new in (("001", "train"), ("002", "train image 5")):
