@@ -3,14 +3,17 @@
     dyn-d2 zoo-table output/ --output MODEL_ZOO.md --commands commands.yaml --metrics bbox/nAP50,bbox/bAP50
 
 Folders are searched at any depth. Runs whose folders differ in nothing but the seed are one row; trainings that have
-not ended are left out. --commands names a yaml file of lines "name of a folder below the one that is given, without its
-seed: how it was trained"; or of three sections: "commands" with these lines, "data" with lines "test set: what the
-table calls it", and "about", a text for the top of the page.
+not ended are left out. --commands names a yaml file of lines "name of a folder below the one that is given, without
+its seed: how it was trained"; or of sections: "commands" with these lines, "data" with lines "test set: what the table
+calls it", "about", a text for the top of the page, and "measured", models whose numbers stand in json files beside the
+yaml file (dyn_d2/evaluation/zoo_measured.py has the format).
 """
 
 import argparse
+from pathlib import Path
 
 from dyn_d2 import model_zoo
+from dyn_d2.evaluation.zoo_measured import rows_measured
 from dyn_d2.evaluation.zoo_table import Words, read_words, rows_of, rows_of_cards, to_markdown
 from dyn_d2.utils.atomic import atomic_write
 from dyn_d2.utils.errors import UserError
@@ -32,10 +35,10 @@ def main(argv: list[str] | None = None) -> int:
     shipped = rows_of_cards(
         {name: model_zoo.card(name) for name in names}, {n: model_zoo.path_of(n).stat().st_size for n in names}
     )
-    measured = rows_of(args.results, words.commands, metrics) if args.results else []
-    for row in measured:
+    trained = rows_of(args.results, words.commands, metrics) if args.results else []
+    for row in trained:
         row.data = words.data.get(row.data, row.data)
-    rows = [*shipped, *measured]
+    rows = [*shipped, *trained, *rows_measured(words.measured, Path(args.commands).parent)]
     if not rows:
         raise UserError("no model comes with dyn_d2 yet: give results.json files, or folders that hold some.")
     with atomic_write(args.output) as file:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -23,9 +24,12 @@ from .results import MAIN_METRICS, RESULTS_FILE, VALIDATION, read_results
 
 logger = logging.getLogger(__name__)
 
-HEADERS = ("model", "command", "data", "metric", "seeds", "value", "GFLOPs", "iterations", "MB", "comes with dyn_d2")
+HEADERS = (
+    "model", "command", "data", "metric", "seeds", "value", "GFLOPs", "ms", "iterations", "MB", "comes with dyn_d2",
+)  # fmt: skip
 SETTINGS = ("train_sets", "iterations", "batch", "learning_rate", "classifier", "freeze", "protocol")
 _SHOTS_BEFORE = {"unit": "instance", "group_by_image": False, "max_objects": 0}  # of records that do not say it yet
+_SECTIONS = ("about", "data", "commands", "measured")
 _SEED = re.compile(r"[_-]?seed[_-]?\d+")
 
 
@@ -40,6 +44,7 @@ class Row:
         metric: what ``values`` are: task and name.
         values: of each seed.
         gflops: executed multiply-adds of an image in 1e9, of each seed that has them.
+        milliseconds: of one image at batch 1, of each seed that has them.
         iterations: of training.
         megabytes: of its checkpoint; NaN where that is not beside the record.
         shipped: its name in the model zoo; "" where it does not come with the package.
@@ -54,14 +59,15 @@ class Row:
     megabytes: float = math.nan
     values: list[float] = field(default_factory=list)
     gflops: list[float] = field(default_factory=list)
+    milliseconds: list[float] = field(default_factory=list)
 
     def cells(self) -> tuple[str, ...]:
         """As ``HEADERS`` has them."""
         value = estimate(self.values)
-        cost = f"{sum(self.gflops) / len(self.gflops):.4g}" if self.gflops else "-"
+        cost, time = (f"{fmean(own):.4g}" if own else "-" for own in (self.gflops, self.milliseconds))
         size = "-" if math.isnan(self.megabytes) else f"{self.megabytes:.1f}"
         how = f"`{self.how}`" if self.how else "-"
-        counts = str(value.count), str(value), cost, str(self.iterations), size
+        counts = str(value.count), str(value), cost, time, str(self.iterations) if self.iterations else "-", size
         return (self.name, how, self.data, self.metric, *counts, self.shipped or "-")
 
 
@@ -149,15 +155,17 @@ class Words:
         about: what the page covers, below its title.
         data: test set -> what it is called in the table.
         commands: name of a model -> how it was trained.
+        measured: groups of models whose numbers stand in a json file, see ``zoo_measured``.
     """
 
     about: str = ""
     data: Mapping[str, str] = field(default_factory=dict)
     commands: Mapping[str, str] = field(default_factory=dict)
+    measured: Sequence[Any] = ()
 
 
 def read_words(path: str | Path) -> Words:
-    """The yaml file of ``dyn-d2 zoo-table --commands``: "about", "data" and "commands", or the last alone.
+    """The yaml file of ``dyn-d2 zoo-table --commands``: the sections of :class:`Words`, or "commands" alone.
 
     Raises:
         FileNotFoundError: no such file.
@@ -165,30 +173,27 @@ def read_words(path: str | Path) -> Words:
     """
     content = yaml.safe_load(Path(path).read_text())
     if not isinstance(content, dict):
-        raise UserError(f"{path} has to hold lines 'name: command', or sections about, data and commands.")
-    if not any(isinstance(content.get(section), dict) for section in ("data", "commands")):
+        raise UserError(f"{path} has to hold lines 'name: command', or the sections {', '.join(_SECTIONS)}.")
+    if not any(isinstance(content.get(section), dict | list) for section in _SECTIONS):
         content = {"commands": content}
     data, commands = content.get("data") or {}, content.get("commands") or {}
-    if set(content) - {"about", "data", "commands"} or not isinstance(data, dict) or not isinstance(commands, dict):
-        raise UserError(f"{path} has the sections {', '.join(map(str, content))}: about, data and commands are known.")
-    texts = [{str(name): str(text) for name, text in section.items()} for section in (data, commands)]
-    return Words(" ".join(str(content.get("about") or "").split()), *texts)
+    measured = content.get("measured") or []
+    kinds = isinstance(data, dict) and isinstance(commands, dict) and isinstance(measured, list)
+    if set(content) - set(_SECTIONS) or not kinds:
+        raise UserError(f"{path} has the sections {', '.join(map(str, content))}: {', '.join(_SECTIONS)} are known.")
+    data, commands = ({str(name): str(text) for name, text in section.items()} for section in (data, commands))
+    return Words(" ".join(str(content.get("about") or "").split()), data, commands, measured)
 
 
 def to_markdown(rows: Sequence[Row], about: str = "") -> str:
     """The page: what is in it, and the table."""
-    return page_of([row.cells() for row in rows], about)
-
-
-def page_of(cells: Sequence[Sequence[str]], about: str = "") -> str:
-    """The page of ``cells`` as ``Row.cells`` has them."""
-    table = tabulate(cells, headers=HEADERS, tablefmt="github", disable_numparse=True)
+    table = tabulate([row.cells() for row in rows], headers=HEADERS, tablefmt="github", disable_numparse=True)
     return (
         "# Models\n\n"
         + (f"{about}\n\n" if about else "")
         + "Made by `dyn-d2 zoo-table` from the records of evaluations; do not edit.\n"
         "Values are percent, of several seeds the mean and the half width of its 95 % confidence interval.\n"
-        "GFLOPs are 1e9 multiply-adds of the gated network that ran for an image.\n"
+        "GFLOPs are 1e9 multiply-adds of the gated network that ran for an image, ms its time at batch 1, one thread.\n"
         "Models that come with dyn_d2 load by `dyn_d2.model_zoo.get(NAME)`.\n\n"
         f"{table}\n"
     )

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from dyn_d2 import model_zoo
 from dyn_d2.cli.zoo_table import main
-from dyn_d2.evaluation.zoo_table import page_of, read_words, rows_of, rows_of_cards, to_markdown
+from dyn_d2.evaluation.aggregate import estimate
+from dyn_d2.evaluation.zoo_measured import rows_measured
+from dyn_d2.evaluation.zoo_table import Row, read_words, rows_of, rows_of_cards, to_markdown
 from dyn_d2.utils.errors import UserError
 
 
@@ -29,10 +30,10 @@ def test_seeds_are_one_row_and_other_trainings_another(tmp_path) -> None:
     assert (short.name, short.values, short.gflops) == ("skipnet", [90.0, 92.0, 94.0], [0.25] * 3)
     # t(0.975, 2) is 4.303, s is 2
     assert short.cells() == (
-        "skipnet", "`dyn-d2 train`", "digits_test", "classification top1_accuracy", "3", "92.0 ± 5.0", "0.25", "100",
-        "1.5", "-",
+        "skipnet", "`dyn-d2 train`", "digits_test", "classification top1_accuracy", "3", "92.0 ± 5.0", "0.25", "-",
+        "100", "1.5", "-",
     )  # fmt: skip
-    assert long.cells()[4:9] == ("1", "97.0", "-", "500", "-")
+    assert long.cells()[4:10] == ("1", "97.0", "-", "-", "500", "-")
 
 
 def test_seeds_that_draw_other_shots_are_one_row_and_metrics_are_chosen(tmp_path) -> None:
@@ -88,7 +89,19 @@ def test_trainings_that_have_not_ended_and_undefined_values_are_left_out(tmp_pat
 def test_cards_of_shipped_models_are_rows_too(tmp_path) -> None:
     card = {"command": "dyn-d2 few-shot", "data": "boxes", "metric": "bbox nAP50", "values": [50.0], "iterations": 3}
     (row,) = rows_of_cards({"small": card}, {"small": 900_000})
-    assert row.cells() == ("small", "`dyn-d2 few-shot`", "boxes", "bbox nAP50", "1", "50.0", "-", "3", "0.9", "small")
+    assert row.cells() == (
+        "small",
+        "`dyn-d2 few-shot`",
+        "boxes",
+        "bbox nAP50",
+        "1",
+        "50.0",
+        "-",
+        "-",
+        "3",
+        "0.9",
+        "small",
+    )
     assert "| small" in to_markdown([row])
 
 
@@ -115,20 +128,47 @@ def test_words_of_ones_own_are_on_the_page(tmp_path) -> None:
     words.write_text("a: dyn-d2 train\n")
     assert read_words(words).commands == {"a": "dyn-d2 train"}
     words.write_text("commands: {a: b}\nmodels: {}\n")
-    with pytest.raises(UserError, match="sections commands, models: about, data and commands are known"):
+    with pytest.raises(UserError, match="sections commands, models: about, data, commands, measured are known"):
         read_words(words)
 
 
-def test_the_page_of_this_repository_is_what_the_tool_writes() -> None:
-    """All but the numbers of trainings, whose records are not here."""
+def test_the_page_of_this_repository_is_what_the_tool_writes(tmp_path) -> None:
     root = Path(__file__).resolve().parents[2]
-    text, words = (root / "MODEL_ZOO.md").read_text(), read_words(root / "docs" / "results" / "zoo_commands.yaml")
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
-    assert text == page_of(cells, words.about)
-    names = model_zoo.names()
-    cards = {name: model_zoo.card(name) for name in names}
-    shipped = rows_of_cards(cards, {name: model_zoo.path_of(name).stat().st_size for name in names})
-    assert cells[: len(names)] == [list(row.cells()) for row in shipped]
-    for name, how, data, *_ in cells[len(names) :]:
-        assert how == f"`{words.commands[name]}`" and data in words.data.values()
+    page = tmp_path / "page.md"
+    assert main(["--commands", str(root / "docs" / "results" / "zoo.yaml"), "--output", str(page)]) == 0
+    assert page.read_text() == (root / "MODEL_ZOO.md").read_text()
+
+
+def _measured(tmp_path: Path, **changed) -> list[Row]:
+    numbers = {"one": {"a/0": {"top1": 0.5}, "a/1": {"top1": 0.7}, "b/0": {"top1": 0.1}}, "cost": [2.0, 4.0]}
+    (tmp_path / "numbers.json").write_text(json.dumps(numbers))
+    model = {"command": "dyn-d2 train", "at": ["one", "a/*", "top1"], "scale": 100, "gflops": ["cost", "*"], "ms": 7}
+    group = {"file": "numbers.json", "metric": "classification top1", "data": "ten", "models": {"a": model | changed}}
+    return rows_measured([group], tmp_path)
+
+
+def test_numbers_that_are_kept_in_a_file_are_rows(tmp_path) -> None:
+    (row,) = _measured(tmp_path, iterations=9)
+    assert (row.name, row.how, row.data, row.iterations) == ("a", "dyn-d2 train", "ten", 9)
+    assert row.metric == "classification top1"
+    assert row.values == [50.0, pytest.approx(70.0)] and row.gflops == [2.0, 4.0] and row.milliseconds == [7.0]
+    assert row.cells()[4:9] == ("2", str(estimate(row.values)), "3", "7", "9")
+    (last,) = _measured(tmp_path, gflops=["cost", 1])
+    assert last.gflops == [4.0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"at": ["one", "c/*", "top1"]}, "numbers.json, at of a: there is no number at one > c/\\* > top1"),
+        ({"at": ["one", "a/0"]}, "there is no number at one > a/0"),
+        ({"time": 3}, "a of 'measured' has the fields .*'time'.* knows"),
+    ],
+)
+def test_a_way_that_leads_nowhere_is_named(tmp_path, changed: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        _measured(tmp_path, **changed)
+    with pytest.raises(UserError, match="a group of 'measured' has the fields \\['file'\\]"):
+        rows_measured([{"file": "numbers.json"}], tmp_path)
+    with pytest.raises(UserError, match="none.json, which 'measured' names, cannot be read"):
+        rows_measured([{"file": "none.json", "metric": "m", "data": "d", "models": {}}], tmp_path)
