@@ -1,5 +1,6 @@
 """The checkpoint files of an output directory."""
 
+import difflib
 import os
 import re
 from pathlib import Path
@@ -8,6 +9,8 @@ import torch
 
 TAG = "last_checkpoint"  # the file that names the one to go on from
 FINAL = "model_final.pth"
+ZOO = "zoo:"  # before the names of models that come with dyn_d2
+SUFFIXES = (".pth", ".pkl", ".pt", ".pyth", ".weights")
 
 
 def is_whole(path: str | os.PathLike) -> bool:
@@ -44,12 +47,34 @@ def tagged(folder: str | os.PathLike) -> Path | None:
 
 
 def no_file(path: str) -> str:
-    """What is wrong with the path of a checkpoint that is no file; of a folder, which of its files may be meant."""
-    if not os.path.isdir(path):
-        return f"checkpoint {path} does not exist: check the path."
-    final = Path(path, FINAL)
-    meant = final if final.is_file() else next(iter(periodic(path)), None)
-    return f"checkpoint {path} is a folder: give {f'its file {meant}' if meant else 'a file, it holds no checkpoint'}."
+    """What is wrong with the path of a checkpoint that is no file: which of a folder's files may be meant, or which
+    files or folders are nearest to what is not there."""
+    if path.startswith(ZOO):
+        return f"{path} names a packed model, for predictors alone (dyn-d2 demo): here a checkpoint's file is needed."
+    if os.path.isdir(path):
+        final = Path(path, FINAL)
+        meant = final if final.is_file() else next(iter(periodic(path)), None)
+        wanted = f"its file {meant}" if meant else "a file, it holds no checkpoint"
+        return f"checkpoint {path} is a folder: give {wanted}."
+    missing = Path(path)
+    while not os.path.isdir(missing.parent):
+        missing = missing.parent
+    folder, is_file = missing.parent, missing == Path(path)
+    there = [
+        name for name in _names(folder) if (Path(name).suffix in SUFFIXES if is_file else (folder / name).is_dir())
+    ]
+    near = [str(folder / name) for name in difflib.get_close_matches(missing.name, there, 3, 0.0 if is_file else 0.5)]
+    if is_file and not near:
+        return f"checkpoint {path} does not exist, and its folder holds no other: check the path."
+    reason = "nearest in its folder" if is_file else f"there is no folder {missing}" + ("; nearest" if near else "")
+    return f"checkpoint {path} does not exist: {reason}{': ' if near else ''}{', '.join(near)}."
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:  # one may pass through a folder without reading it
+        return []
 
 
 def one_before(path: str | os.PathLike) -> Path | None:

@@ -7,7 +7,8 @@ ground truth, what a model finds, and which parts of a dynamic network ran.
 
 Each data set becomes one of FiftyOne, under its own name or --name, with the fields "ground_truth" and, of a model,
 "predictions", "route_share" (of the multiply-adds of all parts), "route_gflops" and "route_open" (names of the parts
-that ran). --export writes it into a folder as well, for other machines.
+that ran). --export writes it into a folder as well, for other machines. Ground truth is what "dyn-d2 show-data" draws:
+of sets of DATASETS.TRAIN the masks that INPUT.PARTIAL_MASKS leaves or makes, where MODEL.MASK_ON is True.
 """
 
 import argparse
@@ -19,16 +20,16 @@ from typing import Any
 
 import numpy as np
 
-from dyn_d2.data.registered import registered_records
 from dyn_d2.engine.browsable import add_answer, import_fiftyone, names_of_labels, sample_of
 from dyn_d2.engine.predictor import ImagePredictor, load_predictor
 from dyn_d2.utils.errors import UserError
 
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.utils.logger import setup_logger
 
-from .show_data import data_sets
+from .show_data import data_sets, records_as_trained
 
 logger = logging.getLogger("dyn_d2.browse")
 
@@ -55,8 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     fiftyone = import_fiftyone()
     shown = _shown(fiftyone, args)
     predictor = load_predictor(args.weights) if args.weights else None
-    for name, _ in data_sets(args.config_file, args.dataset, args.opts):
-        records, metadata = _chosen(name, args.images, args.seed), MetadataCatalog.get(name)
+    for name, cfg in data_sets(args.config_file, args.dataset, args.opts):
+        (records, said), metadata = _chosen(name, cfg, args.images, args.seed), MetadataCatalog.get(name)
         samples, targets = _samples(fiftyone, records, metadata, predictor, args.batch)
         data = fiftyone.Dataset(shown[name], overwrite=args.overwrite, persistent=True)
         data.mask_targets = targets
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         data.add_samples(samples, progress=False)
         if args.export:
             data.export(export_dir=str(args.export / shown[name]), dataset_type=fiftyone.types.FiftyOneDataset)
-        print(f"{len(samples)} images: fiftyone app launch {shown[name]}")
+        print(f"{len(samples)} images{said and f' ({said})'}: fiftyone app launch {shown[name]}")
     return 0
 
 
@@ -82,14 +83,13 @@ def _shown(fiftyone: Any, args: argparse.Namespace) -> dict[str, str]:
     return shown
 
 
-def _chosen(name: str, images: int, seed: int) -> list[dict[str, Any]]:
-    records = registered_records(name)
-    if not records:
-        raise UserError(f"data set {name} has no image.")
+def _chosen(name: str, cfg: CfgNode, images: int, seed: int) -> tuple[list[dict[str, Any]], str]:
+    """Records drawn of a data set, and what there is to say of all of them."""
+    records, said = records_as_trained(name, cfg)
     if "file_name" not in records[0]:
         raise UserError(f"the images of {name} lie in no files, which is what FiftyOne shows.")
     order = np.random.default_rng(seed).permutation(len(records))[: images or len(records)]
-    return [records[i] for i in sorted(order)]
+    return [records[i] for i in sorted(order)], said
 
 
 def _samples(

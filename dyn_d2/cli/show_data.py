@@ -74,20 +74,26 @@ def data_sets(config_file: str, dataset: str | None, opts: Sequence[str]) -> Ite
         yield from ((name, cfg) for name in names)
 
 
-def _records(name: str, cfg: CfgNode) -> tuple[Sequence[dict[str, Any]], str]:
-    """The records of a data set, of training with the masks that are left there, and what there is to say of them."""
+def records_as_trained(name: str, cfg: CfgNode) -> tuple[Sequence[dict[str, Any]], str]:
+    """The records of a data set, of training with the masks that are left there, and what there is to say of them.
+
+    Raises:
+        DataError: it has no image.
+    """
     if not cfg.MODEL.MASK_ON or name not in cfg.DATASETS.TRAIN:
-        return registered_records(name), ""
-    # A share of the images is one of all sets that are trained on.
-    records = [{**record, "dataset": one} for one in cfg.DATASETS.TRAIN for record in registered_records(one)]
-    own = [record for record in with_masks_left(cfg, records) if record["dataset"] == name]
-    return own, words_on_masks(own) if any("annotations" in record for record in own) else ""
+        records, said = registered_records(name), ""
+    else:
+        # A share of the images is one of all sets that are trained on.
+        every = [{**record, "dataset": one} for one in cfg.DATASETS.TRAIN for record in registered_records(one)]
+        records = [record for record in with_masks_left(cfg, every) if record["dataset"] == name]
+        said = words_on_masks(records) if any("annotations" in record for record in records) else ""
+    if not records:
+        raise DataError(f"data set {name} has no image.")
+    return records, said
 
 
 def _draw(name: str, cfg: CfgNode, args: argparse.Namespace) -> tuple[Path, str]:
-    (records, said), metadata = _records(name, cfg), MetadataCatalog.get(name)
-    if not records:
-        raise DataError(f"data set {name} has no image.")
+    (records, said), metadata = records_as_trained(name, cfg), MetadataCatalog.get(name)
     shots = (metadata.get("few_shot", None) or {}).get("shots") if metadata.get("shots_file", None) else None
     if shots and all(len(record["annotations"]) == 1 for record in records):
         chosen, columns = _by_class(records, len(metadata.thing_classes), args.images)

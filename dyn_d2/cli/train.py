@@ -8,10 +8,12 @@ torchrun --nproc-per-node 2 -m dyn_d2 train --config-file ...
 
 from pathlib import Path
 
+from dyn_d2.checkpoint.files import no_file
 from dyn_d2.config.output_dir import is_below
 from dyn_d2.config.read import flatten, read_yaml
 from dyn_d2.engine.launch import make_parser, parse_args, run
 from dyn_d2.engine.training import train
+from dyn_d2.utils.errors import UserError
 
 EVALUATE = """Score a checkpoint on DATASETS.TEST.
 
@@ -36,6 +38,8 @@ def evaluate_main() -> None:
         parser.error("give --weights, or --config-file and MODEL.WEIGHTS")
     if args.weights:
         args.opts = ["MODEL.WEIGHTS", args.weights, *args.opts]
+        if "://" not in args.weights and not Path(args.weights.partition("?")[0]).is_file():
+            raise UserError(no_file(args.weights))
     if not args.config_file:
         saved = Path(args.weights).with_name("config.yaml")
         if not saved.is_file():

@@ -19,11 +19,12 @@ from PIL import Image
 from torch import nn
 
 from dyn_d2.checkpoint import CheckpointError, read_checkpoint
+from dyn_d2.checkpoint.files import ZOO
 from dyn_d2.checkpoint.model import LoadedModel, load_model
 from dyn_d2.data.classification import ClassificationMapper
 from dyn_d2.evaluation.label_figures import LabelMap, class_map
 from dyn_d2.method import methods
-from dyn_d2.model_zoo.packed import PREFIX, load, path_of
+from dyn_d2.model_zoo.packed import load, path_of
 from dyn_d2.modeling.answers import any_score, head_classes, knows_its_labels, label_maps, open_for_images
 
 from detectron2.config import CfgNode
@@ -275,7 +276,7 @@ def load_predictor(weights: str, config_file: str = "", opts: Iterable[str] = ()
     Other arguments and errors are those of ``Predictor.load``.
     """
     opts = list(opts)
-    if weights.startswith(PREFIX):
+    if weights.startswith(ZOO):
         if config_file or opts:
             raise CheckpointError(f"{weights} comes with its config, which is not changed: leave KEY VALUE pairs out.")
         return predictor_of(load(path_of(weights)))

@@ -75,8 +75,7 @@ def check_files(cfg) -> None:
     problems += _missing_packages(cfg) + problems_of_best(cfg)
     weights = cfg.MODEL.WEIGHTS
     if weights and "://" not in weights and not PathManager.isfile(weights.partition("?")[0]):
-        missing_file = f"MODEL.WEIGHTS {weights} does not exist{_how_to_make(cfg)}."
-        problems.append(f"MODEL.WEIGHTS: {no_file(weights)}" if os.path.isdir(weights) else missing_file)
+        problems.append(f"MODEL.WEIGHTS: {no_file(weights.partition('?')[0])}{_how_to_make(cfg)}")
     _raise(problems, "training")
 
 
@@ -126,7 +125,7 @@ def _missing_packages(cfg) -> list[str]:
 
 def _how_to_make(cfg) -> str:
     if is_fine_tuning(cfg):
-        return ": dyn-d2 surgery makes it from a base model, dyn-d2 few-shot does all stages"
+        return " dyn-d2 surgery makes it from a base model, dyn-d2 few-shot does all stages."
     return ""
 
 

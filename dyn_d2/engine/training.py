@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from dyn_d2.checkpoint.files import tagged
 from dyn_d2.config.names import find_config
 from dyn_d2.utils.errors import TRACEBACK, UserError, message_of, note_in_log_files, wrong_input
 from dyn_d2.utils.lock import released_after
@@ -35,7 +36,11 @@ def train(args: argparse.Namespace) -> dict[str, Any] | None:
         trainer.resume_or_load(resume=args.resume)
         if cfg.SOLVER.PREFLIGHT and not args.resume:
             check_trainer(trainer)
-    return trainer.train()
+    try:
+        return trainer.train()
+    except KeyboardInterrupt as stop:
+        last = tagged(cfg.OUTPUT_DIR)
+        raise KeyboardInterrupt(*[f"`dyn-d2 train ... --resume` goes on from {last}"] * bool(last)) from stop
 
 
 def train_in_this_process(arguments: Sequence[str]) -> None:

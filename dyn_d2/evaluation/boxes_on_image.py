@@ -17,15 +17,10 @@ from matplotlib.patches import Rectangle
 
 from detectron2.structures import Instances
 
+from .palette import class_colour, letters_on
+
 LETTER_WIDTH, LETTER_HEIGHT = 0.62, 1.45  # mean extent of a label's letters, in font sizes
 Rectangle4 = tuple[float, float, float, float]
-
-
-def class_colour(number: int) -> str:
-    """A colour for class ``number``; neighbouring numbers differ clearly, and white letters are legible on each."""
-    palette = matplotlib.colormaps["tab10" if number < 10 else "tab20b"]
-    red, green, blue, _ = palette(number % palette.N)
-    return matplotlib.colors.to_hex((0.85 * red, 0.85 * green, 0.85 * blue))
 
 
 def draw_objects(
@@ -63,8 +58,8 @@ def draw_objects(
         place = label_place(box.tolist(), (letter[0] * len(label), letter[1]), (width, height), taken)
         taken.append(place)
         axis.text(
-            place[0], (place[1] + place[3]) / 2, label, fontsize=font_size, color="white", va="center", ha="left",
-            clip_on=True, bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8, "alpha": 0.85},
+            place[0], (place[1] + place[3]) / 2, label, fontsize=font_size, color=letters_on(colour), va="center",
+            ha="left", clip_on=True, bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8, "alpha": 0.85},
         )  # fmt: skip
     axis.set(xlim=(0, width), ylim=(height, 0))
 

@@ -103,17 +103,19 @@ def group_results(
         logger.info("%s of %s by classes:\n%s", task, metadata.name, text)
         zero = [name for name, value in zip(classes, leading, strict=True) if value < 0.05]
         if found_nothing := [name for name in zero if name in metadata.get("novel_classes", ())]:
-            logger.warning(f"{task}: {why_nothing(metadata, found_nothing)}")
+            base = metadata.get("base_classes", ())
+            logger.warning(f"{task}: {why_nothing(metadata, found_nothing, bool(base) and set(base) <= set(zero))}")
     for metric in shown:
         results |= {f"{metric}-{name}": float(value) for name, value in zip(classes, per_class[metric], strict=True)}
     return results
 
 
-def why_nothing(metadata: Metadata, novel: Sequence[str]) -> str:
+def why_nothing(metadata: Metadata, novel: Sequence[str], nor_base: bool = False) -> str:
     """Why novel classes may have an AP of 0, as far as the data tell, and what to try.
 
     Args:
         metadata: of the test set.
+        nor_base: whether the base classes have an AP of 0 too.
     """
     few_shot = metadata.get("few_shot", None) or {}
     shots = few_shot.get("shots")
@@ -124,7 +126,8 @@ def why_nothing(metadata: Metadata, novel: Sequence[str]) -> str:
         "objects of an image that are no shot count as background: try FEW_SHOT.SHOTS_UNIT whole_image, in which K "
         "images of each class are labelled wholly"
     )
-    reasons = [few] if shots else []
+    reasons = ["so it is for the base classes: their training was too short, try a longer SOLVER.MAX_ITER"] * nor_base
+    reasons += [few] if shots else []
     if shots and few_shot.get("unit") != "whole_image":
         reasons.append(unlabelled)
     if small:

@@ -16,8 +16,9 @@ from dyn_d2.data.semantic.label_maps import IGNORE, read_label_map
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 
-from .boxes_on_image import class_colour, draw_objects
-from .label_figures import LEGEND, OPACITY, label_colour
+from .boxes_on_image import draw_objects
+from .label_figures import LEGEND, OPACITY
+from .palette import class_colour
 
 CELL, COLUMNS, MOST_OBJECTS = 2.6, 4, 40  # inches; images in a row; objects drawn in one image
 Record = dict[str, Any]
@@ -93,7 +94,7 @@ def _label_map(axis: Axes, record: Record, classes: int, ignore: int) -> list[in
             f"{record['sem_seg_file_name']} has another size than its image: dyn-d2 check-data lists all of them."
         )
     table = np.zeros((256, 3))
-    table[:classes] = [to_rgb(label_colour(number)) for number in range(classes)]
+    table[:classes] = [to_rgb(class_colour(number)) for number in range(classes)]
     mixed = (1 - OPACITY) * image / 255 + OPACITY * table[labels]
     mixed[labels == ignore] = image[labels == ignore] / 255  # what does not count stays as it is
     axis.imshow(mixed, interpolation="nearest")
@@ -101,7 +102,7 @@ def _label_map(axis: Axes, record: Record, classes: int, ignore: int) -> list[in
 
 
 def _legend(figure: Figure, seen: Sequence[int], names: Sequence[str]) -> None:
-    handles = [Patch(color=label_colour(number), label=names[number]) for number in seen[: 2 * LEGEND]]
+    handles = [Patch(color=class_colour(number), label=names[number]) for number in seen[: 2 * LEGEND]]
     if len(seen) > 2 * LEGEND:
         handles.append(Patch(color="none", label=f"and {len(seen) - 2 * LEGEND} more"))
     columns = max(1, int(figure.get_figwidth() / 1.3))

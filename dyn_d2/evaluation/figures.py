@@ -22,7 +22,8 @@ from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data import detection_utils as utils
 from detectron2.structures import BoxMode
 
-from .boxes_on_image import class_colour, draw_objects
+from .boxes_on_image import draw_objects
+from .palette import class_colour
 
 BASE_COLOUR, NOVEL_COLOUR = "#4477aa", "#cc3311"
 

@@ -3,7 +3,6 @@
 Shape shorthand: H, W - height and width of the image; K - labels.
 """
 
-import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from .boxes_on_image import class_colour
+from .palette import class_colour
 
 OPACITY, PANEL, COLUMNS, LEGEND = 0.6, 4.2, 3, 14  # PANEL: its width in inches; LEGEND: most labels that are listed
 
@@ -49,13 +48,6 @@ class LabelMap:
         return {self.names[number]: round(share, 2) for number, share in self.seen()}
 
 
-def label_colour(number: int) -> Any:
-    """A colour for label ``number``; of hundreds of labels few look alike."""
-    if number < 10:
-        return class_colour(number)
-    return colorsys.hsv_to_rgb(0.618 * number % 1, (0.85, 0.5)[number % 2], (0.95, 0.65)[number // 2 % 2])
-
-
 def class_map(scores: Tensor, names: Sequence[str], colours: Sequence[Any] = ()) -> LabelMap:
     """The map of every segmentor, "classes": of each pixel the label with the largest score.
 
@@ -63,7 +55,7 @@ def class_map(scores: Tensor, names: Sequence[str], colours: Sequence[Any] = ())
         scores: (K, H, W).
         names, colours: of the labels; without colours a fixed palette.
     """
-    colours = list(colours) or [label_colour(number) for number in range(len(names))]
+    colours = list(colours) or [class_colour(number) for number in range(len(names))]
     return LabelMap("classes", scores.argmax(0).cpu().numpy(), names, colours)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dyn_d2.checkpoint.files import no_file
 from dyn_d2.checkpoint.model import model_of
 from dyn_d2.config.derive import at_batch, build_cfg
 from dyn_d2.config.output_dir import is_below
@@ -19,7 +20,9 @@ from dyn_d2.config.read import read_cfg
 from dyn_d2.engine.schedules import own_schedule
 from dyn_d2.engine.stages import Stage, run_stage
 from dyn_d2.gating.calibration import Calibrated, calibrate, unlabelled_batches
+from dyn_d2.gating.meta_arch.dynamic import find_policy, gated_network
 from dyn_d2.gating.policies.base import FIXED, POLICY_REGISTRY, Policy, policy_class
+from dyn_d2.modeling.build import build_model
 from dyn_d2.utils.atomic import write_json
 from dyn_d2.utils.errors import UserError
 from dyn_d2.utils.own_files import is_number, read_json_of
@@ -141,12 +144,7 @@ class Slimming:
             own += [] if key in kept else [key, value]
         cfg = build_cfg(config_file, own)
         _check(cfg)
-        if cfg.MODEL.BACKBONE.FREEZE_AT >= _ALL and "MODEL.BACKBONE.FREEZE_AT" not in own[::2]:
-            raise UserError(
-                f"MODEL.BACKBONE.FREEZE_AT is {cfg.MODEL.BACKBONE.FREEZE_AT}: the whole backbone is frozen, so that no "
-                "block could learn to do without those that are skipped. Add MODEL.BACKBONE.FREEZE_AT 2 (or 5, if "
-                "nothing but the gates and the heads is to learn)."
-            )
+        _check_frozen(cfg, own[::2])
         plan = [stage for stage in cfg.MODEL.POLICY.PLAN if stage != FIXED]
         return cls(config_file, own, cfg, Path(cfg.OUTPUT_DIR), plan or [policy_class(cfg).STAGES[0]])
 
@@ -277,7 +275,10 @@ def _check(cfg: CfgNode) -> None:
         )
     if not _is_able(policy_class(cfg)):
         able = sorted(key for key, entry in POLICY_REGISTRY if _is_able(entry))
-        raise UserError(f"MODEL.POLICY.NAME is {name}: gates that can keep a budget are {', '.join(able)}.")
+        raise UserError(
+            f"MODEL.POLICY.NAME is {name}, {_why_unable(policy_class(cfg))}: gates that can keep a budget are "
+            f"{', '.join(able)}."
+        )
     first = policy_class(cfg).STAGES[0]
     if cfg.MODEL.POLICY.PLAN and cfg.MODEL.POLICY.PLAN[0] != first:
         raise UserError(
@@ -290,7 +291,7 @@ def _check(cfg: CfgNode) -> None:
             "MODEL.TIMM.WEIGHTS for example, with SLIM.PLAIN.MAX_ITER."
         )
     if cfg.MODEL.WEIGHTS and "://" not in cfg.MODEL.WEIGHTS and not Path(cfg.MODEL.WEIGHTS).is_file():
-        raise FileNotFoundError(f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} does not exist.")
+        raise FileNotFoundError(f"MODEL.WEIGHTS: {no_file(cfg.MODEL.WEIGHTS)}")
     if cfg.SOLVER.MAX_ITER < 3:
         raise UserError(
             f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}: learning and fixed gates need 3 iterations at least."
@@ -299,9 +300,50 @@ def _check(cfg: CfgNode) -> None:
         raise UserError("DATASETS.TEST is empty: there is nothing to compare the networks on.")
 
 
+def _check_frozen(cfg: CfgNode, given: Sequence[str]) -> None:
+    """
+    Args:
+        given: keys of the command, which may ask for what a yaml has from its own purpose.
+    """
+    why = "the whole backbone is frozen, so that no block could learn to do without those that are skipped"
+    if cfg.MODEL.BACKBONE.FREEZE_AT >= _ALL and "MODEL.BACKBONE.FREEZE_AT" not in given:
+        raise UserError(
+            f"MODEL.BACKBONE.FREEZE_AT is {cfg.MODEL.BACKBONE.FREEZE_AT}: {why}. Add MODEL.BACKBONE.FREEZE_AT 2 (or 5, "
+            "if nothing but the gates and the heads is to learn)."
+        )
+    if not cfg.MODEL.FREEZE:
+        return
+    backbone, names = getattr(build_model(cfg), "backbone", None), list(cfg.MODEL.FREEZE)
+    network, policy = gated_network(backbone), find_policy(backbone)
+    if network is None or policy is None:
+        return
+    gates = set(policy.parameters())
+    if gates and not any(gate.requires_grad for gate in gates):
+        raise UserError(
+            f"MODEL.FREEZE is {names}, which freezes the gates too, as they lie in the backbone: add MODEL.FREEZE [] "
+            "or name parts of the backbone."
+        )
+    learns = any(parameter.requires_grad for parameter in {*network.parameters()} - gates)
+    if not learns and "MODEL.FREEZE" not in given:
+        raise UserError(
+            f"MODEL.FREEZE is {names}: {why}. Add MODEL.FREEZE [] (or the same names, if nothing but the gates and the "
+            "heads is to learn)."
+        )
+
+
 def _is_able(policy: type[Policy]) -> bool:
-    """Whether gates of this policy have probabilities, can be fixed, and start from a network without gates."""
-    return policy.PROBABILITIES and FIXED in policy.STAGES and policy.STAGES[0] != "pretrain"
+    return not _why_unable(policy)
+
+
+def _why_unable(policy: type[Policy]) -> str:
+    """What gates of this policy lack to be drawn to a budget, fixed, and put into a network without gates."""
+    if not policy.PROBABILITIES:
+        return "whose decisions have no probabilities that a budget could draw to a share"
+    if FIXED not in policy.STAGES:
+        return "which has no stage in which gates are fixed"
+    if policy.STAGES[0] == "pretrain":
+        return f"whose own training begins with the plain network (`dyn-d2 stages` runs {', '.join(policy.STAGES)})"
+    return ""
 
 
 def _solver(cfg: CfgNode) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dyn_d2.checkpoint import CheckpointError, read_checkpoint
 from dyn_d2.checkpoint.checkpointer import METADATA, PACKED
+from dyn_d2.checkpoint.files import ZOO
 from dyn_d2.checkpoint.model import LoadedModel, make_known, own_config
 from dyn_d2.modeling.build import build_model
 from dyn_d2.utils.atomic import atomic_write
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from dyn_d2.engine.predictor import ImagePredictor
 
 FOLDER = Path(__file__).parent / "models"
-PREFIX = "zoo:"
 MOST = 10_000_000  # bytes of all shipped files together
 BITS = (8, 16, 32)
 
@@ -39,7 +39,7 @@ def path_of(name: str) -> Path:
     Raises:
         UserError: there is none of that name.
     """
-    name = name.removeprefix(PREFIX)
+    name = name.removeprefix(ZOO)
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""

@@ -146,8 +146,8 @@ def one_message(prefix: str = "") -> Iterator[None]:
         message = message_of(error)
         note_in_log_files(message)
         sys.exit(f"{prefix}{Path(sys.argv[0]).name}: {message}")
-    except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(": ".join([Path(sys.argv[0]).name, "interrupted", *map(str, stop.args)]), file=sys.stderr)
         sys.exit(130)
     finally:
         logging.raiseExceptions = before

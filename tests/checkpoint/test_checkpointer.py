@@ -96,9 +96,28 @@ def test_address_that_cannot_be_reached_is_named(tmp_path, monkeypatch) -> None:
         DynCheckpointer(nn.Linear(2, 2)).load("http://localhost:1/x.pth")
 
 
-def test_a_missing_file_is_named(tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"none.pth does not exist: check the path"):
-        DynCheckpointer(Net()).load(str(tmp_path / "none.pth"))
+def test_a_missing_file_is_named_with_what_is_there(tmp_path, monkeypatch) -> None:
+    def said(path: str) -> str:
+        messages = set()
+        for load in (read_checkpoint, DynCheckpointer(Net()).load):
+            with pytest.raises(FileNotFoundError) as caught:
+                load(path)
+            messages.add(str(caught.value))
+        (message,) = messages
+        return message.removeprefix(f"checkpoint {path} does not exist")
+
+    (tmp_path / "output").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert said("zoo:any").startswith("zoo:any names a packed model, for predictors alone")
+    assert said("output/none.pth") == ", and its folder holds no other: check the path."
+    assert said("none.pth") == ", and its folder holds no other: check the path."
+    for name in ("model_0000099.pth", "model_final.pth", "last_checkpoint"):
+        (tmp_path / "output" / name).touch()
+    assert said("output/model_finl.pth") == (
+        ": nearest in its folder: output/model_final.pth, output/model_0000099.pth."
+    )
+    assert said("outptu/run/model_final.pth") == ": there is no folder outptu; nearest: output."
+    assert said(f"{tmp_path}/output/xyz/m.pth") == f": there is no folder {tmp_path}/output/xyz."
 
 
 @pytest.mark.parametrize("name", ["evil.pth", "evil.pkl"])
@@ -133,9 +152,6 @@ def test_a_folder_in_place_of_a_checkpoint_is_named_with_the_file_that_may_be_me
         for read in (read_checkpoint, DynCheckpointer(Net()).load):
             with pytest.raises(FileNotFoundError, match=f"^checkpoint {tmp_path} is a folder: give {meant}.$"):
                 read(str(tmp_path))
-    for read in (read_checkpoint, DynCheckpointer(Net()).load):
-        with pytest.raises(FileNotFoundError, match=r"^checkpoint none.pth does not exist: check the path.$"):
-            read("none.pth")
 
 
 def test_numpy_arrays_in_both_formats(tmp_path) -> None:

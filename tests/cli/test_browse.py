@@ -96,6 +96,20 @@ def test_boxes_and_masks_are_those_of_the_records(tmp_path, fiftyone, capsys) ->
             assert found["mask"].shape == shape and found["mask"].dtype == bool and found["mask"].mean() > 0.3
 
 
+def test_training_sets_have_the_masks_of_training(tmp_path, fiftyone, capsys) -> None:
+    opts = own_json(tmp_path / "data") + keys(TEST="instances.json", TEST_IMAGES="images", HOLD_OUT=0.25)
+    partial = ["MODEL.MASK_ON", "True", "INPUT.PARTIAL_MASKS.CLASSES", "['red']", "INPUT.PARTIAL_MASKS.FRACTION", "0.5"]
+    assert browse.main([*opts, *partial]) == 0
+    seen = {
+        name: [found for sample in data.samples for found in sample["ground_truth"]["detections"]]
+        for name, data in fiftyone.datasets.items()
+    }
+    masked = {name: {found["label"] for found in of_set if found["mask"] is not None} for name, of_set in seen.items()}
+    assert masked.pop("custom_train_fit") == {"red"} and set(masked) == {"custom_train_held_out", "custom_test"}
+    assert all(found["mask"] is not None for name in masked for found in seen[name])
+    assert "6 images (" in (said := capsys.readouterr().out) and "objects have masks, in " in said
+
+
 def test_a_name_that_is_taken_is_told(tmp_path, fiftyone) -> None:
     opts = own_json(tmp_path / "data")
     assert browse.main(["--name", "mine", *opts]) == 0

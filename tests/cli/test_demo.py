@@ -19,7 +19,8 @@ from tiny_detection import CLASSES, save_detector
 from dyn_d2.cli.demo import Writer, main, run
 from dyn_d2.engine.predictor import Answer
 from dyn_d2.evaluation.boxes_on_image import picture_names
-from dyn_d2.evaluation.label_figures import LabelMap, label_colour
+from dyn_d2.evaluation.label_figures import LabelMap
+from dyn_d2.evaluation.palette import class_colour
 from dyn_d2.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -155,7 +156,7 @@ def test_a_video_of_a_segmentor_has_all_frames_and_label_maps(tmp_path) -> None:
         for image in images:
             level = round(image.mean() / 20)  # of the frame
             labels = np.arange(image[..., 0].size).reshape(image.shape[:2]) % (1, 12, 4)[level % 3]
-            found.append(Answer([LabelMap("classes", labels, names, [label_colour(n) for n in range(12)])]))
+            found.append(Answer([LabelMap("classes", labels, names, [class_colour(n) for n in range(12)])]))
         return found
 
     writer = Writer(SimpleNamespace(answer=answer, classes=names), tmp_path / "out", 0.5, 5)

@@ -276,10 +276,14 @@ def test_a_novel_class_that_is_never_found_is_explained(caplog):
             group_results({"AP": np.array([0.0, 7.0])}, metadata, {"n{}": ["bee"]}, (), "bbox")
             assert not caplog.text
             group_results({"AP": np.array([7.0, 0.0])}, metadata, {"n{}": ["bee"]}, (), "bbox")
+            assert "base classes:" not in caplog.text
+            metadata.base_classes = ["ant"]
+            group_results({"AP": np.array([0.0, 0.0])}, metadata, {"n{}": ["bee"]}, (), "bbox")
     finally:
         forget("never_found")
     for part in (
         "AP is 0 for the novel classes bee",
+        "so it is for the base classes: their training was too short",
         "3 examples",
         "bee 12 pixels",
         "SHOTS_UNIT whole_image",

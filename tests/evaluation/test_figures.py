@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tiny_detection import CLASSES, write_boxes
 
-from dyn_d2.evaluation.boxes_on_image import class_colour, draw_objects, label_place, picture
+from dyn_d2.evaluation.boxes_on_image import draw_objects, label_place, picture
 from dyn_d2.evaluation.figures import (
     BASE_COLOUR,
     NOVEL_COLOUR,
@@ -24,6 +24,7 @@ from dyn_d2.evaluation.figures import (
     draw_predictions,
     precision_recall_curves,
 )
+from dyn_d2.evaluation.palette import class_colour
 
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import register_coco_instances

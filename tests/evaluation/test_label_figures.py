@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dyn_d2.evaluation.label_figures import class_map, draw_label_maps, label_colour
+from dyn_d2.evaluation.label_figures import class_map, draw_label_maps
 
 
 def test_shares_are_percents_largest_first():
@@ -12,10 +12,6 @@ def test_shares_are_percents_largest_first():
     classes = class_map(torch.nn.functional.one_hot(labels, 3).permute(2, 0, 1), ["c", "d", "s"], ["#111111"] * 3)
     assert classes.title == "classes" and classes.colours == ["#111111"] * 3
     assert list(classes.shares().items()) == [("c", 50.0), ("d", 37.5), ("s", 12.5)]
-
-
-def test_many_labels_have_many_colours():
-    assert len({label_colour(number) for number in range(150)}) == 150
 
 
 @pytest.mark.parametrize("size", [(20, 20), (6, 90)])

@@ -172,6 +172,12 @@ def test_a_frozen_backbone_is_slimmed_only_where_the_command_asks_for_it(tmp_pat
         Slimming.of(str(frozen), opts)
     for given in ("2", "5"):
         assert Slimming.of(str(frozen), [*opts, "MODEL.BACKBONE.FREEZE_AT", given]).learning == ["sp"]
+    frozen.write_text("MODEL:\n  FREEZE: [backbone.stem, backbone.res*]\n")
+    opts = [*CLASSIFIER, *common(tmp_path, SLIM__PLAIN__MAX_ITER=1)]
+    with pytest.raises(UserError, match=r"MODEL.FREEZE is \['backbone.stem', .*: the whole backbone is frozen"):
+        Slimming.of(str(frozen), opts)
+    for names in ("[]", "['backbone.stem','backbone.res*']", "['backbone.res2']"):
+        assert Slimming.of(str(frozen), [*opts, "MODEL.FREEZE", names]).learning == ["sp"]
 
 
 @pytest.mark.usefixtures("digits")
@@ -179,11 +185,18 @@ def test_what_cannot_be_slimmed_says_so_before_anything_is_trained(tmp_path):
     good = [*CLASSIFIER, *common(tmp_path, SLIM__PLAIN__MAX_ITER=1)]
     for wrong, message in (
         (["MODEL.POLICY.BUDGET.SHARE", "0.0"], "BUDGET.SHARE is 0.* in \\(0, 1\\)"),
-        (["MODEL.POLICY.NAME", "random_skip"], "random_skip: gates that can keep a budget are cdb"),
-        (["MODEL.POLICY.NAME", "blockdrop"], "blockdrop: gates that can keep a budget are cdb"),
+        (
+            ["MODEL.POLICY.NAME", "random_skip"],
+            "random_skip, whose decisions have no probabilities.*: gates that can keep a budget are cdb",
+        ),
+        (
+            ["MODEL.POLICY.NAME", "blockdrop"],
+            "blockdrop, whose own training begins with the plain network \\(`dyn-d2 stages` runs pretrain, joint",
+        ),
         (["SOLVER.FIXED_STAGE.MAX_ITER", "10"], "FIXED_STAGE.MAX_ITER would give the gated network another schedule"),
         (["SLIM.PLAIN.MAX_ITER", "0"], "MODEL.WEIGHTS is empty"),
         (["SOLVER.MAX_ITER", "2"], "SOLVER.MAX_ITER is 2"),
+        (["MODEL.FREEZE", "['backbone']"], "MODEL.FREEZE is \\['backbone'\\], which freezes the gates too"),
         (["DATASETS.TEST", "()"], "DATASETS.TEST is empty"),
         (["MODEL.POLICY.PLAN", "['hrl','fixed']"], "from a network without gates skipnet_rnn starts with its stage sp"),
     ):

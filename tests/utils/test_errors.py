@@ -125,6 +125,9 @@ def test_status_and_interruption(capsys) -> None:
     with pytest.raises(SystemExit) as caught, one_message():
         raise KeyboardInterrupt
     assert caught.value.code == 130 and "interrupted" in capsys.readouterr().err
+    with pytest.raises(SystemExit), one_message():
+        raise KeyboardInterrupt("go on by --resume")
+    assert capsys.readouterr().err.endswith(": interrupted: go on by --resume\n")
 
 
 def test_log_file_has_the_message_too(tmp_path) -> None:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from dyn_d2.evaluation.label_figures import LabelMap, label_colour
+from dyn_d2.evaluation.label_figures import LabelMap
+from dyn_d2.evaluation.palette import class_colour
 from dyn_d2.hierarchy import Hierarchy
 
 
@@ -17,6 +18,6 @@ def level_maps(levels: Tensor, tree: Hierarchy, concepts: Sequence[str], classes
         classes: the map of the labels; a concept that is a label's keeps its colour.
     """
     own = dict(zip(concepts, classes.colours, strict=True))
-    colours = [own.get(name) or label_colour(len(concepts) + i) for i, name in enumerate(tree.concepts)]
+    colours = [own.get(name) or class_colour(len(concepts) + i) for i, name in enumerate(tree.concepts)]
     inner = levels.cpu().numpy()[1:-1]  # at the root all are equal
     return [LabelMap(f"depth {depth}", level, tree.concepts, colours) for depth, level in enumerate(inner, 1)]

@@ -45,12 +45,12 @@ def in_turns(
         first, all threads together: on a shared machine the steadier number; of no use on a GPU.
     """
     groups = [np.arange(len(images))] if groups is None else list(groups)
-    spent, warm = {name: np.zeros(3) for name in runners}, False
+    spent, order, warm = {name: np.zeros(3) for name in runners}, list(runners), False
     for number, group in enumerate(groups):
         for rows in (group[part] for part in batches(len(group), batch)):
             part = take(images, rows)
             least = {name: np.full(3, np.inf) for name in runners}
-            for _, name, counts in turns(list(runners), rounds, 0 if warm else 1):
+            for _, name, counts in turns(order, rounds, 0 if warm else 1):
                 runner = runners[name]
                 run = _run(runner[number] if isinstance(runner, Sequence) else runner, part)
                 own = float(run.seconds.sum()) + run.deciding
@@ -59,6 +59,7 @@ def in_turns(
             for name in runners:
                 spent[name] += least[name]
             warm = True
+            order.reverse()  # with one round, too, nobody is always the first
     count = sum(len(group) for group in groups)
     return {name: dict(zip(KINDS, (1000 * total / count).tolist(), strict=True)) for name, total in spent.items()}
 

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from dyn_d2.evaluation.boxes_on_image import class_colour, draw_objects, labels_of, with_masks
+from dyn_d2.evaluation.boxes_on_image import draw_objects, labels_of, with_masks
+from dyn_d2.evaluation.palette import class_colour
 
 from detectron2.layers import paste_masks_in_image
 from detectron2.structures import Instances

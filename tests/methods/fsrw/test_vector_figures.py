@@ -99,5 +99,25 @@ def test_curves_are_what_was_evaluated(tmp_path):
         read_curve(fast, "AP")
     with pytest.raises(FileNotFoundError, match="no OUTPUT_DIR"):
         read_curve(tmp_path)
-    with pytest.raises(ValueError, match="NAME=FOLDER"):
-        convergence.main([str(fast)])
+
+
+def test_folders_have_names_of_their_own(tmp_path, monkeypatch):
+    for name in ("a/seed0", "b/seed0", "b/x=1"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        run(tmp_path / name, {10: 5.0})
+    folders = [str(tmp_path / name) for name in ("a/seed0", "b/seed0", "b/x=1")]
+    assert convergence.main([*folders, "--output", str(tmp_path / "c.png")]) == 0
+    assert (tmp_path / "c.png").stat().st_size > 1000
+    assert list(convergence.named_folders(folders)) == ["a/seed0", "b/seed0", "x=1"]
+    found = convergence.named_folders([*folders[1:], f"mine={folders[2]}"])
+    assert found == {"seed0": folders[1], "x=1": folders[2], "mine": folders[2]}
+    monkeypatch.chdir(tmp_path / "a" / "seed0")
+    assert list(convergence.named_folders([".", "../../b/seed0/"])) == ["a/seed0", "b/seed0"]
+    with pytest.raises(ValueError, match="two runs are called mine"):
+        convergence.named_folders(["mine=a", "mine=b"])
+    with pytest.raises(ValueError, match="5 runs are given"):
+        convergence.named_folders(["a"] * 5)
+    with pytest.raises(ValueError, match="mine has no folder"):
+        convergence.named_folders(["mine="])
+    with pytest.raises(FileNotFoundError, match="no OUTPUT_DIR"):
+        convergence.main(["nothing"])

@@ -95,6 +95,9 @@ def test_everybody_runs_every_batch_in_turns():
     batches = [[0, 2]] * 6 + [[4]] * 4 + [[1, 3]] * 4  # the first batch has a round before those that count
     assert [rows for _, rows in order] == batches
     assert [name for name, _ in order[-4:]] == ["a", "b", "b", "a"]  # of the second group b runs in the cascade's place
+    order.clear()
+    in_turns({"a": a, "b": b}, list(range(3)), 1, 1)
+    assert [name for name, _ in order[2:]] == ["b", "a", "b", "a", "a", "b"]  # behind the round that does not count
 
 
 def test_fig_4_2_and_fig_4_5(tmp_path):

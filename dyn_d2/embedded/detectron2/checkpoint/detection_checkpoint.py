@@ -120,7 +120,9 @@ class DetectionCheckpointer(Checkpointer):
         if self._is_parallel:
             present = comm.all_gather(present[0])
         if not present[0]:
-            raise FileNotFoundError(f"There is no checkpoint '{file}': check MODEL.WEIGHTS.")
+            from dyn_d2.checkpoint.files import no_file
+
+            raise FileNotFoundError(no_file(file))
         # Processes that see the file read it themselves; the others get the main one's.
         checkpoint = self._load_file(file) if present[comm.get_rank() if self._is_parallel else 0] else None
         if not all(present):

@@ -21,7 +21,7 @@ class _WebHandler(HTTPURLHandler):
         except OSError as error:
             raise OSError(
                 f"Could not download {path}: {error}. Check the network, or fetch the file elsewhere and give its "
-                "local path instead (for weights: MODEL.WEIGHTS)."
+                "local path instead (of weights: --weights or MODEL.WEIGHTS)."
             ) from error
 
 
