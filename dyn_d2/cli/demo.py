@@ -60,6 +60,7 @@ class Writer:
 
     Attributes:
         threshold, top: what is drawn, see ``best_of``.
+        every: so manieth frames of videos are shown.
         found, routes: what goes into the json files, by image.
         unreadable: names of what cannot be read.
     """
@@ -68,6 +69,7 @@ class Writer:
     output: Path
     threshold: float
     top: int
+    every: int = 1
     found: dict[str, Any] = field(default_factory=dict)
     routes: dict[str, Any] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
@@ -129,7 +131,7 @@ class Writer:
         pixels = np.asarray(canvas.buffer_rgba())[:, :, 2::-1]
         if video not in self._videos:
             size = (pixels.shape[1] // 2 * 2, pixels.shape[0] // 2 * 2)  # codecs want even sides
-            rate = 25.0 if is_address(video) else frames_per_second(video)
+            rate = (25.0 if is_address(video) else frames_per_second(video)) / self.every  # as fast as the original
             self._videos[video] = cv2.VideoWriter(
                 str(self.output / f"{Path(file).stem}.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), rate, size
             )
@@ -156,13 +158,13 @@ def _in_batches(images: Iterable[Shown], count: int) -> Iterator[list[Shown]]:
         yield batch
 
 
-def run(writer: Writer, files: list[str], batch: int = 1, every: int = 1) -> None:
+def run(writer: Writer, files: list[str], batch: int = 1) -> None:
     """Show what is in each image of ``files``, and write it all."""
     writer.output.mkdir(parents=True, exist_ok=True)
     names = dict(zip(files, picture_names(files), strict=True))
     _require_other_files(writer.output, names)
     try:
-        for images in _in_batches(read(files, every), batch):
+        for images in _in_batches(read(files, writer.every), batch):
             readable = [shown for shown in images if shown.image is not None]
             writer.unreadable += [shown.name for shown in images if shown.image is None]
             answers = writer.predictor.answer([shown.image for shown in readable if shown.image is not None])
@@ -208,8 +210,8 @@ def main(argv: list[str] | None = None) -> int:
     files = expand(options.images)
     _require_folder(Path(options.output))  # before a model is loaded
     predictor = load_predictor(options.weights, options.config_file, options.opts)
-    writer = Writer(predictor, Path(options.output), options.threshold, options.top)
-    run(writer, files, options.batch, options.every)
+    writer = Writer(predictor, Path(options.output), options.threshold, options.top, options.every)
+    run(writer, files, options.batch)
     if writer.found:
         print(f"pictures and detections.json are in {options.output}")
     if writer.unreadable:

@@ -133,6 +133,7 @@ def test_folders_patterns_videos_and_addresses(folder, monkeypatch, capsys) -> N
     assert {a["image_id"] for a in coco["annotations"]} <= set(range(1, len(coco["images"]) + 1))
     drawn = cv2.VideoCapture(str(folder / "all" / "clip.mp4"))
     assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and drawn.get(cv2.CAP_PROP_FRAME_WIDTH) == 480
+    assert drawn.get(cv2.CAP_PROP_FPS) == 2.5  # 5 of the original, of which every second frame is shown
 
 
 def test_pictures_never_replace_what_they_show(folder, monkeypatch) -> None:
