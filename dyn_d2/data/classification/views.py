@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -78,10 +79,12 @@ class NumberMapper:
 
 
 def _size(record: dict[str, Any]) -> tuple[int, int] | None:
-    """(height, width) of the image, from its head alone; None where it cannot be read, which others tell."""
+    """(height, width) of the image, from the head of its file; None where it cannot be read, which others tell."""
     if "height" in record and "width" in record:
         return record["height"], record["width"]
     image = record.get("image")
+    if isinstance(image, np.ndarray) and image.ndim == 3:
+        return image.shape[0], image.shape[1]
     try:
         with Image.open(record["file_name"] if image is None else io.BytesIO(image)) as opened:
             return opened.height, opened.width

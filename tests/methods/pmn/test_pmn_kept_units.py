@@ -167,7 +167,7 @@ def test_evaluation_runs_the_blocks(start, tmp_path):
     [
         (
             ("MODEL.FREEZE", "['backbone.res*']"),
-            "parameters before the policy learn, such as backbone.stem.conv1.weight",
+            "parameters before the policy learn, such as backbone.stem",
         ),
         (("INPUT.CLASSIFICATION.PAD_CROP", "2"), "INPUT.CLASSIFICATION.PAD_CROP have no finite number of views"),
         (("VIS_PERIOD", "5"), "VIS_PERIOD"),
