@@ -5,8 +5,10 @@
         DATASETS.TRAIN "('cifar10_jpeg_train_fit',)" MODEL.RESNETS.DEPTH 20 INPUT.CLASSIFICATION.PAD_CROP 0
 
 Both sides run the same training steps in turns, on random weights unless MODEL.WEIGHTS names a checkpoint with gates,
-after the means of all views were computed once. Printed are seconds, their ratio, what filling took, what the table
-takes on disk, the share of multiply-adds that ran, and how far the weights are apart in the end.
+after the means of all views were computed once. Printed are seconds by the clock, and those of the processor, which
+other work on the machine hardly changes (not of loader processes: there are none unless DATALOADER.NUM_WORKERS says
+so); their ratios, what filling and opening the table took, its size, the share of multiply-adds that ran, which falls
+where the policy learns to stop, and how far the weights are apart in the end.
 """
 
 import argparse
@@ -14,7 +16,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -58,22 +61,24 @@ class Steps:
         self._seeds = StepSeeds(cfg.SEED)
         self._seeds.trainer = self.trainer
 
-    def fill(self) -> float:
-        """Seconds until all means are there."""
-        start = time.perf_counter()
+    def fill(self) -> None:
+        """Until all means are there."""
         FreshFeatures(self.model).before_train()
-        return time.perf_counter() - start
 
-    def run(self, steps: int) -> float:
-        """Seconds of a step."""
-        start = time.perf_counter()
+    def run(self, steps: int) -> None:
         with self.trainer.storage as storage:
             for _ in range(steps):
                 self._seeds.before_step()
                 self.trainer.run_step()
                 self.trainer.iter += 1
                 storage.step()
-        return (time.perf_counter() - start) / steps
+
+
+def timed(compute: Callable[[], None]) -> tuple[float, float]:
+    """Seconds by the clock, and seconds of the processor, which other work on the machine does not change."""
+    start, busy = time.perf_counter(), time.process_time()
+    compute()
+    return time.perf_counter() - start, time.process_time() - busy
 
 
 def measure(config_file: str, opts: Sequence[str], folder: Path, steps: int, rounds: int) -> dict:
@@ -85,26 +90,45 @@ def measure(config_file: str, opts: Sequence[str], folder: Path, steps: int, rou
         return Steps(config_file, [*opts, *keys])
 
     runs = {name: side(name) for name in SIDES}
-    filling = runs["on"].fill()
-    opened = side("on").fill()
-    seconds: dict[str, list[float]] = {name: [] for name in SIDES}
+    filling = timed(runs["on"].fill)
+    opening = timed(side("on").fill)
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in SIDES}
     for _, name, counts in turns(list(SIDES), rounds, 1):
-        elapsed = runs[name].run(steps)
+        elapsed = timed(partial(runs[name].run, steps))
         if counts:
-            seconds[name].append(elapsed)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+            found[name].append(elapsed)
+    medians, busy = (
+        {name: statistics.median(values[clock] for values in found[name]) / steps for name in SIDES} for clock in (0, 1)
+    )
     states = [runs[name].model.state_dict() for name in SIDES]
     executed = runs["on"].trainer.storage.history(EXECUTED).values()
     return {
         "seconds": medians,
+        "cpu_seconds": busy,
         "ratio": medians["off"] / medians["on"],
-        "rounds": seconds,
+        "cpu_ratio": busy["off"] / busy["on"],
+        "turns": found,
         "filling_seconds": filling,
-        "opening_seconds": opened,
+        "opening_seconds": opening,
+        "images": len(runs["on"].trainer.data_loader.dataset.records),
         "megabytes": sum(path.stat().st_size for path in table.rglob("*.tensors")) / 1e6,
         "executed_share": statistics.mean(value for value, _ in executed),
         "furthest_weights": max(float((states[0][name] - states[1][name]).abs().max()) for name in states[0]),
     }
+
+
+def show(found: dict) -> None:
+    """Three lines."""
+    for clock, number, ratio in (("seconds", 0, "ratio"), ("cpu_seconds", 1, "cpu_ratio")):
+        print(
+            f"{clock}: a step {found[clock]['off']:.4f} without and {found[clock]['on']:.4f} with kept means, "
+            f"{found[ratio]:.1f} times; filling {found['filling_seconds'][number]:.1f}, opening "
+            f"{found['opening_seconds'][number]:.1f}"
+        )
+    print(
+        f"{found['images']:,} images, {found['megabytes']:.0f} MB; {found['executed_share']:.0%} of the multiply-adds "
+        f"ran; weights differ by {found['furthest_weights']:.1e}"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -117,19 +141,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.steps < 1 or args.rounds < 1:
         parser.error("--steps and --rounds have to be 1 or more")
-    opts = ["MODEL.DEVICE", "cpu", "MODEL.POLICY.STAGE", "joint", "SEED", "0", "MODEL.FREEZE", FROZEN, *args.opts]
+    opts = ["MODEL.DEVICE", "cpu", "MODEL.POLICY.STAGE", "joint", "SEED", "0", "MODEL.FREEZE", FROZEN]
+    opts += ["DATALOADER.NUM_WORKERS", "0", *args.opts]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if "MODEL.WEIGHTS" not in opts:
             opts += ["MODEL.WEIGHTS", random_start(args.config_file, opts, folder)]
         found = measure(args.config_file, opts, folder, args.steps, args.rounds)
-    seconds = found["seconds"]
-    print(
-        f"step: {1000 * seconds['off']:.1f} ms without, {1000 * seconds['on']:.1f} ms with kept means: "
-        f"{found['ratio']:.1f} times; filling took {found['filling_seconds']:.1f} s, opening "
-        f"{found['opening_seconds']:.1f} s, {found['megabytes']:.0f} MB; {found['executed_share']:.0%} of the "
-        f"multiply-adds ran; weights differ by {found['furthest_weights']:.1e}"
-    )
+    show(found)
     if args.output:
         machine = describe_machine("cpu", torch.float32)
         write_json(args.output, {"machine": machine, "arguments": vars(args) | {"output": ""}, "results": found})

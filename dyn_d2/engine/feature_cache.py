@@ -33,7 +33,7 @@ from detectron2.engine import HookBase
 
 logger = logging.getLogger(__name__)
 
-ALONE = "dyn_d2_rest_alone"  # attribute of a model: what is its forward pass in place of the whole, an Alone
+ALONE = "dyn_d2_rest_alone"  # attribute of a model: what takes the place of (a part of) its forward pass, an Alone
 ViewsProblem = Callable[[Any, Sequence[dict[str, Any]]], str]
 _FORMAT = 1  # of what is kept; another one is another cache
 # Keys, or nodes of keys, of MODEL that proposals and box features do not depend on, and others that they depend on.

@@ -292,7 +292,10 @@ def keep_units(cfg: CfgNode, model: Any, loader: Any) -> str:
     backbone = model.backbone
     policy = getattr(backbone, "policy", None)
     if policy is None or model.module_classifier is None or policy.fixed_route() is None:
-        return f"MODEL.POLICY.NAME {cfg.MODEL.POLICY.NAME} reads more of a feature map than its mean, or skips units"
+        return (
+            "that takes a gated backbone and a policy that stops images, and predicts, from means of feature maps "
+            f"alone, as MODEL.POLICY.NAME {cfg.MODEL.POLICY.NAME} does not"
+        )
     parts = [f"backbone.{name}" for name, part in backbone.named_children() if part is not policy]
     if problem := what_moves(model, parts, "the policy") or loader_problem(loader, label_views_problem):
         return problem

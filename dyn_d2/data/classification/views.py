@@ -20,7 +20,7 @@ def label_views_problem(mapper: Any, records: Sequence[dict[str, Any]]) -> str:
     if type(mapper) is not ClassificationMapper:
         return f"images are mapped by {type(mapper).__name__}"
     if mapper.unlimited:
-        return f"{' and '.join(mapper.unlimited)} have no finite number of views: set them to 0 or []"
+        return f"{' and '.join(mapper.unlimited)} (0 or [] for none) would make a new view at each step"
     sizes = {size for record in records if (size := _size(record))}
     if not sizes:
         return "no image can be read"

@@ -169,10 +169,13 @@ def test_evaluation_runs_the_blocks(start, tmp_path):
             ("MODEL.FREEZE", "['backbone.res*']"),
             "parameters before the policy learn, such as backbone.stem",
         ),
-        (("INPUT.CLASSIFICATION.PAD_CROP", "2"), "INPUT.CLASSIFICATION.PAD_CROP have no finite number of views"),
+        (("INPUT.CLASSIFICATION.PAD_CROP", "2"), "INPUT.CLASSIFICATION.PAD_CROP"),
         (("VIS_PERIOD", "5"), "VIS_PERIOD"),
         (("FEATURE_CACHE.GB", "0.0001"), "more than FEATURE_CACHE.GB"),
-        (("MODEL.POLICY.NAME", "skipnet_rnn", "MODEL.POLICY.STAGE", "hrl"), "skipnet_rnn reads more"),
+        (
+            ("MODEL.POLICY.NAME", "skipnet_rnn", "MODEL.POLICY.STAGE", "hrl"),
+            "as MODEL.POLICY.NAME skipnet_rnn does not",
+        ),
     ],
 )
 def test_where_features_change_the_step_is_the_plain_one(start, tmp_path, more, reason, caplog):
