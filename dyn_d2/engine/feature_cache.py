@@ -33,7 +33,8 @@ from detectron2.engine import HookBase
 
 logger = logging.getLogger(__name__)
 
-ALONE = "dyn_d2_rest_alone"  # attribute of a model: what is its forward pass in place of the whole, an Alone
+ALONE = "dyn_d2_rest_alone"  # attribute of a model: what takes the place of (a part of) its forward pass, an Alone
+ViewsProblem = Callable[[Any, Sequence[dict[str, Any]]], str]
 _FORMAT = 1  # of what is kept; another one is another cache
 # Keys, or nodes of keys, of MODEL that proposals and box features do not depend on, and others that they depend on.
 _APART = tuple(
@@ -244,8 +245,12 @@ def _problem(cfg: CfgNode, model: nn.Module) -> str:
     return "VIS_PERIOD draws the images" if cfg.VIS_PERIOD else not_predictor_alone(model)
 
 
-def loader_problem(loader: Any) -> str:
-    """Why the images of a loader cannot be left out; "" where they can."""
+def loader_problem(loader: Any, views_problem: ViewsProblem = views_problem) -> str:
+    """Why the images of a loader cannot be left out; "" where they can.
+
+    Args:
+        views_problem: (mapper, records) -> why their views are not known beforehand; "" where they are.
+    """
     if not isinstance(loader, ResumableLoader) or not isinstance(loader.dataset, MappedByPosition):
         return f"the loader is a {type(loader).__name__}"
     if loader.dataset.extensions:

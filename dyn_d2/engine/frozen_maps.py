@@ -1,8 +1,12 @@
-"""FEATURE_CACHE: training and evaluation of the ROI heads of a detector whose feature maps and proposals are frozen,
-and are computed once for each image and view."""
+"""FEATURE_CACHE: what frozen parts of a model give is computed once for each image and view.
+
+Here for training and evaluation of the ROI heads of a detector whose feature maps and proposals are frozen; other
+models answer for themselves (``keep_features`` of ``modeling/answers.py``).
+"""
 
 import logging
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -39,25 +43,34 @@ def maps_folder(cfg: CfgNode) -> str:
     return cfg.FEATURE_CACHE.DIR or os.path.join(os.path.abspath(cfg.OUTPUT_DIR), "feature_maps")
 
 
-def heads_alone(cfg: CfgNode, model: nn.Module, loader: Any) -> None:
-    """Have ``model`` compute no more than its ROI heads, where nothing before them learns, and ``loader`` leave out
-    images whose feature maps are kept. Elsewhere nothing changes; the log says which.
+def keep_frozen(cfg: CfgNode, model: nn.Module, loader: Any) -> None:
+    """Have ``model`` compute in training no more than what learns, where FEATURE_CACHE.MODE asks for that and nothing
+    before it moves, and ``loader`` leave out images that are not needed. Elsewhere nothing changes; the log says which.
 
     Raises:
-        CacheError: FEATURE_CACHE.MODE is on, and the maps change.
+        CacheError: FEATURE_CACHE.MODE is on, and the features change.
     """
     keys = cfg.FEATURE_CACHE
     if keys.MODE == "off" or hasattr(model, ALONE):
         return
-    problem = "VIS_PERIOD draws the images" if cfg.VIS_PERIOD else not_heads_alone(model) or loader_problem(loader)
+    own: Callable[[CfgNode, Any], str] | None = getattr(model, "keep_features", None)
+    problem = "VIS_PERIOD draws the images" if cfg.VIS_PERIOD else ""
+    problem = problem or (own(cfg, loader) if own else _heads_alone(cfg, model, loader))
+    if problem and keys.MODE == "on":
+        parts = "the blocks" if own else "[backbone, proposal_generator]"
+        raise CacheError(
+            f"FEATURE_CACHE.MODE is on, but features cannot be kept: {problem}. Use auto, or freeze {parts} by "
+            "MODEL.FREEZE."
+        )
     if problem:
-        if keys.MODE == "on":
-            raise CacheError(
-                f"FEATURE_CACHE.MODE is on, but feature maps cannot be kept: {problem}. Use auto, or freeze "
-                "[backbone, proposal_generator] by MODEL.FREEZE."
-            )
-        logger.info(f"FEATURE_CACHE.MODE auto: feature maps are computed at each step, as {problem}")
-        return
+        logger.info(f"FEATURE_CACHE.MODE auto: features are computed at each step, as {problem}")
+
+
+def _heads_alone(cfg: CfgNode, model: nn.Module, loader: Any) -> str:
+    """``keep_features`` of a detector."""
+    keys = cfg.FEATURE_CACHE
+    if problem := not_heads_alone(model) or loader_problem(loader):
+        return problem
     apart = (*_OF_HEADS, *(node for method in methods() for node in method.nodes_of_heads))
     fingerprint = partial(frozen_fingerprint, parts=BEFORE_HEADS, apart=apart, counted=_MAKES_MAPS)
     store = TensorStore(maps_folder(cfg), keys.GB, "FEATURE_CACHE.GB")
@@ -68,6 +81,7 @@ def heads_alone(cfg: CfgNode, model: nn.Module, loader: Any) -> None:
         logger.warning(f"FEATURE_CACHE.GB is {keys.GB:g}, feature maps may take {needed:.2g} GB: entries come and go")
     attach(model, HeadsAlone(model, cache))
     loader.dataset.mapper = ViewMapper(loader.dataset.mapper, partial(_kept, cache))
+    return ""
 
 
 def _kept(cache: FeatureCache, view: View) -> bool:

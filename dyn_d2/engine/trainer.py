@@ -35,7 +35,7 @@ from detectron2.utils.events import EventWriter, get_event_storage, has_event_st
 from .average import WeightAverage, averaged
 from .best import KeepBest, stopped_after
 from .feature_cache import FreshFeatures, evaluated_from_cache, predictor_alone
-from .frozen_maps import heads_alone
+from .frozen_maps import keep_frozen
 from .hooks import DivergenceError, FirstSteps, LossAverages, LossGuard, StepSeeds
 from .inputs import inputs_of
 from .lr_schedules import HALVING, POLY, halving_schedule, poly_schedule, warn_of_long_warm_up
@@ -87,7 +87,7 @@ class DynTrainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         predictor_alone(cfg, model, data_loader)
-        heads_alone(cfg, model, data_loader)
+        keep_frozen(cfg, model, data_loader)
         wrapped = distribute(model, cfg.SOLVER.FIND_UNUSED_PARAMETERS)
         on_gpu = next(model.parameters()).is_cuda
         if cfg.SOLVER.AMP.ENABLED and not on_gpu:

@@ -12,6 +12,8 @@ Detectron2's own models are understood as they are. Others may answer by attribu
     ``graph_outputs(images) -> dict[str, Tensor]``: of an image classifier, its "scores" (N, K) for images
         (N, C, H, W) that are not normalised yet, in a way that torch.export can trace.
     ``export_problem() -> str | None``: of a model or its head, why it cannot be exported, as a whole sentence.
+    ``keep_features(cfg, loader) -> str``: from now on compute what the frozen parts give of each view only once
+        (FEATURE_CACHE), and have the training ``loader`` leave the images out; or change nothing and say why not.
     ``label_set_problem(datasets, one_per_batch) -> str | None``: of a semantic segmentor or its head, which knows the
         labels of its data sets itself: what is wrong with training on these, whose batches have images of one of them
         (or of any).

@@ -8,10 +8,12 @@ from types import MethodType
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
 from dyn_d2.config.applied import note_frozen
 
 from detectron2.engine import HookBase
+from detectron2.layers import FrozenBatchNorm2d
 
 _MARK = "dyn_d2_frozen"  # attribute of the modules that were frozen
 
@@ -40,6 +42,26 @@ def freeze_whole(part: nn.Module) -> None:
 def has_frozen_parts(model: nn.Module) -> bool:
     """Whether ``freeze`` or ``freeze_whole`` was given anything in ``model``."""
     return any(getattr(module, _MARK, False) for module in model.modules())
+
+
+def what_moves(model: nn.Module, parts: Sequence[str], before: str) -> str:
+    """Why these parts of ``model`` do not make the same of an input at each step of training; "" where they do.
+
+    Args:
+        before: what comes after them, for the message.
+    """
+    named = {where: model.get_submodule(where) for where in parts}
+    learning = [
+        f"{where}.{name}" for where, part in named.items() for name, p in part.named_parameters() if p.requires_grad
+    ]
+    if learning:
+        return f"{len(learning)} parameters before {before} learn, such as {learning[0]}"
+    for layer in (module for part in named.values() for module in part.modules()):
+        if not layer.training or isinstance(layer, FrozenBatchNorm2d) or next(layer.children(), None) is not None:
+            continue
+        if isinstance(layer, _DropoutNd) or any(True for _ in layer.buffers()):
+            return f"{type(layer).__name__} is not frozen by MODEL.FREEZE"
+    return ""
 
 
 def _matched_modules(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:

@@ -17,6 +17,7 @@ from detectron2.modeling.proposal_generator.rpn import RPN
 from detectron2.modeling.roi_heads import ROIHeads
 from detectron2.structures import Boxes, ImageList, Instances
 
+from .freeze import what_moves
 from .predictor_alone import Cache, proposals_as_in
 
 BEFORE_HEADS = ("backbone", "proposal_generator")
@@ -31,17 +32,11 @@ def not_heads_alone(model: Any) -> str:
         return f"its heads are {type(model.roi_heads).__name__} behind {type(model.proposal_generator).__name__}"
     if getattr(model.roi_heads, "in_features", None) is None:
         return f"{type(model.roi_heads).__name__} do not say which feature maps they read"
-    for where in BEFORE_HEADS:
-        part = model.get_submodule(where)
-        learning = [f"{where}.{name}" for name, parameter in part.named_parameters() if parameter.requires_grad]
-        if learning:
-            return f"{len(learning)} parameters before the ROI heads learn, such as {learning[0]}"
+    for part in map(model.get_submodule, BEFORE_HEADS):
         for module in part.modules():
             if getattr(module, "skips_parameters", False):
                 return f"{type(module).__name__} decides for each input what it computes"
-            if module.training and next(module.children(), None) is None and any(True for _ in module.buffers()):
-                return f"{type(module).__name__} is not frozen by MODEL.FREEZE"
-    return ""
+    return what_moves(model, BEFORE_HEADS, "the ROI heads")
 
 
 class HeadsAlone:

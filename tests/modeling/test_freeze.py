@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from dyn_d2.modeling.freeze import VerifyFrozen, freeze, freeze_whole, frozen_fingerprint, has_frozen_parts
+from dyn_d2.modeling.freeze import (
+    VerifyFrozen,
+    freeze,
+    freeze_whole,
+    frozen_fingerprint,
+    has_frozen_parts,
+    what_moves,
+)
 
 
 class Net(nn.Module):
@@ -90,6 +97,17 @@ def test_freezing_everything_is_an_error() -> None:
 
 class Run:
     iter, max_iter = 3, 3
+
+
+def test_what_moves_is_named() -> None:
+    model = Net()
+    assert "4 parameters before the end learn, such as backbone.0.w" in what_moves(model, ["backbone"], "the end")
+    model.backbone.requires_grad_(False)
+    assert what_moves(model, ["backbone"], "the end") == "BatchNorm1d is not frozen by MODEL.FREEZE"
+    model.backbone[1].eval()
+    assert what_moves(model, ["backbone"], "the end") == "Dropout is not frozen by MODEL.FREEZE"
+    freeze(model, ["backbone"])
+    assert what_moves(model.train(), ["backbone"], "the end") == ""
 
 
 @pytest.mark.parametrize("what", ["weight", "running_mean"])

@@ -39,6 +39,10 @@ class ClassificationMapper:
     """Decodes, augments and turns into a tensor.
 
     Draws from Python's and torch's generators, so that it depends on nothing else when those are seeded.
+
+    Attributes:
+        unlimited: keys of the augmentations that make more views of an image than can be counted.
+        flips: whether every other image is mirrored.
     """
 
     @configurable
@@ -75,9 +79,16 @@ class ClassificationMapper:
         if image_format not in ("RGB", "BGR"):
             raise ValueError(f"INPUT.FORMAT is {image_format!r}: images for classification are RGB or BGR.")
         self._pad = pad_crop if is_train else 0
-        self._flip = flip and is_train
+        self.flips = flip and is_train
         self._reverse = image_format == "BGR"
         self._changes = PixelChanges(changes) if changes and is_train else None
+        drawn = {
+            "INPUT.CLASSIFICATION.PAD_CROP": pad_crop,
+            "INPUT.CLASSIFICATION.RANDOM_RESIZED_CROP": random_resized_crop,
+            "INPUT.CLASSIFICATION.COLOR": color,
+            "INPUT.ALBUMENTATIONS": changes,
+        }
+        self.unlimited = [key for key, value in drawn.items() if value] if is_train else []
         steps: list[Any] = []
         if is_train:
             if random_resized_crop:
@@ -115,20 +126,40 @@ class ClassificationMapper:
             OSError: the image cannot be read.
         """
         pixels = decode(record)
-        mapped: dict[str, Any] = {key: record[key] for key in ("label", "image_id", "file_name") if key in record}
-        mapped["height"], mapped["width"] = pixels.shape[:2]
+        size = pixels.shape[:2]
         if self._changes is not None:
             pixels = self._changes.get_transform(pixels).apply_image(pixels)
         if self._pil_steps is not None:
             pixels = np.asarray(self._pil_steps(Image.fromarray(pixels)))
         if self._pad:
             pixels = shifted(pixels, random.randint(-self._pad, self._pad), random.randint(-self._pad, self._pad))
-        if self._flip and random.random() < 0.5:
+        return self._input(record, pixels, size, self.draw_flip())
+
+    def draw_flip(self) -> bool:
+        """Whether the next image is mirrored; the last that a call draws."""
+        return self.flips and random.random() < 0.5
+
+    def view(self, record: dict[str, Any], flipped: bool) -> dict[str, Any]:
+        """What a call gives where nothing is ``unlimited`` and ``draw_flip`` says ``flipped``."""
+        pixels = decode(record)
+        return self._input(record, pixels, pixels.shape[:2], flipped)
+
+    def _input(
+        self, record: dict[str, Any], pixels: np.ndarray, size: tuple[int, ...], flipped: bool
+    ) -> dict[str, Any]:
+        mapped = described(record)
+        mapped["height"], mapped["width"] = size
+        if flipped:
             pixels = pixels[:, ::-1]
         if self._reverse:
             pixels = pixels[:, :, ::-1]
         mapped["image"] = torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))  # a copy, records stay
         return mapped
+
+
+def described(record: dict[str, Any]) -> dict[str, Any]:
+    """What an input says of its record beside the pixels."""
+    return {key: record[key] for key in ("label", "image_id", "file_name") if key in record}
 
 
 def shifted(image: np.ndarray, down: int, right: int) -> np.ndarray:

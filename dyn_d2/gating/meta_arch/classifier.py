@@ -7,12 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dyn_d2.data.classification.views import VIEW
+from dyn_d2.engine.feature_cache import ALONE
 from dyn_d2.gating import current_trace
 from dyn_d2.gating.cost import linear_cost
+from dyn_d2.gating.kept_units import KeptUnits, keep_units
 from dyn_d2.gating.policies.base import UnitClassifier
 from dyn_d2.modeling.shapes import channels_of, stride_of
 
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import ImageList
 
@@ -106,17 +109,10 @@ class ImageClassifier(DynamicModel):
         Raises:
             ValueError: a label is missing in training, or is not in [0, K).
         """
-        images = self.preprocess_image(batched_inputs)
-        feature = self.backbone(images.tensor)[self.in_feature]
-        trace = current_trace()
         if self.module_classifier is not None:
-            if not self.training:
-                return [{"scores": scores} for scores in self.module_classifier.scores(trace, self.linear)]
-            labels = labels_of(batched_inputs, self.num_classes, self.device)
-            assert trace is not None  # where a policy chooses units, a trace is recorded
-            losses = self.module_classifier.losses(trace, self.linear, labels)
-            trace.context.image_losses = losses.detach()
-            return {"loss_cls": losses.mean()}
+            return self._from_modules(self.module_classifier, batched_inputs)
+        images = self.preprocess_image(batched_inputs)
+        feature, trace = self.backbone(images.tensor)[self.in_feature], current_trace()
         logits = self.linear(self._pooled(feature, images))
         if trace is not None:
             trace.add_fixed("linear", linear_cost(self.linear), feature)
@@ -128,6 +124,37 @@ class ImageClassifier(DynamicModel):
             trace.context.image_losses = losses.detach()
             trace.context.accuracies = (logits.argmax(1) == labels).float()
         return {"loss_cls": losses.mean()}
+
+    def _from_modules(
+        self, modules: UnitClassifier, batched_inputs: list[dict[str, Any]]
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """``forward_task`` where the policy chooses what predictions are made from."""
+        if _without_pixels(batched_inputs):
+            self._kept(batched_inputs)
+        else:
+            self.backbone(self.preprocess_image(batched_inputs).tensor)
+        trace = current_trace()
+        if not self.training:
+            return [{"scores": scores} for scores in modules.scores(trace, self.linear)]
+        labels = labels_of(batched_inputs, self.num_classes, self.device)
+        assert trace is not None  # where a policy chooses units, a trace is recorded
+        losses = modules.losses(trace, self.linear, labels)
+        trace.context.image_losses = losses.detach()
+        return {"loss_cls": losses.mean()}
+
+    @property
+    def _kept(self) -> KeptUnits:
+        """What gives the features of inputs without pixels."""
+        return getattr(self, ALONE)
+
+    def keep_features(self, cfg: CfgNode, loader: Any) -> str:
+        """See ``modeling/answers.py``."""
+        return keep_units(cfg, self, loader)
+
+    def image_sizes(self, batched_inputs: list[dict[str, Any]]) -> list[tuple[int, int]]:
+        if _without_pixels(batched_inputs):
+            return [self._kept.size] * len(batched_inputs)
+        return super().image_sizes(batched_inputs)
 
     def graph_outputs(self, images: Tensor) -> dict[str, Tensor]:
         """{"scores": (N, K)} of images (N, C, H, W), for export."""
@@ -147,6 +174,10 @@ class ImageClassifier(DynamicModel):
             return feature.mean((2, 3))
         own = [(-(-h // self._stride), -(-w // self._stride)) for h, w in images.image_sizes]
         return torch.stack([x[:, :h, :w].mean((1, 2)) for x, (h, w) in zip(feature, own, strict=True)])
+
+
+def _without_pixels(batched_inputs: list[dict[str, Any]]) -> bool:
+    return any(VIEW in inputs for inputs in batched_inputs)
 
 
 def labels_of(batched_inputs: list[dict[str, Any]], num_classes: int, device: torch.device) -> Tensor:

@@ -72,9 +72,13 @@ class DynamicModel(NoticesKeys, nn.Module):
         """The forward pass of the task alone."""
         return super().forward(batched_inputs)
 
+    def image_sizes(self, batched_inputs: list[dict[str, Any]]) -> list[tuple[int, int]]:
+        """(height, width) of each image of a batch."""
+        return [tuple(inputs["image"].shape[-2:]) for inputs in batched_inputs]
+
     def _traced(self, batched_inputs: list[dict[str, Any]]) -> tuple[Trace, Any]:
         with recording() as trace:
-            trace.context.image_sizes = [tuple(inputs["image"].shape[-2:]) for inputs in batched_inputs]
+            trace.context.image_sizes = self.image_sizes(batched_inputs)
             if all("label" in inputs for inputs in batched_inputs):
                 labels = [int(inputs["label"]) for inputs in batched_inputs]
                 trace.context.labels = torch.tensor(labels, device=self.device)

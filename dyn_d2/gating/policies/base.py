@@ -152,6 +152,12 @@ class Policy(nn.Module):
         where the last feature map is classified."""
         return None
 
+    def fixed_route(self) -> Sequence[bool] | None:
+        """Which units are open wherever an image gets, where that is the same for all images, and where this policy
+        and the classifier that it builds read no more of a feature map than its mean over the image (``pool_valid``):
+        the blocks of a frozen backbone then need not run again, see ``gating/kept_units.py``. None elsewhere."""
+        return None
+
     def force_open(self) -> bool:
         """From now on run everything in evaluation, at no cost of its own: the dense run of a model whose head
         predicts from what the policy notes down. False where there is no such head, and ``AllOpen`` can take the

@@ -310,6 +310,16 @@ class PMN(Policy):
             opened = bool(self.selected[self.modules_at.index(index)])
         return fixed(torch.full((len(features),), opened, device=features.device))
 
+    def fixed_route(self) -> list[bool]:
+        """Behind the last module that a heuristic selects there are no images, so that "fixed" leaves all open."""
+        opened = [True] * len(self.units)
+        if self.stage == "joint" and self.actions in HEURISTICS:
+            chosen = self.selected.tolist()
+            last = max(module for module, here in enumerate(chosen) if here)
+            for module, index in enumerate(self.modules_at[:last]):
+                opened[index] = chosen[module]
+        return opened
+
     def taken_levels(self, state: PMNState) -> TakenLevels | None:
         """a_k of each module in the greedy rollout; None where the policy chooses no levels."""
         if not self.learns or self.actions == "stop":
